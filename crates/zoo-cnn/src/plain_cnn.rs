@@ -1,0 +1,169 @@
+//! The plain CNN of the template suite: a configurable list of convolutions and pools, then one linear layer.
+//!
+//! A number w stands for a 3x3 convolution of width w (stride 1, padding 1, bias), BatchNorm and ReLU (no ReLU after the
+//! very last); `p` for max pooling 3x3 with stride 2 and no padding.
+//!
+//! Checkpoint keys: `features.{i}.conv`, `features.{i}.bn` for the i-th convolution (pools do not count), `classifier`.
+//!
+//! | variant | list | parameters |
+//! |---|---|---|
+//! | `template_cnn` | 16 16 p 32 32 p 64 64 p 128 128 p 256 256 | 1,183,322 |
+
+use candle_core::{Module, Result, Tensor};
+use zoo_core::{
+    BatchNorm, Conv2d, Conv2dConfig, Dimensions, Linear, MaxPool2d, Model, ModelInfo, ModuleT, VarBuilder, relu,
+};
+
+/// One entry of the list.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layer {
+    /// Convolution 3x3 to this width, BatchNorm, ReLU.
+    Conv(usize),
+    /// Max pooling 3x3, stride 2, no padding.
+    Pool,
+}
+
+/// A plain CNN.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// The list, from the image upwards.
+    pub layers: Vec<Layer>,
+    /// Width of the classifier.
+    pub num_classes: usize,
+    /// Channels of the input image.
+    pub in_chans: usize,
+    /// Side of the square input image: the linear layer reads every pixel of the last map.
+    pub image_size: usize,
+    /// Whether a softmax follows. The loss wants logits: leave it off for training.
+    pub softmax: bool,
+}
+
+impl Config {
+    /// The list of the template suite, for 32x32 images.
+    pub fn template() -> Self {
+        let pairs = [16, 32, 64, 128, 256].map(|w| [Layer::Conv(w); 2]);
+        let layers = pairs.join(&Layer::Pool);
+        Self { layers, num_classes: 10, in_chans: 3, image_size: 32, softmax: false }
+    }
+}
+
+const POOL: MaxPool2d = MaxPool2d::new(3, 2);
+
+#[derive(Debug)]
+enum Step {
+    Conv { conv: Conv2d, bn: BatchNorm, relu: bool },
+    Pool,
+}
+
+impl ModuleT for Step {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        match self {
+            Self::Pool => POOL.forward(xs),
+            Self::Conv { conv, bn, relu: active } => {
+                let ys = bn.forward_t(&conv.forward_t(xs, train)?, train)?;
+                if *active { relu(&ys) } else { Ok(ys) }
+            }
+        }
+    }
+}
+
+/// The network: (b, in_chans, image_size, image_size) -> (b, num_classes).
+///
+/// ```
+/// use zoo_cnn::plain_cnn::{Config, PlainCnn};
+/// use zoo_core::VarStore;
+/// let store = VarStore::shapes_only();
+/// PlainCnn::new(&Config::template(), store.root())?;
+/// assert_eq!(store.parameter_count(), 1_183_322);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct PlainCnn {
+    features: Vec<Step>,
+    classifier: Linear,
+    softmax: bool,
+}
+
+impl PlainCnn {
+    /// Makes the network at `vb`.
+    ///
+    /// # Errors
+    /// A list without a convolution, or with more pools than the image can take.
+    pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
+        let convs = config.layers.iter().filter(|layer| matches!(layer, Layer::Conv(_))).count();
+        if convs == 0 {
+            candle_core::bail!("plain_cnn: the list holds no convolution: {:?}", config.layers)
+        }
+        let (mut c_in, mut side, mut i) = (config.in_chans, config.image_size, 0);
+        let mut features = Vec::with_capacity(config.layers.len());
+        for layer in &config.layers {
+            features.push(match *layer {
+                Layer::Pool => {
+                    if side < POOL.kernel {
+                        candle_core::bail!(
+                            "plain_cnn: nothing is left to pool of a {0}x{0} image: {1:?}",
+                            config.image_size,
+                            config.layers
+                        )
+                    }
+                    side = (side - POOL.kernel) / POOL.stride + 1;
+                    Step::Pool
+                }
+                Layer::Conv(width) => {
+                    let vb = vb.pp("features").pp(i);
+                    i += 1;
+                    let conv = Conv2d::new(c_in, width, Conv2dConfig::new(3).padding(1), vb.pp("conv"))?;
+                    c_in = width;
+                    Step::Conv { conv, bn: BatchNorm::new(width, vb.pp("bn"))?, relu: i < convs }
+                }
+            });
+        }
+        let classifier = Linear::new(c_in * side * side, config.num_classes, vb.pp("classifier"))?;
+        Ok(Self { features, classifier, softmax: config.softmax })
+    }
+}
+
+impl Model for PlainCnn {
+    /// (b, in_chans, h, w) -> (b, pixels of the last map)
+    fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        self.features.iter().fold(Ok(xs.clone()), |xs, step| step.forward_t(&xs?, train))?.flatten_from(1)
+    }
+}
+
+impl ModuleT for PlainCnn {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let logits = self.classifier.forward_t(&self.forward_features(xs, train)?, train)?;
+        if self.softmax { candle_nn::ops::softmax(&logits, 1) } else { Ok(logits) }
+    }
+}
+
+fn build(dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
+    let Dimensions { num_classes, in_chans, image_size } = *dims;
+    Ok(Box::new(PlainCnn::new(&Config { num_classes, in_chans, image_size, ..Config::template() }, vb)?))
+}
+
+/// The registered variants.
+pub const MODELS: &[ModelInfo] = &[ModelInfo {
+    name: "template_cnn",
+    family: "cnn",
+    parameters: 1_183_322,
+    image_size: 32,
+    num_classes: 10,
+    keys: "own",
+    paper: "template suite",
+    renames: &[],
+    builder: build,
+}];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zoo_core::VarStore;
+
+    #[test]
+    fn lists_that_make_no_network_are_errors() {
+        let error = |config: Config| PlainCnn::new(&config, VarStore::shapes_only().root()).unwrap_err().to_string();
+        assert!(error(Config { layers: vec![Layer::Pool], ..Config::template() }).contains("no convolution"));
+        assert!(error(Config { image_size: 16, ..Config::template() }).contains("16x16"));
+    }
+}

@@ -1,0 +1,162 @@
+//! How a parameter starts: the field's rules, drawn from the zoo's own seeded generator.
+//!
+//! Shapes are PyTorch's: a linear weight is (out, in), a convolution's (out, in / groups, kh, kw). With r = kh·kw
+//! (1 for a linear layer), fan_in = in / groups · r and fan_out = out · r.
+
+use crate::rng::Rng;
+use candle_core::{Result, bail};
+
+/// Which side of a layer the variance is kept on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fan {
+    /// Keeps the variance of activations on the way forward.
+    In,
+    /// Keeps the variance of gradients on the way back.
+    Out,
+}
+
+/// The rule that fills a new parameter.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Init {
+    /// Every element the same.
+    Const(f64),
+    /// U(lo, hi).
+    Uniform {
+        /// Lower end, included.
+        lo: f64,
+        /// Upper end, excluded.
+        hi: f64,
+    },
+    /// N(mean, std²).
+    Normal {
+        /// Mean.
+        mean: f64,
+        /// Standard deviation.
+        std: f64,
+    },
+    /// N(0, std²) cut at ±2, in absolute units (timm's `trunc_normal_`).
+    TruncatedNormal {
+        /// Standard deviation before the cut.
+        std: f64,
+    },
+    /// N(0, gain² / fan): He et al. 2015 with gain √2 for ReLU.
+    KaimingNormal {
+        /// The side whose variance is kept.
+        fan: Fan,
+        /// √2 for ReLU, 1 for linear.
+        gain: f64,
+    },
+    /// U(-b, b) with b = gain · √(3 / fan): He et al. 2015.
+    KaimingUniform {
+        /// The side whose variance is kept.
+        fan: Fan,
+        /// √2 for ReLU, 1 for linear.
+        gain: f64,
+    },
+    /// N(0, gain² · 2 / (fan_in + fan_out)): Glorot and Bengio 2010.
+    XavierNormal {
+        /// 1 for linear, sigmoid-like layers.
+        gain: f64,
+    },
+    /// U(-b, b) with b = gain · √(6 / (fan_in + fan_out)): Glorot and Bengio 2010.
+    XavierUniform {
+        /// 1 for linear, sigmoid-like layers.
+        gain: f64,
+    },
+}
+
+impl Init {
+    /// All zeros.
+    pub const ZEROS: Self = Self::Const(0.0);
+    /// All ones.
+    pub const ONES: Self = Self::Const(1.0);
+    /// He et al.'s normal rule for layers followed by ReLU, on fan-out: what torchvision gives its convolutions.
+    pub const HE_FAN_OUT: Self = Self::KaimingNormal { fan: Fan::Out, gain: std::f64::consts::SQRT_2 };
+    /// The same on fan-in: the rule as the ResNet paper states it.
+    pub const HE_FAN_IN: Self = Self::KaimingNormal { fan: Fan::In, gain: std::f64::consts::SQRT_2 };
+    /// PyTorch's own default for the weights of linear and convolution layers: U(-b, b) with b = 1 / √fan_in
+    /// (`kaiming_uniform_` with a = √5).
+    // gain = √(2 / (1 + 5)) = 1/√3.
+    pub const TORCH_WEIGHT: Self = Self::KaimingUniform { fan: Fan::In, gain: 0.577_350_269_189_625_8 };
+
+    /// PyTorch's default for a bias beside a weight of `fan_in`: U(-1/√fan_in, 1/√fan_in).
+    pub fn torch_bias(fan_in: usize) -> Self {
+        let bound = 1.0 / (fan_in.max(1) as f64).sqrt();
+        Self::Uniform { lo: -bound, hi: bound }
+    }
+
+    /// Draws the elements of a parameter of shape `dims`, in row-major order.
+    ///
+    /// # Errors
+    /// A rule that needs fans on a shape of fewer than two dimensions.
+    pub fn sample(&self, dims: &[usize], rng: &mut Rng) -> Result<Vec<f64>> {
+        let count = dims.iter().product();
+        let mut draw = |mut f: Box<dyn FnMut(&mut Rng) -> f64>| (0..count).map(|_| f(rng)).collect::<Vec<f64>>();
+        let normal = |std: f64| Box::new(move |rng: &mut Rng| std * rng.normal());
+        let symmetric = |bound: f64| Box::new(move |rng: &mut Rng| rng.uniform_in(-bound, bound));
+        let one_fan = |fan: Fan| -> Result<f64> {
+            let (fan_in, fan_out) = fans(dims)?;
+            Ok(if fan == Fan::In { fan_in } else { fan_out })
+        };
+        let both_fans = || fans(dims).map(|(i, o)| i + o);
+        Ok(match *self {
+            Self::Const(value) => vec![value; count],
+            Self::Uniform { lo, hi } => draw(Box::new(move |rng| rng.uniform_in(lo, hi))),
+            Self::Normal { mean, std } => draw(Box::new(move |rng| mean + std * rng.normal())),
+            Self::TruncatedNormal { std } => draw(Box::new(move |rng| rng.truncated_normal(0.0, std, -2.0, 2.0))),
+            Self::KaimingNormal { fan, gain } => draw(normal(gain / one_fan(fan)?.sqrt())),
+            Self::KaimingUniform { fan, gain } => draw(symmetric(gain * (3.0 / one_fan(fan)?).sqrt())),
+            Self::XavierNormal { gain } => draw(normal(gain * (2.0 / both_fans()?).sqrt())),
+            Self::XavierUniform { gain } => draw(symmetric(gain * (6.0 / both_fans()?).sqrt())),
+        })
+    }
+}
+
+/// (fan_in, fan_out) of a weight in PyTorch's layout.
+fn fans(dims: &[usize]) -> Result<(f64, f64)> {
+    let [out, inp, kernel @ ..] = dims else {
+        bail!("init: fan-in and fan-out need a weight of at least 2 dimensions, got shape {dims:?}")
+    };
+    let r: usize = kernel.iter().product();
+    Ok(((inp * r).max(1) as f64, (out * r).max(1) as f64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn std_of(init: Init, dims: &[usize]) -> f64 {
+        let xs = init.sample(dims, &mut Rng::new(5, "init")).unwrap();
+        (xs.iter().map(|x| x * x).sum::<f64>() / xs.len() as f64).sqrt()
+    }
+
+    /// Standard deviations that the formulas of PyTorch's `torch.nn.init` documentation give for these shapes.
+    #[test]
+    fn spread_is_the_published_one() {
+        let conv: &[usize] = &[64, 32, 3, 3]; // fan_in 288, fan_out 576
+        let cases = [
+            (Init::HE_FAN_OUT, (2.0f64 / 576.0).sqrt()),
+            (Init::HE_FAN_IN, (2.0f64 / 288.0).sqrt()),
+            (Init::KaimingUniform { fan: Fan::In, gain: 2f64.sqrt() }, (2.0f64 / 288.0).sqrt()),
+            (Init::TORCH_WEIGHT, (1.0f64 / (3.0 * 288.0)).sqrt()),
+            (Init::torch_bias(288), (1.0f64 / (3.0 * 288.0)).sqrt()),
+            (Init::XavierNormal { gain: 1.0 }, (2.0f64 / 864.0).sqrt()),
+            (Init::XavierUniform { gain: 1.0 }, (2.0f64 / 864.0).sqrt()),
+            (Init::TruncatedNormal { std: 0.02 }, 0.02),
+            (Init::Normal { mean: 0.0, std: 0.3 }, 0.3),
+        ];
+        for (init, expected) in cases {
+            let got = std_of(init, conv);
+            assert!((got / expected - 1.0).abs() < 0.02, "{init:?}: {got} against {expected}");
+        }
+    }
+
+    #[test]
+    fn bounds_hold_and_vectors_have_no_fans() {
+        let bound = 1.0 / 288f64.sqrt();
+        let xs = Init::TORCH_WEIGHT.sample(&[64, 32, 3, 3], &mut Rng::new(0, "b")).unwrap();
+        assert!(xs.iter().all(|x| x.abs() <= bound));
+        let error = Init::HE_FAN_IN.sample(&[7], &mut Rng::new(0, "b")).unwrap_err().to_string();
+        assert!(error.contains("[7]"), "{error}");
+    }
+}

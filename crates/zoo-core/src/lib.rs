@@ -1,0 +1,50 @@
+//! Layers for Candle that train right: what every network of the zoo is built from.
+//!
+//! Stock candle 0.11 gives wrong gradients for pooling and ReLU, cuts the graph at its LayerNorm and cannot be seeded on
+//! the CPU. This crate has its own operations ([`ops`]) with gradients held to PyTorch's, layers on top of them, seeded
+//! initialisation and dropout ([`rng`], [`init`]), and the store that a network's tensors live in ([`vars`]). Candle's
+//! `Tensor`, autograd and `Var` stay the interface.
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use zoo_core::{BatchNorm, Conv2d, Conv2dConfig, ModuleT, VarStore, relu};
+//!
+//! let store = VarStore::new(42, DType::F32, &Device::Cpu);
+//! let vb = store.root();
+//! let conv = Conv2d::new(3, 16, Conv2dConfig::new(3).padding(1).no_bias(), vb.pp("conv1"))?;
+//! let norm = BatchNorm::new(16, vb.pp("bn1"))?;
+//! let images = Tensor::ones((2, 3, 32, 32), DType::F32, &Device::Cpu)?;
+//! let features = relu(&norm.forward_t(&conv.forward_t(&images, true)?, true)?)?;
+//! assert_eq!(features.dims(), &[2, 16, 32, 32]);
+//! let gradients = features.sum_all()?.backward()?;
+//! assert!(store.parameters().iter().all(|(_, var)| gradients.get(var).is_some()));
+//! # Ok::<(), candle_core::Error>(())
+//! ```
+#![deny(missing_docs)]
+
+pub mod init;
+pub mod loss;
+pub mod model;
+pub mod ops;
+pub mod rng;
+pub mod trace;
+pub mod vars;
+pub mod weights;
+
+mod activation;
+mod conv;
+mod drop;
+mod linear;
+mod norm;
+mod pool;
+
+pub use activation::relu;
+pub use conv::{Conv2d, Conv2dConfig};
+pub use drop::Dropout;
+pub use init::{Fan, Init};
+pub use linear::Linear;
+pub use model::{Dimensions, Model, ModelInfo, ModelOptions, ModuleT};
+pub use norm::{BatchNorm, BatchNormConfig};
+pub use ops::Pointwise;
+pub use pool::{AvgPool2d, MaxPool2d, global_avg_pool2d};
+pub use vars::{Slot, VarBuilder, VarKind, VarStore, weight_for};

@@ -1,0 +1,97 @@
+//! Normalisation layers.
+
+use crate::init::Init;
+use crate::ops::{batch_norm, batch_stats};
+use crate::vars::{VarBuilder, weight_for};
+use candle_core::{Result, Tensor, Var, bail};
+use candle_nn::ModuleT;
+
+/// How a [`BatchNorm`] is made; the defaults are `torch.nn.BatchNorm2d`'s.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BatchNormConfig {
+    /// Added to the variance before its root.
+    pub eps: f64,
+    /// Weight of the new batch in the running statistics, in PyTorch's sense (Keras calls 1 - this its momentum).
+    pub momentum: f64,
+    /// Whether a weight and a bias follow the normalisation.
+    pub affine: bool,
+    /// What the weight starts at; 0 for the last norm of a residual branch makes the block start as the identity.
+    pub weight_init: Init,
+}
+
+impl Default for BatchNormConfig {
+    fn default() -> Self {
+        Self { eps: 1e-5, momentum: 0.1, affine: true, weight_init: Init::ONES }
+    }
+}
+
+/// Batch normalisation (Ioffe and Szegedy 2015, arXiv:1502.03167) over (b, c) or (b, c, h, w), channel by channel:
+/// y = (x - μ) / √(σ² + eps) · weight + bias.
+///
+/// In training μ and σ² are the batch's, and the running statistics move: r ← (1 - momentum) · r + momentum · new, with
+/// the **unbiased** variance, as in PyTorch. In evaluation they are the running ones.
+///
+/// Keys: `weight`, `bias` (if affine), `running_mean`, `running_var`, each (c).
+#[derive(Debug, Clone)]
+pub struct BatchNorm {
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Var,
+    running_var: Var,
+    config: BatchNormConfig,
+}
+
+impl BatchNorm {
+    /// With the default configuration.
+    ///
+    /// # Errors
+    /// A key that is taken already.
+    pub fn new(channels: usize, vb: VarBuilder) -> Result<Self> {
+        Self::with(channels, BatchNormConfig::default(), vb)
+    }
+
+    /// With `config`.
+    ///
+    /// # Errors
+    /// A key that is taken already.
+    pub fn with(channels: usize, config: BatchNormConfig, vb: VarBuilder) -> Result<Self> {
+        let (weight, bias) = if config.affine {
+            (vb.param(channels, "weight", config.weight_init)?, vb.param(channels, "bias", Init::ZEROS)?)
+        } else {
+            let ones = Tensor::ones(channels, vb.dtype(), vb.device())?;
+            (ones.clone(), ones.zeros_like()?)
+        };
+        let running_mean = vb.buffer(channels, "running_mean", Init::ZEROS)?;
+        let running_var = vb.buffer(channels, "running_var", Init::ONES)?;
+        Ok(Self { weight, bias, running_mean, running_var, config })
+    }
+
+    fn update(&self, running: &Var, batch: &Tensor) -> Result<()> {
+        let momentum = self.config.momentum;
+        let batch = batch.to_dtype(running.dtype())?;
+        running.set(&((running.as_detached_tensor() * (1.0 - momentum))? + (batch * momentum)?)?)
+    }
+}
+
+impl ModuleT for BatchNorm {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let (weight, bias) = (weight_for(&self.weight, train), weight_for(&self.bias, train));
+        let eps = self.config.eps;
+        if !train {
+            let statistics = (self.running_mean.as_tensor(), self.running_var.as_tensor());
+            return batch_norm(xs, &weight, &bias, statistics, eps, false);
+        }
+        let stats = batch_stats(xs)?;
+        if stats.count < 2 {
+            bail!(
+                "batch_norm: training needs more than one value per channel, got input {:?}; use a larger batch, or drop \
+                 the last one of the epoch if it holds a single image",
+                xs.dims()
+            )
+        }
+        self.update(&self.running_mean, &stats.mean)?;
+        let unbiased = stats.count as f64 / (stats.count - 1) as f64;
+        self.update(&self.running_var, &(&stats.var * unbiased)?)?;
+        batch_norm(xs, &weight, &bias, (&stats.mean, &stats.var), eps, true)
+    }
+}

@@ -1,0 +1,84 @@
+//! Average pooling for any kernel, stride, padding and `ceil_mode`.
+
+use super::cpu::pool as kernel;
+use super::max_pool::Window;
+use super::{Path, compose, elements, for_real, path};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, WithDType};
+
+/// The mean under each window: (b, c, h, w) -> (b, c, oh, ow), as `torch.nn.functional.avg_pool2d`.
+///
+/// Sizes as [`max_pool2d`](super::max_pool2d). With `count_include_pad` (PyTorch's default) the zeros of the padding
+/// count in the mean; without it the sum is divided by the pixels that lie inside the image.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// let xs = Tensor::ones((1, 1, 2, 2), DType::F32, &Device::Cpu)?;
+/// let ys = zoo_core::ops::avg_pool2d(&xs, (2, 2), (1, 1), (1, 1), false, true)?;
+/// assert_eq!(ys.flatten_all()?.to_vec1::<f32>()?, [0.25, 0.5, 0.25, 0.5, 1., 0.5, 0.25, 0.5, 0.25]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
+/// # Errors
+/// An input that is not (b, c, h, w), a window larger than the padded image, padding of more than half the kernel.
+pub fn avg_pool2d(
+    xs: &Tensor,
+    kernel: (usize, usize),
+    stride: (usize, usize),
+    padding: (usize, usize),
+    ceil_mode: bool,
+    count_include_pad: bool,
+) -> Result<Tensor> {
+    let window = Window::new("avg_pool2d", xs, kernel, stride, padding, ceil_mode)?;
+    let op = AvgPool { window, count_include_pad };
+    match path(xs) {
+        Path::Compose => compose::avg_pool2d(xs, &window, count_include_pad),
+        Path::KernelInF32 => xs.to_dtype(DType::F32)?.contiguous()?.apply_op1(op)?.to_dtype(xs.dtype()),
+        Path::Kernel => xs.contiguous()?.apply_op1(op),
+    }
+}
+
+struct AvgPool {
+    window: Window,
+    count_include_pad: bool,
+}
+
+impl CustomOp1 for AvgPool {
+    fn name(&self) -> &'static str {
+        "avg_pool2d"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout) -> Result<(CpuStorage, Shape)> {
+        for_real!(self.name(), x, T => {
+            let xs = elements(self.name(), x, xl)?;
+            let ys = kernel::avg_forward::<T>(&self.window, self.count_include_pad, xs);
+            Ok((T::to_cpu_storage_owned(ys), self.window.output.as_slice().into()))
+        })
+    }
+
+    fn bwd(&self, xs: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let op =
+            AvgPoolGrad { window: self.window, count_include_pad: self.count_include_pad, input: xs.shape().clone() };
+        grad.contiguous()?.apply_op1_no_bwd(&op).map(Some)
+    }
+}
+
+/// Gradient of the output -> gradient of the input.
+struct AvgPoolGrad {
+    window: Window,
+    count_include_pad: bool,
+    input: Shape,
+}
+
+impl CustomOp1 for AvgPoolGrad {
+    fn name(&self) -> &'static str {
+        "avg_pool2d gradient"
+    }
+
+    fn cpu_fwd(&self, g: &CpuStorage, gl: &Layout) -> Result<(CpuStorage, Shape)> {
+        for_real!(self.name(), g, T => {
+            let grad = elements(self.name(), g, gl)?;
+            let dx = kernel::avg_backward::<T>(&self.window, self.count_include_pad, grad);
+            Ok((T::to_cpu_storage_owned(dx), self.input.clone()))
+        })
+    }
+}

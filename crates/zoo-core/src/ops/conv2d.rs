@@ -1,0 +1,249 @@
+//! 2-d convolution (cross-correlation, as every framework calls it) with groups, stride, padding and dilation.
+
+use super::cpu::conv2d as kernel;
+use super::{Path, compose, elements, for_real, output_size, path};
+use crate::trace;
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType, bail};
+
+/// How a convolution walks over its input; pairs are (vertical, horizontal).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Conv2dParams {
+    /// Step of the window.
+    pub stride: (usize, usize),
+    /// Zeros put around the image.
+    pub padding: (usize, usize),
+    /// Distance between the taps of the kernel.
+    pub dilation: (usize, usize),
+    /// Input and output channels are split into this many independent groups.
+    pub groups: usize,
+}
+
+impl Default for Conv2dParams {
+    fn default() -> Self {
+        Self { stride: (1, 1), padding: (0, 0), dilation: (1, 1), groups: 1 }
+    }
+}
+
+/// Every size of one convolution, checked once.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Geometry {
+    pub b: usize,
+    pub c_in: usize,
+    pub h: usize,
+    pub w: usize,
+    pub c_out: usize,
+    pub kh: usize,
+    pub kw: usize,
+    pub oh: usize,
+    pub ow: usize,
+    pub params: Conv2dParams,
+}
+
+impl Geometry {
+    fn new(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, params: Conv2dParams) -> Result<Self> {
+        let (x, k) = (xs.dims(), weight.dims());
+        let (&[b, c_in, h, w], &[c_out, c_group, kh, kw]) = (x, k) else {
+            bail!("conv2d: wants input (b, c_in, h, w) and weight (c_out, c_in / groups, kh, kw), got {x:?} and {k:?}")
+        };
+        let Conv2dParams { stride, padding, dilation, groups } = params;
+        if [stride.0, stride.1, dilation.0, dilation.1, groups, kh, kw].contains(&0) {
+            bail!("conv2d: stride, dilation, groups and kernel must be at least 1, got {params:?} and weight {k:?}")
+        }
+        if x.contains(&0) || c_out == 0 {
+            bail!("conv2d: nothing to convolve in input {x:?} with weight {k:?}")
+        }
+        if c_group * groups != c_in || c_out % groups != 0 {
+            bail!("conv2d: weight {k:?} with groups {groups} does not fit input {x:?}")
+        }
+        if let Some(bias) = bias
+            && bias.dims() != [c_out]
+        {
+            bail!("conv2d: bias {:?} does not fit weight {k:?}", bias.dims())
+        }
+        if let Some(other) = [Some(weight), bias].into_iter().flatten().find(|t| t.dtype() != xs.dtype()) {
+            bail!("conv2d: input is {:?}, weight or bias {:?}", xs.dtype(), other.dtype())
+        }
+        let (Some(oh), Some(ow)) =
+            (output_size(h, kh, stride.0, padding.0, dilation.0), output_size(w, kw, stride.1, padding.1, dilation.1))
+        else {
+            bail!("conv2d: the kernel of weight {k:?} with {params:?} is larger than the padded input {x:?}")
+        };
+        Ok(Self { b, c_in, h, w, c_out, kh, kw, oh, ow, params })
+    }
+
+    /// Multiply-adds of the forward pass.
+    fn macs(&self) -> u64 {
+        (self.b * self.c_out * self.oh * self.ow * self.group_in() * self.kh * self.kw) as u64
+    }
+
+    pub fn group_in(&self) -> usize {
+        self.c_in / self.params.groups
+    }
+
+    pub fn group_out(&self) -> usize {
+        self.c_out / self.params.groups
+    }
+
+    pub fn output_plane(&self) -> usize {
+        self.oh * self.ow
+    }
+
+    pub fn input_plane(&self) -> usize {
+        self.h * self.w
+    }
+}
+
+/// y\[n, o\] = bias\[o\] + Σ over i in o's group of weight\[o, i\] ⋆ x\[n, i\], where ⋆ is 2-d cross-correlation.
+///
+/// Input (b, c_in, h, w), weight (c_out, c_in / groups, kh, kw), bias (c_out); output (b, c_out, oh, ow) with
+/// oh = ⌊(h + 2·padding - dilation·(kh - 1) - 1) / stride⌋ + 1, as `torch.nn.functional.conv2d`.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// use zoo_core::ops::{conv2d, Conv2dParams};
+/// let image = Tensor::ones((1, 1, 3, 3), candle_core::DType::F32, &Device::Cpu)?;
+/// let params = Conv2dParams { padding: (1, 1), ..Default::default() };
+/// let ys = conv2d(&image, &image, None, params)?;
+/// // Each output counts the taps that fall inside the image.
+/// assert_eq!(ys.flatten_all()?.to_vec1::<f32>()?, [4., 6., 4., 6., 9., 6., 4., 6., 4.]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
+/// # Errors
+/// Shapes or element types that do not fit together, naming them.
+pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, params: Conv2dParams) -> Result<Tensor> {
+    let geometry = Geometry::new(xs, weight, bias, params)?;
+    trace::count_macs(geometry.macs());
+    match path(xs) {
+        Path::Compose => compose::conv2d(xs, weight, bias, params),
+        Path::KernelInF32 => {
+            let bias = bias.map(|b| b.to_dtype(DType::F32)).transpose()?;
+            kernel_conv2d(&xs.to_dtype(DType::F32)?, &weight.to_dtype(DType::F32)?, bias.as_ref(), geometry)?
+                .to_dtype(xs.dtype())
+        }
+        Path::Kernel => kernel_conv2d(xs, weight, bias, geometry),
+    }
+}
+
+fn kernel_conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: Geometry) -> Result<Tensor> {
+    let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);
+    match bias {
+        Some(bias) => xs.apply_op3(&weight, &bias.contiguous()?, Forward(geometry)),
+        None => xs.apply_op2(&weight, Forward(geometry)),
+    }
+}
+
+struct Forward(Geometry);
+
+impl Forward {
+    fn gradients(&self, xs: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let dx = xs.track_op().then(|| grad.apply_op2_no_bwd(weight, &InputGrad(self.0))).transpose()?;
+        let dw = weight.track_op().then(|| xs.apply_op2_no_bwd(&grad, &WeightGrad(self.0))).transpose()?;
+        Ok((dx, dw))
+    }
+
+    fn output_shape(&self) -> Shape {
+        (self.0.b, self.0.c_out, self.0.oh, self.0.ow).into()
+    }
+}
+
+impl CustomOp2 for Forward {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+        for_real!("conv2d", x, T => {
+            let ys = kernel::forward::<T>(&self.0, elements("conv2d", x, xl)?, elements("conv2d", w, wl)?, None);
+            Ok((T::to_cpu_storage_owned(ys), self.output_shape()))
+        })
+    }
+
+    fn bwd(&self, xs: &Tensor, weight: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        self.gradients(xs, weight, grad)
+    }
+}
+
+impl CustomOp3 for Forward {
+    fn name(&self) -> &'static str {
+        "conv2d"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        w: &CpuStorage,
+        wl: &Layout,
+        b: &CpuStorage,
+        bl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        for_real!("conv2d", x, T => {
+            let bias = Some(elements::<T>("conv2d", b, bl)?);
+            let ys = kernel::forward::<T>(&self.0, elements("conv2d", x, xl)?, elements("conv2d", w, wl)?, bias);
+            Ok((T::to_cpu_storage_owned(ys), self.output_shape()))
+        })
+    }
+
+    fn bwd(
+        &self,
+        xs: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (dx, dw) = self.gradients(xs, weight, grad)?;
+        let db = bias.track_op().then(|| grad.contiguous()?.apply_op1_no_bwd(&BiasGrad(self.0))).transpose()?;
+        Ok((dx, dw, db))
+    }
+}
+
+/// (gradient of the output, weight) -> gradient of the input.
+struct InputGrad(Geometry);
+
+impl CustomOp2 for InputGrad {
+    fn name(&self) -> &'static str {
+        "conv2d input gradient"
+    }
+
+    fn cpu_fwd(&self, g: &CpuStorage, gl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+        for_real!(self.name(), g, T => {
+            let dx = kernel::input_grad::<T>(&self.0, elements(self.name(), g, gl)?, elements(self.name(), w, wl)?);
+            Ok((T::to_cpu_storage_owned(dx), (self.0.b, self.0.c_in, self.0.h, self.0.w).into()))
+        })
+    }
+}
+
+/// (input, gradient of the output) -> gradient of the weight.
+struct WeightGrad(Geometry);
+
+impl CustomOp2 for WeightGrad {
+    fn name(&self) -> &'static str {
+        "conv2d weight gradient"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, g: &CpuStorage, gl: &Layout) -> Result<(CpuStorage, Shape)> {
+        for_real!(self.name(), x, T => {
+            let dw = kernel::weight_grad::<T>(&self.0, elements(self.name(), x, xl)?, elements(self.name(), g, gl)?);
+            Ok((T::to_cpu_storage_owned(dw), (self.0.c_out, self.0.group_in(), self.0.kh, self.0.kw).into()))
+        })
+    }
+}
+
+/// Gradient of the output -> gradient of the bias.
+struct BiasGrad(Geometry);
+
+impl CustomOp1 for BiasGrad {
+    fn name(&self) -> &'static str {
+        "conv2d bias gradient"
+    }
+
+    fn cpu_fwd(&self, g: &CpuStorage, gl: &Layout) -> Result<(CpuStorage, Shape)> {
+        for_real!(self.name(), g, T => {
+            let db = kernel::bias_grad::<T>(&self.0, elements(self.name(), g, gl)?);
+            Ok((T::to_cpu_storage_owned(db), self.0.c_out.into()))
+        })
+    }
+}

@@ -1,0 +1,198 @@
+//! The affine map of a fully connected layer.
+
+use super::cpu::gemm::{Mat, all_threads, gemm};
+use super::{Path, Real, compose, elements, for_real, path};
+use crate::trace;
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType, bail};
+
+/// y = x · weightᵀ + bias over the last dimension, as `torch.nn.functional.linear`.
+///
+/// Input (…, in), weight (out, in), bias (out); output (…, out).
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// let weight = Tensor::new(&[[1f32, 2.], [0., 1.], [3., 0.]], &Device::Cpu)?;
+/// let ys = zoo_core::ops::linear(&Tensor::new(&[[1f32, 10.]], &Device::Cpu)?, &weight, None)?;
+/// assert_eq!(ys.to_vec2::<f32>()?, [[21., 10., 3.]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
+/// # Errors
+/// Shapes or element types that do not fit together, naming them.
+pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (x, w) = (xs.dims(), weight.dims());
+    let (&[ref lead @ .., c_in], &[c_out, w_in]) = (x, w) else {
+        bail!("linear: wants input (…, in) and weight (out, in), got {x:?} and {w:?}")
+    };
+    if c_in != w_in || xs.elem_count() == 0 || c_out == 0 {
+        bail!("linear: weight {w:?} does not fit input {x:?}")
+    }
+    if let Some(bias) = bias
+        && bias.dims() != [c_out]
+    {
+        bail!("linear: bias {:?} does not fit weight {w:?}", bias.dims())
+    }
+    if let Some(other) = [Some(weight), bias].into_iter().flatten().find(|t| t.dtype() != xs.dtype()) {
+        bail!("linear: input is {:?}, weight or bias {:?}", xs.dtype(), other.dtype())
+    }
+    let sizes = Sizes { rows: lead.iter().product(), c_in, c_out };
+    trace::count_macs((sizes.rows * c_in * c_out) as u64);
+    let rows = xs.reshape((sizes.rows, c_in))?;
+    let ys = match path(xs) {
+        Path::Compose => compose::linear(&rows, weight, bias)?,
+        Path::KernelInF32 => {
+            let bias = bias.map(|b| b.to_dtype(DType::F32)).transpose()?;
+            kernel(&rows.to_dtype(DType::F32)?, &weight.to_dtype(DType::F32)?, bias.as_ref(), sizes)?
+                .to_dtype(xs.dtype())?
+        }
+        Path::Kernel => kernel(&rows, weight, bias, sizes)?,
+    };
+    ys.reshape([lead, &[c_out]].concat())
+}
+
+fn kernel(rows: &Tensor, weight: &Tensor, bias: Option<&Tensor>, sizes: Sizes) -> Result<Tensor> {
+    let (rows, weight) = (rows.contiguous()?, weight.contiguous()?);
+    match bias {
+        Some(bias) => rows.apply_op3(&weight, &bias.contiguous()?, Forward(sizes)),
+        None => rows.apply_op2(&weight, Forward(sizes)),
+    }
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sizes {
+    rows: usize,
+    c_in: usize,
+    c_out: usize,
+}
+
+struct Forward(Sizes);
+
+impl Forward {
+    fn run<T: Real>(&self, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
+        let Sizes { rows, c_in, c_out } = self.0;
+        let mut ys = match bias {
+            Some(bias) => bias.repeat(rows),
+            None => vec![T::zero(); rows * c_out],
+        };
+        gemm((rows, c_out, c_in), &mut ys, true, Mat::rows(x, c_in), Mat::transposed(w, c_in), all_threads());
+        ys
+    }
+
+    fn gradients(&self, xs: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        let grad = grad.contiguous()?;
+        let dx = xs.track_op().then(|| grad.apply_op2_no_bwd(weight, &InputGrad(self.0))).transpose()?;
+        let dw = weight.track_op().then(|| xs.apply_op2_no_bwd(&grad, &WeightGrad(self.0))).transpose()?;
+        Ok((dx, dw))
+    }
+}
+
+impl CustomOp2 for Forward {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+        for_real!("linear", x, T => {
+            let ys = self.run::<T>(elements("linear", x, xl)?, elements("linear", w, wl)?, None);
+            Ok((T::to_cpu_storage_owned(ys), (self.0.rows, self.0.c_out).into()))
+        })
+    }
+
+    fn bwd(&self, xs: &Tensor, weight: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        self.gradients(xs, weight, grad)
+    }
+}
+
+impl CustomOp3 for Forward {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        xl: &Layout,
+        w: &CpuStorage,
+        wl: &Layout,
+        b: &CpuStorage,
+        bl: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        for_real!("linear", x, T => {
+            let bias = Some(elements::<T>("linear", b, bl)?);
+            let ys = self.run::<T>(elements("linear", x, xl)?, elements("linear", w, wl)?, bias);
+            Ok((T::to_cpu_storage_owned(ys), (self.0.rows, self.0.c_out).into()))
+        })
+    }
+
+    fn bwd(
+        &self,
+        xs: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let (dx, dw) = self.gradients(xs, weight, grad)?;
+        let db = bias.track_op().then(|| grad.contiguous()?.apply_op1_no_bwd(&BiasGrad(self.0))).transpose()?;
+        Ok((dx, dw, db))
+    }
+}
+
+/// (gradient of the output (rows, out), weight) -> gradient of the input: dy · W.
+struct InputGrad(Sizes);
+
+impl CustomOp2 for InputGrad {
+    fn name(&self) -> &'static str {
+        "linear input gradient"
+    }
+
+    fn cpu_fwd(&self, g: &CpuStorage, gl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let Sizes { rows, c_in, c_out } = self.0;
+        for_real!(self.name(), g, T => {
+            let (grad, weight) = (elements::<T>(self.name(), g, gl)?, elements::<T>(self.name(), w, wl)?);
+            let mut dx = vec![0.0; rows * c_in];
+            let (grad, weight) = (Mat::rows(grad, c_out), Mat::rows(weight, c_in));
+            gemm((rows, c_in, c_out), &mut dx, false, grad, weight, all_threads());
+            Ok((T::to_cpu_storage_owned(dx), (rows, c_in).into()))
+        })
+    }
+}
+
+/// (input (rows, in), gradient of the output) -> gradient of the weight: dyᵀ · x.
+struct WeightGrad(Sizes);
+
+impl CustomOp2 for WeightGrad {
+    fn name(&self) -> &'static str {
+        "linear weight gradient"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, g: &CpuStorage, gl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let Sizes { rows, c_in, c_out } = self.0;
+        for_real!(self.name(), x, T => {
+            let (xs, grad) = (elements::<T>(self.name(), x, xl)?, elements::<T>(self.name(), g, gl)?);
+            let mut dw = vec![0.0; c_out * c_in];
+            let (grad, xs) = (Mat::transposed(grad, c_out), Mat::rows(xs, c_in));
+            gemm((c_out, c_in, rows), &mut dw, false, grad, xs, all_threads());
+            Ok((T::to_cpu_storage_owned(dw), (c_out, c_in).into()))
+        })
+    }
+}
+
+/// Gradient of the output -> gradient of the bias: its column sums.
+struct BiasGrad(Sizes);
+
+impl CustomOp1 for BiasGrad {
+    fn name(&self) -> &'static str {
+        "linear bias gradient"
+    }
+
+    fn cpu_fwd(&self, g: &CpuStorage, gl: &Layout) -> Result<(CpuStorage, Shape)> {
+        for_real!(self.name(), g, T => {
+            let mut db = vec![0.0; self.0.c_out];
+            for row in elements::<T>(self.name(), g, gl)?.chunks_exact(self.0.c_out) {
+                db.iter_mut().zip(row).for_each(|(db, &dy)| *db += dy);
+            }
+            Ok((T::to_cpu_storage_owned(db), self.0.c_out.into()))
+        })
+    }
+}

@@ -1,0 +1,70 @@
+//! Pooling layers.
+
+use crate::ops::{avg_pool2d, max_pool2d};
+use candle_core::{Module, Result, Tensor};
+
+/// The largest element under each window, see [`max_pool2d`].
+#[derive(Debug, Clone, Copy)]
+pub struct MaxPool2d {
+    /// Side of the window.
+    pub kernel: usize,
+    /// Step of the window.
+    pub stride: usize,
+    /// Padding on every side, which never wins.
+    pub padding: usize,
+    /// Whether a last window may reach over the edge.
+    pub ceil_mode: bool,
+}
+
+impl MaxPool2d {
+    /// No padding, no `ceil_mode`.
+    pub const fn new(kernel: usize, stride: usize) -> Self {
+        Self { kernel, stride, padding: 0, ceil_mode: false }
+    }
+}
+
+impl Module for MaxPool2d {
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        let pair = |n| (n, n);
+        max_pool2d(xs, pair(self.kernel), pair(self.stride), pair(self.padding), self.ceil_mode)
+    }
+}
+
+/// The mean under each window, see [`avg_pool2d`].
+#[derive(Debug, Clone, Copy)]
+pub struct AvgPool2d {
+    /// Side of the window.
+    pub kernel: usize,
+    /// Step of the window.
+    pub stride: usize,
+    /// Zeros on every side.
+    pub padding: usize,
+    /// Whether a last window may reach over the edge.
+    pub ceil_mode: bool,
+    /// Whether the padding's zeros count in the mean.
+    pub count_include_pad: bool,
+}
+
+impl AvgPool2d {
+    /// No padding, no `ceil_mode`.
+    pub const fn new(kernel: usize, stride: usize) -> Self {
+        Self { kernel, stride, padding: 0, ceil_mode: false, count_include_pad: true }
+    }
+}
+
+impl Module for AvgPool2d {
+    fn forward(&self, xs: &Tensor) -> Result<Tensor> {
+        let pair = |n| (n, n);
+        let (kernel, stride, padding) = (pair(self.kernel), pair(self.stride), pair(self.padding));
+        avg_pool2d(xs, kernel, stride, padding, self.ceil_mode, self.count_include_pad)
+    }
+}
+
+/// The mean over all pixels of each channel: (b, c, h, w) -> (b, c).
+///
+/// # Errors
+/// An input that is not (b, c, h, w).
+pub fn global_avg_pool2d(xs: &Tensor) -> Result<Tensor> {
+    let (_, _, h, w) = xs.dims4()?;
+    avg_pool2d(xs, (h, w), (1, 1), (0, 0), false, false)?.flatten_from(1)
+}

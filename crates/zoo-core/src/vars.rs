@@ -1,0 +1,317 @@
+//! Where a network's tensors live: [`VarStore`] owns them by key, [`VarBuilder`] is how a model asks for them.
+//!
+//! Candle's own `VarMap` makes running statistics trainable, cannot be seeded on the CPU and depends on the order of
+//! construction. Here a parameter's initial value is a function of (seed, key) alone, statistics are buffers that no
+//! optimizer sees, and a store can be built from shapes only, to count a 600 MB network without allocating it.
+
+use crate::init::Init;
+use crate::rng::Rng;
+use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What a stored tensor is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum VarKind {
+    /// Trained by gradient descent.
+    Parameter,
+    /// Part of the state, not trained: running statistics.
+    Buffer,
+}
+
+/// One stored tensor.
+#[derive(Debug, Clone)]
+pub struct Slot {
+    /// The checkpoint key, for example `layer1.0.conv1.weight`.
+    pub key: String,
+    /// Parameter or buffer.
+    pub kind: VarKind,
+    /// The tensor's shape.
+    pub shape: Shape,
+    /// The variable; `None` in a store of shapes only.
+    pub var: Option<Var>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    seed: u64,
+    dtype: DType,
+    device: Device,
+    shapes_only: bool,
+    slots: Mutex<Slots>,
+    dropout_calls: Mutex<BTreeMap<String, Arc<AtomicU64>>>,
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    /// In the order of construction, which for a model written top-down is the order of the reference checkpoint.
+    list: Vec<Slot>,
+    by_key: HashMap<String, usize>,
+}
+
+/// The tensors of one network, by key. Clones share the same tensors.
+///
+/// ```
+/// use candle_core::{DType, Device};
+/// use zoo_core::{Init, VarStore};
+/// let store = VarStore::new(42, DType::F32, &Device::Cpu);
+/// let weight = store.root().pp("fc").param((10, 64), "weight", Init::TORCH_WEIGHT)?;
+/// assert_eq!(weight.dims(), &[10, 64]);
+/// assert_eq!(store.parameter_count(), 640);
+/// assert_eq!(store.slots()[0].key, "fc.weight");
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct VarStore(Arc<Inner>);
+
+impl VarStore {
+    /// An empty store; `seed` fixes every initial value and every dropout mask of what is built in it.
+    pub fn new(seed: u64, dtype: DType, device: &Device) -> Self {
+        Self::build(seed, dtype, device, false)
+    }
+
+    /// A store that keeps shapes and allocates nothing: for counting parameters and listing keys.
+    pub fn shapes_only() -> Self {
+        Self::build(0, DType::F32, &Device::Cpu, true)
+    }
+
+    fn build(seed: u64, dtype: DType, device: &Device, shapes_only: bool) -> Self {
+        let (slots, dropout_calls) = Default::default();
+        Self(Arc::new(Inner { seed, dtype, device: device.clone(), shapes_only, slots, dropout_calls }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Slots> {
+        // A panic elsewhere cannot leave the list half-written: every change is one push after all checks.
+        self.0.slots.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The builder at the top of the key space.
+    pub fn root(&self) -> VarBuilder {
+        VarBuilder { store: self.clone(), path: String::new() }
+    }
+
+    /// The element type of every tensor in the store.
+    pub fn dtype(&self) -> DType {
+        self.0.dtype
+    }
+
+    /// The device of every tensor in the store.
+    pub fn device(&self) -> &Device {
+        &self.0.device
+    }
+
+    /// Everything stored, in the order of construction.
+    pub fn slots(&self) -> Vec<Slot> {
+        self.lock().list.clone()
+    }
+
+    /// The slot under `key`.
+    pub fn get(&self, key: &str) -> Option<Slot> {
+        let slots = self.lock();
+        slots.by_key.get(key).map(|&i| slots.list[i].clone())
+    }
+
+    fn vars(&self, kind: VarKind) -> Vec<(String, Var)> {
+        let slots = self.lock();
+        slots.list.iter().filter(|s| s.kind == kind).filter_map(|s| Some((s.key.clone(), s.var.clone()?))).collect()
+    }
+
+    /// The trainable variables with their keys, in the order of construction.
+    pub fn parameters(&self) -> Vec<(String, Var)> {
+        self.vars(VarKind::Parameter)
+    }
+
+    /// The running statistics with their keys, in the order of construction.
+    pub fn buffers(&self) -> Vec<(String, Var)> {
+        self.vars(VarKind::Buffer)
+    }
+
+    /// The number of trainable elements: what papers call the network's parameters.
+    pub fn parameter_count(&self) -> usize {
+        self.lock().list.iter().filter(|s| s.kind == VarKind::Parameter).map(|s| s.shape.elem_count()).sum()
+    }
+
+    /// How often each dropout layer has drawn a mask, by key: with the seed, the whole random state of the network.
+    pub fn dropout_state(&self) -> BTreeMap<String, u64> {
+        let calls = self.0.dropout_calls.lock().unwrap_or_else(PoisonError::into_inner);
+        calls.iter().map(|(key, n)| (key.clone(), n.load(Ordering::Relaxed))).collect()
+    }
+
+    /// Puts the dropout layers back to where [`VarStore::dropout_state`] saw them; keys that no layer has are ignored.
+    pub fn set_dropout_state(&self, state: &BTreeMap<String, u64>) {
+        let calls = self.0.dropout_calls.lock().unwrap_or_else(PoisonError::into_inner);
+        for (key, n) in calls.iter() {
+            n.store(state.get(key).copied().unwrap_or(0), Ordering::Relaxed);
+        }
+    }
+}
+
+/// A place in a [`VarStore`]'s key space, from which a layer takes its tensors.
+#[derive(Debug, Clone)]
+pub struct VarBuilder {
+    store: VarStore,
+    path: String,
+}
+
+impl VarBuilder {
+    /// The place one step down: `vb.pp("layer1").pp(0)` is `layer1.0`.
+    pub fn pp(&self, name: impl std::fmt::Display) -> Self {
+        Self { store: self.store.clone(), path: self.key(&name.to_string()) }
+    }
+
+    fn key(&self, name: &str) -> String {
+        if self.path.is_empty() { name.to_string() } else { format!("{}.{name}", self.path) }
+    }
+
+    /// The key of this place, without a trailing dot; empty at the root.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// The element type of the store.
+    pub fn dtype(&self) -> DType {
+        self.store.dtype()
+    }
+
+    /// The device of the store.
+    pub fn device(&self) -> &Device {
+        self.store.device()
+    }
+
+    /// A new trainable tensor called `name` here, filled by `init`.
+    ///
+    /// # Errors
+    /// A key that is taken already (to share a weight, clone the tensor), or an init that does not fit the shape.
+    pub fn param(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Tensor> {
+        let (shape, key) = (shape.into(), self.key(name));
+        if self.store.0.shapes_only {
+            let tensor = Tensor::zeros((), self.dtype(), self.device())?.broadcast_as(&shape)?;
+            self.insert(Slot { key, kind: VarKind::Parameter, shape, var: None })?;
+            return Ok(tensor);
+        }
+        let var = self.fill(&key, &shape, init)?;
+        self.insert(Slot { key, kind: VarKind::Parameter, shape, var: Some(var.clone()) })?;
+        Ok(var.into_inner())
+    }
+
+    /// A new tensor called `name` here that is saved but not trained.
+    ///
+    /// # Errors
+    /// As [`VarBuilder::param`].
+    pub fn buffer(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Var> {
+        let (shape, key) = (shape.into(), self.key(name));
+        let var = self.fill(&key, &shape, init)?;
+        let stored = (!self.store.0.shapes_only).then(|| var.clone());
+        self.insert(Slot { key, kind: VarKind::Buffer, shape, var: stored })?;
+        Ok(var)
+    }
+
+    fn fill(&self, key: &str, shape: &Shape, init: Init) -> Result<Var> {
+        let mut rng = Rng::new(self.store.0.seed, &format!("init/{key}"));
+        let values = Tensor::from_vec(init.sample(shape.dims(), &mut rng)?, shape, &Device::Cpu)?;
+        Var::from_tensor(&values.to_dtype(self.dtype())?.to_device(self.device())?)
+    }
+
+    fn insert(&self, slot: Slot) -> Result<()> {
+        let mut slots = self.store.lock();
+        if slots.by_key.contains_key(&slot.key) {
+            bail!("the key `{}` is taken already: two layers of this network have the same name", slot.key)
+        }
+        let index = slots.list.len();
+        slots.by_key.insert(slot.key.clone(), index);
+        slots.list.push(slot);
+        Ok(())
+    }
+
+    /// The random stream of the dropout layer at this place. It has no tensor and no key in checkpoints, but its
+    /// position is part of the store's state ([`VarStore::dropout_state`]).
+    pub fn dropout_stream(&self) -> DropoutStream {
+        let calls = Arc::new(AtomicU64::new(0));
+        let mut all = self.store.0.dropout_calls.lock().unwrap_or_else(PoisonError::into_inner);
+        // Several dropouts may stand at one place, in one block: number them.
+        let n = all.range(self.path.clone()..).take_while(|(k, _)| k.starts_with(&self.path)).count();
+        let key = format!("{}#{n}", self.path);
+        all.insert(key.clone(), calls.clone());
+        DropoutStream { seed: self.store.0.seed, key, calls }
+    }
+}
+
+/// A dropout layer's source of masks: mask number n is a function of (seed, the layer's place, n).
+#[derive(Debug, Clone)]
+pub struct DropoutStream {
+    seed: u64,
+    key: String,
+    calls: Arc<AtomicU64>,
+}
+
+impl DropoutStream {
+    /// The generator of the next mask.
+    pub fn next_mask(&self) -> Rng {
+        let n = self.calls.fetch_add(1, Ordering::Relaxed);
+        Rng::new(self.seed, &format!("dropout/{}/{n}", self.key))
+    }
+}
+
+/// A weight as a forward pass should see it: on the graph in training, detached in evaluation, where a graph would only
+/// hold memory.
+pub fn weight_for(weight: &Tensor, train: bool) -> Tensor {
+    if train { weight.clone() } else { weight.detach() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(store: &VarStore, key: &str) -> Vec<f32> {
+        store.get(key).unwrap().var.unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    }
+
+    #[test]
+    fn a_value_depends_on_seed_and_key_only() {
+        let (a, b) = (VarStore::new(1, DType::F32, &Device::Cpu), VarStore::new(1, DType::F32, &Device::Cpu));
+        a.root().param((4, 3), "first", Init::HE_FAN_IN).unwrap();
+        a.root().pp("x").param((4, 3), "w", Init::HE_FAN_IN).unwrap();
+        b.root().pp("x").param((4, 3), "w", Init::HE_FAN_IN).unwrap();
+        assert_eq!(values(&a, "x.w"), values(&b, "x.w"));
+        let c = VarStore::new(2, DType::F32, &Device::Cpu);
+        c.root().pp("x").param((4, 3), "w", Init::HE_FAN_IN).unwrap();
+        assert_ne!(values(&a, "x.w"), values(&c, "x.w"));
+    }
+
+    #[test]
+    fn a_taken_key_is_an_error() {
+        let vb = VarStore::new(0, DType::F32, &Device::Cpu).root().pp("fc");
+        vb.param(3, "bias", Init::ZEROS).unwrap();
+        assert!(vb.param(3, "bias", Init::ZEROS).unwrap_err().to_string().contains("`fc.bias`"));
+    }
+
+    #[test]
+    fn shapes_only_counts_without_allocating() {
+        let store = VarStore::shapes_only();
+        // 2^40 elements: 4 TB, which no test machine could allocate.
+        let weight = store.root().param((1 << 20, 1 << 20), "w", Init::HE_FAN_IN).unwrap();
+        assert_eq!((weight.elem_count(), store.parameter_count()), (1 << 40, 1 << 40));
+        assert!(store.parameters().is_empty(), "there is nothing to train in a store of shapes");
+    }
+
+    #[test]
+    fn buffers_are_not_parameters() {
+        let store = VarStore::new(0, DType::F32, &Device::Cpu);
+        store.root().buffer(5, "running_var", Init::ONES).unwrap();
+        assert_eq!((store.parameter_count(), store.parameters().len(), store.buffers().len()), (0, 0, 1));
+    }
+
+    #[test]
+    fn dropout_streams_differ_by_place_and_call_and_can_be_restored() {
+        let store = VarStore::new(0, DType::F32, &Device::Cpu);
+        let (a, b) = (store.root().pp("a").dropout_stream(), store.root().pp("a").dropout_stream());
+        let first = a.next_mask().next_u32();
+        assert_ne!(first, b.next_mask().next_u32());
+        let state = store.dropout_state();
+        let second = a.next_mask().next_u32();
+        assert_ne!(first, second);
+        store.set_dropout_state(&state);
+        assert_eq!(second, a.next_mask().next_u32());
+    }
+}

@@ -1,0 +1,157 @@
+//! The multilayer perceptron (D. Rumelhart, G. Hinton, R. Williams 1986, "Learning representations by back-propagating
+//! errors", Nature 323): linear layers with an activation in between, on the flattened image.
+//!
+//! Checkpoint keys: `layers.{i}.{weight,bias}` and, with BatchNorm, `norms.{i}`.
+//!
+//! | variant | widths | parameters |
+//! |---|---|---|
+//! | `mlp` | 3072 512 256 10 | 1,707,274 |
+
+use candle_core::{Module, Result, Tensor};
+use zoo_core::{
+    BatchNorm, BatchNormConfig, Dimensions, Init, Linear, Model, ModelInfo, ModuleT, Pointwise, VarBuilder,
+};
+
+/// What follows the last layer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Last {
+    /// Nothing: logits, which the loss wants.
+    Logits,
+    /// An element-wise function.
+    Pointwise(Pointwise),
+    /// Probabilities that sum to 1.
+    Softmax,
+}
+
+/// A multilayer perceptron.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Inputs, hidden widths, outputs.
+    pub widths: Vec<usize>,
+    /// What follows every layer but the last.
+    pub middle: Pointwise,
+    /// What follows the last layer.
+    pub last: Last,
+    /// Whether a BatchNorm stands between a hidden layer and its activation.
+    pub batch_norm: Option<BatchNormConfig>,
+    /// Whether the linear layers have a bias.
+    pub bias: bool,
+}
+
+impl Config {
+    /// Layers of `widths` with bias and ReLU in between, no BatchNorm.
+    pub fn new(widths: &[usize]) -> Self {
+        Self { widths: widths.to_vec(), middle: Pointwise::Relu, last: Last::Logits, batch_norm: None, bias: true }
+    }
+}
+
+/// The network: (b, …) with as many elements a sample as the first width -> (b, last width).
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use zoo_core::{ModuleT, VarStore};
+/// use zoo_mlp::mlp::{Config, Mlp};
+/// let store = VarStore::new(0, DType::F32, &Device::Cpu);
+/// let net = Mlp::new(&Config::new(&[784, 100, 10]), store.root())?;
+/// let digits = Tensor::zeros((5, 1, 28, 28), DType::F32, &Device::Cpu)?;
+/// assert_eq!(net.forward_t(&digits, false)?.dims(), &[5, 10]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Mlp {
+    layers: Vec<Linear>,
+    norms: Vec<BatchNorm>,
+    middle: Pointwise,
+    last: Last,
+}
+
+impl Mlp {
+    /// Makes the network at `vb`.
+    ///
+    /// # Errors
+    /// Fewer than two widths, or a width of 0.
+    pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
+        if config.widths.len() < 2 || config.widths.contains(&0) {
+            candle_core::bail!("mlp: wants at least two widths, none of them 0, got {:?}", config.widths)
+        }
+        let pairs = config.widths.windows(2).enumerate();
+        let layers = pairs
+            .map(|(i, w)| Linear::with(w[0], w[1], config.bias, Init::TORCH_WEIGHT, vb.pp("layers").pp(i)))
+            .collect::<Result<_>>()?;
+        let hidden = &config.widths[1..config.widths.len() - 1];
+        let norms = match config.batch_norm {
+            None => Vec::new(),
+            Some(norm) => {
+                let norm = |(i, &width)| BatchNorm::with(width, norm, vb.pp("norms").pp(i));
+                hidden.iter().enumerate().map(norm).collect::<Result<_>>()?
+            }
+        };
+        Ok(Self { layers, norms, middle: config.middle, last: config.last })
+    }
+}
+
+impl Model for Mlp {
+    /// (b, …) -> (b, last hidden width)
+    fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let mut xs = xs.flatten_from(1)?;
+        for (i, layer) in self.layers[..self.layers.len() - 1].iter().enumerate() {
+            xs = layer.forward_t(&xs, train)?;
+            if let Some(norm) = self.norms.get(i) {
+                xs = norm.forward_t(&xs, train)?;
+            }
+            xs = self.middle.forward(&xs)?;
+        }
+        Ok(xs)
+    }
+}
+
+impl ModuleT for Mlp {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let ys = self.layers[self.layers.len() - 1].forward_t(&self.forward_features(xs, train)?, train)?;
+        match self.last {
+            Last::Logits => Ok(ys),
+            Last::Pointwise(function) => function.forward(&ys),
+            Last::Softmax => candle_nn::ops::softmax(&ys, 1),
+        }
+    }
+}
+
+fn build(dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
+    let inputs = dims.in_chans * dims.image_size * dims.image_size;
+    Ok(Box::new(Mlp::new(&Config::new(&[inputs, 512, 256, dims.num_classes]), vb)?))
+}
+
+/// The registered variants.
+pub const MODELS: &[ModelInfo] = &[ModelInfo {
+    name: "mlp",
+    family: "mlp",
+    parameters: 1_707_274,
+    image_size: 32,
+    num_classes: 10,
+    keys: "own",
+    paper: "Rumelhart, Hinton and Williams 1986",
+    renames: &[],
+    builder: build,
+}];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zoo_core::VarStore;
+
+    #[test]
+    fn norms_stand_between_hidden_layers_only() {
+        let store = VarStore::shapes_only();
+        let config = Config { batch_norm: Some(BatchNormConfig::default()), bias: false, ..Config::new(&[8, 5, 4, 3]) };
+        Mlp::new(&config, store.root()).unwrap();
+        let keys: Vec<String> = store.slots().into_iter().map(|slot| slot.key).collect();
+        assert!(keys.contains(&"norms.1.running_var".to_string()) && !keys.iter().any(|k| k.starts_with("norms.2")));
+        assert!(!keys.contains(&"layers.0.bias".to_string()), "{keys:?}");
+    }
+
+    #[test]
+    fn one_width_is_no_network() {
+        let error = Mlp::new(&Config::new(&[8]), VarStore::shapes_only().root()).unwrap_err().to_string();
+        assert!(error.contains("[8]"), "{error}");
+    }
+}

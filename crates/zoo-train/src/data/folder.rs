@@ -1,0 +1,160 @@
+//! A folder of images: `train/CLASS/*.{png,jpg,jpeg}` and `val/CLASS/*` (or `test/CLASS/*`), one folder a class.
+
+use super::{DataError, DataSource, Dataset, Split};
+use image::imageops::{FilterType, crop_imm};
+use rayon::prelude::*;
+use std::path::{Path, PathBuf};
+
+/// Loads the folder at `dir` as RGB images of `side`x`side`: the shorter side of each is resized to `side` (bilinear, with
+/// antialiasing), the centre cut out. Classes are the names of the folders under `train`, in alphabetical order; files are
+/// taken in the order of their names, so that the same folder gives the same data set.
+///
+/// All images are kept in memory: 3·side² bytes each.
+///
+/// # Errors
+/// A folder that lacks `train` or both `val` and `test`, a class without images or unknown in training, a file that is no
+/// image: each names the path.
+pub fn load(dir: &Path, side: usize) -> Result<Dataset, DataError> {
+    let train_dir = dir.join("train");
+    let test_dir = ["val", "test"].map(|name| dir.join(name)).into_iter().find(|path| path.is_dir());
+    let (true, Some(test_dir)) = (train_dir.is_dir(), test_dir) else {
+        return Err(layout(dir, "expected an image folder: train/CLASS/* and val/CLASS/* (or test/CLASS/*)"));
+    };
+    let classes = subfolders(&train_dir)?;
+    if classes.len() < 2 {
+        return Err(layout(
+            &train_dir,
+            &format!("expected at least two folders, one a class, found {}", classes.len()),
+        ));
+    }
+    if let Some(unknown) = subfolders(&test_dir)?.into_iter().find(|name| !classes.contains(name)) {
+        return Err(layout(&test_dir.join(unknown), "this class has no training images"));
+    }
+    let train = split(&train_dir, &classes, side, true)?;
+    let test = split(&test_dir, &classes, side, false)?;
+    Dataset::new(train, test, classes, DataSource::Other { label: format!("image folder, {}", dir.display()) })
+}
+
+fn layout(path: &Path, problem: &str) -> DataError {
+    DataError::Layout { path: path.into(), problem: problem.into() }
+}
+
+/// What stands in a folder, in the order of names; hidden files, which systems leave behind, do not count.
+fn entries(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
+    let io = |source| DataError::Io { path: dir.into(), source };
+    let mut paths = Vec::new();
+    for entry in std::fs::read_dir(dir).map_err(io)? {
+        let path = entry.map_err(io)?.path();
+        if !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')) {
+            paths.push(path);
+        }
+    }
+    paths.sort();
+    Ok(paths)
+}
+
+fn subfolders(dir: &Path) -> Result<Vec<String>, DataError> {
+    let folders = entries(dir)?.into_iter().filter(|path| path.is_dir());
+    Ok(folders.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect())
+}
+
+fn is_image(path: &Path) -> bool {
+    let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
+    extension.is_some_and(|e| ["png", "jpg", "jpeg"].contains(&e.as_str()))
+}
+
+fn split(dir: &Path, classes: &[String], side: usize, every_class: bool) -> Result<Split, DataError> {
+    let mut files = Vec::new();
+    for (label, class) in (0u32..).zip(classes) {
+        let folder = dir.join(class);
+        let before = files.len();
+        if folder.is_dir() {
+            files.extend(entries(&folder)?.into_iter().filter(|path| is_image(path)).map(|path| (path, label)));
+        }
+        if every_class && files.len() == before {
+            return Err(layout(&folder, "expected images of the kinds png, jpg or jpeg, found none"));
+        }
+    }
+    if files.is_empty() {
+        return Err(layout(dir, "expected images of the kinds png, jpg or jpeg, found none"));
+    }
+    let images: Vec<Vec<u8>> = files.par_iter().map(|(path, _)| read(path, side)).collect::<Result<_, _>>()?;
+    Split::new(images.concat(), files.into_iter().map(|(_, label)| label).collect(), [3, side, side])
+}
+
+/// One image as (3, side, side) bytes.
+fn read(path: &Path, side: usize) -> Result<Vec<u8>, DataError> {
+    let problem = |e: image::ImageError| layout(path, &format!("expected an image: {e}"));
+    let image = image::ImageReader::open(path)
+        .and_then(image::ImageReader::with_guessed_format)
+        .map_err(|source| DataError::Io { path: path.into(), source })?
+        .decode()
+        .map_err(problem)?
+        .to_rgb8();
+    let (w, h) = (image.width().max(1), image.height().max(1));
+    let target = side as u32;
+    let scaled = |long: u32, short: u32| (u64::from(long) * u64::from(target) / u64::from(short)).max(1) as u32;
+    let (new_w, new_h) = if w < h { (target, scaled(h, w)) } else { (scaled(w, h), target) };
+    let resized = image::imageops::resize(&image, new_w, new_h, FilterType::Triangle);
+    let cut = crop_imm(&resized, (new_w - target) / 2, (new_h - target) / 2, target, target).to_image();
+    Ok((0..3).flat_map(|c| cut.pixels().map(move |pixel| pixel[c])).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use image::{Rgb, RgbImage};
+
+    /// Two classes; the left half of every image is red, the right half the class's colour.
+    fn folder() -> tempfile::TempDir {
+        let root = tempfile::tempdir().unwrap();
+        for (split, class, colour) in
+            [("train", "b", [0, 0, 255]), ("train", "a", [0, 255, 0]), ("val", "b", [0, 0, 255])]
+        {
+            let dir = root.path().join(split).join(class);
+            std::fs::create_dir_all(&dir).unwrap();
+            let image = RgbImage::from_fn(16, 8, |x, _| if x < 8 { Rgb([255, 0, 0]) } else { Rgb(colour) });
+            image.save(dir.join("one.png")).unwrap();
+            std::fs::write(dir.join(".hidden"), "").unwrap();
+        }
+        root
+    }
+
+    #[test]
+    fn classes_are_sorted_and_images_cut_at_the_centre() {
+        let root = folder();
+        let data = load(root.path(), 8).unwrap();
+        assert_eq!(
+            (data.classes.as_slice(), data.train.labels()),
+            (&["a".to_string(), "b".to_string()][..], &[0, 1][..])
+        );
+        assert_eq!((data.test.labels(), data.test.shape()), (&[1][..], [3, 8, 8]));
+        // 16x8 keeps its size; columns 4 to 11 remain: four red, four green. Channels come one after the other.
+        let image = data.train.image(0);
+        assert_eq!(image[..8], [255, 255, 255, 255, 0, 0, 0, 0]);
+        assert_eq!(image[64..72], [0, 0, 0, 0, 255, 255, 255, 255]);
+    }
+
+    #[test]
+    fn larger_images_are_scaled_down() {
+        let root = folder();
+        let data = load(root.path(), 4).unwrap();
+        let image = data.train.image(0);
+        assert_eq!((image[0], image[3]), (255, 0));
+    }
+
+    #[test]
+    fn what_is_no_image_folder_is_an_error_that_names_the_path() {
+        let root = folder();
+        let message = |root: &Path| load(root, 8).unwrap_err().to_string();
+        assert!(message(&root.path().join("train")).contains("train/CLASS"));
+        std::fs::write(root.path().join("train/a/two.jpg"), "no image").unwrap();
+        assert!(message(root.path()).contains("two.jpg"), "{}", message(root.path()));
+        std::fs::remove_file(root.path().join("train/a/two.jpg")).unwrap();
+        std::fs::create_dir(root.path().join("val/c")).unwrap();
+        assert!(message(root.path()).contains("no training images"));
+        std::fs::remove_dir(root.path().join("val/c")).unwrap();
+        std::fs::remove_file(root.path().join("train/a/one.png")).unwrap();
+        assert!(message(root.path()).contains("found none"));
+    }
+}

@@ -1,0 +1,49 @@
+//! Measuring a network on images it was not trained on.
+
+use crate::loader::Loader;
+use anyhow::{Result, ensure};
+use std::time::Instant;
+use zoo_core::Model;
+use zoo_core::loss::{cross_entropy, topk_correct};
+
+/// What a network does on a set of images.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Evaluation {
+    /// Images looked at.
+    pub images: usize,
+    /// Images whose label got the largest logit.
+    pub correct: usize,
+    /// Images whose label was among the five largest logits.
+    pub correct_top5: usize,
+    /// Mean cross-entropy.
+    pub loss: f64,
+    /// Wall-clock time.
+    pub seconds: f64,
+}
+
+impl Evaluation {
+    /// Share of images classified right, 0 to 1.
+    pub fn top1(&self) -> f64 {
+        self.correct as f64 / self.images as f64
+    }
+}
+
+/// Runs `model` in evaluation over all batches of `loader`; no autograd graph is built.
+///
+/// # Errors
+/// No images, or what the loader or the model refuses.
+pub fn evaluate(model: &dyn Model, loader: &Loader) -> Result<Evaluation> {
+    let begin = Instant::now();
+    let mut sum = Evaluation { images: 0, correct: 0, correct_top5: 0, loss: 0.0, seconds: 0.0 };
+    for batch in loader.epoch(0)? {
+        let batch = batch?;
+        let n = batch.host_labels.len();
+        let logits = model.forward_t(&batch.images, false)?;
+        sum.images += n;
+        sum.correct += topk_correct(&logits, &batch.host_labels, 1)?;
+        sum.correct_top5 += topk_correct(&logits, &batch.host_labels, 5)?;
+        sum.loss += f64::from(cross_entropy(&logits, &batch.labels, 0.0)?.to_scalar::<f32>()?) * n as f64;
+    }
+    ensure!(sum.images > 0, "there are no images to evaluate on");
+    Ok(Evaluation { loss: sum.loss / sum.images as f64, seconds: begin.elapsed().as_secs_f64(), ..sum })
+}

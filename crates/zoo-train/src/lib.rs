@@ -1,0 +1,33 @@
+//! Training the zoo's networks: data, augmentation, optimizers, schedules, recipes, the loop, and the report.
+//!
+//! ```
+//! use candle_core::Device;
+//! use std::sync::atomic::AtomicBool;
+//! use zoo_train::data::Synthetic;
+//! use zoo_train::recipe::{Overrides, Recipe};
+//! use zoo_train::trainer::{Job, train};
+//!
+//! let data = Synthetic { train: 256, test: 64, seed: 0 }.generate();
+//! let recipe = Recipe::named("quick")?.with(&Overrides { epochs: Some(1), ..Overrides::default() })?;
+//! let job = Job::new(zoo::find("mlp")?, recipe, 1, Device::Cpu);
+//! let folder = std::env::temp_dir().join(format!("zoo-train-doc-{}", std::process::id()));
+//! std::fs::create_dir_all(&folder)?;
+//! let outcome = train(&job, &data, &folder, &AtomicBool::new(false))?;
+//! println!("test accuracy {:.1} %", 100.0 * outcome.epochs[0].test_acc);
+//! # std::fs::remove_dir_all(&folder)?;
+//! # Ok::<(), anyhow::Error>(())
+//! ```
+#![deny(missing_docs)]
+
+pub mod augment;
+pub mod data;
+pub mod eval;
+pub mod loader;
+pub mod optim;
+pub mod progress;
+pub mod published;
+pub mod recipe;
+pub mod record;
+pub mod report;
+pub mod schedule;
+pub mod trainer;

@@ -1,0 +1,67 @@
+//! What a person sees while a network trains: a bar on a terminal, a line an epoch elsewhere.
+
+use crate::record::EpochMetrics;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::IsTerminal;
+
+/// Progress of one run, on standard error.
+#[derive(Debug)]
+pub struct Progress {
+    name: String,
+    epochs: usize,
+    /// Hidden where standard error is not a terminal.
+    bar: ProgressBar,
+    terminal: bool,
+}
+
+impl Progress {
+    /// Of a run called `name` with so many epochs and steps.
+    pub fn new(name: &str, epochs: usize, steps: u64) -> Self {
+        let terminal = std::io::stderr().is_terminal();
+        let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+        let bar = ProgressBar::with_draw_target(Some(steps), target);
+        let template = "{prefix} {bar:30} {percent:>3} % · {elapsed} · {eta} left · {msg}";
+        // The template is a constant; should it ever not parse, the default style shows progress as well.
+        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+        bar.set_prefix(name.to_owned());
+        Self { name: name.to_owned(), epochs, bar, terminal }
+    }
+
+    /// After a step.
+    pub fn step(&self, epoch: usize, loss: f64) {
+        self.bar.set_message(format!("epoch {epoch}/{} · loss {loss:.3}", self.epochs));
+        self.bar.inc(1);
+    }
+
+    /// After an epoch.
+    pub fn epoch(&self, m: &EpochMetrics) {
+        self.say(&format!(
+            "{} epoch {:>3}/{}  train loss {:.4} acc {:.1} %  test loss {:.4} acc {:.1} %  lr {:.3e}  {:.0} images/s  {:.1} s",
+            self.name,
+            m.epoch,
+            self.epochs,
+            m.train_loss,
+            100.0 * m.train_acc,
+            m.test_loss,
+            100.0 * m.test_acc,
+            m.lr,
+            m.images_per_s,
+            m.seconds
+        ));
+    }
+
+    /// A line that stays.
+    pub fn say(&self, line: &str) {
+        if self.terminal {
+            self.bar.println(line);
+        } else {
+            eprintln!("{line}");
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

@@ -1,0 +1,462 @@
+//! What a run leaves behind: one [`RunRecord`] a run in `results.jsonl`, one [`EpochMetrics`] an epoch in
+//! `metrics.jsonl`.
+//!
+//! A reported number carries its model, recipe, seed, epochs, data source, device, threads, versions, commit and
+//! command, so that anyone can get it again. Both files hold one JSON object a line: they are appended to and synced,
+//! so that a crash costs at most the line that was being written.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::{self, File, OpenOptions};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::path::Path;
+use std::process::Command;
+use std::time::SystemTime;
+
+use anyhow::{Context, Result};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Deserializer, Serialize};
+
+/// File of the suite's folder that holds one [`RunRecord`] a line.
+pub const RESULTS_FILE: &str = "results.jsonl";
+/// File of a run's folder that holds one [`EpochMetrics`] a line.
+pub const METRICS_FILE: &str = "metrics.jsonl";
+/// The [`DataRecord::name`] of the unaltered CIFAR-10: the only data that is ever set against published figures.
+pub const CIFAR10: &str = "CIFAR-10";
+
+/// One run: what was asked, what came out, what it cost and under which conditions. One line of `results.jsonl`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunRecord {
+    /// The model's name in the registry.
+    pub model: String,
+    /// The recipe's name.
+    pub recipe: String,
+    /// Settings that differ from the named recipe, as `name=value` (`lr=0.05`); epochs and images have fields of
+    /// their own.
+    #[serde(default)]
+    pub overrides: Vec<String>,
+    /// The seed that fixes initialisation, shuffling, augmentation and dropout.
+    pub seed: u64,
+    /// Epochs that were asked for.
+    pub epochs: usize,
+    /// Epochs that were completed.
+    pub epochs_done: usize,
+    /// Optimizer steps that were completed.
+    pub steps: u64,
+    /// How the run ended.
+    #[serde(flatten)]
+    pub status: Status,
+    /// Test accuracy after the last completed epoch, 0 to 1: the headline.
+    pub test_acc_last: Option<f64>,
+    /// The best test accuracy of all epochs. Choosing an epoch by its test accuracy flatters: never report it alone.
+    pub test_acc_best: Option<f64>,
+    /// The epoch (from 1) of the best test accuracy.
+    pub best_epoch: Option<usize>,
+    /// Test loss after the last completed epoch.
+    pub test_loss_last: Option<f64>,
+    /// Mean training loss of the last completed epoch.
+    pub train_loss: Option<f64>,
+    /// Trainable parameters.
+    pub parameters: u64,
+    /// Multiply-accumulates of one image's forward pass, where they are known.
+    pub macs: Option<u64>,
+    /// Images a step.
+    pub batch: usize,
+    /// Training throughput, evaluation not counted.
+    pub images_per_s: Option<f64>,
+    /// Wall-clock time of the whole run, evaluation included.
+    pub seconds: f64,
+    /// Peak resident memory in MB (10^6 bytes), where the platform tells it.
+    pub peak_rss_mb: Option<f64>,
+    /// What it was trained and tested on.
+    pub data: DataRecord,
+    /// The device, as the user names it: `cpu`, `cuda:0`, `metal`.
+    pub device: String,
+    /// Threads that the run was given.
+    pub threads: usize,
+    /// Versions of what the program was built of, see [`versions`].
+    pub versions: BTreeMap<String, String>,
+    /// The source tree's commit, see [`git_commit`].
+    pub commit: Option<String>,
+    /// The command that repeats this run.
+    pub command: String,
+    /// When the run began: RFC 3339, UTC, see [`now_utc`].
+    pub started: String,
+    /// The machine.
+    pub platform: Platform,
+    /// The run's own folder, relative to the folder of `results.jsonl`.
+    pub folder: String,
+}
+
+/// How a run ended. In JSON a field `status`, and for a failed run a field `message`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "status", rename_all = "lowercase")]
+pub enum Status {
+    /// All epochs that were asked for.
+    Finished,
+    /// Stopped by the user or by the time budget; what was done is kept.
+    Interrupted,
+    /// Ended by an error.
+    Failed {
+        /// What went wrong, in one line.
+        message: String,
+    },
+}
+
+/// The data of a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DataRecord {
+    /// What the data is, as a report names it: [`CIFAR10`], `synthetic`, `CIFAR-10, JPEG q75 copy`, …
+    pub name: String,
+    /// Where it came from.
+    pub source: String,
+    /// Whether the images were made up by a program. Such a result says nothing about CIFAR-10 and is labelled
+    /// wherever it appears.
+    pub synthetic: bool,
+    /// Images trained on.
+    pub train_images: usize,
+    /// Images tested on.
+    pub test_images: usize,
+}
+
+impl DataRecord {
+    /// CIFAR-10's own images, or a part of them.
+    pub fn cifar10(source: impl Into<String>, train_images: usize, test_images: usize) -> Self {
+        Self { name: CIFAR10.into(), source: source.into(), synthetic: false, train_images, test_images }
+    }
+
+    /// The embedded procedural data set.
+    pub fn synthetic(seed: u64, train_images: usize, test_images: usize) -> Self {
+        let source = format!("synthetic (procedural, seed {seed})");
+        Self { name: "synthetic".into(), source, synthetic: true, train_images, test_images }
+    }
+}
+
+/// One epoch of a run: one line of `metrics.jsonl`.
+///
+/// A value that is not finite is written as `null` and read as NaN, for a run that diverges must still leave readable
+/// lines.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct EpochMetrics {
+    /// The epoch, counted from 1.
+    pub epoch: usize,
+    /// Optimizer steps done at its end.
+    pub step: u64,
+    /// Learning rate of its last step.
+    pub lr: f64,
+    /// Mean training loss over the epoch's images, as they came by.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub train_loss: f64,
+    /// Training accuracy over the epoch's images, as they came by, 0 to 1.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub train_acc: f64,
+    /// Mean test loss at the epoch's end.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub test_loss: f64,
+    /// Test accuracy at the epoch's end, 0 to 1.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub test_acc: f64,
+    /// Wall-clock time of this epoch, evaluation included.
+    pub seconds: f64,
+    /// Training throughput of this epoch, evaluation not counted.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub images_per_s: f64,
+    /// Share of the training time that the step waited for data, 0 to 1.
+    #[serde(deserialize_with = "null_is_nan")]
+    pub wait_share: f64,
+}
+
+fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or(f64::NAN))
+}
+
+/// The machine that a run ran on.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Platform {
+    /// Operating system, as Rust names it.
+    pub os: String,
+    /// Processor architecture, as Rust names it.
+    pub arch: String,
+    /// The processor's model, where the system tells it.
+    pub cpu: Option<String>,
+}
+
+impl Platform {
+    /// This machine.
+    pub fn current() -> Self {
+        let cpu = fs::read_to_string("/proc/cpuinfo").ok().and_then(|text| {
+            let line = text.lines().find(|line| line.starts_with("model name"))?;
+            Some(line.split_once(':')?.1.trim().to_owned())
+        });
+        Self { os: std::env::consts::OS.into(), arch: std::env::consts::ARCH.into(), cpu }
+    }
+}
+
+impl fmt::Display for Platform {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.os, self.arch)?;
+        self.cpu.iter().try_for_each(|cpu| write!(f, ", {cpu}"))
+    }
+}
+
+/// Appends `value` as one JSON line and waits until the disk has it. Creates the file if need be.
+///
+/// A line that an earlier crash cut off is removed first; a complete one that only lacks its newline gets it.
+pub fn append_jsonl<T: Serialize>(path: &Path, value: &T) -> Result<()> {
+    let mut line = serde_json::to_vec(value).with_context(|| format!("cannot write {} as JSON", path.display()))?;
+    line.push(b'\n');
+    let append = || -> std::io::Result<()> {
+        // Read as well, for the tail; `append(true)` would not let the torn line be cut off on every system.
+        let mut file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path)?;
+        mend_tail(&mut file)?;
+        file.seek(SeekFrom::End(0))?;
+        file.write_all(&line)?;
+        file.sync_data()
+    };
+    append().with_context(|| format!("cannot append to {}", path.display()))
+}
+
+/// Makes the file end in a newline, or be empty.
+fn mend_tail(file: &mut File) -> std::io::Result<()> {
+    let mut text = Vec::new();
+    file.read_to_end(&mut text)?;
+    let tail = text.iter().rposition(|&byte| byte == b'\n').map_or(0, |newline| newline + 1);
+    if tail == text.len() {
+        Ok(())
+    } else if serde_json::from_slice::<serde::de::IgnoredAny>(&text[tail..]).is_ok() {
+        file.write_all(b"\n")
+    } else {
+        file.set_len(tail as u64)
+    }
+}
+
+/// The lines of a JSON-lines file.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Lines<T> {
+    /// Its values, in the file's order.
+    pub values: Vec<T>,
+    /// Set when the last line was cut off, as a crash leaves it: such a line is skipped.
+    pub warning: Option<String>,
+}
+
+/// Reads a JSON-lines file; empty lines are skipped. A malformed line is an error that names file and line, except a
+/// cut-off last one.
+pub fn read_jsonl<T: DeserializeOwned>(path: &Path) -> Result<Lines<T>> {
+    let text = fs::read(path).with_context(|| format!("cannot read {}", path.display()))?;
+    let mut lines = Lines { values: Vec::new(), warning: None };
+    for (index, line) in text.split_inclusive(|&byte| byte == b'\n').enumerate() {
+        if line.trim_ascii().is_empty() {
+            continue;
+        }
+        match serde_json::from_slice(line) {
+            Ok(value) => lines.values.push(value),
+            Err(_) if !line.ends_with(b"\n") => {
+                lines.warning = Some(format!("{}:{}: the last line is cut off; skipped", path.display(), index + 1));
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("{}:{}: malformed line", path.display(), index + 1));
+            }
+        }
+    }
+    Ok(lines)
+}
+
+/// Versions of what this program was built of: the zoo, candle and rustc.
+pub fn versions() -> BTreeMap<String, String> {
+    [("zoo", env!("CARGO_PKG_VERSION")), ("candle", env!("ZOO_CANDLE_VERSION")), ("rustc", env!("ZOO_RUSTC_VERSION"))]
+        .map(|(name, version)| (name.to_owned(), version.to_owned()))
+        .into()
+}
+
+/// The commit that the tree at `dir` stands on, with `-dirty` behind it when tracked files differ; `None` outside a
+/// repository, before its first commit, or without git.
+pub fn git_commit(dir: &Path) -> Option<String> {
+    // `--exclude=*` keeps tags out, so that the answer is always the bare hash.
+    let describe = ["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"];
+    let output = Command::new("git").arg("-C").arg(dir).args(describe).output().ok()?;
+    let text = String::from_utf8(output.stdout).ok()?;
+    output.status.success().then(|| text.trim().to_owned())
+}
+
+/// The time now: RFC 3339, UTC, to the second.
+pub fn now_utc() -> String {
+    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
+}
+
+/// This process's peak resident memory in MB (10^6 bytes), where `/proc` tells it.
+pub fn peak_rss_mb() -> Option<f64> {
+    let status = fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024.0 / 1e6)
+}
+
+/// Starts [`peak_rss_mb`] afresh from the memory in use now, so that a run in a long process is not charged with the
+/// peak of one before it. Tells whether the platform let it.
+pub fn reset_peak_rss() -> bool {
+    // 5 is the kernel's code for "reset the peak", see proc(5).
+    fs::write("/proc/self/clear_refs", "5").is_ok()
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A finished run with round numbers, for the tests of this crate to alter.
+    pub(crate) fn record(model: &str, recipe: &str, seed: u64, acc: f64) -> RunRecord {
+        RunRecord {
+            model: model.into(),
+            recipe: recipe.into(),
+            overrides: Vec::new(),
+            seed,
+            epochs: 20,
+            epochs_done: 20,
+            steps: 7820,
+            status: Status::Finished,
+            test_acc_last: Some(acc),
+            test_acc_best: Some(acc + 0.01),
+            best_epoch: Some(18),
+            test_loss_last: Some(0.75),
+            train_loss: Some(0.5),
+            parameters: 269_722,
+            macs: Some(40_813_184),
+            batch: 128,
+            images_per_s: Some(1000.0),
+            seconds: 1000.0,
+            peak_rss_mb: Some(512.0),
+            data: DataRecord::cifar10("CIFAR-10 binary files, data", 50_000, 10_000),
+            device: "cpu".into(),
+            threads: 2,
+            versions: versions(),
+            commit: Some("0123456789ab".into()),
+            command: format!("cargo xtask bench-cifar --models {model} --recipe {recipe} --seeds {seed}"),
+            started: "2026-01-02T03:04:05Z".into(),
+            platform: Platform { os: "linux".into(), arch: "x86_64".into(), cpu: None },
+            folder: format!("{model}-{recipe}-{seed}"),
+        }
+    }
+
+    /// One epoch with the given accuracy.
+    pub(crate) fn epoch(epoch: usize, test_acc: f64) -> EpochMetrics {
+        EpochMetrics {
+            epoch,
+            step: epoch as u64 * 391,
+            lr: 0.1,
+            train_loss: 2.3 / epoch as f64,
+            train_acc: test_acc + 0.02,
+            test_loss: 2.4 / epoch as f64,
+            test_acc,
+            seconds: 50.0,
+            images_per_s: 1000.0,
+            wait_share: 0.01,
+        }
+    }
+
+    #[test]
+    fn lines_come_back_as_they_were_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(RESULTS_FILE);
+        let mut failed = record("mlp", "fast", 2, 0.1);
+        failed.status = Status::Failed { message: "loss is NaN in epoch 3".into() };
+        let mut interrupted = record("mlp", "fast", 3, 0.1);
+        (interrupted.status, interrupted.macs, interrupted.peak_rss_mb) = (Status::Interrupted, None, None);
+        let records = vec![record("mlp", "fast", u64::MAX, 0.123_456_789_012_345_68), failed, interrupted];
+        for record in &records {
+            append_jsonl(&path, record).unwrap();
+        }
+        assert_eq!(read_jsonl(&path).unwrap(), Lines { values: records, warning: None });
+
+        let text = fs::read_to_string(&path).unwrap();
+        assert_eq!(text.lines().count(), 3);
+        assert!(text.contains(r#""status":"failed","message":"loss is NaN in epoch 3""#), "{text}");
+    }
+
+    #[test]
+    fn a_diverged_epoch_stays_readable() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(METRICS_FILE);
+        append_jsonl(&path, &EpochMetrics { train_loss: f64::NAN, test_loss: f64::INFINITY, ..epoch(1, 0.1) }).unwrap();
+        append_jsonl(&path, &epoch(2, 0.2)).unwrap();
+        let lines: Lines<EpochMetrics> = read_jsonl(&path).unwrap();
+        assert!(lines.values[0].train_loss.is_nan() && lines.values[0].test_loss.is_nan());
+        assert_eq!(lines.values[0].test_acc, 0.1);
+        assert_eq!(lines.values[1], epoch(2, 0.2));
+    }
+
+    #[test]
+    fn a_torn_last_line_is_skipped_and_then_replaced() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(METRICS_FILE);
+        append_jsonl(&path, &epoch(1, 0.1)).unwrap();
+        let whole = fs::read(&path).unwrap();
+        for cut in 1..whole.len() - 1 {
+            fs::write(&path, [&whole[..], &whole[..cut]].concat()).unwrap();
+            let lines: Lines<EpochMetrics> = read_jsonl(&path).unwrap();
+            assert_eq!(lines.values, [epoch(1, 0.1)]);
+            assert!(lines.warning.unwrap().ends_with("metrics.jsonl:2: the last line is cut off; skipped"));
+
+            append_jsonl(&path, &epoch(2, 0.2)).unwrap();
+            let lines = read_jsonl(&path).unwrap();
+            assert_eq!(lines, Lines { values: vec![epoch(1, 0.1), epoch(2, 0.2)], warning: None });
+        }
+    }
+
+    #[test]
+    fn a_line_that_only_lacks_its_newline_counts() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(METRICS_FILE);
+        fs::write(&path, serde_json::to_string(&epoch(1, 0.1)).unwrap()).unwrap();
+        assert_eq!(read_jsonl(&path).unwrap(), Lines { values: vec![epoch(1, 0.1)], warning: None });
+        append_jsonl(&path, &epoch(2, 0.2)).unwrap();
+        assert_eq!(read_jsonl(&path).unwrap(), Lines { values: vec![epoch(1, 0.1), epoch(2, 0.2)], warning: None });
+    }
+
+    #[test]
+    fn a_malformed_line_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(METRICS_FILE);
+        append_jsonl(&path, &epoch(1, 0.1)).unwrap();
+        fs::write(&path, [&fs::read(&path).unwrap()[..], b"\n{\"epoch\": 2}\n"].concat()).unwrap();
+        let error = format!("{:#}", read_jsonl::<EpochMetrics>(&path).unwrap_err());
+        assert!(error.contains("metrics.jsonl:3: malformed line: missing field `step`"), "{error}");
+
+        let absent = format!("{:#}", read_jsonl::<EpochMetrics>(&dir.path().join("absent.jsonl")).unwrap_err());
+        assert!(absent.contains("absent.jsonl"), "{absent}");
+    }
+
+    #[test]
+    fn the_commit_says_when_the_tree_is_dirty() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!(git_commit(&dir.path().join("absent")), None);
+        let git = |args: &[&str]| {
+            let identity = ["-c", "user.name=zoo", "-c", "user.email=zoo@example.org", "-c", "commit.gpgsign=false"];
+            let status = Command::new("git").arg("-C").arg(dir.path()).args(identity).args(args).status();
+            status.is_ok_and(|status| status.success())
+        };
+        if !git(&["init", "--quiet"]) {
+            return; // Without git there is nothing to tell, and `git_commit` said so above.
+        }
+        fs::write(dir.path().join("file"), "one").unwrap();
+        assert!(git(&["add", "file"]) && git(&["commit", "--quiet", "--message=one"]) && git(&["tag", "v1"]));
+        let clean = git_commit(dir.path()).unwrap();
+        assert!(clean.len() == 12 && clean.bytes().all(|byte| byte.is_ascii_hexdigit()), "{clean}");
+        fs::write(dir.path().join("file"), "two").unwrap();
+        assert_eq!(git_commit(dir.path()), Some(format!("{clean}-dirty")));
+    }
+
+    #[test]
+    fn the_versions_are_those_of_this_build() {
+        let versions = versions();
+        assert_eq!(versions["zoo"], env!("CARGO_PKG_VERSION"));
+        assert!(versions["candle"].starts_with("0.") && versions["rustc"].starts_with("1."), "{versions:?}");
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_peak_memory_grows_with_an_allocation() {
+        let before = peak_rss_mb().unwrap();
+        let block = std::hint::black_box(vec![1u8; 256_000_000]);
+        let after = peak_rss_mb().unwrap();
+        assert!(after > before.max(block.len() as f64 / 1e6), "{before} {after}");
+    }
+}

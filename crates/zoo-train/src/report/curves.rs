@@ -1,0 +1,185 @@
+//! Which charts a section of the report shows.
+
+use super::chart::{Axis, Chart, Point, Series, Style};
+use super::format::{compact, duration, thousands};
+use super::summary::{Row, Section, Stat, ending};
+use crate::record::{EpochMetrics, RunRecord};
+
+const LARGE: (i32, i32) = (520, 300);
+const SMALL: (i32, i32) = (360, 230);
+
+/// The charts of a section.
+pub(super) struct Charts {
+    /// All models together.
+    pub(super) together: Vec<Chart>,
+    /// One a model, where there are several.
+    pub(super) alone: Vec<Chart>,
+}
+
+/// What one epoch's line of a run says on a chart's y axis.
+type Value = fn(&EpochMetrics) -> f64;
+/// What a model costs, on a chart's x axis.
+type Cost = fn(&RunRecord) -> Option<u64>;
+
+fn test_acc(epoch: &EpochMetrics) -> f64 {
+    epoch.test_acc * 100.0
+}
+
+fn train_acc(epoch: &EpochMetrics) -> f64 {
+    epoch.train_acc * 100.0
+}
+
+/// The charts that the section's runs have points for.
+pub(super) fn charts(section: &Section) -> Charts {
+    // A chart is looked at, copied and passed on without its page: its own title says what the data is.
+    let title = |text: &str| format!("{text} · {}", section.name());
+    let rows: Vec<(Style, &Row)> =
+        section.rows.iter().enumerate().map(|(index, row)| (Style::Series(index), row)).collect();
+    let curved: Vec<(Style, &Row)> =
+        rows.iter().copied().filter(|(_, row)| row.runs.iter().any(|run| !run.epochs.is_empty())).collect();
+    let mut charts = Charts { together: Vec::new(), alone: Vec::new() };
+    if !curved.is_empty() {
+        charts.together = by_epoch(section, &curved, title);
+        let single = rows.len() == 1;
+        let last = last_epoch(section);
+        let accuracies = || epochs(section).flat_map(|epoch| [test_acc(epoch), train_acc(epoch)]);
+        let alone = curved.iter().map(|&(style, row)| Chart {
+            title: title(if single { "Test accuracy, training in grey" } else { &row.label }),
+            x: Axis::epochs(last),
+            y: Axis::percent(accuracies()),
+            series: train_and_test(row, style),
+            size: if single { LARGE } else { SMALL },
+        });
+        if single { charts.together.extend(alone) } else { charts.alone.extend(alone) }
+    }
+    if rows.len() > 1 {
+        charts.together.extend(against_time(section, &curved, title("Test accuracy against time")));
+        let costs: [(_, Cost); 2] = [("parameters", |record| Some(record.parameters)), ("MACs", |record| record.macs)];
+        for (name, cost) in costs {
+            charts.together.extend(against_cost(&rows, name, cost, title(&format!("Test accuracy against {name}"))));
+        }
+    }
+    charts
+}
+
+fn by_epoch(section: &Section, rows: &[(Style, &Row)], title: impl Fn(&str) -> String) -> Vec<Chart> {
+    let chart = |name: &str, y: Axis, value: Value, text: fn(f64) -> String| Chart {
+        title: title(name),
+        x: Axis::epochs(last_epoch(section)),
+        y,
+        series: rows.iter().flat_map(|(style, row)| curve(row, *style, value, text)).collect(),
+        size: LARGE,
+    };
+    let losses: [(_, Value); 2] = [("Training loss", |epoch| epoch.train_loss), ("Test loss", |epoch| epoch.test_loss)];
+    let losses = losses.map(|(name, value)| {
+        chart(name, Axis::from_zero(epochs(section).map(value)), value, |loss| format!("{loss:.4}"))
+    });
+    let accuracy = chart("Test accuracy", Axis::percent(epochs(section).map(test_acc)), test_acc, percent);
+    [accuracy].into_iter().chain(losses).collect()
+}
+
+/// Each row's test accuracy against the time that its epochs took, on average over its seeds.
+fn against_time(section: &Section, rows: &[(Style, &Row)], title: String) -> Option<Chart> {
+    let mut all = Vec::new();
+    for (style, row) in rows {
+        let counted = row.counted();
+        let mut series = curve(row, *style, test_acc, percent).swap_remove(0);
+        for point in &mut series.points {
+            let until = |epoch: &&EpochMetrics| epoch.epoch as f64 <= point.x;
+            let elapsed = counted.iter().map(|run| run.epochs.iter().filter(until).map(|epoch| epoch.seconds).sum());
+            point.x = Stat::of(elapsed).map_or(f64::NAN, |elapsed| elapsed.mean);
+            point.title = format!("{} · after {}", point.title, duration(point.x));
+        }
+        series.spread.clear();
+        all.push(series);
+    }
+    let seconds: Vec<f64> = all.iter().flat_map(|series| &series.points).map(|point| point.x).collect();
+    let chart = || {
+        let (x, y) = (Axis::time(seconds.iter().copied()), Axis::percent(epochs(section).map(test_acc)));
+        Chart { title, x, y, series: all, size: LARGE }
+    };
+    (!seconds.is_empty()).then(chart)
+}
+
+/// Each row's accuracy against what its model costs, if at least two rows can be compared.
+fn against_cost(rows: &[(Style, &Row)], name: &'static str, cost: Cost, title: String) -> Option<Chart> {
+    let series: Vec<Series> = rows
+        .iter()
+        .filter_map(|(style, row)| {
+            let (last, cost) = (row.last()?, cost(row.record())?);
+            let (x, y) = (cost as f64, last.mean * 100.0);
+            let title = format!("{} · {} · {} {name}", row.label, percent(y), thousands(cost));
+            Some(Series {
+                style: *style,
+                points: vec![Point { x, y, title }],
+                spread: last.sd.map(|sd| (x, y - sd * 100.0, y + sd * 100.0)).into_iter().collect(),
+                cut_off: row.counted().iter().any(|run| ending(&run.record).is_some()),
+                thin: false,
+                label: Some(row.label.clone()),
+            })
+        })
+        .collect();
+    let points = || series.iter().flat_map(|series| &series.points);
+    let reach = series.iter().flat_map(|series| &series.spread).flat_map(|&(_, low, high)| [low, high]);
+    let (x, y) = (
+        Axis::log(name, points().map(|point| point.x), compact),
+        Axis::percent(reach.chain(points().map(|point| point.y))),
+    );
+    (series.len() > 1).then_some(Chart { title, x, y, series, size: LARGE })
+}
+
+fn epochs<'a>(section: &'a Section) -> impl Iterator<Item = &'a EpochMetrics> {
+    section.rows.iter().flat_map(|row| &row.runs).flat_map(|run| &run.epochs)
+}
+
+fn last_epoch(section: &Section) -> usize {
+    epochs(section).map(|epoch| epoch.epoch).max().unwrap_or(1)
+}
+
+fn percent(percent: f64) -> String {
+    format!("{percent:.2} %")
+}
+
+/// A row against the epoch: the mean of the counted runs within the range of their seeds, and a thin line for each
+/// run that was cut off beside them.
+fn curve(row: &Row, style: Style, value: Value, text: fn(f64) -> String) -> Vec<Series> {
+    let counted = row.counted();
+    let mut series = Vec::new();
+    let longest = counted.iter().map(|run| run.epochs.len()).max().unwrap_or(0);
+    let mut mean = Series { style, points: vec![], spread: vec![], cut_off: false, thin: false, label: None };
+    for index in 0..longest {
+        let epochs: Vec<&EpochMetrics> = counted.iter().filter_map(|run| run.epochs.get(index)).collect();
+        let values: Vec<f64> = epochs.iter().map(|epoch| value(epoch)).filter(|value| value.is_finite()).collect();
+        let Some(stat) = Stat::of(values.iter().copied()) else { continue };
+        let (low, high) = (
+            values.iter().copied().fold(f64::INFINITY, f64::min),
+            values.iter().copied().fold(f64::NEG_INFINITY, f64::max),
+        );
+        let x = epochs[0].epoch as f64;
+        let mut title = format!("{} · epoch {x} · {}", row.label, text(stat.mean));
+        if values.len() > 1 {
+            title.push_str(&format!(" (mean of {} seeds, {} to {})", values.len(), text(low), text(high)));
+            mean.spread.push((x, low, high));
+        }
+        mean.points.push(Point { x, y: stat.mean, title });
+    }
+    mean.cut_off = counted.iter().any(|run| ending(&run.record).is_some());
+    series.push(mean);
+    for run in row.runs.iter().filter(|run| !counted.contains(run)) {
+        let end = ending(&run.record).unwrap_or_default();
+        let points = run.epochs.iter().map(|epoch| {
+            let (x, y) = (epoch.epoch as f64, value(epoch));
+            let title = format!("{} · seed {} · epoch {x} · {} · {end}", row.label, run.record.seed, text(y));
+            Point { x, y, title }
+        });
+        series.push(Series { style, points: points.collect(), spread: vec![], cut_off: true, thin: true, label: None });
+    }
+    series
+}
+
+/// A row alone: how far the accuracy on the images it trained on runs ahead of the accuracy on others.
+fn train_and_test(row: &Row, style: Style) -> Vec<Series> {
+    let train = curve(row, Style::Muted, train_acc, |acc| format!("{} in training", percent(acc)));
+    let train = train.into_iter().map(|series| Series { spread: vec![], thin: true, cut_off: false, ..series });
+    train.take(1).chain(curve(row, style, test_acc, percent)).collect()
+}

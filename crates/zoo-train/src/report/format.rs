@@ -1,0 +1,62 @@
+//! Numbers as a reader wants them.
+
+/// A count with a comma between groups of three digits: `61,100,840`.
+pub(crate) fn thousands(count: u64) -> String {
+    let digits = count.to_string();
+    let mut text = String::with_capacity(digits.len() * 4 / 3);
+    for (index, digit) in digits.chars().enumerate() {
+        if index > 0 && (digits.len() - index).is_multiple_of(3) {
+            text.push(',');
+        }
+        text.push(digit);
+    }
+    text
+}
+
+/// Three significant digits and a unit: `40.8 M`.
+pub(super) fn compact(value: f64) -> String {
+    let units = [(1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"), (1.0, "")];
+    let (unit, name) = units.into_iter().find(|(unit, _)| value >= unit * 0.9995).unwrap_or((1.0, ""));
+    let scaled = value / unit;
+    let decimals = if name.is_empty() || scaled >= 99.95 { 0 } else { if scaled >= 9.995 { 1 } else { 2 } };
+    let digits = format!("{scaled:.decimals$}");
+    let digits = if digits.contains('.') { digits.trim_end_matches('0').trim_end_matches('.') } else { &digits };
+    format!("{digits}{name}")
+}
+
+/// A length of time: `42.1 s`, `2 min 5 s`, `12 min`, `3 h 20 min`.
+pub(super) fn duration(seconds: f64) -> String {
+    let (whole, minutes) = (seconds.round() as u64, (seconds / 60.0).round() as u64);
+    match whole {
+        0..60 if seconds < 59.95 => format!("{seconds:.1} s"),
+        0..600 => format!("{} min {} s", whole / 60, whole % 60),
+        _ if minutes < 60 => format!("{minutes} min"),
+        _ => format!("{} h {} min", minutes / 60, minutes % 60),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thousands_are_grouped() {
+        let counts = [0, 12, 999, 1_000, 269_722, 61_100_840];
+        assert_eq!(counts.map(thousands), ["0", "12", "999", "1,000", "269,722", "61,100,840"]);
+    }
+
+    #[test]
+    fn large_numbers_get_a_unit() {
+        let values = [0.0, 10.0, 999.0, 1000.0, 269_722.0, 999_999.0, 40_813_184.0, 200_000_000.0, 1_820_000_000.0];
+        assert_eq!(values.map(compact), ["0", "10", "999", "1 k", "270 k", "1 M", "40.8 M", "200 M", "1.82 G"]);
+    }
+
+    #[test]
+    fn durations_are_said_in_their_unit() {
+        let seconds = [0.04, 42.13, 59.97, 125.0, 725.0, 3599.6, 12_000.0];
+        assert_eq!(
+            seconds.map(duration),
+            ["0.0 s", "42.1 s", "1 min 0 s", "2 min 5 s", "12 min", "1 h 0 min", "3 h 20 min"]
+        );
+    }
+}

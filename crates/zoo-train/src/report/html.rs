@@ -1,0 +1,240 @@
+//! `report.html`: one file that needs nothing else, on a wide screen or a phone, light or dark, with or without its
+//! script.
+
+use std::collections::BTreeSet;
+
+use anyhow::Result;
+use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
+
+use super::Run;
+use super::chart::{Chart, Style, theme_css};
+use super::curves::{Charts, charts};
+use super::summary::{COLUMNS, Column, Kind, PROTOCOL, Row, SYNTHETIC_BANNER, Section, conditions, count, sections};
+
+const CSS: &str = include_str!("style.css");
+const SCRIPT: &str = include_str!("script.js");
+/// Forbids the page to load anything, whatever a record may hold.
+const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'";
+
+/// The report as one self-contained page.
+pub fn html(runs: &[Run]) -> Result<String> {
+    let sections = sections(runs);
+    let names: BTreeSet<String> = sections.iter().map(Section::name).collect();
+    let title = format!("The zoo on {}", names.into_iter().collect::<Vec<_>>().join(" and "));
+    let bodies = sections.iter().map(section).collect::<Result<Vec<_>>>()?;
+    let page = markup! {
+        (DOCTYPE)
+        html lang="en" {
+            head {
+                meta charset="utf-8";
+                meta name="viewport" content="width=device-width, initial-scale=1";
+                meta name="color-scheme" content="light dark";
+                meta http-equiv="Content-Security-Policy" content=(POLICY);
+                title { (title) }
+                style { (PreEscaped(CSS)) (PreEscaped(theme_css())) }
+            }
+            body {
+                header {
+                    h1 { (title) }
+                    p.lead { (overview(&sections)) }
+                }
+                main {
+                    @for body in bodies { (body) }
+                    (conditions_of(&sections))
+                }
+                script { (PreEscaped(SCRIPT)) }
+            }
+        }
+    };
+    Ok(page.into_string())
+}
+
+/// How much there is, in one line.
+fn overview(sections: &[Section]) -> String {
+    let rows = || sections.iter().flat_map(|section| &section.rows);
+    let models: BTreeSet<&str> = rows().map(|row| row.record().model.as_str()).collect();
+    let runs: usize = rows().map(|row| row.runs.len()).sum();
+    let days: BTreeSet<&str> =
+        rows().flat_map(|row| &row.runs).filter_map(|run| run.record.started.split('T').next()).collect();
+    let days = match (days.first(), days.last()) {
+        (Some(first), Some(last)) if first == last => format!(" · {first}"),
+        (Some(first), Some(last)) => format!(" · {first} to {last}"),
+        _ => String::new(),
+    };
+    format!("{} · {}{days}", count(models.len(), "model"), count(runs, "run"))
+}
+
+fn section(section: &Section) -> Result<Markup> {
+    let Charts { together, alone } = charts(section);
+    let figures = |charts: &[Chart]| charts.iter().map(Chart::figure).collect::<Result<Vec<_>>>();
+    let (together, alone) = (figures(&together)?, figures(&alone)?);
+    Ok(markup! {
+        section {
+            h2 { (section.heading()) }
+            @if section.data.synthetic {
+                p.banner role="note" { strong { "Synthetic data." } " " (SYNTHETIC_BANNER) }
+            }
+            (table(section))
+            @for (recipe, source) in section.sources() { p.note.source { "Published, " (recipe) ": " (source) "." } }
+            @if !together.is_empty() {
+                (legend(section))
+                div.charts { @for figure in &together { (figure) } }
+            }
+            @if !alone.is_empty() {
+                h3 { "Each model alone" }
+                p.note { "Accuracy on test images in the model's colour, on training images as they came by in grey." }
+                div.charts.small { @for figure in &alone { (figure) } }
+            }
+        }
+    })
+}
+
+fn table(section: &Section) -> Markup {
+    markup! {
+        div.scroll tabindex="0" role="region" aria-label="Results" {
+            table {
+                thead { tr { @for column in COLUMNS { (head(column)) } } }
+                tbody {
+                    @for (index, row) in section.rows.iter().enumerate() {
+                        tr .unfinished[!row.finished()] { (cells(row, Style::Series(index))) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn head(column: &Column) -> Markup {
+    markup! { th scope="col" .number[column.kind != Kind::Words] { (column.title) } }
+}
+
+fn cells(row: &Row, style: Style) -> Markup {
+    markup! {
+        @for (index, column) in COLUMNS.iter().enumerate() {
+            @let cell = (column.cell)(row);
+            @if index == 0 {
+                th scope="row" data-value=(cell.text) {
+                    (style.swatch()) (cell.text)
+                    @if row.record().data.synthetic { " " span.badge { "synthetic" } }
+                }
+            } @else {
+                td .number[column.kind != Kind::Words] .remark[column.kind == Kind::Remark] data-value=[cell.value] {
+                    @for (index, part) in cell.text.split(", ").enumerate() {
+                        @if index > 0 { ", " }
+                        span.part { (part) }
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn legend(section: &Section) -> Markup {
+    markup! {
+        ul.legend {
+            @for (index, row) in section.rows.iter().enumerate() {
+                li { (Style::Series(index).swatch()) (row.label) }
+            }
+            @if section.rows.iter().any(|row| row.runs.len() > 1) { li.note { "shade: range of the seeds" } }
+            @if !section.rows.iter().all(Row::finished) { li.note { "× run cut off" } }
+        }
+    }
+}
+
+fn conditions_of(sections: &[Section]) -> Markup {
+    let conditions = conditions(sections);
+    markup! {
+        section {
+            h2 { "Conditions" }
+            p { (PROTOCOL) }
+            (facts(conditions.shared.iter()))
+            @for run in &conditions.own {
+                details open[conditions.own.len() == 1] {
+                    summary { (run.title) }
+                    (facts(run.conditions.iter().chain(&run.course)))
+                    pre { code { (run.command) } }
+                }
+            }
+        }
+    }
+}
+
+fn facts<'a>(facts: impl Iterator<Item = &'a (&'static str, String)>) -> Markup {
+    markup! { dl { @for (name, fact) in facts { dt { (name) } dd { (fact) } } } }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Status;
+    use crate::report::tests::{run, synthetic};
+
+    #[test]
+    fn the_page_needs_nothing_from_outside() {
+        let page = html(&[run("cifar_resnet20", "fast", 1, 0.9), run("mlp", "fast", 1, 0.5)]).unwrap();
+        // Names of things, not addresses: what an SVG is, and the header that forbids to load anything.
+        let outside = page.replace("xmlns=\"http://www.w3.org/2000/svg\"", "").replace("http-equiv", "");
+        for address in ["http", "://", "url(", "@import", "src=", "href="] {
+            assert!(!outside.contains(address), "{address} in the page");
+        }
+        assert!(page.contains("<title>The zoo on CIFAR-10</title>"));
+        assert!(page.contains("Test accuracy against parameters · CIFAR-10"));
+        assert!(!page.contains("ynthetic"));
+    }
+
+    #[test]
+    fn synthetic_data_is_called_so_everywhere() {
+        let page =
+            html(&[synthetic(run("mlp", "fast", 1, 0.9)), synthetic(run("template_cnn", "fast", 1, 0.9))]).unwrap();
+        assert!(page.contains("<title>The zoo on synthetic data</title>"));
+        assert!(page.contains("Synthetic data, not CIFAR-10") && page.contains("class=\"banner\""));
+        assert_eq!(page.matches("<span class=\"badge\">synthetic</span>").count(), 2);
+        let captions: Vec<&str> =
+            page.split("<figcaption>").skip(1).filter_map(|rest| rest.split('<').next()).collect();
+        assert_eq!(captions.len(), 8);
+        assert!(captions.iter().all(|caption| caption.ends_with(" · synthetic data")), "{captions:?}");
+    }
+
+    #[test]
+    fn whatever_a_record_holds_stays_text() {
+        let evil = "<img onerror=alert(1)>&\"'";
+        let mut run = run(evil, evil, 1, 0.5);
+        run.record.status = Status::Failed { message: evil.into() };
+        run.record.command = "</code></pre><script>alert(1)</script>".into();
+        (run.record.data.name, run.record.data.source) = (evil.into(), evil.into());
+        run.record.platform.cpu = Some(evil.into());
+        let page = html(&[run]).unwrap();
+        assert!(!page.contains("<img"));
+        assert_eq!(page.matches("<script>").count(), 1);
+        assert!(page.contains("&lt;img onerror=alert(1)&gt;&amp;&quot;"));
+    }
+
+    #[test]
+    fn runs_that_were_cut_off_are_seen() {
+        let mut failed = run("mlp", "fast", 1, 0.1);
+        failed.epochs.truncate(3);
+        failed.record.epochs_done = 3;
+        failed.record.status = Status::Failed { message: "loss is NaN".into() };
+        let mut early = run("template_cnn", "fast", 1, 0.1);
+        (early.record.epochs_done, early.record.status) = (0, Status::Failed { message: "no memory".into() });
+        early.epochs.clear();
+        let page = html(&[failed, early]).unwrap();
+        assert!(
+            page.contains("failed after 3 of 20 epochs: loss is NaN")
+                && page.contains("failed after 0 of 20 epochs: no memory")
+        );
+        assert_eq!(page.matches("<tr class=\"unfinished\">").count(), 2);
+        assert!(page.contains("× run cut off"));
+        assert!(page.contains("mlp · seed 1 · epoch 3 · 8.55 % · failed"));
+    }
+
+    #[test]
+    fn a_single_epoch_and_no_run_at_all_make_a_page() {
+        let mut short = run("mlp", "fast", 1, 0.5);
+        short.epochs.truncate(1);
+        let page = html(&[short]).unwrap();
+        assert!(page.contains("<title>mlp · epoch 1 · 25.64 %</title>"));
+        assert!(page.contains("<circle"));
+        assert!(html(&[]).unwrap().contains("0 runs"));
+    }
+}

@@ -1,0 +1,131 @@
+//! The report of a suite: `report.md` for a README and `report.html` for the eye, from the records that its runs left.
+//!
+//! The headline is always the test accuracy after the **last** epoch, with the best epoch beside it: the best epoch
+//! is chosen by its test accuracy and so flatters. Published figures stand beside ours, but a difference is stated
+//! only where recipe, length and data agree. Results on different data never share a table or a chart, and synthetic
+//! data is called so wherever it appears.
+
+mod chart;
+mod curves;
+pub(crate) mod format;
+mod html;
+mod markdown;
+mod summary;
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+
+use crate::record::{EpochMetrics, METRICS_FILE, RESULTS_FILE, RunRecord, read_jsonl};
+
+pub use html::html;
+pub use markdown::markdown;
+
+/// A run as a report sees it: its record and its epochs.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Run {
+    /// The run's line of `results.jsonl`.
+    pub record: RunRecord,
+    /// The run's `metrics.jsonl`, one entry an epoch in order; may be empty.
+    pub epochs: Vec<EpochMetrics>,
+}
+
+/// Reads the runs of the suite in the folder `out`: `results.jsonl` and the `metrics.jsonl` of each run's own folder.
+/// Returns them with what the reader should be warned of: lines that a crash cut off, and epochs that are missing.
+pub fn load(out: &Path) -> Result<(Vec<Run>, Vec<String>)> {
+    let records = read_jsonl::<RunRecord>(&out.join(RESULTS_FILE))?;
+    let mut warnings: Vec<String> = records.warning.into_iter().collect();
+    let mut runs = Vec::new();
+    for record in records.values {
+        let path = out.join(&record.folder).join(METRICS_FILE);
+        let mut epochs = Vec::new();
+        if path.exists() {
+            let lines = read_jsonl::<EpochMetrics>(&path)?;
+            // An epoch that a resumed run went through again counts as it went the last time.
+            let by_epoch: BTreeMap<usize, EpochMetrics> =
+                lines.values.into_iter().map(|line| (line.epoch, line)).collect();
+            epochs = by_epoch.into_values().collect();
+            warnings.extend(lines.warning);
+        } else if record.epochs_done > 0 {
+            warnings.push(format!("{} is missing: the report shows no curve of {}", path.display(), record.folder));
+        }
+        runs.push(Run { record, epochs });
+    }
+    Ok((runs, warnings))
+}
+
+/// Writes `report.md` and `report.html` into the folder `out`. Each is written aside and renamed: whoever looks at
+/// one while it is renewed sees the old or the new one, never half of it.
+pub fn write(out: &Path, runs: &[Run]) -> Result<()> {
+    replace(&out.join("report.md"), &markdown(runs))?;
+    replace(&out.join("report.html"), &html(runs)?)
+}
+
+fn replace(path: &Path, text: &str) -> Result<()> {
+    let aside = path.with_added_extension("new");
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(&aside)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_data()?;
+        fs::rename(&aside, path)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::record::tests::{epoch, record};
+    use crate::record::{DataRecord, Status, append_jsonl};
+
+    /// A run of 20 epochs that ends at the accuracy `acc`.
+    pub(crate) fn run(model: &str, recipe: &str, seed: u64, acc: f64) -> Run {
+        let epochs = (1..=20).map(|n| epoch(n, acc * (1.0 - 0.5 / f64::from(n as u32)) / 0.975)).collect();
+        Run { record: record(model, recipe, seed, acc), epochs }
+    }
+
+    /// The same run on synthetic images.
+    pub(crate) fn synthetic(mut run: Run) -> Run {
+        run.record.data = DataRecord::synthetic(0, 2_000, 500);
+        run
+    }
+
+    #[test]
+    fn a_suite_comes_back_from_its_folder() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut failed = run("mlp", "fast", 2, 0.5);
+        (failed.record.status, failed.record.epochs_done) = (Status::Failed { message: "no memory".into() }, 0);
+        failed.epochs.clear();
+        let runs = vec![run("mlp", "fast", 1, 0.5), failed];
+        for run in &runs {
+            append_jsonl(&dir.path().join(RESULTS_FILE), &run.record).unwrap();
+            for epoch in &run.epochs {
+                fs::create_dir_all(dir.path().join(&run.record.folder)).unwrap();
+                append_jsonl(&dir.path().join(&run.record.folder).join(METRICS_FILE), epoch).unwrap();
+            }
+        }
+        assert_eq!(load(dir.path()).unwrap(), (runs.clone(), vec![]));
+        // A run that was killed after epoch 20 and resumed from epoch 19 says epoch 20 twice.
+        append_jsonl(&dir.path().join("mlp-fast-1").join(METRICS_FILE), &runs[0].epochs[19]).unwrap();
+        assert_eq!(load(dir.path()).unwrap(), (runs.clone(), vec![]));
+
+        write(dir.path(), &runs).unwrap();
+        write(dir.path(), &runs).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("report.md")).unwrap(), markdown(&runs));
+        assert_eq!(fs::read_to_string(dir.path().join("report.html")).unwrap(), html(&runs).unwrap());
+        assert!(!dir.path().join("report.html.new").exists());
+
+        fs::remove_dir_all(dir.path().join(&runs[0].record.folder)).unwrap();
+        let (_, warnings) = load(dir.path()).unwrap();
+        assert!(warnings.len() == 1 && warnings[0].contains("mlp-fast-1"), "{warnings:?}");
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_written_is_named() {
+        let error = format!("{:#}", write(Path::new("absent/folder"), &[run("mlp", "fast", 1, 0.5)]).unwrap_err());
+        assert!(error.contains("report.md"), "{error}");
+    }
+}

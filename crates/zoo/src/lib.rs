@@ -1,0 +1,24 @@
+//! The classic image networks on Candle: every family behind one registry.
+//!
+//! ```
+//! use candle_core::{DType, Device, Tensor};
+//! use zoo::{ModelOptions, VarStore};
+//!
+//! let store = VarStore::new(42, DType::F32, &Device::Cpu);
+//! let net = zoo::create("cifar_resnet20", &ModelOptions::default(), &store)?;
+//! let logits = net.forward_t(&Tensor::zeros((1, 3, 32, 32), DType::F32, &Device::Cpu)?, false)?;
+//! assert_eq!(logits.dims(), &[1, 10]);
+//! # Ok::<(), candle_core::Error>(())
+//! ```
+#![deny(missing_docs)]
+
+pub mod registry;
+
+pub use registry::{all, create, find, select};
+pub use zoo_cnn as cnn;
+pub use zoo_core as core;
+pub use zoo_core::{Model, ModelInfo, ModelOptions, ModuleT, VarStore};
+pub use zoo_mlp as mlp;
+pub use zoo_mobile as mobile;
+pub use zoo_resnet as resnet;
+pub use zoo_transformer as transformer;

@@ -1,0 +1,568 @@
+#!/usr/bin/env python3
+"""Writes the golden values that the zoo's tests compare with: what PyTorch computes, in f64.
+
+usage: python tests/golden/generate.py [ops] [models] [optim]        (no name: all of them; rewrites the files beside it)
+needs: pip install torch numpy safetensors
+
+Files
+  ops.safetensors, ops.json   operations: inputs, output, and the gradient of every input for a random upstream gradient
+  models.json                 whole networks: logits, loss, gradients, running statistics after one training step
+  optim.json                  optimizers step by step, gradient clipping, learning-rate schedules
+Each holds the generator's name and PyTorch's version. Running the script again on the same version changes nothing.
+
+The rule that fills tensors
+  No weights are stored: both languages compute them. Element i (row-major, from 0) of the tensor called `key` is
+      unit(key, i) = (z >> 42) / 2^21 - 1            in [-1, 1), a multiple of 2^-21
+      z = mix(fnv1a64(key) + (i + 1) * 0x9E3779B97F4A7C15)                        all modulo 2^64
+      mix(z): z ^= z >> 30; z *= 0xBF58476D1CE4E5B9; z ^= z >> 27; z *= 0x94D049BB133111EB; z ^= z >> 31   (splitmix64)
+  then scaled by the key's ending, the first line that fits:
+      *running_mean            unit / 4
+      *running_var             1 + unit / 2
+      *bias                    unit / 8
+      one dimension            1 + unit / 4          (the weight of a normalisation)
+      anything else            unit * b              with b the largest power of two (at most 1) with b^2 * fan_in <= 12,
+                                                     fan_in the product of all dimensions but the first
+  and the network's `input` is unit itself. b is He et al.'s sqrt(6 / fan_in) to the nearest power of two, so signals
+  neither die nor explode; powers of two make every value exact in f32 as in f64.
+
+How tensors too large to store are compared
+  {"norm": L2 norm, "probe": sum_i t[i] * unit("probe." + key, i), "at": [indices], "values": [t[i] for i in at]}
+  The probe sees every element and its place, so that a transposed or permuted gradient cannot pass.
+
+Tolerances
+  In f64 both sides differ only by the order of sums: relative to the tensor's norm 1e-12 for one operation, 1e-9 through
+  a network (BatchNorm over few values divides by small standard deviations, layer after layer). In f32 the unit is
+  6e-8, hence 1e-5 and 1e-3. A gradient that mathematics cancels (a bias before BatchNorm, about 1e-17 here) has no
+  relative error: compare it with the scale of its network, absolutely.
+  In f32 a rounding can turn the winner of a max pooling or the sign before a ReLU, and with it a gradient, by far more
+  than its size. How much a network suffers is measured here, in f64: `f32_error` of models.json is how far the gradients
+  move, relative to their norms and at the most, in ten draws that move every parameter by up to four units of f32. A
+  gradient of ours in f32, where every operation rounds, may be four times as far off, or 1e-3 if that is more.
+"""
+
+import argparse
+import copy
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+from safetensors.torch import save_file
+
+HERE = Path(__file__).resolve().parent
+HEAD = {"generator": "tests/golden/generate.py", "torch": torch.__version__}
+
+
+# ---------------------------------------------------------------------------------------------------------- the rule
+
+
+def fnv1a64(text):
+    value = 0xCBF29CE484222325
+    for byte in text.encode():
+        value = (value ^ byte) * 0x100000001B3 % 2**64
+    return value
+
+
+def unit(key, shape):
+    count = math.prod(shape)
+    with np.errstate(over="ignore"):  # arithmetic modulo 2^64 is what is wanted
+        z = np.uint64(fnv1a64(key)) + np.arange(1, count + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    return torch.from_numpy((z >> np.uint64(42)).astype(np.float64) / 2**21 - 1).reshape(shape)
+
+
+def fill(key, shape):
+    u = unit(key, shape)
+    if key.endswith("running_mean"):
+        return u / 4
+    if key.endswith("running_var"):
+        return 1 + u / 2
+    if key.endswith("bias"):
+        return u / 8
+    if len(shape) == 1:
+        return 1 + u / 4
+    b, fan_in = 1.0, math.prod(shape[1:])
+    while b * b * fan_in > 12:
+        b /= 2
+    return u * b
+
+
+def summary(key, tensor):
+    flat = tensor.detach().flatten()
+    n = flat.numel()
+    at = sorted({k * n // 5 for k in range(5)} | {n - 1})
+    return {
+        "norm": flat.norm().item(),
+        "probe": (flat * unit("probe." + key, (n,))).sum().item(),
+        "at": at,
+        "values": flat[at].tolist(),
+    }
+
+
+def write_json(name, content):
+    # One case a line, so that a change shows in a diff as the case that changed.
+    lists = {k: v for k, v in content.items() if isinstance(v, list)}
+    head = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in {**HEAD, **content}.items() if k not in lists)
+    body = "".join(
+        f",\n{json.dumps(k)}: [\n" + ",\n".join(json.dumps(item) for item in v) + "\n]" for k, v in lists.items()
+    )
+    (HERE / name).write_text("{\n" + head + body + "\n}\n")
+
+
+# ------------------------------------------------------------------------------------------------------------ the ops
+
+
+def ops():
+    tensors, cases = {}, []
+
+    def case(op, label, function, inputs, params=None, constants=None, after=None, upstream_shape=None):
+        """Records function(**inputs): output, and the gradients of every one of `inputs`."""
+        name = f"{op}/{label}"
+        leaves = {role: t.clone().requires_grad_() for role, t in inputs.items()}
+        output = function(**leaves)
+        upstream = unit(f"{name}/upstream", output.shape)
+        gradients = torch.autograd.grad(output, list(leaves.values()), upstream)
+        stored = {**inputs, **(constants or {}), "output": output.detach(), "upstream": upstream}
+        stored |= {f"grad.{role}": g for role, g in zip(leaves, gradients)}
+        stored |= after() if after else {}
+        tensors.update({f"{name}/{role}": t.clone(memory_format=torch.contiguous_format) for role, t in stored.items()})
+        cases.append({"name": name, "op": op, "params": params or {}, "tensors": list(stored)})
+
+    def pair(x):
+        return list(x) if isinstance(x, tuple) else [x, x]
+
+    def draw(name, role, shape, scale=1.0):
+        return unit(f"{name}/{role}", shape) * scale
+
+    # label: (batch, c_in, h, w), (c_out, kh, kw), stride, padding, dilation, groups, bias
+    convs = {
+        "3x3_p1": ((2, 3, 5, 6), (4, 3, 3), 1, 1, 1, 1, True),
+        "3x3_p0": ((2, 2, 5, 7), (3, 3, 3), 1, 0, 1, 1, False),
+        "3x3_p2": ((1, 2, 4, 5), (3, 3, 3), 1, 2, 1, 1, True),
+        "3x3_p3_wider_than_the_kernel": ((1, 2, 3, 4), (2, 3, 3), 1, 3, 1, 1, True),
+        "3x3_s2_p1_odd": ((2, 3, 7, 9), (4, 3, 3), 2, 1, 1, 1, False),
+        "3x3_s2_p1_even": ((2, 3, 8, 6), (4, 3, 3), 2, 1, 1, 1, True),
+        "3x3_s2_p0_last_row_unread": ((1, 2, 6, 8), (3, 3, 3), 2, 0, 1, 1, True),
+        "3x3_s3_p1_stride_not_dividing": ((2, 2, 7, 8), (3, 3, 3), 3, 1, 1, 1, True),
+        "3x3_dilation2_p2": ((1, 2, 7, 6), (3, 3, 3), 1, 2, 2, 1, True),
+        "3x3_dilation2_s2_p1": ((2, 2, 8, 7), (2, 3, 3), 2, 1, 2, 1, False),
+        "3x3_groups2": ((2, 4, 5, 5), (6, 3, 3), 1, 1, 1, 2, True),
+        "3x3_groups3_s2": ((1, 6, 7, 5), (3, 3, 3), 2, 1, 1, 3, False),
+        "1x1_groups2": ((2, 4, 3, 5), (6, 1, 1), 1, 0, 1, 2, False),
+        "depthwise": ((2, 5, 6, 5), (5, 3, 3), 1, 1, 1, 5, False),
+        "depthwise_s2": ((2, 4, 7, 6), (4, 3, 3), 2, 1, 1, 4, True),
+        "depthwise_multiplier2": ((2, 3, 5, 6), (6, 3, 3), 1, 1, 1, 3, True),
+        "depthwise_dilation2": ((1, 3, 6, 7), (3, 3, 3), 1, 2, 2, 3, False),
+        "depthwise_5x5_s2": ((1, 3, 9, 8), (3, 5, 5), 2, 2, 1, 3, False),
+        "depthwise_wide": ((1, 2, 5, 37), (2, 3, 3), 1, 1, 1, 2, False),
+        "1x1": ((2, 5, 3, 4), (3, 1, 1), 1, 0, 1, 1, True),
+        "1x1_s2": ((2, 4, 5, 6), (3, 1, 1), 2, 0, 1, 1, False),
+        "1x1_p1": ((1, 2, 3, 3), (3, 1, 1), 1, 1, 1, 1, True),
+        "5x5_p2_batch1": ((1, 2, 6, 7), (3, 5, 5), 1, 2, 1, 1, True),
+        "7x7_s2_p3": ((1, 3, 11, 12), (4, 7, 7), 2, 3, 1, 1, False),
+        "11x11_s4_p2": ((1, 1, 19, 18), (2, 11, 11), 4, 2, 1, 1, True),
+        "4x4_s4_patches": ((2, 3, 8, 8), (5, 4, 4), 4, 0, 1, 1, True),
+        "non_square": ((2, 2, 6, 7), (3, 1, 5), (2, 1), (0, 2), 1, 1, True),
+        "non_square_dilation": ((1, 2, 8, 7), (2, 3, 2), (1, 2), (2, 1), (2, 1), 1, False),
+        "kernel_covers_the_image": ((3, 2, 4, 3), (4, 4, 3), 1, 0, 1, 1, True),
+        "wide_3x3": ((1, 2, 4, 35), (3, 3, 3), 1, 1, 1, 1, False),
+    }
+    for label, (shape, (c_out, kh, kw), stride, padding, dilation, groups, bias) in convs.items():
+        name = f"conv2d/{label}"
+        inputs = {
+            "input": draw(name, "input", shape),
+            "weight": draw(name, "weight", (c_out, shape[1] // groups, kh, kw)),
+        }
+        if bias:
+            inputs["bias"] = draw(name, "bias", (c_out,))
+        geometry = {"stride": pair(stride), "padding": pair(padding), "dilation": pair(dilation), "groups": groups}
+        case("conv2d", label, lambda input, weight, bias=None: F.conv2d(
+            input, weight, bias, **geometry), inputs, {**geometry, "bias": bias})
+
+    for label, shape, c_out, bias in [("2d", (4, 6), 3, True), ("no_bias", (3, 5), 7, False), ("3d", (2, 3, 4), 5, True)]:
+        name = f"linear/{label}"
+        inputs = {"input": draw(name, "input", shape), "weight": draw(name, "weight", (c_out, shape[-1]))}
+        if bias:
+            inputs["bias"] = draw(name, "bias", (c_out,))
+        case("linear", label, F.linear, inputs, {"bias": bias})
+
+    # label: shape, momentum, eps, train
+    norms = {
+        "train_4d": ((3, 4, 3, 2), 0.1, 1e-5, True),
+        "train_4d_momentum03_eps1e-3": ((2, 3, 4, 4), 0.3, 1e-3, True),
+        "train_2d": ((6, 4), 0.1, 1e-5, True),
+        "train_2d_two_rows": ((2, 3), 0.3, 1e-3, True),
+        "train_1x1_image": ((4, 3, 1, 1), 0.1, 1e-5, True),
+        "train_large_mean": ((4, 2, 3, 3), 0.1, 1e-5, True),
+        "eval_4d": ((2, 4, 3, 3), 0.1, 1e-5, False),
+        "eval_4d_eps1e-3": ((2, 3, 2, 3), 0.1, 1e-3, False),
+        "eval_2d": ((3, 5), 0.1, 1e-5, False),
+    }
+    for label, (shape, momentum, eps, train) in norms.items():
+        name, c = f"batch_norm/{label}", shape[1]
+        inputs = {
+            # A mean of 1000 with a spread of 1: E[x^2] - E[x]^2 in one pass would lose six digits here.
+            "input": draw(name, "input", shape) + (1000 if label == "train_large_mean" else 0),
+            "weight": 1 + draw(name, "weight", (c,), 0.25),
+            "bias": draw(name, "bias", (c,), 0.125),
+        }
+        stats = {"running_mean": fill(f"{name}/running_mean", (c,)), "running_var": fill(f"{name}/running_var", (c,))}
+        mean, var = stats["running_mean"].clone(), stats["running_var"].clone()
+        case("batch_norm", label,
+             lambda input, weight, bias: F.batch_norm(input, mean, var, weight, bias, train, momentum, eps), inputs,
+             {"momentum": momentum, "eps": eps, "train": train}, stats,
+             lambda: {"running_mean.after": mean, "running_var.after": var})
+
+    def max_pool(label, input, kernel, stride, padding=0, ceil_mode=False):
+        params = {"kernel": pair(kernel), "stride": pair(stride), "padding": pair(padding), "ceil_mode": ceil_mode}
+        case("max_pool2d", label, lambda input: F.max_pool2d(
+            input, kernel, stride, padding, ceil_mode=ceil_mode), {"input": input}, params)
+
+    def avg_pool(label, input, kernel, stride, padding=0, ceil_mode=False, count_include_pad=True):
+        params = {"kernel": pair(kernel), "stride": pair(stride), "padding": pair(padding), "ceil_mode": ceil_mode,
+                  "count_include_pad": count_include_pad}
+        case("avg_pool2d", label, lambda input: F.avg_pool2d(
+            input, kernel, stride, padding, ceil_mode, count_include_pad), {"input": input}, params)
+
+    def pool_input(name, shape=(2, 2, 7, 8)):
+        return draw(name, "input", shape)
+
+    for label, kernel, stride, padding, shape in [
+        ("2_2", 2, 2, 0, (2, 3, 6, 8)), ("2_2_odd", 2, 2, 0, (2, 2, 7, 5)), ("3_2", 3, 2, 0, (2, 2, 7, 9)),
+        ("3_2_p1", 3, 2, 1, (2, 2, 8, 7)), ("3_1_p1", 3, 1, 1, (1, 2, 5, 6)), ("3_3_size7", 3, 3, 0, (1, 1, 7, 7)),
+        ("2_3_gaps", 2, 3, 0, (1, 2, 8, 7)), ("non_square", (3, 2), (2, 1), (1, 0), (2, 2, 7, 5)),
+        ("global", (4, 3), 1, 0, (2, 3, 4, 3)),
+    ]:
+        max_pool(label, pool_input(f"max_pool2d/{label}", shape), kernel, stride, padding)
+    for size in range(5, 10):
+        for kernel, stride, padding in [(3, 2, 0), (3, 2, 1), (2, 2, 0)]:
+            label = f"ceil_{kernel}_{stride}_p{padding}_size{size}"
+            shape = (1, 2, size, size + 1)
+            max_pool(label, pool_input(f"max_pool2d/{label}", shape), kernel, stride, padding, True)
+    # Size 5 with padding 1 would put a fourth window at row 6, wholly in the padding: PyTorch leaves it out.
+    max_pool("ceil_last_window_in_padding", pool_input("max_pool2d/ceil_last", (1, 2, 5, 5)), 2, 2, 1, True)
+    max_pool("ceil_last_window_in_padding_3_3", pool_input("max_pool2d/ceil_last3", (1, 2, 5, 8)), 3, 3, 1, True)
+    # Three values only: the gradient must go to the first maximum in row-major order.
+    ties = (pool_input("max_pool2d/ties", (2, 2, 7, 7)) * 1.5).round()
+    max_pool("ties_3_2_p1", ties, 3, 2, 1)
+    max_pool("ties_2_2", ties, 2, 2)
+    max_pool("constant", torch.zeros(1, 1, 5, 5, dtype=torch.float64), 3, 2, 1)
+    max_pool("all_negative_p1", pool_input("max_pool2d/negative", (1, 2, 6, 5)) - 5, 3, 2, 1)
+    max_pool("all_negative_ceil_p1", pool_input("max_pool2d/negative_ceil", (1, 2, 6, 7)) - 5, 3, 2, 1, True)
+
+    for label, kernel, stride, padding, ceil_mode, include, shape in [
+        ("2_2", 2, 2, 0, False, True, (2, 3, 6, 4)), ("2_2_odd", 2, 2, 0, False, True, (1, 2, 7, 5)),
+        ("3_2", 3, 2, 0, False, True, (2, 2, 8, 7)), ("3_2_p1_include", 3, 2, 1, False, True, (2, 2, 7, 8)),
+        ("3_2_p1_exclude", 3, 2, 1, False, False, (2, 2, 7, 8)), ("3_1_p1_include", 3, 1, 1, False, True, (1, 2, 5, 4)),
+        ("3_1_p1_exclude", 3, 1, 1, False, False, (1, 2, 5, 4)), ("ceil_3_2", 3, 2, 0, True, True, (1, 2, 6, 8)),
+        ("ceil_3_2_p1_include", 3, 2, 1, True, True, (1, 2, 6, 7)),
+        ("ceil_3_2_p1_exclude", 3, 2, 1, True, False, (1, 2, 6, 7)),
+        ("ceil_2_2_p1_last_window_in_padding", 2, 2, 1, True, True, (1, 2, 5, 5)),
+        ("ceil_3_3_exclude", 3, 3, 1, True, False, (1, 2, 5, 8)), ("global", 7, 1, 0, False, True, (2, 2, 7, 7)),
+        ("non_square", (2, 3), (1, 2), (1, 0), False, False, (2, 2, 5, 7)),
+    ]:
+        avg_pool(label, pool_input(f"avg_pool2d/{label}", shape), kernel, stride, padding, ceil_mode, include)
+    for label, shape in [("square", (2, 3, 4, 4)), ("non_square", (2, 2, 3, 5)), ("one_pixel", (2, 3, 1, 1))]:
+        x = pool_input(f"adaptive_avg_pool2d/{label}", shape)
+        case("adaptive_avg_pool2d", label, lambda input: F.adaptive_avg_pool2d(input, 1), {"input": x}, {"output": [1, 1]})
+
+    # Twice the unit covers every branch of the smooth ones; the kinks get exact values.
+    smooth = unit("activation/smooth", (3, 11)) * 5
+    kinks = torch.cat([torch.tensor([-7., -6., -3.5, -3., -1., -0., 0., 1., 2.5, 3., 5.5, 6., 6.5, 9.]).double(),
+                       unit("activation/kinks", (6,)) * 8])
+    activations = {
+        "relu": (F.relu, {}), "relu6": (F.relu6, {}), "silu": (F.silu, {}), "sigmoid": (torch.sigmoid, {}),
+        "hardswish": (F.hardswish, {}), "hardsigmoid": (F.hardsigmoid, {}), "tanh": (torch.tanh, {}),
+        "gelu": (F.gelu, {"approximate": "none"}), "gelu_tanh": (lambda x: F.gelu(x, approximate="tanh"), {"approximate": "tanh"}),
+        "leaky_relu_001": (lambda x: F.leaky_relu(x, 0.01), {"negative_slope": 0.01}),
+        "leaky_relu_02": (lambda x: F.leaky_relu(x, 0.2), {"negative_slope": 0.2}),
+    }
+    names = {"gelu_tanh": "gelu", "leaky_relu_001": "leaky_relu", "leaky_relu_02": "leaky_relu"}
+    for label, (function, params) in activations.items():
+        for kind, x in [("smooth", smooth), ("kinks", kinks)]:
+            op = names.get(label, label)
+            case(op, f"{label}_{kind}" if op != label else kind, lambda input: function(input), {"input": x}, params)
+
+    target = torch.tensor([2, 0, 6, 6, 3])
+    for smoothing in (0.0, 0.1):
+        for label, scale in [("", 2.0), ("_large_logits", 800.0)]:  # e^800 overflows f64: the maximum must come off first
+            label = f"smoothing{smoothing}{label}"
+            x = draw(f"cross_entropy/{label}", "input", (5, 7), scale)
+            case("cross_entropy", label, lambda input: F.cross_entropy(
+                input, target, label_smoothing=smoothing), {"input": x}, {"label_smoothing": smoothing}, {"target": target})
+
+    # One entry only: safetensors writes several in an order that changes from run to run.
+    save_file(tensors, HERE / "ops.safetensors", metadata={"generator": f"{HEAD['generator']}, torch {HEAD['torch']}"})
+    write_json("ops.json", {"cases": cases})
+
+
+# --------------------------------------------------------------------------------------------------------- the models
+
+
+class CifarBlock(nn.Module):
+    def __init__(self, c_in, c_out, stride, shortcut):
+        super().__init__()
+        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(c_out)
+        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(c_out)
+        self.kind, self.stride, self.widen = shortcut, stride, c_out - c_in
+        if shortcut == "B" and (stride != 1 or c_in != c_out):
+            self.shortcut = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
+
+    def skip(self, x):
+        if hasattr(self, "shortcut"):
+            return self.shortcut(x)
+        # Option A: every stride-th pixel, zero channels half below and half above.
+        low = self.widen // 2
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, low, self.widen - low))
+
+    def forward(self, x):
+        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
+        return F.relu(y if self.kind is None else y + self.skip(x))
+
+
+class CifarResNet(nn.Module):
+    """He et al. 2015, section 4.2: 6n + 2 layers."""
+
+    def __init__(self, n, shortcut):
+        super().__init__()
+        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(16)
+        c_in = 16
+        for stage, (width, stride) in enumerate([(16, 1), (32, 2), (64, 2)], start=1):
+            blocks = []
+            for i in range(n):
+                blocks.append(CifarBlock(c_in, width, stride if i == 0 else 1, shortcut))
+                c_in = width
+            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+        self.linear = nn.Linear(64, 10)
+
+    def forward(self, x):
+        x = F.relu(self.bn1(self.conv1(x)))
+        return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
+
+
+class CifarVgg16Bn(nn.Module):
+    def __init__(self):
+        super().__init__()
+        layers, c_in = [], 3
+        for width in [64, 64, "p", 128, 128, "p", 256, 256, 256, "p", 512, 512, 512, "p", 512, 512, 512, "p"]:
+            if width == "p":
+                layers.append(nn.MaxPool2d(2))
+            else:
+                layers += [nn.Conv2d(c_in, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
+                c_in = width
+        self.features, self.classifier = nn.Sequential(*layers), nn.Linear(512, 10)
+
+    def forward(self, x):
+        return self.classifier(self.features(x).flatten(1))
+
+
+class TemplateCnn(nn.Module):
+    LAYERS = [16, 16, "p", 32, 32, "p", 64, 64, "p", 128, 128, "p", 256, 256]
+
+    def __init__(self):
+        super().__init__()
+        c_in, units = 3, []
+        for width in self.LAYERS:
+            if width != "p":
+                units.append(nn.ModuleDict({"conv": nn.Conv2d(c_in, width, 3, 1, 1), "bn": nn.BatchNorm2d(width)}))
+                c_in = width
+        self.features, self.classifier = nn.ModuleList(units), nn.Linear(256, 10)
+
+    def forward(self, x):
+        i = 0
+        for width in self.LAYERS:
+            if width == "p":
+                x = F.max_pool2d(x, 3, 2)
+                continue
+            x = self.features[i]["bn"](self.features[i]["conv"](x))
+            i += 1
+            if i < len(self.features):  # no ReLU after the very last
+                x = F.relu(x)
+        return self.classifier(x.flatten(1))
+
+
+class Mlp(nn.Module):
+    def __init__(self, widths=(3072, 512, 256, 10), norm=False):
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths, widths[1:]))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(o) for o in widths[1:-1]) if norm else None
+
+    def forward(self, x):
+        x = x.flatten(1)
+        for i, layer in enumerate(self.layers):
+            x = layer(x)
+            if i + 1 < len(self.layers):
+                x = F.relu(self.norms[i](x) if self.norms else x)
+        return x
+
+
+# name: constructor, trainable parameters (published, so that a slip in a definition above shows)
+MODELS = {
+    "cifar_resnet20": (lambda: CifarResNet(3, "A"), 269_722),
+    "cifar_plain20": (lambda: CifarResNet(3, None), 269_722),
+    "cifar_resnet20_b": (lambda: CifarResNet(3, "B"), 272_474),
+    "cifar_vgg16_bn": (CifarVgg16Bn, 14_728_266),
+    "template_cnn": (TemplateCnn, 1_183_322),
+    "mlp": (Mlp, 3072 * 512 + 512 + 512 * 256 + 256 + 256 * 10 + 10),
+    "mlp_bn": (lambda: Mlp(norm=True), 3072 * 512 + 512 + 512 * 256 + 256 + 256 * 10 + 10 + 2 * (512 + 256)),
+}
+BATCH = 4
+
+
+def sensitivity(net, x, target, gradients, largest, roundings=10):
+    """How far the gradients move, at the most, when every parameter is moved by a few roundings of f32."""
+    worst = 0.0
+    for draw in range(roundings):
+        moved = copy.deepcopy(net)
+        with torch.no_grad():
+            for key, p in moved.named_parameters():
+                p.mul_(1 + 4 * 2.0**-24 * unit(f"rounding.{draw}.{key}", p.shape))
+        moved.zero_grad()
+        F.cross_entropy(moved.train()(x), target).backward()
+        for key, p in moved.named_parameters():
+            scale = max(gradients[key].norm().item(), 1e-3 * largest)
+            worst = max(worst, (p.grad - gradients[key]).norm().item() / scale)
+    return worst
+
+
+def models():
+    entries = []
+    for name, (build, count) in MODELS.items():
+        net = build().double()
+        assert sum(p.numel() for p in net.parameters()) == count, name
+        with torch.no_grad():
+            for key, tensor in net.state_dict().items():
+                if not key.endswith("num_batches_tracked"):
+                    tensor.copy_(fill(key, tensor.shape))
+        x = unit("input", (BATCH, 3, 32, 32)).requires_grad_()
+        target = torch.tensor([(3 * j + 1) % 10 for j in range(BATCH)])
+        # Evaluation first: it reads the running statistics as the rule filled them.
+        with torch.no_grad():
+            eval_logits = net.eval()(x)
+        logits = net.train()(x)
+        loss = F.cross_entropy(logits, target)
+        loss.backward()
+        gradients = {key: p.grad for key, p in net.named_parameters()}
+        largest = max(g.norm().item() for g in gradients.values())
+        entries.append({
+            "name": name, "input": list(x.shape), "target": target.tolist(), "parameters": count,
+            "f32_error": sensitivity(net, x.detach(), target, gradients, largest),
+            "logits_eval": eval_logits.tolist(), "logits_train": logits.tolist(), "loss": loss.item(),
+            "grad_input": summary("input", x.grad),
+            "grads": [{"key": k, "shape": list(g.shape), **summary(k, g)} for k, g in gradients.items()],
+            "stats": [{"key": k, "shape": list(b.shape), **summary(k, b)}
+                      for k, b in net.named_buffers() if not k.endswith("num_batches_tracked")],
+        })
+    write_json("models.json", {"models": entries})
+
+
+# ----------------------------------------------------------------------------------- optimizers, clipping, schedules
+
+STEPS = 6
+SHAPES = {"w.weight": (3, 4), "w.bias": (5,), "idle.weight": (2, 2)}
+
+
+def optim():
+    initial = {key: unit(f"optim/{key}", shape) for key, shape in SHAPES.items()}
+    # `idle` has no gradient at steps 0 and 3: PyTorch leaves such a parameter and its state alone.
+    grads = [
+        {key: unit(f"optim/{key}/grad{step}", shape) for key, shape in SHAPES.items()
+         if not (key.startswith("idle") and step in (0, 3))}
+        for step in range(STEPS)
+    ]
+    optimizers = {
+        "sgd": (torch.optim.SGD, {}),
+        "sgd_wd": (torch.optim.SGD, {"weight_decay": 0.05}),
+        "sgd_momentum": (torch.optim.SGD, {"momentum": 0.9}),
+        "sgd_momentum_wd": (torch.optim.SGD, {"momentum": 0.9, "weight_decay": 0.05}),
+        "sgd_nesterov": (torch.optim.SGD, {"momentum": 0.9, "nesterov": True}),
+        "sgd_nesterov_wd": (torch.optim.SGD, {"momentum": 0.8, "nesterov": True, "weight_decay": 0.05}),
+        "adam": (torch.optim.Adam, {}),
+        "adam_wd": (torch.optim.Adam, {"weight_decay": 0.1}),
+        "adam_betas_eps": (torch.optim.Adam, {"betas": [0.8, 0.95], "eps": 1e-4, "weight_decay": 0.1}),
+        "adamw": (torch.optim.AdamW, {"weight_decay": 0.0}),
+        "adamw_wd": (torch.optim.AdamW, {"weight_decay": 0.1}),
+        "adamw_betas_eps": (torch.optim.AdamW, {"betas": [0.8, 0.95], "eps": 1e-4, "weight_decay": 0.3}),
+    }
+    lrs = [0.1, 0.1, 0.05, 0.2, 0.01, 0.1]
+    runs = []
+    for name, (kind, options) in optimizers.items():
+        # Each with one group, and with no weight decay on one-dimensional parameters; each unclipped and clipped.
+        for one_dimensional_decay in (True, False):
+            if not one_dimensional_decay and not options.get("weight_decay"):
+                continue
+            for clip in (None, 1.5):
+                parameters = {key: t.clone().requires_grad_() for key, t in initial.items()}
+                decayed = [p for p in parameters.values() if one_dimensional_decay or p.dim() > 1]
+                plain = [p for p in parameters.values() if not (one_dimensional_decay or p.dim() > 1)]
+                groups = [{"params": decayed}] + ([{"params": plain, "weight_decay": 0.0}] if plain else [])
+                optimizer = kind(groups, lr=lrs[0], foreach=False, **options)
+                norms, trajectory = [], []
+                for step, lr in enumerate(lrs):
+                    for group in optimizer.param_groups:
+                        group["lr"] = lr
+                    for key, p in parameters.items():
+                        p.grad = grads[step][key].clone() if key in grads[step] else None
+                    if clip:
+                        norms.append(nn.utils.clip_grad_norm_(parameters.values(), clip).item())
+                    optimizer.step()
+                    trajectory.append({key: p.detach().flatten().tolist() for key, p in parameters.items()})
+                runs.append({
+                    "name": name, "kind": name.split("_")[0], "options": options,
+                    "decay_one_dimensional": one_dimensional_decay, "clip": clip, "norms": norms,
+                    "parameters": trajectory,
+                })
+
+    def schedule(name, make, epochs, **described):
+        optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.1)
+        scheduler, values = make(optimizer), []
+        for _ in range(epochs):
+            values.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            scheduler.step()
+        return {"name": name, "base": 0.1, **described, "lr": values}
+
+    s = torch.optim.lr_scheduler
+
+    def warm(steps):  # factor (t + 1) / steps
+        return lambda o: s.LinearLR(o, start_factor=1 / steps, end_factor=1.0, total_iters=steps - 1)
+
+    def then(steps, make):
+        return lambda o: s.SequentialLR(o, [warm(steps)(o), make(o)], milestones=[steps])
+
+    schedules = [
+        schedule("constant", lambda o: s.LambdaLR(o, lambda t: 1.0), 8),
+        schedule("multi_step", lambda o: s.MultiStepLR(o, [4, 6, 9], 0.1), 12, milestones=[4, 6, 9], gamma=0.1),
+        schedule("multi_step_half", lambda o: s.MultiStepLR(o, [2, 3], 0.5), 6, milestones=[2, 3], gamma=0.5),
+        schedule("cosine", lambda o: s.CosineAnnealingLR(o, 20), 20),
+        schedule("cosine_odd", lambda o: s.CosineAnnealingLR(o, 7), 7),
+        schedule("warmup_constant", then(4, lambda o: s.LambdaLR(o, lambda t: 1.0)), 9, warmup=4),
+        schedule("warmup_multi_step", then(3, lambda o: s.MultiStepLR(o, [5 - 3, 8 - 3], 0.1)), 10, warmup=3,
+                 milestones=[5, 8], gamma=0.1),
+        schedule("warmup_cosine", then(5, lambda o: s.CosineAnnealingLR(o, 15)), 20, warmup=5),
+    ]
+    write_json("optim.json", {
+        "lrs": lrs, "shapes": {k: list(v) for k, v in SHAPES.items()},
+        "initial": {k: t.flatten().tolist() for k, t in initial.items()},
+        "grads": [{k: t.flatten().tolist() for k, t in g.items()} for g in grads],
+        "optimizers": runs, "schedules": schedules,
+    })
+
+
+PARTS = {"ops": ops, "models": models, "optim": optim}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help="ops, models, optim (default: all)")
+    # One thread: the order of every sum, and so every last bit, is the same on each run.
+    torch.set_num_threads(1)
+    for part in parser.parse_args().parts or PARTS:
+        PARTS[part]()

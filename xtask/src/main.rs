@@ -1,0 +1,42 @@
+//! The repository's own chores: `cargo xtask bench-cifar` runs the benchmark suite, `cargo xtask tidy` checks that the tree
+//! keeps its rules.
+
+mod bench_cifar;
+mod tidy;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+/// Keeps the pages of activations between steps instead of giving them back to the kernel.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", about = "The zoo's benchmark suite and chores")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Train networks on CIFAR-10 and report our accuracies beside the published ones
+    BenchCifar(bench_cifar::Args),
+    /// Check the rules that the compiler does not: registration, dependencies between crates, where device code stands
+    Tidy,
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::BenchCifar(args) => bench_cifar::run(&args),
+        Command::Tidy => tidy::run(),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // One line, with every cause on it.
+            eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+            ExitCode::FAILURE
+        }
+    }
+}
