@@ -126,7 +126,7 @@ impl PlainCnn {
 impl Model for PlainCnn {
     /// (b, in_chans, h, w) -> (b, pixels of the last map)
     fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        self.features.iter().fold(Ok(xs.clone()), |xs, step| step.forward_t(&xs?, train))?.flatten_from(1)
+        self.features.iter().try_fold(xs.clone(), |xs, step| step.forward_t(&xs, train))?.flatten_from(1)
     }
 }
 

@@ -191,8 +191,7 @@ impl Model for CifarResNet {
     /// (b, in_chans, 32, 32) -> (b, 64)
     fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         let xs = relu(&self.bn1.forward_t(&self.conv1.forward_t(xs, train)?, train)?)?; // (b, 16, 32, 32)
-        let blocks = self.stages.iter().flatten();
-        let xs = blocks.fold(Ok(xs), |xs, block| block.forward_t(&xs?, train))?; // (b, 64, 8, 8)
+        let xs = self.stages.iter().flatten().try_fold(xs, |xs, block| block.forward_t(&xs, train))?; // (b, 64, 8, 8)
         global_avg_pool2d(&xs)
     }
 }

@@ -184,7 +184,7 @@ impl<'a> Run<'a> {
         let (mut loss_sum, mut correct, mut images, mut lr) = (0.0, 0, 0, 0.0);
         let mut batches = self.train.epoch(epoch as u64)?;
         let mut number = 0;
-        while let Some(batch) = batches.next() {
+        for batch in batches.by_ref() {
             if stop.load(Ordering::Relaxed) {
                 return Ok(Pass::Stopped);
             }
