@@ -23,8 +23,9 @@ const QUICK_MODELS: &str = "mlp,template_cnn,cifar_resnet20";
 const QUICK_DATA: Synthetic = Synthetic { train: 5_000, test: 1_000, seed: 0 };
 const DEFAULT_MODELS: &str = "cifar_resnet20";
 
-/// Arguments of `bench-cifar`.
+/// Arguments of `bench-cifar`. A flag that is given twice counts the last time.
 #[derive(clap::Args, Debug)]
+#[command(args_override_self = true)]
 pub struct Args {
     /// Show the whole path in about two minutes: embedded synthetic data, three small models, a few epochs
     #[arg(long)]

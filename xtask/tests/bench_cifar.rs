@@ -1,0 +1,94 @@
+//! `bench-cifar` as a user runs it: what it leaves, what it refuses, and that the seed fixes every number.
+
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output};
+
+/// Runs the suite on a little synthetic data.
+fn bench(out: &Path, more: &[&str]) -> Output {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+    command.args(["bench-cifar", "--data", "synthetic", "--models", "mlp", "--recipe", "quick", "--epochs", "2"]);
+    command.args(["--limit", "256", "--out"]).arg(out).args(more).env_remove("CIFAR10_DIR");
+    command.output().unwrap()
+}
+
+fn error_line(output: &Output) -> String {
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    let last = text.lines().rfind(|line| line.starts_with("error: ")).unwrap_or_else(|| panic!("no error line: {text}"));
+    last.to_owned()
+}
+
+fn lines(path: &Path) -> Vec<Value> {
+    fs::read_to_string(path).unwrap().lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn a_suite_leaves_records_curves_weights_and_a_report() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("suite");
+    let output = bench(&out, &["--seeds", "1,2", "--threads", "1"]);
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+
+    let records = lines(&out.join("results.jsonl"));
+    assert_eq!(records.len(), 2);
+    for (record, seed) in records.iter().zip([1, 2]) {
+        assert_eq!((&record["model"], &record["seed"], &record["epochs"]), (&"mlp".into(), &seed.into(), &2.into()));
+        assert_eq!((&record["status"], &record["threads"]), (&"finished".into(), &1.into()));
+        assert_eq!(record["data"]["synthetic"], true);
+        assert_eq!(record["data"]["train_images"], 256);
+        assert!(record["parameters"].as_u64().unwrap() == 1_707_274 && record["macs"].as_u64().unwrap() > 1_000_000);
+        assert!(record["command"].as_str().unwrap().contains("--data synthetic"));
+        let run = out.join(record["folder"].as_str().unwrap());
+        assert_eq!(lines(&run.join("metrics.jsonl")).len(), 2);
+        assert!(run.join("model.safetensors").exists());
+    }
+    let html = fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(html.contains("Synthetic data") && html.contains("mlp"));
+    assert!(fs::read_to_string(out.join("report.md")).unwrap().contains("Synthetic data"));
+
+    // What stands there is not overwritten unasked.
+    let again = bench(&out, &[]);
+    assert_eq!(again.status.code(), Some(1));
+    assert!(error_line(&again).contains("--force"), "{}", error_line(&again));
+    assert_eq!(lines(&out.join("results.jsonl")).len(), 2);
+    assert!(bench(&out, &["--force"]).status.success());
+    assert_eq!(lines(&out.join("results.jsonl")).len(), 1);
+}
+
+#[test]
+fn one_seed_gives_the_same_metrics_bit_by_bit() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |name: &str| {
+        let out = folder.path().join(name);
+        assert!(bench(&out, &["--threads", "2", "--models", "template_cnn"]).status.success());
+        let mut epochs = lines(&out.join("runs/template_cnn-quick-seed1/metrics.jsonl"));
+        for epoch in &mut epochs {
+            for time in ["seconds", "images_per_s", "wait_share"] {
+                epoch.as_object_mut().unwrap().remove(time);
+            }
+        }
+        epochs
+    };
+    assert_eq!(run("a"), run("b"));
+}
+
+#[test]
+fn what_cannot_be_done_is_said_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let fails = |more: &[&str], expected: &str| {
+        let output = bench(&folder.path().join("never"), more);
+        assert_eq!(output.status.code(), Some(1), "{more:?}");
+        let line = error_line(&output);
+        assert!(line.contains(expected), "{more:?}: {line}");
+        assert!(!folder.path().join("never").exists(), "{more:?} left a folder behind");
+    };
+    fails(&["--models", "cifar_resnet2O"], "did you mean cifar_resnet20");
+    fails(&["--data", "/no/such/folder"], "/no/such/folder");
+    fails(&["--recipe", "none"], "there is no recipe `none`");
+    fails(&["--epochs", "0"], "epochs");
+    fails(&["--limit", "0"], "--limit");
+    fails(&["--device", "abacus"], "abacus");
+    let usage = bench(folder.path(), &["--no-such-flag"]);
+    assert_eq!(usage.status.code(), Some(2));
+}
