@@ -15,7 +15,8 @@ fn bench(out: &Path, more: &[&str]) -> Output {
 
 fn error_line(output: &Output) -> String {
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    let last = text.lines().rfind(|line| line.starts_with("error: ")).unwrap_or_else(|| panic!("no error line: {text}"));
+    let last =
+        text.lines().rfind(|line| line.starts_with("error: ")).unwrap_or_else(|| panic!("no error line: {text}"));
     last.to_owned()
 }
 

@@ -36,7 +36,7 @@ pub fn load() -> Result<Dataset, DataError> {
 }
 
 /// From candle-datasets' (n, c, w, h) f32 in 0..=1 to (n, c, h, w) u8.
-#[cfg(feature = "hub")]
+#[cfg(any(feature = "hub", test))]
 fn upright(images: &candle_core::Tensor, labels: &candle_core::Tensor) -> Result<super::Split, DataError> {
     /// Images at a time: the whole training split is 600 MB of f32, one copy of it is enough.
     const CHUNK: usize = 1000;
@@ -50,4 +50,20 @@ fn upright(images: &candle_core::Tensor, labels: &candle_core::Tensor) -> Result
     }
     let labels = labels.to_vec1::<u8>()?.into_iter().map(u32::from).collect();
     super::Split::new(bytes, labels, [c, h, w])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Tensor};
+
+    /// `tests/hub.rs` holds the same on files that candle-datasets itself reads; that needs the feature.
+    #[test]
+    fn an_asymmetric_image_stands_upright() {
+        // Pixel (y, x) of the true image is 10·y + x, two rows by three columns, in one channel; candle-datasets hands out [x][y].
+        let transposed: Vec<f32> = (0..3).flat_map(|x| (0..2).map(move |y| (10 * y + x) as f32 / 255.0)).collect();
+        let images = Tensor::from_vec(transposed, (1, 1, 3, 2), &Device::Cpu).unwrap();
+        let split = upright(&images, &Tensor::new(&[7u8], &Device::Cpu).unwrap()).unwrap();
+        assert_eq!((split.shape(), split.image(0), split.labels()), ([1, 2, 3], &[0, 1, 2, 10, 11, 12][..], &[7][..]));
+    }
 }
