@@ -14,7 +14,7 @@ use zoo_train::record::{EpochMetrics, METRICS_FILE, Status, read_jsonl};
 use zoo_train::trainer::{Job, Outcome, train};
 
 fn data() -> Dataset {
-    Synthetic { train: 300, test: 100, seed: 0 }.generate()
+    Synthetic { train: 200, test: 50, seed: 0 }.generate()
 }
 
 fn job(model: &str, seed: u64, overrides: Overrides) -> Result<Job> {
@@ -34,10 +34,10 @@ fn numbers(epochs: &[EpochMetrics]) -> Vec<[u64; 5]> {
 
 #[test]
 fn networks_fit_what_they_see() -> Result<()> {
-    let epochs = Overrides { epochs: Some(8), batch: Some(32), lr: None };
+    let epochs = Overrides { epochs: Some(6), batch: Some(25), lr: None };
     for model in ["mlp", "template_cnn", "cifar_resnet20"] {
         let (outcome, _folder) = run(&job(model, 1, epochs)?, &data())?;
-        let (first, last) = (&outcome.epochs[0], &outcome.epochs[7]);
+        let (first, last) = (&outcome.epochs[0], &outcome.epochs[5]);
         assert_eq!(outcome.status, Status::Finished);
         assert!(last.train_loss < 0.8 * first.train_loss, "{model}: {} to {}", first.train_loss, last.train_loss);
         assert!(last.train_acc > 2.0 * 0.1, "{model}: {}", last.train_acc);
@@ -112,6 +112,15 @@ fn divergence_and_interruption_keep_what_is_done() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let stopped = train(&job("mlp", 1, Overrides::default())?, &data(), folder.path(), &AtomicBool::new(true))?;
     assert_eq!((stopped.status, stopped.epochs.len()), (Status::Interrupted, 0));
+    Ok(())
+}
+
+#[test]
+fn a_last_batch_of_one_image_does_not_end_a_run() -> Result<()> {
+    let data = data().limit(101);
+    let (outcome, _folder) =
+        run(&job("template_cnn", 1, Overrides { epochs: Some(2), batch: Some(50), lr: None })?, &data)?;
+    assert_eq!((outcome.status, outcome.steps), (Status::Finished, 4));
     Ok(())
 }
 

@@ -36,7 +36,9 @@ fn convolutions(c: &mut Criterion) {
         group.bench_function(format!("{c_in}->{c_out} {side}x{side} {kernel}x{kernel} groups {groups}"), |b| {
             b.iter(|| {
                 let ys = conv2d(&x, &w, None, params).expect("shapes fit");
-                black_box((ys * &upstream).and_then(|ys| ys.sum_all()).and_then(|loss| loss.backward()).expect("tracked"));
+                black_box(
+                    (ys * &upstream).and_then(|ys| ys.sum_all()).and_then(|loss| loss.backward()).expect("tracked"),
+                );
             });
         });
     }

@@ -230,8 +230,8 @@ impl VarBuilder {
         let calls = Arc::new(AtomicU64::new(0));
         let mut all = self.store.0.dropout_calls.lock().unwrap_or_else(PoisonError::into_inner);
         // Several dropouts may stand at one place, in one block: number them.
-        let n = all.range(self.path.clone()..).take_while(|(k, _)| k.starts_with(&self.path)).count();
-        let key = format!("{}#{n}", self.path);
+        let place = format!("{}#", self.path);
+        let key = format!("{place}{}", all.keys().filter(|key| key.starts_with(&place)).count());
         all.insert(key.clone(), calls.clone());
         DropoutStream { seed: self.store.0.seed, key, calls }
     }

@@ -93,6 +93,8 @@ struct Run<'a> {
     test: Loader,
     epochs: usize,
     steps_done: u64,
+    /// What the user should know before it starts.
+    notes: Vec<String>,
 }
 
 /// Trains `job` on `data` and leaves `metrics.jsonl` (a line after every epoch) and `model.safetensors` in `folder`, which
@@ -106,6 +108,7 @@ pub fn train(job: &Job, data: &Dataset, folder: &Path, stop: &AtomicBool) -> Res
     let mut run = Run::new(job, data)?;
     let name = format!("{} {} seed {}", job.model.name, job.recipe.name, job.seed);
     let progress = Progress::new(&name, run.epochs, (run.epochs * run.train.len()) as u64);
+    run.notes.iter().for_each(|note| progress.say(&format!("{name}: {note}")));
     let train_images = job.recipe.train_images(data.train.len());
     let (mut epochs, mut status) = (Vec::with_capacity(run.epochs), Status::Finished);
     for epoch in 1..=run.epochs {
@@ -147,7 +150,8 @@ pub fn train(job: &Job, data: &Dataset, folder: &Path, stop: &AtomicBool) -> Res
 
 impl<'a> Run<'a> {
     fn new(job: &'a Job, data: &Dataset) -> Result<Self> {
-        let recipe = &job.recipe;
+        let mut recipe = job.recipe.clone();
+        let mut notes = Vec::new();
         let [channels, height, width] = data.train.shape();
         let side = job.model.image_size;
         // Networks for 224 pixels take smaller images too, as their published CIFAR-10 runs do; never larger ones.
@@ -163,9 +167,17 @@ impl<'a> Run<'a> {
             let may_differ: Vec<&str> = start.may_differ.iter().map(String::as_str).collect();
             let options = LoadOptions { renames: job.model.renames, may_differ: &may_differ, ..LoadOptions::default() };
             let report = load(&store, &Weights::open(&start.file)?, &options)?;
-            eprintln!("{}: {report}", start.file.display());
+            notes.push(format!("{}: {report}", start.file.display()));
         }
         let images = recipe.train_images(data.train.len());
+        if !recipe.drop_last && images > recipe.batch && images % recipe.batch == 1 {
+            // BatchNorm on a 1x1 map has no variance then, and the run would end there.
+            recipe.drop_last = true;
+            notes.push(format!(
+                "{images} images in batches of {} leave a last batch of one image: it is left out",
+                recipe.batch
+            ));
+        }
         let data = data.clone().limit(images);
         let transform = std::sync::Arc::new(Transform::new(&recipe.normalize, &data.train)?);
         let extent = recipe.extent(images)?;
@@ -176,7 +188,7 @@ impl<'a> Run<'a> {
         let optimizer = recipe.optimizer.build(parameters.clone(), recipe.lr, recipe.decay_all);
         let lr = recipe.schedule.over(recipe.lr, extent);
         let epochs = (extent.total_steps / extent.steps_per_epoch) as usize;
-        Ok(Self { job, store, net, parameters, optimizer, lr, train, test, epochs, steps_done: 0 })
+        Ok(Self { job, store, net, parameters, optimizer, lr, train, test, epochs, steps_done: 0, notes })
     }
 
     /// One epoch, counted from 1, over the training images.
