@@ -76,12 +76,12 @@ pub fn run(args: &Args) -> Result<()> {
     let data = load_data(args)?;
     let out = prepare_folder(&args.out, args.force)?;
     eprintln!(
-        "{} on {}; {} training and {} test images; {} threads, {}; report in {}",
+        "{} on {}; {} training and {} test images; {}, {}; report in {}",
         count(runs.len(), "run"),
         data.source.label(),
         data.train.len(),
         data.test.len(),
-        threads,
+        count(threads, "thread"),
         args.device,
         out.display()
     );
