@@ -170,9 +170,23 @@ fn load_data(args: &Args) -> Result<Dataset> {
     }
 }
 
-/// Sizes the pool that the kernels run in; the number of threads.
+/// What rayon and candle read when they start their threads.
+const THREADS_VARIABLE: &str = "RAYON_NUM_THREADS";
+
+/// Sizes the pools that the kernels and candle's own operations run in; the number of threads.
 fn set_threads(threads: Option<usize>) -> Result<usize> {
     ensure!(threads != Some(0), "--threads must be at least 1");
+    // Candle sizes its pools by the environment alone, which a running program cannot change safely: start again with it.
+    #[cfg(unix)]
+    if let Some(n) = threads.map(|n| n.to_string())
+        && std::env::var(THREADS_VARIABLE).as_ref() != Ok(&n)
+    {
+        use std::os::unix::process::CommandExt;
+        let program = std::env::current_exe().context("cannot find this program to start it with --threads")?;
+        let mut command = std::process::Command::new(program);
+        command.args(std::env::args_os().skip(1)).env(THREADS_VARIABLE, n).env_remove("CANDLE_NUM_THREADS");
+        return Err(command.exec()).context("cannot start again with --threads");
+    }
     let builder = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0));
     builder.build_global().context("cannot start the threads")?;
     Ok(rayon::current_num_threads())
