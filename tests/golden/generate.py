@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Writes the golden values that the zoo's tests compare with: what PyTorch computes, in f64.
 
-usage: python tests/golden/generate.py [ops] [models] [optim]        (no name: all of them; rewrites the files beside it)
-needs: pip install torch numpy safetensors
+usage: python tests/golden/generate.py [ops] [optim] [cnn] [resnet] [mobile] [transformer] [mlp]
+       (no name: all of them; rewrites the files beside it; a family's networks stand in reference_FAMILY.py)
+needs: pip install torch torchvision timm numpy safetensors
 
 Files
   ops.safetensors, ops.json   operations: inputs, output, and the gradient of every input for a random upstream gradient
-  models.json                 whole networks: logits, loss, gradients, running statistics after one training step
+  models_FAMILY.json          whole networks: logits, loss, gradients, running statistics after one training step; dropout off
   optim.json                  optimizers step by step, gradient clipping, learning-rate schedules
 Each holds the generator's name and PyTorch's version. Running the script again on the same version changes nothing.
 
@@ -35,13 +36,15 @@ Tolerances
   6e-8, hence 1e-5 and 1e-3. A gradient that mathematics cancels (a bias before BatchNorm, about 1e-17 here) has no
   relative error: compare it with the scale of its network, absolutely.
   In f32 a rounding can turn the winner of a max pooling or the sign before a ReLU, and with it a gradient, by far more
-  than its size. How much a network suffers is measured here, in f64: `f32_error` of models.json is how far the gradients
+  than its size. How much a network suffers is measured here, in f64: `f32_error` of a network is how far the gradients
   move, relative to their norms and at the most, in ten draws that move every parameter by up to four units of f32. A
   gradient of ours in f32, where every operation rounds, may be four times as far off, or 1e-3 if that is more.
 """
 
 import argparse
 import copy
+import functools
+import importlib
 import json
 import math
 from pathlib import Path
@@ -270,6 +273,12 @@ def ops():
     for label, shape in [("square", (2, 3, 4, 4)), ("non_square", (2, 2, 3, 5)), ("one_pixel", (2, 3, 1, 1))]:
         x = pool_input(f"adaptive_avg_pool2d/{label}", shape)
         case("adaptive_avg_pool2d", label, lambda input: F.adaptive_avg_pool2d(input, 1), {"input": x}, {"output": [1, 1]})
+    for label, shape, size in [("dividing", (2, 2, 6, 9), (3, 3)), ("overlapping", (1, 2, 7, 10), (3, 4)),
+                               ("repeating", (2, 1, 2, 3), (5, 7)), ("from_one_pixel", (2, 2, 1, 1), (7, 7)),
+                               ("same", (1, 2, 3, 4), (3, 4)), ("mixed", (1, 1, 8, 3), (4, 5))]:
+        x = pool_input(f"adaptive_avg_pool2d/{label}", shape)
+        case("adaptive_avg_pool2d", label, lambda input: F.adaptive_avg_pool2d(input, size), {"input": x},
+             {"output": list(size)})
 
     # Twice the unit covers every branch of the smooth ones; the kinks get exact values.
     smooth = unit("activation/smooth", (3, 11)) * 5
@@ -296,6 +305,44 @@ def ops():
             case("cross_entropy", label, lambda input: F.cross_entropy(
                 input, target, label_smoothing=smoothing), {"input": x}, {"label_smoothing": smoothing}, {"target": target})
 
+    # label: shape, dimensions that are normalised, eps
+    layer_norms = {
+        "2d": ((5, 7), 1, 1e-5), "tokens": ((2, 3, 17), 1, 1e-6), "two_dimensions": ((3, 4, 6), 2, 1e-5),
+        "one_row": ((1, 33), 1, 1e-5), "one_element": ((4, 1), 1, 1e-5), "many_rows": ((67, 5), 1, 1e-3),
+        "large_mean": ((3, 16), 1, 1e-5),
+    }
+    for label, (shape, last, eps) in layer_norms.items():
+        name, normalized = f"layer_norm/{label}", shape[len(shape) - last:]
+        inputs = {
+            "input": draw(name, "input", shape) + (1000 if label == "large_mean" else 0),
+            "weight": 1 + draw(name, "weight", normalized, 0.25),
+            "bias": draw(name, "bias", normalized, 0.125),
+        }
+        case("layer_norm", label, lambda input, weight, bias: F.layer_norm(
+            input, normalized, weight, bias, eps), inputs, {"eps": eps})
+
+    for label, shape, scale in [("1d", (7,), 3.0), ("2d", (5, 9), 3.0), ("4d", (2, 3, 4, 5), 3.0), ("one", (3, 1), 3.0),
+                                ("large", (3, 6), 900.0), ("many_rows", (67, 3), 3.0)]:
+        x = draw(f"softmax/{label}", "input", shape, scale)
+        case("softmax", label, lambda input: F.softmax(input, -1), {"input": x})
+
+    # label: queries and keys (b, heads, n, d), (b, heads, m, d); which mask
+    attentions = {
+        "self": ((2, 3, 5, 4), (2, 3, 5, 4), None), "cross": ((1, 2, 3, 4), (1, 2, 7, 4), None),
+        "causal": ((2, 2, 6, 3), (2, 2, 6, 3), "causal"), "padded": ((2, 1, 4, 5), (2, 1, 3, 5), "padding"),
+        "one_token": ((1, 1, 1, 8), (1, 1, 1, 8), None),
+    }
+    for label, (queries, keys, kind) in attentions.items():
+        name, n, m = f"attention/{label}", queries[2], keys[2]
+        inputs = {"input": draw(name, "q", queries), "weight": draw(name, "k", keys), "bias": draw(name, "v", keys)}
+        mask = torch.zeros(queries[0], 1, n, m, dtype=torch.float64)
+        if kind == "causal":
+            mask += torch.full((n, m), -torch.inf).triu(1)
+        if kind == "padding":
+            mask[1, :, :, -1] = -torch.inf
+        case("attention", label, lambda input, weight, bias: F.scaled_dot_product_attention(
+            input, weight, bias, attn_mask=mask), inputs, {}, {"mask": mask})
+
     # One entry only: safetensors writes several in an order that changes from run to run.
     save_file(tensors, HERE / "ops.safetensors", metadata={"generator": f"{HEAD['generator']}, torch {HEAD['torch']}"})
     write_json("ops.json", {"cases": cases})
@@ -304,120 +351,7 @@ def ops():
 # --------------------------------------------------------------------------------------------------------- the models
 
 
-class CifarBlock(nn.Module):
-    def __init__(self, c_in, c_out, stride, shortcut):
-        super().__init__()
-        self.conv1 = nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(c_out)
-        self.conv2 = nn.Conv2d(c_out, c_out, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(c_out)
-        self.kind, self.stride, self.widen = shortcut, stride, c_out - c_in
-        if shortcut == "B" and (stride != 1 or c_in != c_out):
-            self.shortcut = nn.Sequential(nn.Conv2d(c_in, c_out, 1, stride, bias=False), nn.BatchNorm2d(c_out))
-
-    def skip(self, x):
-        if hasattr(self, "shortcut"):
-            return self.shortcut(x)
-        # Option A: every stride-th pixel, zero channels half below and half above.
-        low = self.widen // 2
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, low, self.widen - low))
-
-    def forward(self, x):
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y if self.kind is None else y + self.skip(x))
-
-
-class CifarResNet(nn.Module):
-    """He et al. 2015, section 4.2: 6n + 2 layers."""
-
-    def __init__(self, n, shortcut):
-        super().__init__()
-        self.conv1 = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(16)
-        c_in = 16
-        for stage, (width, stride) in enumerate([(16, 1), (32, 2), (64, 2)], start=1):
-            blocks = []
-            for i in range(n):
-                blocks.append(CifarBlock(c_in, width, stride if i == 0 else 1, shortcut))
-                c_in = width
-            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
-        self.linear = nn.Linear(64, 10)
-
-    def forward(self, x):
-        x = F.relu(self.bn1(self.conv1(x)))
-        return self.linear(self.layer3(self.layer2(self.layer1(x))).mean((2, 3)))
-
-
-class CifarVgg16Bn(nn.Module):
-    def __init__(self):
-        super().__init__()
-        layers, c_in = [], 3
-        for width in [64, 64, "p", 128, 128, "p", 256, 256, 256, "p", 512, 512, 512, "p", 512, 512, 512, "p"]:
-            if width == "p":
-                layers.append(nn.MaxPool2d(2))
-            else:
-                layers += [nn.Conv2d(c_in, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
-                c_in = width
-        self.features, self.classifier = nn.Sequential(*layers), nn.Linear(512, 10)
-
-    def forward(self, x):
-        return self.classifier(self.features(x).flatten(1))
-
-
-class TemplateCnn(nn.Module):
-    LAYERS = [16, 16, "p", 32, 32, "p", 64, 64, "p", 128, 128, "p", 256, 256]
-
-    def __init__(self):
-        super().__init__()
-        c_in, units = 3, []
-        for width in self.LAYERS:
-            if width != "p":
-                units.append(nn.ModuleDict({"conv": nn.Conv2d(c_in, width, 3, 1, 1), "bn": nn.BatchNorm2d(width)}))
-                c_in = width
-        self.features, self.classifier = nn.ModuleList(units), nn.Linear(256, 10)
-
-    def forward(self, x):
-        i = 0
-        for width in self.LAYERS:
-            if width == "p":
-                x = F.max_pool2d(x, 3, 2)
-                continue
-            x = self.features[i]["bn"](self.features[i]["conv"](x))
-            i += 1
-            if i < len(self.features):  # no ReLU after the very last
-                x = F.relu(x)
-        return self.classifier(x.flatten(1))
-
-
-class Mlp(nn.Module):
-    def __init__(self, widths=(3072, 512, 256, 10), norm=False):
-        super().__init__()
-        self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths, widths[1:]))
-        self.norms = nn.ModuleList(nn.BatchNorm1d(o) for o in widths[1:-1]) if norm else None
-
-    def forward(self, x):
-        x = x.flatten(1)
-        for i, layer in enumerate(self.layers):
-            x = layer(x)
-            if i + 1 < len(self.layers):
-                x = F.relu(self.norms[i](x) if self.norms else x)
-        return x
-
-
-# name: constructor, trainable parameters (published, so that a slip in a definition above shows)
-MODELS = {
-    "cifar_resnet20": (lambda: CifarResNet(3, "A"), 269_722),
-    "cifar_plain20": (lambda: CifarResNet(3, None), 269_722),
-    "cifar_resnet20_b": (lambda: CifarResNet(3, "B"), 272_474),
-    "cifar_vgg16_bn": (CifarVgg16Bn, 14_728_266),
-    "template_cnn": (TemplateCnn, 1_183_322),
-    "mlp": (Mlp, 3072 * 512 + 512 + 512 * 256 + 256 + 256 * 10 + 10),
-    "mlp_bn": (lambda: Mlp(norm=True), 3072 * 512 + 512 + 512 * 256 + 256 + 256 * 10 + 10 + 2 * (512 + 256)),
-}
-BATCH = 4
-
-
-def sensitivity(net, x, target, gradients, largest, roundings=10):
+def sensitivity(run, net, gradients, largest, roundings=10):
     """How far the gradients move, at the most, when every parameter is moved by a few roundings of f32."""
     worst = 0.0
     for draw in range(roundings):
@@ -426,42 +360,62 @@ def sensitivity(net, x, target, gradients, largest, roundings=10):
             for key, p in moved.named_parameters():
                 p.mul_(1 + 4 * 2.0**-24 * unit(f"rounding.{draw}.{key}", p.shape))
         moved.zero_grad()
-        F.cross_entropy(moved.train()(x), target).backward()
+        run(moved)[1].backward()
         for key, p in moved.named_parameters():
             scale = max(gradients[key].norm().item(), 1e-3 * largest)
             worst = max(worst, (p.grad - gradients[key]).norm().item() / scale)
     return worst
 
 
-def models():
-    entries = []
-    for name, (build, count) in MODELS.items():
-        net = build().double()
-        assert sum(p.numel() for p in net.parameters()) == count, name
-        with torch.no_grad():
-            for key, tensor in net.state_dict().items():
-                if not key.endswith("num_batches_tracked"):
-                    tensor.copy_(fill(key, tensor.shape))
-        x = unit("input", (BATCH, 3, 32, 32)).requires_grad_()
-        target = torch.tensor([(3 * j + 1) % 10 for j in range(BATCH)])
-        # Evaluation first: it reads the running statistics as the rule filled them.
-        with torch.no_grad():
-            eval_logits = net.eval()(x)
-        logits = net.train()(x)
+def model(name, reference):
+    net = reference.build().double()
+    count = sum(p.numel() for p in net.parameters())
+    assert reference.parameters in (None, count), f"{name}: {count}"
+    for module in net.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    with torch.no_grad():
+        for key, tensor in net.state_dict().items():
+            if not key.endswith("num_batches_tracked"):
+                tensor.copy_(fill(key, tensor.shape))
+    x = unit("input", (reference.batch, 3, reference.image, reference.image)).requires_grad_()
+    target = torch.tensor([(3 * j + 1) % 10 for j in range(reference.batch)])
+
+    def run(net):
+        logits, *auxiliary = outputs if isinstance(outputs := net.train()(x), tuple) else (outputs,)
         loss = F.cross_entropy(logits, target)
-        loss.backward()
-        gradients = {key: p.grad for key, p in net.named_parameters()}
-        largest = max(g.norm().item() for g in gradients.values())
-        entries.append({
-            "name": name, "input": list(x.shape), "target": target.tolist(), "parameters": count,
-            "f32_error": sensitivity(net, x.detach(), target, gradients, largest),
-            "logits_eval": eval_logits.tolist(), "logits_train": logits.tolist(), "loss": loss.item(),
-            "grad_input": summary("input", x.grad),
-            "grads": [{"key": k, "shape": list(g.shape), **summary(k, g)} for k, g in gradients.items()],
-            "stats": [{"key": k, "shape": list(b.shape), **summary(k, b)}
-                      for k, b in net.named_buffers() if not k.endswith("num_batches_tracked")],
-        })
-    write_json("models.json", {"models": entries})
+        return logits, loss + sum(reference.auxiliary * F.cross_entropy(a, target) for a in auxiliary)
+
+    # Evaluation first: it reads the running statistics as the rule filled them.
+    with torch.no_grad():
+        eval_logits = net.eval()(x)
+    logits, loss = run(net)
+    loss.backward()
+    gradients = {key: p.grad for key, p in net.named_parameters()}
+    grad_input = x.grad.clone()
+    largest = max(g.norm().item() for g in gradients.values())
+    stats = [{"key": k, "shape": list(b.shape), **summary(k, b)}
+             for k, b in net.named_buffers() if k.endswith(("running_mean", "running_var"))]
+    return {
+        "name": name, "settings": reference.settings, "input": list(x.shape), "target": target.tolist(), "parameters": count,
+        "f32_error": sensitivity(run, net, gradients, largest),
+        "logits_eval": eval_logits.tolist(), "logits_train": logits.tolist(), "loss": loss.item(),
+        "grad_input": summary("input", grad_input),
+        "grads": [{"key": k, "shape": list(g.shape), **summary(k, g)} for k, g in gradients.items()],
+        "stats": stats,
+    }
+
+
+def models(family):
+    references = importlib.import_module(f"reference_{family}").MODELS
+    entries = []
+    for name, reference in references.items():
+        print(name, flush=True)
+        entries.append(model(name, reference))
+    write_json(f"models_{family}.json", {"models": entries})
+
+
+FAMILIES = ["cnn", "resnet", "mobile", "transformer", "mlp"]
 
 
 # ----------------------------------------------------------------------------------- optimizers, clipping, schedules
@@ -557,11 +511,12 @@ def optim():
     })
 
 
-PARTS = {"ops": ops, "models": models, "optim": optim}
+PARTS = {"ops": ops, "optim": optim} | {family: functools.partial(models, family) for family in FAMILIES}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART", help="ops, models, optim (default: all)")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART",
+                        help=f"{', '.join(PARTS)} (default: all)")
     # One thread: the order of every sum, and so every last bit, is the same on each run.
     torch.set_num_threads(1)
     for part in parser.parse_args().parts or PARTS:

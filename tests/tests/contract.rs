@@ -7,6 +7,7 @@ use tests::{norm, values};
 use zoo::{ModelInfo, ModelOptions, VarStore};
 use zoo_core::loss::cross_entropy;
 use zoo_core::rng::Rng;
+use zoo_core::trace::Graph;
 
 fn each(check: impl Fn(&'static ModelInfo) -> Result<()>) -> Result<()> {
     let mut count = 0;
@@ -20,8 +21,8 @@ fn each(check: impl Fn(&'static ModelInfo) -> Result<()>) -> Result<()> {
 
 fn images(info: &ModelInfo, batch: usize) -> Result<Tensor> {
     let mut rng = Rng::new(11, "contract images");
-    let dims = (batch, 3, info.image_size, info.image_size);
-    let count = batch * 3 * info.image_size * info.image_size;
+    let dims = (batch, 3, info.input.size, info.input.size);
+    let count = batch * 3 * info.input.size * info.input.size;
     Ok(Tensor::from_vec((0..count).map(|_| rng.normal() as f32).collect(), dims, &Device::Cpu)?)
 }
 
@@ -44,12 +45,65 @@ fn counts_are_exact_and_keys_unique() -> Result<()> {
     })
 }
 
+/// Every layer takes part in the trace: nothing hangs in the air, nothing is counted twice or not at all.
+#[test]
+fn the_graph_has_no_gap() -> Result<()> {
+    each(|info| {
+        let net = info.build(&ModelOptions::default(), VarStore::shapes_only().root())?;
+        let side = info.input.size;
+        let graph = Graph::of_model(net.as_ref(), (3, side, side))?;
+        ensure!(
+            graph.parameters() == info.parameters,
+            "the layers sum to {} parameters, the network has {}",
+            graph.parameters(),
+            info.parameters
+        );
+        for node in &graph.nodes[1..] {
+            ensure!(!node.inputs.is_empty(), "{} `{}` reads nothing that the trace knows", node.kind, node.place);
+        }
+        let read: HashSet<usize> = graph.nodes.iter().flat_map(|node| node.inputs.iter().copied()).collect();
+        let unread: Vec<_> = (0..graph.nodes.len()).filter(|i| !read.contains(i)).map(|i| &graph.nodes[i]).collect();
+        ensure!(unread.len() == 1, "more than the output is read by nothing: {unread:?}");
+        ensure!(unread[0].shape == [1, info.num_classes], "the output is {:?}", unread[0].shape);
+        Ok(())
+    })
+}
+
+/// The head can be replaced, features come in three depths, and stages can be had.
+#[test]
+fn features_and_heads() -> Result<()> {
+    each(|info| {
+        let store = VarStore::new(3, DType::F32, &Device::Cpu);
+        let mut net = info.build(&ModelOptions::default(), store.root())?;
+        let xs = images(info, 1)?;
+        let features = net.forward_features(&xs, false)?;
+        let pre_logits = net.pre_logits(&features, false)?;
+        ensure!(pre_logits.dims() == [1, net.classifier().in_features()], "pre_logits is {:?}", pre_logits.dims());
+        let (whole, parts) = (net.forward_t(&xs, false)?, net.forward_head(&features, false)?);
+        ensure!(values(&whole)? == values(&parts)?, "features and head do not make the whole");
+        let stages = net.forward_intermediates(&xs, false)?;
+        ensure!(!stages.is_empty() || info.family == "mlp", "a network without stages");
+        ensure!(stages.iter().all(|(_, map)| map.rank() >= 3), "a stage that is no map");
+
+        let keys = || -> Vec<String> { store.slots().into_iter().map(|slot| slot.key).collect() };
+        let before = keys();
+        ensure!(net.reset_classifier(0).is_err(), "a classifier of no class");
+        net.reset_classifier(7)?;
+        ensure!(net.forward_t(&xs, false)?.dims() == [1, 7] && net.classifier().num_classes() == 7, "a new head of 7");
+        ensure!(keys() == before, "a new head changes the keys");
+        Ok(())
+    })
+}
+
 #[test]
 fn num_classes_and_in_chans_are_followed() -> Result<()> {
     each(|info| {
         for classes in [1, 10, 1000] {
             let store = VarStore::new(0, DType::F32, &Device::Cpu);
-            let net = info.build(&ModelOptions { num_classes: Some(classes), in_chans: Some(1) }, store.root())?;
+            let net = info.build(
+                &ModelOptions { num_classes: Some(classes), in_chans: Some(1), ..Default::default() },
+                store.root(),
+            )?;
             let logits = net.forward_t(&images(info, 2)?.narrow(1, 0, 1)?, false)?;
             ensure!(logits.dims() == [2, classes], "{:?} for {classes} classes", logits.dims());
         }

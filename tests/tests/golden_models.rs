@@ -1,21 +1,29 @@
 //! Whole networks against PyTorch: logits in evaluation and training, the loss, the gradient of every parameter and of the
 //! input, and the running statistics after one step.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor, Var};
 use serde_json::Value;
 use tests::{compare_summary, fill_store, golden_json, norm, unit, values};
 use zoo::{Model, ModelOptions, VarStore};
 use zoo_core::{BatchNormConfig, loss::cross_entropy};
 
-/// The network of a golden entry: registered, or a configuration that the registry does not list.
-fn build(name: &str, store: &VarStore) -> Result<Box<dyn Model>> {
-    if name == "mlp_bn" {
-        use zoo::mlp::mlp::{Config, Mlp};
-        let config = Config { batch_norm: Some(BatchNormConfig::default()), ..Config::new(&[3072, 512, 256, 10]) };
-        return Ok(Box::new(Mlp::new(&config, store.root())?));
-    }
-    Ok(zoo::create(name, &ModelOptions::default(), store)?)
+/// The network of a golden entry: the registered one with ten classes, or one with settings that the registry does not
+/// have; `reference_*.py` names them.
+fn build(name: &str, settings: &str, image: usize, store: &VarStore) -> Result<Box<dyn Model>> {
+    let vb = store.root();
+    Ok(match settings {
+        "" => {
+            let options = ModelOptions { num_classes: Some(10), image_size: Some(image), ..Default::default() };
+            zoo::create(name, &options, store)?
+        }
+        "mlp batch_norm" => {
+            use zoo::mlp::mlp::{Config, Mlp};
+            let config = Config { batch_norm: Some(BatchNormConfig::default()), ..Config::new(&[3072, 512, 256, 10]) };
+            Box::new(Mlp::new(&config, vb)?)
+        }
+        other => bail!("{name}: the test does not know the settings `{other}`"),
+    })
 }
 
 fn rows(want: &Value) -> Result<Vec<f64>> {
@@ -39,8 +47,10 @@ fn near(what: &str, got: &Tensor, want: &[f64], tolerance: f64) -> Result<()> {
 fn check(entry: &Value, dtype: DType, tolerance: f64) -> Result<()> {
     let name = entry["name"].as_str().context("name")?;
     let store = VarStore::new(0, dtype, &Device::Cpu);
-    let net = build(name, &store)?;
+    let image = entry["input"][2].as_u64().context("input")? as usize;
+    let net = build(name, entry["settings"].as_str().context("settings")?, image, &store)?;
     fill_store(&store)?;
+    store.set_dropout(false);
     ensure!(
         Some(store.parameter_count() as u64) == entry["parameters"].as_u64(),
         "{name}: {}",
@@ -54,9 +64,12 @@ fn check(entry: &Value, dtype: DType, tolerance: f64) -> Result<()> {
 
     near(&format!("{name}: eval logits"), &net.forward_t(&input, false)?, &rows(&entry["logits_eval"])?, tolerance)?;
     let input = Var::from_tensor(&input)?;
-    let logits = net.forward_t(&input, true)?;
+    let (logits, auxiliary) = net.forward_auxiliary(&input, true)?;
     near(&format!("{name}: train logits"), &logits, &rows(&entry["logits_train"])?, tolerance)?;
-    let loss = cross_entropy(&logits, &targets, 0.0)?;
+    let mut loss = cross_entropy(&logits, &targets, 0.0)?;
+    for head in auxiliary {
+        loss = (loss + (cross_entropy(&head.logits, &targets, 0.0)? * head.loss_weight)?)?;
+    }
     near(&format!("{name}: loss"), &loss, &[entry["loss"].as_f64().context("loss")?], tolerance)?;
 
     // Discrete turns that a rounding can cause; `generate.py` says how this is measured.
@@ -88,8 +101,8 @@ fn check(entry: &Value, dtype: DType, tolerance: f64) -> Result<()> {
     Ok(())
 }
 
-fn check_all(dtype: DType, tolerance: f64) -> Result<()> {
-    let golden = golden_json("models.json")?;
+fn check_all(family: &str, dtype: DType, tolerance: f64) -> Result<()> {
+    let golden = golden_json(&format!("models_{family}.json"))?;
     let models = golden["models"].as_array().context("models")?;
     ensure!(!models.is_empty(), "the golden file holds no model");
     let failures: Vec<String> =
@@ -98,12 +111,22 @@ fn check_all(dtype: DType, tolerance: f64) -> Result<()> {
     Ok(())
 }
 
-#[test]
-fn networks_in_f64() -> Result<()> {
-    check_all(DType::F64, 1e-9)
+macro_rules! family {
+    ($name:ident) => {
+        mod $name {
+            #[test]
+            fn in_f64() -> anyhow::Result<()> {
+                super::check_all(stringify!($name), candle_core::DType::F64, 1e-9)
+            }
+
+            #[test]
+            fn in_f32() -> anyhow::Result<()> {
+                super::check_all(stringify!($name), candle_core::DType::F32, 1e-3)
+            }
+        }
+    };
 }
 
-#[test]
-fn networks_in_f32() -> Result<()> {
-    check_all(DType::F32, 1e-3)
-}
+family!(cnn);
+family!(resnet);
+family!(mlp);

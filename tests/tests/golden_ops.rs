@@ -83,7 +83,16 @@ impl Case<'_> {
             }
             "adaptive_avg_pool2d" => {
                 let (b, c, ..) = x.dims4()?;
-                Ok(zoo_core::global_avg_pool2d(x)?.reshape((b, c, 1, 1))?)
+                match self.pair("output")? {
+                    (1, 1) => Ok(zoo_core::global_avg_pool2d(x)?.reshape((b, c, 1, 1))?),
+                    size => Ok(ops::adaptive_avg_pool2d(x, size)?),
+                }
+            }
+            "layer_norm" => Ok(ops::layer_norm(x, weight()?, bias.context("bias")?, self.number("eps")?)?),
+            "softmax" => Ok(ops::softmax(x)?),
+            "attention" => {
+                let qkv = (x, weight()?, bias.context("v")?);
+                Ok(zoo_core::scaled_dot_product_attention(qkv, Some(&self.tensor("mask", dtype)?), None, true)?)
             }
             "relu" => activation(Pointwise::Relu),
             "relu6" => activation(Pointwise::Relu6),
@@ -147,12 +156,12 @@ impl Case<'_> {
     fn condition(&self, mode: Mode) -> f64 {
         match self.name {
             // x - mean takes the 1000 off again: the input's rounding grows a thousandfold, in any implementation.
-            "batch_norm/train_large_mean" => 1e4,
+            "batch_norm/train_large_mean" | "layer_norm/large_mean" => 1e4,
             // PyTorch's derivative of hardsigmoid is 1/6 rounded to f32, in f64 too: 3e-8 off. The finite differences in
             // zoo-core hold ours.
             name if name.starts_with("hardsigmoid/") && mode.dtype == DType::F64 => 1e5,
             // Logits of 800 are rounded to 800 · 6e-8 in f32.
-            name if name.ends_with("large_logits") && mode.dtype == DType::F32 => 1e3,
+            name if name.ends_with("large_logits") || name == "softmax/large" && mode.dtype == DType::F32 => 1e3,
             _ => 1.0,
         }
     }

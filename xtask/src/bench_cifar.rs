@@ -251,7 +251,7 @@ impl Suite<'_> {
             eprintln!("{}: {message}", model.name);
             Outcome { status: Status::Failed { message }, epochs: Vec::new(), steps: 0, train_images: 0, seconds: 0.0 }
         });
-        let options = ModelOptions { num_classes: Some(self.data.classes.len()), in_chans: None };
+        let options = ModelOptions { num_classes: Some(self.data.classes.len()), ..Default::default() };
         let epochs = &outcome.epochs;
         let last = epochs.last();
         // The first of equals: a later epoch must do better to be called the best.

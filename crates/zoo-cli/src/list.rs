@@ -31,7 +31,7 @@ fn print(models: &[&ModelInfo], json: bool, out: &mut impl Write) -> io::Result<
                 "name": m.name,
                 "family": m.family,
                 "parameters": m.parameters,
-                "image": m.image_size,
+                "image": m.input.size,
                 "num_classes": m.num_classes,
                 "keys": m.keys,
                 "paper": m.paper,
@@ -44,7 +44,7 @@ fn print(models: &[&ModelInfo], json: bool, out: &mut impl Write) -> io::Result<
     writeln!(out, "{:width$}  {:11}  {:>11}  {:>5}  {:11}  paper", "name", "family", "parameters", "image", "keys")?;
     for m in models {
         let parameters = thousands(m.parameters);
-        let (name, image) = (m.name, m.image_size);
+        let (name, image) = (m.name, m.input.size);
         writeln!(out, "{name:width$}  {:11}  {parameters:>11}  {image:>5}  {:11}  {}", m.family, m.keys, m.paper)?;
     }
     Ok(())

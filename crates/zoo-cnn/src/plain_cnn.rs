@@ -11,7 +11,8 @@
 
 use candle_core::{Module, Result, Tensor};
 use zoo_core::{
-    BatchNorm, Conv2d, Conv2dConfig, Dimensions, Linear, MaxPool2d, Model, ModelInfo, ModuleT, VarBuilder, relu,
+    BatchNorm, Classifier, Conv2d, Conv2dConfig, ConvBn, Dimensions, Input, MaxPool2d, Model, ModelInfo, ModuleT,
+    Pointwise, VarBuilder, flatten, softmax, trace,
 };
 
 /// One entry of the list.
@@ -51,7 +52,7 @@ const POOL: MaxPool2d = MaxPool2d::new(3, 2);
 
 #[derive(Debug)]
 enum Step {
-    Conv { conv: Conv2d, bn: BatchNorm, relu: bool },
+    Conv(Box<ConvBn>),
     Pool,
 }
 
@@ -59,10 +60,7 @@ impl ModuleT for Step {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         match self {
             Self::Pool => POOL.forward(xs),
-            Self::Conv { conv, bn, relu: active } => {
-                let ys = bn.forward_t(&conv.forward_t(xs, train)?, train)?;
-                if *active { relu(&ys) } else { Ok(ys) }
-            }
+            Self::Conv(conv) => conv.forward_t(xs, train),
         }
     }
 }
@@ -80,7 +78,7 @@ impl ModuleT for Step {
 #[derive(Debug)]
 pub struct PlainCnn {
     features: Vec<Step>,
-    classifier: Linear,
+    classifier: Classifier,
     softmax: bool,
 }
 
@@ -114,26 +112,51 @@ impl PlainCnn {
                     i += 1;
                     let conv = Conv2d::new(c_in, width, Conv2dConfig::new(3).padding(1), vb.pp("conv"))?;
                     c_in = width;
-                    Step::Conv { conv, bn: BatchNorm::new(width, vb.pp("bn"))?, relu: i < convs }
+                    let relu = (i < convs).then_some(Pointwise::Relu);
+                    Step::Conv(Box::new(ConvBn::new(conv, BatchNorm::new(width, vb.pp("bn"))?, relu)))
                 }
             });
         }
-        let classifier = Linear::new(c_in * side * side, config.num_classes, vb.pp("classifier"))?;
+        let classifier = Classifier::new(c_in * side * side, config.num_classes, vb.pp("classifier"))?;
         Ok(Self { features, classifier, softmax: config.softmax })
     }
 }
 
 impl Model for PlainCnn {
-    /// (b, in_chans, h, w) -> (b, pixels of the last map)
+    /// (b, in_chans, h, w) -> (b, last width, h', w')
     fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        self.features.iter().try_fold(xs.clone(), |xs, step| step.forward_t(&xs, train))?.flatten_from(1)
+        let (mut xs, mut pools) = (xs.clone(), 0);
+        for step in &self.features {
+            if let Step::Pool = step {
+                pools += 1;
+                xs = trace::stage(format!("stage{pools}"), xs);
+            }
+            xs = step.forward_t(&xs, train)?;
+        }
+        Ok(trace::stage(format!("stage{}", pools + 1), xs))
+    }
+
+    fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> {
+        flatten(features)
+    }
+
+    fn classifier(&self) -> &Classifier {
+        &self.classifier
+    }
+
+    fn classifier_mut(&mut self) -> &mut Classifier {
+        &mut self.classifier
+    }
+
+    fn forward_head(&self, features: &Tensor, train: bool) -> Result<Tensor> {
+        let logits = self.classifier.forward_t(&self.pre_logits(features, train)?, train)?;
+        if self.softmax { softmax(&logits) } else { Ok(logits) }
     }
 }
 
 impl ModuleT for PlainCnn {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let logits = self.classifier.forward_t(&self.forward_features(xs, train)?, train)?;
-        if self.softmax { candle_nn::ops::softmax(&logits, 1) } else { Ok(logits) }
+        self.forward_head(&self.forward_features(xs, train)?, train)
     }
 }
 
@@ -147,11 +170,12 @@ pub const MODELS: &[ModelInfo] = &[ModelInfo {
     name: "template_cnn",
     family: "cnn",
     parameters: 1_183_322,
-    image_size: 32,
+    input: Input::CIFAR10,
     num_classes: 10,
     keys: "own",
     paper: "template suite",
     renames: &[],
+    key_map: None,
     builder: build,
 }];
 

@@ -12,7 +12,8 @@
 
 use candle_core::{Module, Result, Tensor};
 use zoo_core::{
-    BatchNorm, Conv2d, Conv2dConfig, Dimensions, Init, Linear, MaxPool2d, Model, ModelInfo, ModuleT, VarBuilder, relu,
+    BatchNorm, Classifier, Conv2d, Conv2dConfig, ConvBn, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo, ModuleT,
+    Pointwise, VarBuilder, flatten, trace,
 };
 
 /// A VGG: the widths of the convolutions of each of the five stages, a pooling after every stage.
@@ -40,19 +41,6 @@ impl Config {
     }
 }
 
-/// Convolution 3x3, BatchNorm, ReLU.
-#[derive(Debug)]
-struct ConvBnRelu {
-    conv: Conv2d,
-    bn: BatchNorm,
-}
-
-impl ModuleT for ConvBnRelu {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        relu(&self.bn.forward_t(&self.conv.forward_t(xs, train)?, train)?)
-    }
-}
-
 /// The network: (b, in_chans, 32, 32) -> (b, num_classes).
 ///
 /// ```
@@ -65,8 +53,8 @@ impl ModuleT for ConvBnRelu {
 /// ```
 #[derive(Debug)]
 pub struct Vgg {
-    stages: Vec<Vec<ConvBnRelu>>,
-    classifier: Linear,
+    stages: Vec<Vec<ConvBn>>,
+    classifier: Classifier,
 }
 
 impl Vgg {
@@ -81,10 +69,8 @@ impl Vgg {
             let mut stage = Vec::new();
             for &c_out in widths {
                 let conv = Conv2dConfig::new(3).padding(1).init(Init::HE_FAN_OUT);
-                stage.push(ConvBnRelu {
-                    conv: Conv2d::new(c_in, c_out, conv, features.pp(n))?,
-                    bn: BatchNorm::new(c_out, features.pp(n + 1))?,
-                });
+                let conv = Conv2d::new(c_in, c_out, conv, features.pp(n))?;
+                stage.push(ConvBn::new(conv, BatchNorm::new(c_out, features.pp(n + 1))?, Some(Pointwise::Relu)));
                 // In torchvision's sequence the activation has a number too, and so has the pool after the stage.
                 n += 3;
                 c_in = c_out;
@@ -92,27 +78,40 @@ impl Vgg {
             n += 1;
             stages.push(stage);
         }
-        Ok(Self { stages, classifier: Linear::new(c_in, config.num_classes, vb.pp("classifier"))? })
+        Ok(Self { stages, classifier: Classifier::new(c_in, config.num_classes, vb.pp("classifier"))? })
     }
 }
 
 impl Model for Vgg {
-    /// (b, in_chans, 32, 32) -> (b, 512)
+    /// (b, in_chans, 32, 32) -> (b, 512, 1, 1)
     fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         let mut xs = xs.clone();
-        for stage in &self.stages {
+        for (i, stage) in self.stages.iter().enumerate() {
             for layer in stage {
                 xs = layer.forward_t(&xs, train)?;
             }
             xs = MaxPool2d::new(2, 2).forward(&xs)?; // halves h and w
+            xs = trace::stage(format!("stage{}", i + 1), xs);
         }
-        xs.flatten_from(1)
+        Ok(xs)
+    }
+
+    fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> {
+        flatten(features)
+    }
+
+    fn classifier(&self) -> &Classifier {
+        &self.classifier
+    }
+
+    fn classifier_mut(&mut self) -> &mut Classifier {
+        &mut self.classifier
     }
 }
 
 impl ModuleT for Vgg {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        self.classifier.forward_t(&self.forward_features(xs, train)?, train)
+        self.forward_head(&self.forward_features(xs, train)?, train)
     }
 }
 
@@ -125,11 +124,12 @@ const fn info(
         name,
         family: "cnn",
         parameters,
-        image_size: 32,
+        input: Input::CIFAR10,
         num_classes: 10,
         keys: "torchvision",
         paper: "Simonyan and Zisserman 2014, arXiv:1409.1556",
         renames: &[],
+        key_map: None,
         builder,
     }
 }

@@ -1,12 +1,21 @@
 //! Activation functions as modules and as methods.
 
-use crate::ops::{Pointwise, pointwise};
+use crate::ops::{Pointwise, pointwise, softmax as softmax_op};
+use crate::trace;
 use candle_core::{Module, Result, Tensor};
 
 impl Module for Pointwise {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
-        pointwise(xs, *self)
+        activate(xs, *self)
     }
+}
+
+/// Applies `function` to every element.
+///
+/// # Errors
+/// An element type that is not floating point.
+pub fn activate(xs: &Tensor, function: Pointwise) -> Result<Tensor> {
+    trace::op(function.name(), String::new, &[xs], || pointwise(xs, function))
 }
 
 /// max(x, 0) with derivative 0 at 0, as PyTorch has it (candle's own has 1 there).
@@ -14,5 +23,13 @@ impl Module for Pointwise {
 /// # Errors
 /// An element type that is not floating point.
 pub fn relu(xs: &Tensor) -> Result<Tensor> {
-    pointwise(xs, Pointwise::Relu)
+    activate(xs, Pointwise::Relu)
+}
+
+/// exp(x) / Σ exp(x) over the last dimension, see [`crate::ops::softmax`].
+///
+/// # Errors
+/// An element type that is not floating point.
+pub fn softmax(xs: &Tensor) -> Result<Tensor> {
+    trace::op("Softmax", String::new, &[xs], || softmax_op(xs))
 }

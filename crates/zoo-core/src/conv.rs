@@ -1,7 +1,10 @@
 //! Convolution layers.
 
+use crate::activation::activate;
 use crate::init::Init;
-use crate::ops::{Conv2dParams, conv2d};
+use crate::norm::BatchNorm;
+use crate::ops::{Conv2dParams, Pointwise, conv2d};
+use crate::trace;
 use crate::vars::{VarBuilder, weight_for};
 use candle_core::{Result, Tensor};
 use candle_nn::ModuleT;
@@ -82,6 +85,7 @@ pub struct Conv2d {
     weight: Tensor,
     bias: Option<Tensor>,
     params: Conv2dParams,
+    place: String,
 }
 
 impl Conv2d {
@@ -101,13 +105,70 @@ impl Conv2d {
         let group_in = in_channels / groups;
         let weight = vb.param((out_channels, group_in, kh, kw), "weight", config.init)?;
         let bias = config.bias.then(|| vb.param(out_channels, "bias", Init::torch_bias(group_in * kh * kw)));
-        Ok(Self { weight, bias: bias.transpose()?, params: config.params })
+        Ok(Self { weight, bias: bias.transpose()?, params: config.params, place: vb.path().to_string() })
+    }
+}
+
+impl Conv2d {
+    /// For example `3x3, stride 2, 32 groups`.
+    fn detail(&self) -> String {
+        let Conv2dParams { stride, padding: _, dilation, groups } = self.params;
+        let mut detail = format!("{}x{}", self.weight.dims()[2], self.weight.dims()[3]);
+        let pair = |(a, b): (usize, usize)| if a == b { a.to_string() } else { format!("{a}x{b}") };
+        if stride != (1, 1) {
+            detail += &format!(", stride {}", pair(stride));
+        }
+        if dilation != (1, 1) {
+            detail += &format!(", dilation {}", pair(dilation));
+        }
+        match groups {
+            1 => {}
+            _ if self.weight.dims()[..2] == [groups, 1] => detail += ", depthwise",
+            _ => detail += &format!(", {groups} groups"),
+        }
+        detail
     }
 }
 
 impl ModuleT for Conv2d {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let bias = self.bias.as_ref().map(|b| weight_for(b, train));
-        conv2d(xs, &weight_for(&self.weight, train), bias.as_ref(), self.params)
+        let weights = [Some(&self.weight), self.bias.as_ref()];
+        trace::layer(
+            "Conv2d",
+            &self.place,
+            &weights,
+            || self.detail(),
+            &[xs],
+            || {
+                let bias = self.bias.as_ref().map(|b| weight_for(b, train));
+                conv2d(xs, &weight_for(&self.weight, train), bias.as_ref(), self.params)
+            },
+        )
+    }
+}
+
+/// Convolution, batch normalisation and, if there is one, an activation: the unit that most networks are made of. The keys
+/// are those of its two layers, wherever a layout puts them.
+#[derive(Debug, Clone)]
+pub struct ConvBn {
+    conv: Conv2d,
+    bn: BatchNorm,
+    activation: Option<Pointwise>,
+}
+
+impl ConvBn {
+    /// Puts the layers behind each other.
+    pub fn new(conv: Conv2d, bn: BatchNorm, activation: Option<Pointwise>) -> Self {
+        Self { conv, bn, activation }
+    }
+}
+
+impl ModuleT for ConvBn {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let ys = self.bn.forward_t(&self.conv.forward_t(xs, train)?, train)?;
+        match self.activation {
+            Some(function) => activate(&ys, function),
+            None => Ok(ys),
+        }
     }
 }

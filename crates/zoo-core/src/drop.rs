@@ -1,6 +1,7 @@
 //! Layers that drop at random in training, from seeded streams: the same masks on every device.
 
 use crate::rng::Rng;
+use crate::trace;
 use crate::vars::{DropoutStream, VarBuilder};
 use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::ModuleT;
@@ -66,7 +67,7 @@ fn mask(rng: &mut Rng, p: f64, count: usize) -> Vec<f32> {
 
 impl ModuleT for Dropout {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        if !train || self.p == 0.0 {
+        if !train || self.p == 0.0 || self.stream.is_off() {
             return Ok(xs.clone());
         }
         let together = match self.unit {
@@ -77,7 +78,7 @@ impl ModuleT for Dropout {
         let dims: Vec<usize> = xs.dims().iter().enumerate().map(|(i, &n)| if i < together { n } else { 1 }).collect();
         let values = mask(&mut self.stream.next_mask(), self.p, dims.iter().product());
         let mask = Tensor::from_vec(values, dims, &Device::Cpu)?.to_device(xs.device())?.to_dtype(xs.dtype())?;
-        xs.broadcast_mul(&mask)
+        trace::op("Dropout", || format!("{}", self.p), &[xs], || xs.broadcast_mul(&mask))
     }
 }
 

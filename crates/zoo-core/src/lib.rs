@@ -32,19 +32,29 @@ pub mod vars;
 pub mod weights;
 
 mod activation;
+mod attention;
+mod combine;
 mod conv;
 mod drop;
 mod linear;
 mod norm;
+mod patch;
 mod pool;
+mod squeeze_excite;
 
-pub use activation::relu;
-pub use conv::{Conv2d, Conv2dConfig};
+pub use activation::{activate, relu, softmax};
+pub use attention::{SelfAttention, merge_heads, scaled_dot_product_attention, split_heads};
+pub use combine::{add, channel_shuffle, concat, flatten, pad_channels};
+pub use conv::{Conv2d, Conv2dConfig, ConvBn};
 pub use drop::Dropout;
 pub use init::{Fan, Init};
-pub use linear::Linear;
-pub use model::{Dimensions, Model, ModelInfo, ModelOptions, ModuleT};
-pub use norm::{BatchNorm, BatchNormConfig};
+pub use linear::{Classifier, Linear, MlpBlock};
+pub use model::{
+    Auxiliary, Dimensions, Input, Interpolation, Model, ModelInfo, ModelOptions, ModuleT, SequenceInfo, SequenceModel,
+};
+pub use norm::{BatchNorm, BatchNormConfig, LayerNorm};
 pub use ops::Pointwise;
-pub use pool::{AvgPool2d, MaxPool2d, global_avg_pool2d};
+pub use patch::PatchEmbed;
+pub use pool::{AvgPool2d, MaxPool2d, adaptive_avg_pool2d, global_avg_pool2d};
+pub use squeeze_excite::SqueezeExcite;
 pub use vars::{Slot, VarBuilder, VarKind, VarStore, weight_for};

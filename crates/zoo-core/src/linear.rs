@@ -2,8 +2,9 @@
 
 use crate::init::Init;
 use crate::ops::linear;
+use crate::trace;
 use crate::vars::{VarBuilder, weight_for};
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 use candle_nn::ModuleT;
 
 /// y = x · weightᵀ + bias over the last dimension: (…, in_features) -> (…, out_features), see [`linear`].
@@ -23,6 +24,7 @@ use candle_nn::ModuleT;
 pub struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
+    place: String,
 }
 
 impl Linear {
@@ -39,15 +41,139 @@ impl Linear {
     /// # Errors
     /// A key that is taken already.
     pub fn with(in_features: usize, out_features: usize, bias: bool, init: Init, vb: VarBuilder) -> Result<Self> {
+        let bias = bias.then(|| Init::torch_bias(in_features));
+        Self::with_bias(in_features, out_features, init, bias, vb)
+    }
+
+    /// The weight filled by `init`, the bias by `bias` if there is one.
+    ///
+    /// # Errors
+    /// A key that is taken already.
+    pub fn with_bias(
+        in_features: usize,
+        out_features: usize,
+        init: Init,
+        bias: Option<Init>,
+        vb: VarBuilder,
+    ) -> Result<Self> {
         let weight = vb.param((out_features, in_features), "weight", init)?;
-        let bias = bias.then(|| vb.param(out_features, "bias", Init::torch_bias(in_features))).transpose()?;
-        Ok(Self { weight, bias })
+        let bias = bias.map(|init| vb.param(out_features, "bias", init)).transpose()?;
+        Ok(Self { weight, bias, place: vb.path().to_string() })
     }
 }
 
 impl ModuleT for Linear {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let bias = self.bias.as_ref().map(|b| weight_for(b, train));
-        linear(xs, &weight_for(&self.weight, train), bias.as_ref())
+        let weights = [Some(&self.weight), self.bias.as_ref()];
+        let detail = || format!("{} to {}", self.weight.dims()[1], self.weight.dims()[0]);
+        trace::layer("Linear", &self.place, &weights, detail, &[xs], || {
+            let bias = self.bias.as_ref().map(|b| weight_for(b, train));
+            linear(xs, &weight_for(&self.weight, train), bias.as_ref())
+        })
+    }
+}
+
+/// The last linear layer of a classifier, (b, in_features) -> (b, num_classes), which can be replaced by one of another
+/// width: see [`Model::reset_classifier`](crate::Model::reset_classifier).
+#[derive(Debug, Clone)]
+pub struct Classifier {
+    linear: Linear,
+    in_features: usize,
+    init: Init,
+    bias: Option<Init>,
+    vb: VarBuilder,
+}
+
+impl Classifier {
+    /// Initialised as PyTorch does.
+    ///
+    /// # Errors
+    /// A key that is taken already.
+    pub fn new(in_features: usize, num_classes: usize, vb: VarBuilder) -> Result<Self> {
+        Self::with(in_features, num_classes, Init::TORCH_WEIGHT, Some(Init::torch_bias(in_features)), vb)
+    }
+
+    /// The weight filled by `init`, the bias by `bias` if there is one.
+    ///
+    /// # Errors
+    /// A key that is taken already.
+    pub fn with(
+        in_features: usize,
+        num_classes: usize,
+        init: Init,
+        bias: Option<Init>,
+        vb: VarBuilder,
+    ) -> Result<Self> {
+        let linear = Linear::with_bias(in_features, num_classes, init, bias, vb.clone())?;
+        Ok(Self { linear, in_features, init, bias, vb })
+    }
+
+    /// Starts afresh with `num_classes`; the old tensors leave the store.
+    ///
+    /// # Errors
+    /// No class.
+    pub fn reset(&mut self, num_classes: usize) -> Result<()> {
+        if num_classes == 0 {
+            bail!("{}: a classifier needs at least one class", self.place())
+        }
+        let vb = self.vb.replacing();
+        self.linear = Linear::with_bias(self.in_features, num_classes, self.init, self.bias, vb)?;
+        Ok(())
+    }
+
+    /// Width of the features it reads.
+    pub fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    /// Width of the logits.
+    pub fn num_classes(&self) -> usize {
+        self.linear.weight.dims()[0]
+    }
+
+    /// The key that its tensors begin with: the part of a checkpoint that another number of classes leaves out.
+    pub fn place(&self) -> &str {
+        self.vb.path()
+    }
+}
+
+impl ModuleT for Classifier {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        self.linear.forward_t(xs, train)
+    }
+}
+
+/// The multilayer perceptron inside Transformer and Mixer blocks: linear, GELU, dropout, linear, dropout, over the last
+/// dimension. (…, in) -> (…, out)
+///
+/// Keys: `fc1`, `fc2`, as timm has them.
+#[derive(Debug, Clone)]
+pub struct MlpBlock {
+    fc1: Linear,
+    fc2: Linear,
+    activation: crate::Pointwise,
+    dropout: crate::Dropout,
+}
+
+impl MlpBlock {
+    /// Makes the layers at `vb`: `widths` are (in, hidden, out). Weights start by `init`, biases by `bias`.
+    ///
+    /// # Errors
+    /// A dropout rate outside 0..1.
+    pub fn new(widths: (usize, usize, usize), dropout: f64, init: Init, bias: Init, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            fc1: Linear::with_bias(widths.0, widths.1, init, Some(bias), vb.pp("fc1"))?,
+            fc2: Linear::with_bias(widths.1, widths.2, init, Some(bias), vb.pp("fc2"))?,
+            activation: crate::Pointwise::Gelu,
+            dropout: crate::Dropout::new(dropout, &vb)?,
+        })
+    }
+}
+
+impl ModuleT for MlpBlock {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let hidden = crate::activation::activate(&self.fc1.forward_t(xs, train)?, self.activation)?;
+        let ys = self.fc2.forward_t(&self.dropout.forward_t(&hidden, train)?, train)?;
+        self.dropout.forward_t(&ys, train)
     }
 }

@@ -1,7 +1,9 @@
 //! What every network of the zoo offers, and how one is registered.
 
+use crate::linear::Classifier;
+use crate::trace;
 use crate::vars::{VarBuilder, VarStore};
-use crate::weights::Rename;
+use crate::weights::{KeyMap, LoadOptions, Rename};
 use candle_core::{Result, Tensor, bail};
 pub use candle_nn::ModuleT;
 
@@ -10,12 +12,79 @@ pub use candle_nn::ModuleT;
 /// `forward_t(xs, train)` maps (b, in_chans, h, w) to logits (b, num_classes). With `train` true the forward pass
 /// builds the autograd graph, normalises by the batch, updates running statistics and drops; with `train` false it
 /// reads running statistics, drops nothing, and **builds no graph**: the weights enter detached.
+///
+/// The pass has three parts, `forward_features`, `pre_logits` and the classifier, as timm cuts it.
 pub trait Model: ModuleT + Send + Sync {
-    /// The features that the classifier head reads: (b, c), (b, c, h, w) or (b, tokens, c), as the network has them.
+    /// The last features before pooling: (b, c, h, w) for a convolutional network, (b, tokens, c) for one on tokens,
+    /// (b, c) for a perceptron.
     ///
     /// # Errors
     /// An input whose shape does not fit the network.
     fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor>;
+
+    /// What the classifier reads, one vector an image: the pooled features, (b, c). An embedding to search or cluster with.
+    ///
+    /// # Errors
+    /// Features of another network.
+    fn pre_logits(&self, features: &Tensor, train: bool) -> Result<Tensor>;
+
+    /// The last linear layer.
+    fn classifier(&self) -> &Classifier;
+
+    /// The last linear layer, to replace.
+    fn classifier_mut(&mut self) -> &mut Classifier;
+
+    /// Logits of features: [`Model::pre_logits`], then the classifier.
+    ///
+    /// # Errors
+    /// Features of another network.
+    fn forward_head(&self, features: &Tensor, train: bool) -> Result<Tensor> {
+        self.classifier().forward_t(&self.pre_logits(features, train)?, train)
+    }
+
+    /// The maps that the stages of the network hand on, with their names, from the image upwards: what a detector or a
+    /// style loss reads. A network without stages has none.
+    ///
+    /// # Errors
+    /// As [`Model::forward_features`].
+    fn forward_intermediates(&self, xs: &Tensor, train: bool) -> Result<Vec<(String, Tensor)>> {
+        trace::stages(|| self.forward_features(xs, train))
+    }
+
+    /// The logits and, in training, those of auxiliary classifiers, each with its weight in the loss. Only GoogLeNet has
+    /// such, and only if it is asked for.
+    ///
+    /// # Errors
+    /// As [`Model::forward_features`].
+    fn forward_auxiliary(&self, xs: &Tensor, train: bool) -> Result<(Tensor, Vec<Auxiliary>)> {
+        Ok((self.forward_t(xs, train)?, Vec::new()))
+    }
+
+    /// Replaces the classifier by a new one of `num_classes`, in the store too; everything else stays as it is.
+    ///
+    /// # Errors
+    /// No class.
+    fn reset_classifier(&mut self, num_classes: usize) -> Result<()> {
+        self.classifier_mut().reset(num_classes)
+    }
+}
+
+/// What an auxiliary classifier says in training.
+#[derive(Debug, Clone)]
+pub struct Auxiliary {
+    /// (b, num_classes)
+    pub logits: Tensor,
+    /// Its loss counts this much.
+    pub loss_weight: f64,
+}
+
+/// A network that maps two sequences to one, as an encoder and a decoder do.
+pub trait SequenceModel: Send + Sync {
+    /// Source (b, n, d) and target (b, m, d), embedded -> (b, m, d).
+    ///
+    /// # Errors
+    /// Shapes that do not fit the network.
+    fn forward_t(&self, source: &Tensor, target: &Tensor, train: bool) -> Result<Tensor>;
 }
 
 /// What a user may choose when building a registered model; `None` keeps the model's own default.
@@ -25,6 +94,57 @@ pub struct ModelOptions {
     pub num_classes: Option<usize>,
     /// Channels of the input image (3 if `None`).
     pub in_chans: Option<usize>,
+    /// Side of the square input image, for networks whose parameters depend on it (position embeddings, token mixing).
+    pub image_size: Option<usize>,
+}
+
+/// How pixels between pixels are found when an image is resized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Interpolation {
+    /// From the 2x2 neighbours.
+    Bilinear,
+    /// From the 4x4 neighbours.
+    Bicubic,
+}
+
+/// The image that a network was made for, and how a photograph becomes one: resize the shorter side to `size / crop`, cut the
+/// central `size` x `size`, scale to 0..1, then (x - mean) / std channel by channel.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Input {
+    /// Side of the square image in pixels.
+    pub size: usize,
+    /// Of red, green and blue.
+    pub mean: [f64; 3],
+    /// Of red, green and blue.
+    pub std: [f64; 3],
+    /// How the photograph is resized.
+    pub interpolation: Interpolation,
+    /// The share of the resized image's side that is kept.
+    pub crop: f64,
+}
+
+impl Input {
+    /// 224 pixels, cut from 256, with ImageNet's mean and deviation: torchvision's.
+    pub const IMAGENET: Self = Self {
+        size: 224,
+        mean: [0.485, 0.456, 0.406],
+        std: [0.229, 0.224, 0.225],
+        interpolation: Interpolation::Bilinear,
+        crop: 0.875,
+    };
+    /// 32 pixels, whole, with CIFAR-10's mean and deviation.
+    pub const CIFAR10: Self = Self {
+        size: 32,
+        mean: [0.4914, 0.4822, 0.4465],
+        std: [0.2470, 0.2435, 0.2616],
+        interpolation: Interpolation::Bilinear,
+        crop: 1.0,
+    };
+
+    /// 224 pixels, bicubic, from -1 to 1, keeping `crop`: what timm's ViT and Mixer checkpoints were trained with.
+    pub const fn inception(crop: f64) -> Self {
+        Self { mean: [0.5; 3], std: [0.5; 3], interpolation: Interpolation::Bicubic, crop, ..Self::IMAGENET }
+    }
 }
 
 /// One row of the registry: a name, the facts about it, and how to build it.
@@ -36,8 +156,8 @@ pub struct ModelInfo {
     pub family: &'static str,
     /// Trainable parameters at the default number of classes; a test holds it true.
     pub parameters: usize,
-    /// Side of the square input image in pixels.
-    pub image_size: usize,
+    /// The image it takes.
+    pub input: Input,
     /// Default number of classes.
     pub num_classes: usize,
     /// Whose checkpoint keys the network speaks: `torchvision`, `timm` or `own`.
@@ -46,8 +166,31 @@ pub struct ModelInfo {
     pub paper: &'static str,
     /// What other files call this network's tensors; see [`crate::weights`].
     pub renames: &'static [Rename],
+    /// The translation of a layout that renames cannot express.
+    pub key_map: Option<KeyMap>,
     /// Builds the network inside a store; reached through [`ModelInfo::build`].
     pub builder: fn(&Dimensions, VarBuilder) -> Result<Box<dyn Model>>,
+}
+
+/// One row of the registry of [`SequenceModel`]s.
+#[derive(Debug, Clone, Copy)]
+pub struct SequenceInfo {
+    /// The zoo's name.
+    pub name: &'static str,
+    /// The crate that holds it, without the `zoo-`.
+    pub family: &'static str,
+    /// Trainable parameters, without embeddings; a test holds it true.
+    pub parameters: usize,
+    /// Width of the sequences' elements.
+    pub d_model: usize,
+    /// Whose checkpoint keys the network speaks.
+    pub keys: &'static str,
+    /// Authors, year and arXiv id.
+    pub paper: &'static str,
+    /// What other files call this network's tensors.
+    pub renames: &'static [Rename],
+    /// Builds the network inside a store.
+    pub builder: fn(VarBuilder) -> Result<Box<dyn SequenceModel>>,
 }
 
 /// [`ModelOptions`] with every default filled in: what a model's builder reads.
@@ -67,7 +210,7 @@ impl ModelInfo {
         Dimensions {
             num_classes: options.num_classes.unwrap_or(self.num_classes),
             in_chans: options.in_chans.unwrap_or(3),
-            image_size: self.image_size,
+            image_size: options.image_size.unwrap_or(self.input.size),
         }
     }
 
@@ -77,10 +220,15 @@ impl ModelInfo {
     /// A dimension of zero, or what the network itself refuses.
     pub fn build(&self, options: &ModelOptions, vb: VarBuilder) -> Result<Box<dyn Model>> {
         let dimensions = self.dimensions(options);
-        if dimensions.num_classes == 0 || dimensions.in_chans == 0 {
-            bail!("{}: num_classes and in_chans must be at least 1, got {dimensions:?}", self.name)
+        if dimensions.num_classes == 0 || dimensions.in_chans == 0 || dimensions.image_size == 0 {
+            bail!("{}: num_classes, in_chans and image_size must be at least 1, got {dimensions:?}", self.name)
         }
         (self.builder)(&dimensions, vb)
+    }
+
+    /// How this model reads a checkpoint: its renames and its translation of foreign layouts, no part excepted.
+    pub fn load_options(&self) -> LoadOptions<'static> {
+        LoadOptions { renames: self.renames, key_map: self.key_map, may_differ: &[] }
     }
 
     /// Counts trainable parameters without allocating them.

@@ -1,9 +1,10 @@
 //! Normalisation layers.
 
 use crate::init::Init;
-use crate::ops::{batch_norm, batch_stats};
+use crate::ops::{batch_norm, batch_stats, layer_norm};
+use crate::trace;
 use crate::vars::{VarBuilder, weight_for};
-use candle_core::{Result, Tensor, Var, bail};
+use candle_core::{Result, Shape, Tensor, Var, bail};
 use candle_nn::ModuleT;
 
 /// How a [`BatchNorm`] is made; the defaults are `torch.nn.BatchNorm2d`'s.
@@ -39,6 +40,7 @@ pub struct BatchNorm {
     running_mean: Var,
     running_var: Var,
     config: BatchNormConfig,
+    place: String,
 }
 
 impl BatchNorm {
@@ -63,7 +65,7 @@ impl BatchNorm {
         };
         let running_mean = vb.buffer(channels, "running_mean", Init::ZEROS)?;
         let running_var = vb.buffer(channels, "running_var", Init::ONES)?;
-        Ok(Self { weight, bias, running_mean, running_var, config })
+        Ok(Self { weight, bias, running_mean, running_var, config, place: vb.path().to_string() })
     }
 
     fn update(&self, running: &Var, batch: &Tensor) -> Result<()> {
@@ -73,8 +75,8 @@ impl BatchNorm {
     }
 }
 
-impl ModuleT for BatchNorm {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+impl BatchNorm {
+    fn normalize(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         let (weight, bias) = (weight_for(&self.weight, train), weight_for(&self.bias, train));
         let eps = self.config.eps;
         if !train {
@@ -93,5 +95,54 @@ impl ModuleT for BatchNorm {
         let unbiased = stats.count as f64 / (stats.count - 1) as f64;
         self.update(&self.running_var, &(&stats.var * unbiased)?)?;
         batch_norm(xs, &weight, &bias, (&stats.mean, &stats.var), eps, true)
+    }
+}
+
+impl ModuleT for BatchNorm {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let weights = self.config.affine.then_some([Some(&self.weight), Some(&self.bias)]);
+        let weights = weights.as_ref().map_or(&[][..], |weights| weights);
+        trace::layer("BatchNorm", &self.place, weights, String::new, &[xs], || self.normalize(xs, train))
+    }
+}
+
+/// Layer normalisation (Ba, Kiros and Hinton 2016, arXiv:1607.06450) over the last dimensions, sample by sample and place by
+/// place: y = (x - μ) / √(σ² + eps) · weight + bias, with the mean and the biased variance of those dimensions.
+///
+/// Keys: `weight`, `bias`, of the normalised shape.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use zoo_core::{LayerNorm, ModuleT, VarStore};
+/// let norm = LayerNorm::new(2, 1e-5, VarStore::new(0, DType::F32, &Device::Cpu).root())?;
+/// let ys = norm.forward_t(&Tensor::new(&[[1f32, 3.]], &Device::Cpu)?, false)?.to_vec2::<f32>()?;
+/// assert!((ys[0][0] + 1.0).abs() < 1e-4 && (ys[0][1] - 1.0).abs() < 1e-4);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+    place: String,
+}
+
+impl LayerNorm {
+    /// Over the last dimensions, which have the shape `normalized`: a number for the last one, a tuple for several.
+    ///
+    /// # Errors
+    /// A key that is taken already.
+    pub fn new(normalized: impl Into<Shape>, eps: f64, vb: VarBuilder) -> Result<Self> {
+        let shape = normalized.into();
+        let weight = vb.param(shape.clone(), "weight", Init::ONES)?;
+        Ok(Self { weight, bias: vb.param(shape, "bias", Init::ZEROS)?, eps, place: vb.path().to_string() })
+    }
+}
+
+impl ModuleT for LayerNorm {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        trace::layer("LayerNorm", &self.place, &[Some(&self.weight), Some(&self.bias)], String::new, &[xs], || {
+            layer_norm(xs, &weight_for(&self.weight, train), &weight_for(&self.bias, train), self.eps)
+        })
     }
 }

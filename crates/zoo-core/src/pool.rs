@@ -1,6 +1,7 @@
 //! Pooling layers.
 
-use crate::ops::{avg_pool2d, max_pool2d};
+use crate::ops::{adaptive_avg_pool2d as adaptive, avg_pool2d, max_pool2d};
+use crate::trace;
 use candle_core::{Module, Result, Tensor};
 
 /// The largest element under each window, see [`max_pool2d`].
@@ -26,7 +27,8 @@ impl MaxPool2d {
 impl Module for MaxPool2d {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let pair = |n| (n, n);
-        max_pool2d(xs, pair(self.kernel), pair(self.stride), pair(self.padding), self.ceil_mode)
+        let run = || max_pool2d(xs, pair(self.kernel), pair(self.stride), pair(self.padding), self.ceil_mode);
+        trace::op("MaxPool", || window(self.kernel, self.stride), &[xs], run)
     }
 }
 
@@ -56,8 +58,13 @@ impl Module for AvgPool2d {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let pair = |n| (n, n);
         let (kernel, stride, padding) = (pair(self.kernel), pair(self.stride), pair(self.padding));
-        avg_pool2d(xs, kernel, stride, padding, self.ceil_mode, self.count_include_pad)
+        let run = || avg_pool2d(xs, kernel, stride, padding, self.ceil_mode, self.count_include_pad);
+        trace::op("AvgPool", || window(self.kernel, self.stride), &[xs], run)
     }
+}
+
+fn window(kernel: usize, stride: usize) -> String {
+    if stride == 1 { format!("{kernel}x{kernel}") } else { format!("{kernel}x{kernel}, stride {stride}") }
 }
 
 /// The mean over all pixels of each channel: (b, c, h, w) -> (b, c).
@@ -66,5 +73,19 @@ impl Module for AvgPool2d {
 /// An input that is not (b, c, h, w).
 pub fn global_avg_pool2d(xs: &Tensor) -> Result<Tensor> {
     let (_, _, h, w) = xs.dims4()?;
-    avg_pool2d(xs, (h, w), (1, 1), (0, 0), false, false)?.flatten_from(1)
+    trace::op(
+        "AvgPool",
+        || "global".to_string(),
+        &[xs],
+        || avg_pool2d(xs, (h, w), (1, 1), (0, 0), false, false)?.flatten_from(1),
+    )
+}
+
+/// The mean over each cell of a grid of `size` laid over the image, see [`crate::ops::adaptive_avg_pool2d`]:
+/// (b, c, h, w) -> (b, c, size.0, size.1).
+///
+/// # Errors
+/// An input that is not (b, c, h, w).
+pub fn adaptive_avg_pool2d(xs: &Tensor, size: (usize, usize)) -> Result<Tensor> {
+    trace::op("AvgPool", || format!("to {}x{}", size.0, size.1), &[xs], || adaptive(xs, size))
 }

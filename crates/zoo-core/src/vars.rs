@@ -8,7 +8,7 @@ use crate::init::Init;
 use crate::rng::Rng;
 use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
 use std::collections::{BTreeMap, HashMap};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What a stored tensor is for.
@@ -40,6 +40,8 @@ struct Inner {
     device: Device,
     shapes_only: bool,
     slots: Mutex<Slots>,
+    /// Whether dropout layers let everything through.
+    dropout_off: Arc<AtomicBool>,
     dropout_calls: Mutex<BTreeMap<String, Arc<AtomicU64>>>,
 }
 
@@ -77,8 +79,8 @@ impl VarStore {
     }
 
     fn build(seed: u64, dtype: DType, device: &Device, shapes_only: bool) -> Self {
-        let (slots, dropout_calls) = Default::default();
-        Self(Arc::new(Inner { seed, dtype, device: device.clone(), shapes_only, slots, dropout_calls }))
+        let (slots, dropout_off, dropout_calls) = Default::default();
+        Self(Arc::new(Inner { seed, dtype, device: device.clone(), shapes_only, slots, dropout_off, dropout_calls }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Slots> {
@@ -88,7 +90,7 @@ impl VarStore {
 
     /// The builder at the top of the key space.
     pub fn root(&self) -> VarBuilder {
-        VarBuilder { store: self.clone(), path: String::new() }
+        VarBuilder { store: self.clone(), path: String::new(), replace: false }
     }
 
     /// The element type of every tensor in the store.
@@ -132,6 +134,12 @@ impl VarStore {
         self.lock().list.iter().filter(|s| s.kind == VarKind::Parameter).map(|s| s.shape.elem_count()).sum()
     }
 
+    /// Turns every dropout and stochastic depth of the network off (or on again): a training pass without chance, to compare
+    /// with another implementation.
+    pub fn set_dropout(&self, on: bool) {
+        self.0.dropout_off.store(!on, Ordering::Relaxed);
+    }
+
     /// How often each dropout layer has drawn a mask, by key: with the seed, the whole random state of the network.
     pub fn dropout_state(&self) -> BTreeMap<String, u64> {
         let calls = self.0.dropout_calls.lock().unwrap_or_else(PoisonError::into_inner);
@@ -152,12 +160,18 @@ impl VarStore {
 pub struct VarBuilder {
     store: VarStore,
     path: String,
+    replace: bool,
 }
 
 impl VarBuilder {
+    /// The same place, where a tensor takes the place of the one that has its key already.
+    pub(crate) fn replacing(&self) -> Self {
+        Self { replace: true, ..self.clone() }
+    }
+
     /// The place one step down: `vb.pp("layer1").pp(0)` is `layer1.0`.
     pub fn pp(&self, name: impl std::fmt::Display) -> Self {
-        Self { store: self.store.clone(), path: self.key(&name.to_string()) }
+        Self { store: self.store.clone(), path: self.key(&name.to_string()), replace: self.replace }
     }
 
     fn key(&self, name: &str) -> String {
@@ -215,7 +229,11 @@ impl VarBuilder {
 
     fn insert(&self, slot: Slot) -> Result<()> {
         let mut slots = self.store.lock();
-        if slots.by_key.contains_key(&slot.key) {
+        if let Some(&index) = slots.by_key.get(&slot.key) {
+            if self.replace {
+                slots.list[index] = slot;
+                return Ok(());
+            }
             bail!("the key `{}` is taken already: two layers of this network have the same name", slot.key)
         }
         let index = slots.list.len();
@@ -233,7 +251,7 @@ impl VarBuilder {
         let place = format!("{}#", self.path);
         let key = format!("{place}{}", all.keys().filter(|key| key.starts_with(&place)).count());
         all.insert(key.clone(), calls.clone());
-        DropoutStream { seed: self.store.0.seed, key, calls }
+        DropoutStream { seed: self.store.0.seed, key, calls, off: self.store.0.dropout_off.clone() }
     }
 }
 
@@ -243,9 +261,15 @@ pub struct DropoutStream {
     seed: u64,
     key: String,
     calls: Arc<AtomicU64>,
+    off: Arc<AtomicBool>,
 }
 
 impl DropoutStream {
+    /// Whether [`VarStore::set_dropout`] has turned it off.
+    pub fn is_off(&self) -> bool {
+        self.off.load(Ordering::Relaxed)
+    }
+
     /// The generator of the next mask.
     pub fn next_mask(&self) -> Rng {
         let n = self.calls.fetch_add(1, Ordering::Relaxed);

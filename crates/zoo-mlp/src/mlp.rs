@@ -9,7 +9,8 @@
 
 use candle_core::{Module, Result, Tensor};
 use zoo_core::{
-    BatchNorm, BatchNormConfig, Dimensions, Init, Linear, Model, ModelInfo, ModuleT, Pointwise, VarBuilder,
+    BatchNorm, BatchNormConfig, Classifier, Dimensions, Init, Input, Linear, Model, ModelInfo, ModuleT, Pointwise,
+    VarBuilder, flatten, softmax,
 };
 
 /// What follows the last layer.
@@ -59,9 +60,10 @@ impl Config {
 /// ```
 #[derive(Debug)]
 pub struct Mlp {
-    layers: Vec<Linear>,
+    hidden: Vec<Linear>,
     norms: Vec<BatchNorm>,
     middle: Pointwise,
+    classifier: Classifier,
     last: Last,
 }
 
@@ -74,27 +76,30 @@ impl Mlp {
         if config.widths.len() < 2 || config.widths.contains(&0) {
             candle_core::bail!("mlp: wants at least two widths, none of them 0, got {:?}", config.widths)
         }
-        let pairs = config.widths.windows(2).enumerate();
-        let layers = pairs
-            .map(|(i, w)| Linear::with(w[0], w[1], config.bias, Init::TORCH_WEIGHT, vb.pp("layers").pp(i)))
-            .collect::<Result<_>>()?;
-        let hidden = &config.widths[1..config.widths.len() - 1];
+        let (last, widths) = (config.widths[config.widths.len() - 1], &config.widths[..config.widths.len() - 1]);
+        let layer = |(i, w): (usize, &[usize])| {
+            Linear::with(w[0], w[1], config.bias, Init::TORCH_WEIGHT, vb.pp("layers").pp(i))
+        };
+        let hidden = widths.windows(2).enumerate().map(layer).collect::<Result<Vec<_>>>()?;
+        let (width, place) = (widths[widths.len() - 1], vb.pp("layers").pp(hidden.len()));
+        let bias = config.bias.then(|| Init::torch_bias(width));
+        let classifier = Classifier::with(width, last, Init::TORCH_WEIGHT, bias, place)?;
         let norms = match config.batch_norm {
             None => Vec::new(),
             Some(norm) => {
                 let norm = |(i, &width)| BatchNorm::with(width, norm, vb.pp("norms").pp(i));
-                hidden.iter().enumerate().map(norm).collect::<Result<_>>()?
+                widths[1..].iter().enumerate().map(norm).collect::<Result<_>>()?
             }
         };
-        Ok(Self { layers, norms, middle: config.middle, last: config.last })
+        Ok(Self { hidden, norms, middle: config.middle, classifier, last: config.last })
     }
 }
 
 impl Model for Mlp {
     /// (b, …) -> (b, last hidden width)
     fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let mut xs = xs.flatten_from(1)?;
-        for (i, layer) in self.layers[..self.layers.len() - 1].iter().enumerate() {
+        let mut xs = flatten(xs)?;
+        for (i, layer) in self.hidden.iter().enumerate() {
             xs = layer.forward_t(&xs, train)?;
             if let Some(norm) = self.norms.get(i) {
                 xs = norm.forward_t(&xs, train)?;
@@ -103,16 +108,32 @@ impl Model for Mlp {
         }
         Ok(xs)
     }
+
+    fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> {
+        Ok(features.clone())
+    }
+
+    fn classifier(&self) -> &Classifier {
+        &self.classifier
+    }
+
+    fn classifier_mut(&mut self) -> &mut Classifier {
+        &mut self.classifier
+    }
+
+    fn forward_head(&self, features: &Tensor, train: bool) -> Result<Tensor> {
+        let ys = self.classifier.forward_t(features, train)?;
+        match self.last {
+            Last::Logits => Ok(ys),
+            Last::Pointwise(function) => function.forward(&ys),
+            Last::Softmax => softmax(&ys),
+        }
+    }
 }
 
 impl ModuleT for Mlp {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let ys = self.layers[self.layers.len() - 1].forward_t(&self.forward_features(xs, train)?, train)?;
-        match self.last {
-            Last::Logits => Ok(ys),
-            Last::Pointwise(function) => function.forward(&ys),
-            Last::Softmax => candle_nn::ops::softmax(&ys, 1),
-        }
+        self.forward_head(&self.forward_features(xs, train)?, train)
     }
 }
 
@@ -126,11 +147,12 @@ pub const MODELS: &[ModelInfo] = &[ModelInfo {
     name: "mlp",
     family: "mlp",
     parameters: 1_707_274,
-    image_size: 32,
+    input: Input::CIFAR10,
     num_classes: 10,
     keys: "own",
     paper: "Rumelhart, Hinton and Williams 1986",
     renames: &[],
+    key_map: None,
     builder: build,
 }];
 

@@ -15,11 +15,11 @@
 //! | 9 | 56 | 853,018 | 855,770 | 853,018 |
 //! | 18 | 110 | 1,727,962 | 1,730,714 | |
 
-use candle_core::{Result, Tensor};
+use candle_core::{Module, Result, Tensor};
 use zoo_core::weights::Rename;
 use zoo_core::{
-    BatchNorm, Conv2d, Conv2dConfig, Dimensions, Init, Linear, Model, ModelInfo, ModuleT, VarBuilder,
-    global_avg_pool2d, relu,
+    BatchNorm, Classifier, Conv2d, Conv2dConfig, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo, ModuleT,
+    VarBuilder, add, global_avg_pool2d, pad_channels, relu, trace,
 };
 
 /// How a block whose output is smaller and wider than its input carries the input across (section 4.2, figure 5).
@@ -99,16 +99,16 @@ impl Skip {
     fn add_to(&self, ys: Tensor, xs: &Tensor, train: bool) -> Result<Tensor> {
         match self {
             Self::None => Ok(ys),
-            Self::Identity => ys + xs,
-            Self::Pad(below, above) => ys + every_second_pixel(xs)?.pad_with_zeros(1, *below, *above)?,
-            Self::Project(conv, bn) => ys + bn.forward_t(&conv.forward_t(xs, train)?, train)?,
+            Self::Identity => add(&ys, xs),
+            Self::Pad(below, above) => add(&ys, &pad_channels(&every_second_pixel(xs)?, *below, *above)?),
+            Self::Project(conv, bn) => add(&ys, &bn.forward_t(&conv.forward_t(xs, train)?, train)?),
         }
     }
 }
 
 /// Pixels (0, 0), (0, 2), … (2, 0), …: a pooling window of one pixel. (b, c, h, w) -> (b, c, ⌈h/2⌉, ⌈w/2⌉)
 fn every_second_pixel(xs: &Tensor) -> Result<Tensor> {
-    zoo_core::ops::max_pool2d(xs, (1, 1), (2, 2), (0, 0), false)
+    MaxPool2d::new(1, 2).forward(xs)
 }
 
 /// Two 3x3 convolutions and a shortcut (figure 2, left of figure 5).
@@ -119,6 +119,7 @@ struct Block {
     conv2: Conv2d,
     bn2: BatchNorm,
     skip: Skip,
+    place: String,
 }
 
 impl Block {
@@ -129,15 +130,18 @@ impl Block {
             conv2: conv3x3(c_out, c_out, 1, vb.pp("conv2"))?,
             bn2: BatchNorm::new(c_out, vb.pp("bn2"))?,
             skip: Skip::new(shortcut, c_in, c_out, stride, vb.pp("shortcut"))?,
+            place: vb.path().to_string(),
         })
     }
 }
 
 impl ModuleT for Block {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let ys = relu(&self.bn1.forward_t(&self.conv1.forward_t(xs, train)?, train)?)?;
-        let ys = self.bn2.forward_t(&self.conv2.forward_t(&ys, train)?, train)?;
-        relu(&self.skip.add_to(ys, xs, train)?)
+        trace::block("Block", &self.place, || {
+            let ys = relu(&self.bn1.forward_t(&self.conv1.forward_t(xs, train)?, train)?)?;
+            let ys = self.bn2.forward_t(&self.conv2.forward_t(&ys, train)?, train)?;
+            relu(&self.skip.add_to(ys, xs, train)?)
+        })
     }
 }
 
@@ -159,7 +163,7 @@ pub struct CifarResNet {
     conv1: Conv2d,
     bn1: BatchNorm,
     stages: Vec<Vec<Block>>,
-    linear: Linear,
+    linear: Classifier,
 }
 
 impl CifarResNet {
@@ -182,23 +186,38 @@ impl CifarResNet {
             }
             stages.push(blocks);
         }
-        let linear = Linear::new(c_in, config.num_classes, vb.pp("linear"))?;
+        let linear = Classifier::new(c_in, config.num_classes, vb.pp("linear"))?;
         Ok(Self { conv1, bn1, stages, linear })
     }
 }
 
 impl Model for CifarResNet {
-    /// (b, in_chans, 32, 32) -> (b, 64)
+    /// (b, in_chans, 32, 32) -> (b, 64, 8, 8)
     fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let xs = relu(&self.bn1.forward_t(&self.conv1.forward_t(xs, train)?, train)?)?; // (b, 16, 32, 32)
-        let xs = self.stages.iter().flatten().try_fold(xs, |xs, block| block.forward_t(&xs, train))?; // (b, 64, 8, 8)
-        global_avg_pool2d(&xs)
+        let mut xs = relu(&self.bn1.forward_t(&self.conv1.forward_t(xs, train)?, train)?)?; // (b, 16, 32, 32)
+        for (i, stage) in self.stages.iter().enumerate() {
+            xs = stage.iter().try_fold(xs, |xs, block| block.forward_t(&xs, train))?;
+            xs = trace::stage(format!("layer{}", i + 1), xs);
+        }
+        Ok(xs)
+    }
+
+    fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> {
+        global_avg_pool2d(features)
+    }
+
+    fn classifier(&self) -> &Classifier {
+        &self.linear
+    }
+
+    fn classifier_mut(&mut self) -> &mut Classifier {
+        &mut self.linear
     }
 }
 
 impl ModuleT for CifarResNet {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        self.linear.forward_t(&self.forward_features(xs, train)?, train)
+        self.forward_head(&self.forward_features(xs, train)?, train)
     }
 }
 
@@ -211,11 +230,12 @@ const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelI
         name,
         family: "resnet",
         parameters,
-        image_size: 32,
+        input: Input::CIFAR10,
         num_classes: 10,
         keys: "own",
         paper: "He et al. 2015, arXiv:1512.03385, section 4.2",
         renames: RENAMES,
+        key_map: None,
         builder,
     }
 }

@@ -167,7 +167,7 @@ impl Recipe {
         Self::named(match model.name {
             name if name.starts_with("template_") => "template-600",
             name if name == "mlp" || name.starts_with("mlp_") => "mlp-sgd",
-            _ if model.image_size == CIFAR_SIDE => "modern-200",
+            _ if model.input.size == CIFAR_SIDE => "modern-200",
             // The networks for ImageNet, as they are, on small images: only the review trained these.
             _ => "review-20",
         })
@@ -314,7 +314,7 @@ pub fn choose(list: &str, recipe: Option<&str>) -> Result<Vec<Choice>> {
             let rows = rows.iter().filter_map(|(name, epochs)| Some((zoo::find(name).ok()?, *epochs)));
             rows.map(|(model, epochs)| make(model, Some(set), epochs)).collect::<Result<_>>()?
         } else if item == "all" {
-            zoo::all().filter(|m| m.image_size == CIFAR_SIDE).map(|m| make(m, None, None)).collect::<Result<_>>()?
+            zoo::all().filter(|m| m.input.size == CIFAR_SIDE).map(|m| make(m, None, None)).collect::<Result<_>>()?
         } else {
             zoo::select(&[item])?.into_iter().map(|m| make(m, None, None)).collect::<Result<_>>()?
         };

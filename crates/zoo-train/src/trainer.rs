@@ -153,7 +153,7 @@ impl<'a> Run<'a> {
         let mut recipe = job.recipe.clone();
         let mut notes = Vec::new();
         let [channels, height, width] = data.train.shape();
-        let side = job.model.image_size;
+        let side = job.model.input.size;
         // Networks for 224 pixels take smaller images too, as their published CIFAR-10 runs do; never larger ones.
         ensure!(
             height == width && height <= side,
@@ -161,11 +161,12 @@ impl<'a> Run<'a> {
             job.model.name
         );
         let store = VarStore::new(job.seed, DType::F32, &job.device);
-        let options = ModelOptions { num_classes: Some(data.classes.len()), in_chans: Some(channels) };
+        let options =
+            ModelOptions { num_classes: Some(data.classes.len()), in_chans: Some(channels), ..Default::default() };
         let net = job.model.build(&options, store.root())?;
         if let Some(start) = &job.start {
             let may_differ: Vec<&str> = start.may_differ.iter().map(String::as_str).collect();
-            let options = LoadOptions { renames: job.model.renames, may_differ: &may_differ, ..LoadOptions::default() };
+            let options = LoadOptions { may_differ: &may_differ, ..job.model.load_options() };
             let report = load(&store, &Weights::open(&start.file)?, &options)?;
             notes.push(format!("{}: {report}", start.file.display()));
         }
@@ -223,8 +224,12 @@ impl<'a> Run<'a> {
     /// One step of the optimizer; the loss and how many images were classified right before it. A loss that is not finite
     /// changes no weight.
     fn step(&mut self, batch: &Batch, lr: f64) -> Result<(f64, usize)> {
-        let logits = self.net.forward_t(&batch.images, true)?;
-        let loss = cross_entropy(&logits, &batch.labels, self.job.recipe.label_smoothing)?;
+        let (logits, auxiliary) = self.net.forward_auxiliary(&batch.images, true)?;
+        let smoothing = self.job.recipe.label_smoothing;
+        let mut loss = cross_entropy(&logits, &batch.labels, smoothing)?;
+        for head in auxiliary {
+            loss = (loss + (cross_entropy(&head.logits, &batch.labels, smoothing)? * head.loss_weight)?)?;
+        }
         let value = f64::from(loss.to_scalar::<f32>()?);
         if !value.is_finite() {
             return Ok((value, 0));

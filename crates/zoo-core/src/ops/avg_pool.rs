@@ -3,7 +3,8 @@
 use super::cpu::pool as kernel;
 use super::max_pool::Window;
 use super::{Path, compose, elements, for_real, path};
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, WithDType};
+use crate::trace;
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 
 /// The mean under each window: (b, c, h, w) -> (b, c, oh, ow), as `torch.nn.functional.avg_pool2d`.
 ///
@@ -31,6 +32,7 @@ pub fn avg_pool2d(
     let window = Window::new("avg_pool2d", xs, kernel, stride, padding, ceil_mode)?;
     let op = AvgPool { window, count_include_pad };
     match path(xs) {
+        Path::Shape => trace::shape_only(&window.output, xs.dtype(), xs.device()),
         Path::Compose => compose::avg_pool2d(xs, &window, count_include_pad),
         Path::KernelInF32 => xs.to_dtype(DType::F32)?.contiguous()?.apply_op1(op)?.to_dtype(xs.dtype()),
         Path::Kernel => xs.contiguous()?.apply_op1(op),
@@ -81,4 +83,41 @@ impl CustomOp1 for AvgPoolGrad {
             Ok((T::to_cpu_storage_owned(dx), self.input.clone()))
         })
     }
+}
+
+/// The mean over each cell of a grid of `size` laid over the image, as `torch.nn.functional.adaptive_avg_pool2d`:
+/// (b, c, h, w) -> (b, c, size.0, size.1). Cell i of n reaches from ⌊i·h/n⌋ to ⌈(i+1)·h/n⌉, so that neighbours overlap where
+/// n does not divide h, and repeat pixels where n is larger.
+///
+/// # Errors
+/// An input that is not (b, c, h, w), or a size of 0.
+pub fn adaptive_avg_pool2d(xs: &Tensor, size: (usize, usize)) -> Result<Tensor> {
+    let &[b, c, h, w] = xs.dims() else { bail!("adaptive_avg_pool2d: wants input (b, c, h, w), got {:?}", xs.dims()) };
+    let (oh, ow) = size;
+    if oh == 0 || ow == 0 || xs.elem_count() == 0 {
+        bail!("adaptive_avg_pool2d: nothing to pool of {:?} to {size:?}", xs.dims())
+    }
+    if (h, w) == size {
+        return Ok(xs.clone());
+    }
+    if h % oh == 0 && w % ow == 0 {
+        let kernel = (h / oh, w / ow);
+        return avg_pool2d(xs, kernel, kernel, (0, 0), false, true);
+    }
+    if let Path::Shape = path(xs) {
+        return trace::shape_only(&[b, c, oh, ow], xs.dtype(), xs.device());
+    }
+    // Cells of several sizes: a matrix of means for each direction.
+    let means = |n: usize, cells: usize| -> Result<Tensor> {
+        let mut matrix = vec![0.0; n * cells];
+        for cell in 0..cells {
+            let (start, end) = (cell * n / cells, ((cell + 1) * n).div_ceil(cells));
+            (start..end).for_each(|i| matrix[i * cells + cell] = 1.0 / (end - start) as f64);
+        }
+        Tensor::from_vec(matrix, (n, cells), xs.device())?.to_dtype(xs.dtype())
+    };
+    let rows = xs.reshape((b * c * h, w))?.matmul(&means(w, ow)?)?; // (b·c·h, ow)
+    let cols = rows.reshape((b * c, h, ow))?.transpose(1, 2)?.contiguous()?.reshape((b * c * ow, h))?;
+    let cells = cols.matmul(&means(h, oh)?)?.reshape((b * c, ow, oh))?;
+    cells.transpose(1, 2)?.contiguous()?.reshape((b, c, oh, ow))
 }

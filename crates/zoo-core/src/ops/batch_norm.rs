@@ -3,6 +3,7 @@
 
 use super::cpu::batch_norm::{self as kernel, Dims};
 use super::{Path, compose, elements, for_real, path};
+use crate::trace;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 
 /// Mean and biased variance of each channel over batch and pixels, both (c), off the graph.
@@ -31,6 +32,10 @@ pub fn batch_stats(xs: &Tensor) -> Result<BatchStats> {
     let (b, c, s) = dims(xs)?;
     let xs = xs.detach();
     let (mean, var) = match path(&xs) {
+        Path::Shape => {
+            let row = || trace::shape_only(&[c], xs.dtype(), xs.device());
+            (row()?, row()?)
+        }
         Path::Compose => compose::batch_stats(&xs.reshape((b, c, s))?)?,
         Path::KernelInF32 => {
             let stats = batch_stats(&xs.to_dtype(DType::F32)?)?;
@@ -67,6 +72,7 @@ pub fn batch_norm(
         Ok((mean.detach().to_dtype(dtype)?, (var.detach().to_dtype(dtype)? + eps)?.sqrt()?.recip()?))
     };
     match path(xs) {
+        Path::Shape => trace::shape_only(xs.dims(), xs.dtype(), xs.device()),
         Path::Compose => {
             let ys = compose::batch_norm(&xs.reshape((b, c, s))?, weight, bias, (mean, var), eps, through_stats)?;
             ys.reshape(xs.shape())

@@ -140,6 +140,13 @@ pub(crate) fn batch_norm(
     xs.broadcast_sub(&row(&mean)?)?.broadcast_mul(&inv_std)?.broadcast_mul(&row(weight)?)?.broadcast_add(&row(bias)?)
 }
 
+/// Rows (r, n), weight and bias (n).
+pub(crate) fn layer_norm(rows: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let centred = rows.broadcast_sub(&rows.mean_keepdim(1)?)?;
+    let inv_std = (centred.sqr()?.mean_keepdim(1)? + eps)?.sqrt()?.recip()?;
+    centred.broadcast_mul(&inv_std)?.broadcast_mul(weight)?.broadcast_add(bias)
+}
+
 pub(crate) fn pointwise(xs: &Tensor, function: Pointwise) -> Result<Tensor> {
     let constant = |value: f64| Tensor::full(value, xs.shape(), xs.device())?.to_dtype(xs.dtype());
     // Selections, not clamps: candle's clamp gives half the gradient at a tie.

@@ -115,6 +115,9 @@ pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, params: Conv2
     let geometry = Geometry::new(xs, weight, bias, params)?;
     trace::count_macs(geometry.macs());
     match path(xs) {
+        Path::Shape => {
+            trace::shape_only(&[geometry.b, geometry.c_out, geometry.oh, geometry.ow], xs.dtype(), xs.device())
+        }
         Path::Compose => compose::conv2d(xs, weight, bias, params),
         Path::KernelInF32 => {
             let bias = bias.map(|b| b.to_dtype(DType::F32)).transpose()?;

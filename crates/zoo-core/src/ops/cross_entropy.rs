@@ -1,6 +1,7 @@
 //! Softmax cross-entropy, fused and stable.
 
 use super::{Path, Real, compose, elements, for_real, path};
+use crate::trace;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 use std::sync::Arc;
 
@@ -34,6 +35,9 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, label_smoothing: f64) ->
         bail!("cross_entropy: label_smoothing must lie in 0..=1, got {label_smoothing}")
     }
     let path = path(logits);
+    if let Path::Shape = path {
+        return trace::shape_only(&[], logits.dtype(), logits.device());
+    }
     if let Path::Compose = path {
         // Reading the targets back to check them would stall a GPU; candle's gather checks its indices itself.
         return compose::cross_entropy(logits, targets, label_smoothing);

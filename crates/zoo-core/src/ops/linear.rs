@@ -39,6 +39,7 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     trace::count_macs((sizes.rows * c_in * c_out) as u64);
     let rows = xs.reshape((sizes.rows, c_in))?;
     let ys = match path(xs) {
+        Path::Shape => trace::shape_only(&[sizes.rows, c_out], xs.dtype(), xs.device())?,
         Path::Compose => compose::linear(&rows, weight, bias)?,
         Path::KernelInF32 => {
             let bias = bias.map(|b| b.to_dtype(DType::F32)).transpose()?;

@@ -1,6 +1,7 @@
 //! Activation functions, element by element, each with the derivative that PyTorch uses at the kinks.
 
 use super::{Path, Real, compose, elements, for_real, path};
+use crate::trace;
 use candle_core::cpu::erf::{erf_f32, erf_f64};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType};
 use rayon::prelude::*;
@@ -34,7 +35,7 @@ pub enum Pointwise {
 pub(crate) const GELU_TANH: (f64, f64) = (0.797_884_560_802_865_4, 0.044_715);
 
 /// What the kernels need beyond arithmetic.
-trait Functions: Real {
+pub(crate) trait Functions: Real {
     fn exp(self) -> Self;
     fn tanh(self) -> Self;
     fn erf(self) -> Self;
@@ -69,6 +70,21 @@ fn sigmoid<T: Functions>(x: T) -> T {
 }
 
 impl Pointwise {
+    /// The function's usual name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Relu => "ReLU",
+            Self::Relu6 => "ReLU6",
+            Self::LeakyRelu(_) => "LeakyReLU",
+            Self::Gelu | Self::GeluTanh => "GELU",
+            Self::Silu => "SiLU",
+            Self::Sigmoid => "Sigmoid",
+            Self::Tanh => "Tanh",
+            Self::HardSigmoid => "HardSigmoid",
+            Self::HardSwish => "HardSwish",
+        }
+    }
+
     /// The function, as a loop over one block. A comparison with NaN is false, so NaN falls through to itself.
     fn forward<T: Functions>(self, xs: &[T], ys: &mut [T]) {
         let c = T::from_f64;
@@ -176,6 +192,7 @@ fn clamp_six<T: Real>(x: T) -> T {
 /// An element type that is not floating point.
 pub fn pointwise(xs: &Tensor, function: Pointwise) -> Result<Tensor> {
     match path(xs) {
+        Path::Shape => trace::shape_only(xs.dims(), xs.dtype(), xs.device()),
         Path::Compose => compose::pointwise(xs, function),
         Path::KernelInF32 => xs.to_dtype(DType::F32)?.contiguous()?.apply_op1(function)?.to_dtype(xs.dtype()),
         Path::Kernel => xs.contiguous()?.apply_op1(function),

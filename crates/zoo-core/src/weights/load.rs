@@ -32,7 +32,7 @@ use std::path::Path;
 pub struct Rename {
     /// Pattern of the file's key.
     pub from: &'static str,
-    /// Pattern of the network's key, with as many stars.
+    /// Pattern of the network's key, with as many stars; empty for a tensor that the network leaves out.
     pub to: &'static str,
     /// Why the two differ.
     pub reason: &'static str,
@@ -55,7 +55,7 @@ impl Rename {
 
     fn is_balanced(&self) -> bool {
         let stars = |pattern: &str| pattern.replace("**", "*").matches('*').count();
-        stars(self.from) == stars(self.to)
+        self.to.is_empty() || stars(self.from) == stars(self.to)
     }
 }
 
@@ -203,10 +203,12 @@ pub struct KeyReport {
     pub unexpected: Vec<(String, Shape)>,
     /// In both, with two shapes.
     pub mis_shaped: Vec<MisShaped>,
+    /// In the file only, and left out by a rename that says so; no mismatch.
+    pub left_out: Vec<String>,
 }
 
 impl KeyReport {
-    /// Whether all keys match.
+    /// Whether all keys match, but for those that are left out knowingly.
     pub fn is_exact(&self) -> bool {
         self.missing.is_empty() && self.unexpected.is_empty() && self.mis_shaped.is_empty()
     }
@@ -215,7 +217,7 @@ impl KeyReport {
 /// The counts, then the first keys of each list.
 impl fmt::Display for KeyReport {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Self { matching, missing, unexpected, mis_shaped } = self;
+        let Self { matching, missing, unexpected, mis_shaped, left_out } = self;
         write!(f, "{} matching, {} missing, ", matching.len(), missing.len())?;
         write!(f, "{} unexpected, {} mis-shaped", unexpected.len(), mis_shaped.len())?;
         let with_shape = |(key, shape): &(String, Shape)| format!("{key} {shape:?}");
@@ -223,7 +225,8 @@ impl fmt::Display for KeyReport {
         write_list(f, "unexpected (in the file only)", unexpected, with_shape)?;
         write_list(f, "mis-shaped", mis_shaped, |m| {
             format!("{}: {:?} in the file, {:?} in the network", m.key, m.file, m.network)
-        })
+        })?;
+        write_list(f, "left out (the network does without)", left_out, String::clone)
     }
 }
 
@@ -263,7 +266,11 @@ impl fmt::Display for LoadReport {
 }
 
 /// For each tensor that the file offers: the network's key, where it comes from, its shape.
-type Offers = BTreeMap<String, (Source, Shape)>;
+#[derive(Default)]
+struct Offers {
+    by_key: BTreeMap<String, (Source, Shape)>,
+    left_out: Vec<String>,
+}
 
 fn offers(store: &VarStore, weights: &Weights, options: &LoadOptions) -> Result<Offers> {
     if let Some(rule) = options.renames.iter().find(|rule| !rule.is_balanced()) {
@@ -277,15 +284,22 @@ fn offers(store: &VarStore, weights: &Weights, options: &LoadOptions) -> Result<
     let unused: Vec<_> = weights.keys().filter(|&key| !used.contains(key)).map(str::to_string).collect();
     sources.extend(unused.into_iter().map(|key| (key.clone(), Source::Key(key))));
 
-    let mut offers = Offers::new();
+    let mut offers = Offers::default();
     for (key, source) in sources {
-        let key = options.renames.iter().find_map(|rule| rule.apply(&key)).unwrap_or(key);
+        let key = match options.renames.iter().find_map(|rule| rule.apply(&key)) {
+            Some(renamed) if renamed.is_empty() => {
+                offers.left_out.push(key);
+                continue;
+            }
+            Some(renamed) => renamed,
+            None => key,
+        };
         // PyTorch's BatchNorm counts batches for a mode that nobody uses; the count is no weight.
         if key.rsplit('.').next() == Some("num_batches_tracked") && store.get(&key).is_none() {
             continue;
         }
         let shape = source.shape(weights)?;
-        if let Some((first, _)) = offers.insert(key.clone(), (source.clone(), shape)) {
+        if let Some((first, _)) = offers.by_key.insert(key.clone(), (source.clone(), shape)) {
             let (first, second) = (first.keys().join("`, `"), source.keys().join("`, `"));
             let what = format!("both `{first}` and `{second}` would be the network's `{key}`");
             return Err(complaint(format!("{}: {what}", weights.name())));
@@ -295,7 +309,8 @@ fn offers(store: &VarStore, weights: &Weights, options: &LoadOptions) -> Result<
 }
 
 fn compare(store: &VarStore, offers: &Offers) -> KeyReport {
-    let mut report = KeyReport::default();
+    let mut report = KeyReport { left_out: offers.left_out.clone(), ..Default::default() };
+    let offers = &offers.by_key;
     let network: BTreeMap<_, _> = store.slots().into_iter().map(|slot| (slot.key, slot.shape)).collect();
     for (key, (_, shape)) in offers.iter().filter(|(key, _)| !network.contains_key(*key)) {
         report.unexpected.push((key.clone(), shape.clone()));
@@ -362,7 +377,9 @@ pub fn load(store: &VarStore, weights: &Weights, options: &LoadOptions) -> Resul
         .map(str::to_string)
         .collect();
     let allowed = |key: &str| options.part_of(key).is_some();
-    let passed_over = report.unexpected.extract_if(.., |(key, _)| allowed(key)).map(|(key, _)| key).collect();
+    let mut passed_over: Vec<String> =
+        report.unexpected.extract_if(.., |(key, _)| allowed(key)).map(|(key, _)| key).collect();
+    passed_over.extend(std::mem::take(&mut report.left_out));
     report.missing.retain(|(key, _)| !allowed(key));
     report.mis_shaped.retain(|m| !allowed(&m.key));
     if !report.is_exact() {
@@ -374,11 +391,11 @@ pub fn load(store: &VarStore, weights: &Weights, options: &LoadOptions) -> Resul
     for slot in store.slots() {
         let Some(var) = slot.var else { bail!("a store of shapes only has nothing to load `{}` into", slot.key) };
         if options.part_of(&slot.key).is_some_and(|part| differing.contains(part)) {
-            if offers.contains_key(&slot.key) {
+            if offers.by_key.contains_key(&slot.key) {
                 done.passed_over.push(slot.key.clone());
             }
             done.initial.push(slot.key);
-        } else if let Some((source, _)) = offers.get(&slot.key) {
+        } else if let Some((source, _)) = offers.by_key.get(&slot.key) {
             values.push((var, source.read(weights)?.to_dtype(store.dtype())?.to_device(store.device())?));
             done.loaded.push(slot.key);
         }

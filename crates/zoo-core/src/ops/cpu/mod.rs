@@ -4,6 +4,7 @@
 pub(crate) mod batch_norm;
 pub(crate) mod conv2d;
 pub(crate) mod gemm;
+pub(crate) mod layer_norm;
 pub(crate) mod pool;
 
 use super::Real;

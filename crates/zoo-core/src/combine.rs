@@ -1,0 +1,62 @@
+//! Steps without weights that join or rearrange tensors: what shortcuts, dense connections and grouped convolutions need.
+
+use crate::trace;
+use candle_core::{Result, Tensor, bail};
+
+/// a + b, element by element: where a shortcut meets its branch.
+///
+/// # Errors
+/// Shapes that differ.
+pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
+    trace::op("Add", String::new, &[a, b], || a + b)
+}
+
+/// Tensors one behind the other along `dim`: where branches meet.
+///
+/// # Errors
+/// Shapes that differ elsewhere, or nothing to join.
+pub fn concat(parts: &[&Tensor], dim: usize) -> Result<Tensor> {
+    trace::op("Concat", String::new, parts, || Tensor::cat(parts, dim))
+}
+
+/// All dimensions but the first as one: (b, …) -> (b, n).
+///
+/// # Errors
+/// A scalar.
+pub fn flatten(xs: &Tensor) -> Result<Tensor> {
+    trace::op("Flatten", String::new, &[xs], || xs.flatten_from(1))
+}
+
+/// Zero channels below and above: (b, c, h, w) -> (b, below + c + above, h, w).
+///
+/// # Errors
+/// An input of fewer than two dimensions.
+pub fn pad_channels(xs: &Tensor, below: usize, above: usize) -> Result<Tensor> {
+    trace::op("PadChannels", || format!("{below} + {above}"), &[xs], || xs.pad_with_zeros(1, below, above))
+}
+
+/// Deals the channels out: channel j of group i becomes channel i of group j (Zhang et al. 2017, arXiv:1707.01083, figure
+/// 1), so that the next grouped convolution sees every group. (b, c, h, w) -> (b, c, h, w)
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// let xs = Tensor::arange(0f32, 6., &Device::Cpu)?.reshape((1, 6, 1, 1))?;
+/// let ys = zoo_core::channel_shuffle(&xs, 2)?.flatten_all()?;
+/// assert_eq!(ys.to_vec1::<f32>()?, [0., 3., 1., 4., 2., 5.]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
+/// # Errors
+/// An input that is not (b, c, h, w), or channels that the groups do not divide.
+pub fn channel_shuffle(xs: &Tensor, groups: usize) -> Result<Tensor> {
+    let (b, c, h, w) = xs.dims4()?;
+    if groups == 0 || !c.is_multiple_of(groups) {
+        bail!("channel_shuffle: {groups} groups do not divide the channels of {:?}", xs.dims())
+    }
+    trace::op(
+        "ChannelShuffle",
+        || format!("{groups} groups"),
+        &[xs],
+        || xs.reshape((b, groups, c / groups, h * w))?.transpose(1, 2)?.contiguous()?.reshape((b, c, h, w)),
+    )
+}

@@ -1,0 +1,90 @@
+//! Softmax over the last dimension.
+
+use super::pointwise::Functions;
+use super::{Path, elements, for_real, path};
+use crate::trace;
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Layout, Result, Shape, Tensor, WithDType, bail};
+use rayon::prelude::*;
+
+/// yₖ = exp(xₖ - max x) / Σⱼ exp(xⱼ - max x) over the last dimension, as `torch.softmax(x, -1)`: any shape, the same shape.
+///
+/// ```
+/// use candle_core::{Device, Tensor};
+/// let ys = zoo_core::ops::softmax(&Tensor::new(&[[0f32, f32::NEG_INFINITY], [800., 800.]], &Device::Cpu)?)?;
+/// assert_eq!(ys.to_vec2::<f32>()?, [[1., 0.], [0.5, 0.5]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
+/// # Errors
+/// A scalar or an empty tensor, or an element type that is not floating point.
+pub fn softmax(xs: &Tensor) -> Result<Tensor> {
+    if xs.rank() == 0 || xs.elem_count() == 0 {
+        bail!("softmax: wants a tensor with a last dimension and elements, got {:?}", xs.dims())
+    }
+    match path(xs) {
+        Path::Shape => trace::shape_only(xs.dims(), xs.dtype(), xs.device()),
+        Path::Compose => candle_nn::ops::softmax(xs, D::Minus1),
+        Path::KernelInF32 => xs.to_dtype(DType::F32)?.contiguous()?.apply_op1(Softmax)?.to_dtype(xs.dtype()),
+        Path::Kernel => xs.contiguous()?.apply_op1(Softmax),
+    }
+}
+
+/// Rows that one task takes.
+const ROWS: usize = 32;
+
+struct Softmax;
+
+impl CustomOp1 for Softmax {
+    fn name(&self) -> &'static str {
+        "softmax"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let n = xl.dims()[xl.dims().len() - 1];
+        for_real!("softmax", x, T => {
+            let xs = elements::<T>("softmax", x, xl)?;
+            let mut ys: Vec<T> = vec![0.0; xs.len()];
+            ys.par_chunks_mut(n * ROWS).zip(xs.par_chunks(n * ROWS)).for_each(|(ys, xs)| {
+                ys.chunks_exact_mut(n).zip(xs.chunks_exact(n)).for_each(|(y, x)| row(x, y));
+            });
+            Ok((T::to_cpu_storage_owned(ys), xl.shape().clone()))
+        })
+    }
+
+    /// dx = y · (dy - Σ dy·y)
+    fn bwd(&self, _: &Tensor, ys: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        ys.apply_op2_no_bwd(&grad.contiguous()?, &SoftmaxGrad).map(Some)
+    }
+}
+
+fn row<T: Functions>(x: &[T], y: &mut [T]) {
+    let max = x.iter().copied().fold(T::from_f64(f64::NEG_INFINITY), |a, b| if b > a { b } else { a });
+    y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - max).exp());
+    let total = super::cpu::sum(y);
+    y.iter_mut().for_each(|y| *y /= total);
+}
+
+/// (output, gradient of the output) -> gradient of the input.
+struct SoftmaxGrad;
+
+impl CustomOp2 for SoftmaxGrad {
+    fn name(&self) -> &'static str {
+        "softmax gradient"
+    }
+
+    fn cpu_fwd(&self, y: &CpuStorage, yl: &Layout, g: &CpuStorage, gl: &Layout) -> Result<(CpuStorage, Shape)> {
+        let (op, n) = (self.name(), yl.dims()[yl.dims().len() - 1]);
+        for_real!(op, y, T => {
+            let (ys, grad) = (elements::<T>(op, y, yl)?, elements::<T>(op, g, gl)?);
+            let mut dx: Vec<T> = vec![0.0; ys.len()];
+            let blocks = dx.par_chunks_mut(n * ROWS).zip(ys.par_chunks(n * ROWS)).zip(grad.par_chunks(n * ROWS));
+            blocks.for_each(|((dx, ys), grad)| {
+                for ((dx, y), dy) in dx.chunks_exact_mut(n).zip(ys.chunks_exact(n)).zip(grad.chunks_exact(n)) {
+                    let along = super::cpu::dot(y, dy);
+                    dx.iter_mut().zip(y).zip(dy).for_each(|((dx, &y), &dy)| *dx = y * (dy - along));
+                }
+            });
+            Ok((T::to_cpu_storage_owned(dx), yl.shape().clone()))
+        })
+    }
+}

@@ -1,0 +1,53 @@
+//! Squeeze and excitation.
+
+use crate::activation::{activate, relu};
+use crate::conv::{Conv2d, Conv2dConfig};
+use crate::ops::{Pointwise, avg_pool2d};
+use crate::trace;
+use crate::vars::VarBuilder;
+use candle_core::{Result, Tensor};
+use candle_nn::ModuleT;
+
+/// A gate on the channels (Hu et al. 2017, arXiv:1709.01507): x · σ(W₂ · relu(W₁ · mean(x))), where the mean runs over
+/// all pixels of a channel. (b, c, h, w) -> (b, c, h, w)
+///
+/// Keys: `fc1` (r, c, 1, 1) and `fc2` (c, r, 1, 1) with biases, 1x1 convolutions as in timm.
+#[derive(Debug, Clone)]
+pub struct SqueezeExcite {
+    fc1: Conv2d,
+    fc2: Conv2d,
+    place: String,
+}
+
+impl SqueezeExcite {
+    /// Squeezes `channels` to `reduced`.
+    ///
+    /// # Errors
+    /// A key that is taken already.
+    pub fn new(channels: usize, reduced: usize, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            fc1: Conv2d::new(channels, reduced, Conv2dConfig::new(1), vb.pp("fc1"))?,
+            fc2: Conv2d::new(reduced, channels, Conv2dConfig::new(1), vb.pp("fc2"))?,
+            place: vb.path().to_string(),
+        })
+    }
+}
+
+impl ModuleT for SqueezeExcite {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        trace::block("SqueezeExcite", &self.place, || {
+            let (_, _, h, w) = xs.dims4()?;
+            let pooled = trace::op(
+                "AvgPool",
+                || "global".to_string(),
+                &[xs],
+                || {
+                    avg_pool2d(xs, (h, w), (1, 1), (0, 0), false, false) // (b, c, 1, 1)
+                },
+            )?;
+            let gate = self.fc2.forward_t(&relu(&self.fc1.forward_t(&pooled, train)?)?, train)?;
+            let gate = activate(&gate, Pointwise::Sigmoid)?;
+            trace::op("Scale", String::new, &[xs, &gate], || xs.broadcast_mul(&gate))
+        })
+    }
+}
