@@ -1,5 +1,6 @@
 //! `zoo list`: the registry as a table, or as one JSON object a line.
 
+use crate::text::{thousands, until_closed};
 use anyhow::Result;
 use std::io::{self, Write};
 use zoo::ModelInfo;
@@ -17,11 +18,7 @@ pub struct Args {
 /// Prints the list.
 pub fn run(args: &Args) -> Result<()> {
     let models = if args.patterns.is_empty() { zoo::all().collect() } else { zoo::select(&args.patterns)? };
-    match print(&models, args.json, &mut io::stdout().lock()) {
-        // The reader has seen enough: `zoo list | head`.
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
-        result => Ok(result?),
-    }
+    until_closed(print(&models, args.json, &mut io::stdout().lock()))
 }
 
 fn print(models: &[&ModelInfo], json: bool, out: &mut impl Write) -> io::Result<()> {
@@ -43,18 +40,11 @@ fn print(models: &[&ModelInfo], json: bool, out: &mut impl Write) -> io::Result<
     let width = models.iter().map(|m| m.name.len()).max().unwrap_or(0);
     writeln!(out, "{:width$}  {:11}  {:>11}  {:>5}  {:11}  paper", "name", "family", "parameters", "image", "keys")?;
     for m in models {
-        let parameters = thousands(m.parameters);
+        let parameters = thousands(m.parameters as u64);
         let (name, image) = (m.name, m.input.size);
         writeln!(out, "{name:width$}  {:11}  {parameters:>11}  {image:>5}  {:11}  {}", m.family, m.keys, m.paper)?;
     }
     Ok(())
-}
-
-/// 269722 as 269,722.
-fn thousands(n: usize) -> String {
-    let digits = n.to_string();
-    let groups = digits.as_bytes().rchunks(3).rev().map(|group| String::from_utf8_lossy(group).into_owned());
-    groups.collect::<Vec<_>>().join(",")
 }
 
 #[cfg(test)]
@@ -81,10 +71,5 @@ mod tests {
             assert!(!line[field].is_null(), "{field}");
         }
         assert_eq!(line["parameters"], 14_728_266);
-    }
-
-    #[test]
-    fn thousands_are_grouped_from_the_right() {
-        assert_eq!([0, 12, 999, 1000, 61_100_840].map(thousands), ["0", "12", "999", "1,000", "61,100,840"]);
     }
 }

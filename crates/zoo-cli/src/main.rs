@@ -1,6 +1,12 @@
-//! The `zoo` command: looks at the registry of networks.
+//! The `zoo` command: looks at the registry of networks, their pictures and their checkpoints, and runs them.
 
+mod check;
+mod convert;
+mod info;
 mod list;
+mod plot;
+mod run;
+mod text;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -16,11 +22,26 @@ struct Cli {
 enum Command {
     /// List the networks with their parameters, image size, checkpoint keys and paper
     List(list::Args),
+    /// Show a network layer by layer: output shapes, parameters, multiply-adds
+    Info(info::Args),
+    /// Draw a network: blocks, shapes, shortcuts
+    Plot(plot::Args),
+    /// Compare the keys of a checkpoint with a network's
+    Check(check::Args),
+    /// Write a checkpoint as safetensors, under a network's keys
+    Convert(convert::Args),
+    /// Run a network on stored input and store logits, and with --grads loss, gradients and running statistics
+    Run(run::Args),
 }
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::List(args) => list::run(&args),
+        Command::Info(args) => info::run(&args),
+        Command::Plot(args) => plot::run(&args),
+        Command::Check(args) => check::run(&args),
+        Command::Convert(args) => convert::run(&args),
+        Command::Run(args) => run::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -408,6 +408,24 @@ pub fn load(store: &VarStore, weights: &Weights, options: &LoadOptions) -> Resul
     Ok(done)
 }
 
+/// The tensors of a file under the network's keys, in the network's order and in the file's own element types: what a file
+/// converted to this network's layout holds.
+///
+/// # Errors
+/// Keys or shapes that do not fit, beyond the parts that [`LoadOptions::may_differ`] names.
+pub fn translate(store: &VarStore, weights: &Weights, options: &LoadOptions) -> Result<Vec<(String, Tensor)>> {
+    let offers = offers(store, weights, options)?;
+    let mut report = compare(store, &offers);
+    report.missing.retain(|(key, _)| options.part_of(key).is_none());
+    report.unexpected.retain(|(key, _)| options.part_of(key).is_none());
+    report.mis_shaped.retain(|m| options.part_of(&m.key).is_none());
+    if !report.is_exact() {
+        return Err(complaint(format!("{} does not fit the network: {report}", weights.name())));
+    }
+    let slots = store.slots().into_iter().filter_map(|slot| Some((slot.key.clone(), offers.by_key.get(&slot.key)?)));
+    slots.map(|(key, (source, _))| Ok((key, source.read(weights)?))).collect()
+}
+
 /// Writes every tensor of a store, parameters and buffers, as a safetensors file; see [`save_tensors`] for how.
 ///
 /// # Errors

@@ -17,7 +17,9 @@ mod safetensors;
 mod torch;
 mod zip;
 
-pub use load::{KeyMap, KeyReport, LoadOptions, LoadReport, MisShaped, Rename, Source, check, load, save_safetensors};
+pub use load::{
+    KeyMap, KeyReport, LoadOptions, LoadReport, MisShaped, Rename, Source, check, load, save_safetensors, translate,
+};
 pub use safetensors::save_tensors;
 
 use bytes::{Parsed, fail, shown};

@@ -1,0 +1,99 @@
+//! `zoo check`: how a checkpoint's keys stand to a network's.
+
+use anyhow::{Result, bail};
+use candle_core::Shape;
+use std::path::PathBuf;
+use zoo::{ModelInfo, ModelOptions, VarStore};
+use zoo_core::weights::{self, KeyReport, Weights};
+
+/// Arguments of `check`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Name of the network
+    model: String,
+    /// Checkpoint: .safetensors, .pth, .pt or .th
+    file: PathBuf,
+    /// Classes of the network, where they are not its default
+    #[arg(long)]
+    classes: Option<usize>,
+    /// Channels of the network's input image, where they are not 3
+    #[arg(long)]
+    in_chans: Option<usize>,
+    /// One JSON object with the lists of keys
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints the comparison; an error unless all keys match.
+pub fn run(args: &Args) -> Result<()> {
+    let info = zoo::find(&args.model)?;
+    let options = ModelOptions { num_classes: args.classes, in_chans: args.in_chans, ..Default::default() };
+    let store = VarStore::shapes_only();
+    let classifier = info.build(&options, store.root())?.classifier().place().to_string();
+    let report = weights::check(&store, &Weights::open(&args.file)?, &info.load_options())?;
+    if args.json {
+        println!("{}", json(info, &report));
+    } else {
+        print(&report);
+    }
+    if report.is_exact() {
+        return Ok(());
+    }
+    let hint = hint(&report, &classifier, args.classes.is_none()).unwrap_or_default();
+    bail!(
+        "{} does not fit {}: {} missing, {} unexpected, {} mis-shaped{hint}",
+        args.file.display(),
+        info.name,
+        report.missing.len(),
+        report.unexpected.len(),
+        report.mis_shaped.len()
+    )
+}
+
+/// Where only the classifier's width differs, the option that mends it.
+fn hint(report: &KeyReport, classifier: &str, classes_are_default: bool) -> Option<String> {
+    let head = report.mis_shaped.iter().find(|m| m.key == format!("{classifier}.weight"))?;
+    let only_head = report.mis_shaped.iter().all(|m| m.key.starts_with(classifier));
+    let classes = head.file.dims().first()?;
+    (classes_are_default && only_head).then(|| format!("; the file has {classes} classes: try --classes {classes}"))
+}
+
+fn dims(shape: &Shape) -> Vec<usize> {
+    shape.dims().to_vec()
+}
+
+fn json(info: &ModelInfo, report: &KeyReport) -> serde_json::Value {
+    let listed = |list: &[(String, Shape)]| -> Vec<_> {
+        list.iter().map(|(key, shape)| serde_json::json!({ "key": key, "shape": dims(shape) })).collect()
+    };
+    let mis_shaped = report
+        .mis_shaped
+        .iter()
+        .map(|m| serde_json::json!({ "key": m.key, "file": dims(&m.file), "network": dims(&m.network) }));
+    serde_json::json!({
+        "model": info.name,
+        "fits": report.is_exact(),
+        "matching": report.matching,
+        "missing": listed(&report.missing),
+        "unexpected": listed(&report.unexpected),
+        "mis_shaped": mis_shaped.collect::<Vec<_>>(),
+        "left_out": report.left_out,
+    })
+}
+
+/// Every key that does not match; of those that do, the number.
+fn print(report: &KeyReport) {
+    println!("{} keys match", report.matching.len());
+    for (key, shape) in &report.missing {
+        println!("missing     {key} {:?}", dims(shape));
+    }
+    for (key, shape) in &report.unexpected {
+        println!("unexpected  {key} {:?}", dims(shape));
+    }
+    for m in &report.mis_shaped {
+        println!("mis-shaped  {}: {:?} in the file, {:?} in the network", m.key, dims(&m.file), dims(&m.network));
+    }
+    for key in &report.left_out {
+        println!("left out    {key}");
+    }
+}

@@ -1,0 +1,57 @@
+//! `zoo convert`: any checkpoint as safetensors.
+
+use crate::text::may_write;
+use anyhow::{Result, ensure};
+use candle_core::{Device, Tensor};
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use zoo::{ModelOptions, VarStore};
+use zoo_core::weights::{self, Weights};
+
+/// Arguments of `convert`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Checkpoint: .safetensors, .pth, .pt or .th
+    input: PathBuf,
+    /// The safetensors file to write
+    output: PathBuf,
+    /// Network under whose keys the tensors are written; every key must fit. Without it keys stay as they are
+    #[arg(long)]
+    model: Option<String>,
+    /// Classes of the network, where they are not its default
+    #[arg(long, requires = "model")]
+    classes: Option<usize>,
+    /// Channels of the network's input image, where they are not 3
+    #[arg(long, requires = "model")]
+    in_chans: Option<usize>,
+    /// Replace the output if it exists
+    #[arg(long)]
+    force: bool,
+}
+
+/// Writes the file; element types stay as they are.
+pub fn run(args: &Args) -> Result<()> {
+    let extension = args.output.extension().and_then(|e| e.to_str());
+    ensure!(extension == Some("safetensors"), "{}: the output must end in .safetensors", args.output.display());
+    may_write(&args.output, args.force)?;
+    let weights = Weights::open(&args.input)?;
+    let mut metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+    let tensors: Vec<(String, Tensor)> = match &args.model {
+        None => {
+            let read = |key: &str| Ok((key.to_string(), weights.tensor(key, &Device::Cpu)?));
+            weights.keys().map(read).collect::<Result<_>>()?
+        }
+        Some(model) => {
+            let info = zoo::find(model)?;
+            let options = ModelOptions { num_classes: args.classes, in_chans: args.in_chans, ..Default::default() };
+            let store = VarStore::shapes_only();
+            info.build(&options, store.root())?;
+            metadata.insert("model".to_string(), info.name.to_string());
+            weights::translate(&store, &weights, &info.load_options())?
+        }
+    };
+    let named = tensors.iter().map(|(key, tensor)| (key.as_str(), tensor));
+    weights::save_tensors(named.collect::<Vec<_>>(), &args.output, &metadata)?;
+    println!("{}: {} tensors", args.output.display(), tensors.len());
+    Ok(())
+}

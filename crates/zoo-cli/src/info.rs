@@ -1,0 +1,169 @@
+//! `zoo info`: a network layer by layer.
+
+use crate::text::{shape, thousands, until_closed};
+use anyhow::{Context, Result, ensure};
+use std::io::{self, Write};
+use std::str::FromStr;
+use zoo::{ModelInfo, ModelOptions, VarStore};
+use zoo_core::trace::{Graph, Node};
+
+/// Arguments of `info`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Name of the network
+    model: String,
+    /// Image as CHANNELSxHEIGHTxWIDTH, where it is not the network's own
+    #[arg(long)]
+    image: Option<Image>,
+    /// Classes of the network, where they are not its default
+    #[arg(long)]
+    classes: Option<usize>,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// The shape of an image: 3x224x224.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Image(pub usize, pub usize, pub usize);
+
+impl FromStr for Image {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> Result<Self> {
+        let sizes: Vec<usize> = text.split('x').map(str::parse).collect::<Result<_, _>>().unwrap_or_default();
+        match sizes[..] {
+            [c, h, w] if c * h * w > 0 => Ok(Self(c, h, w)),
+            _ => anyhow::bail!("wants CHANNELSxHEIGHTxWIDTH such as 3x224x224, got `{text}`"),
+        }
+    }
+}
+
+/// A registered network and its graph on one image.
+pub struct Traced {
+    /// Its row of the registry.
+    pub info: &'static ModelInfo,
+    /// The image.
+    pub image: Image,
+    /// The graph.
+    pub graph: Graph,
+}
+
+impl Traced {
+    /// Traces the network called `model`.
+    ///
+    /// # Errors
+    /// No such network, or an image that it cannot take.
+    pub fn new(model: &str, image: Option<Image>, classes: Option<usize>) -> Result<Self> {
+        let info = zoo::find(model)?;
+        let image = image.unwrap_or(Image(3, info.input.size, info.input.size));
+        let Image(c, h, w) = image;
+        let options = ModelOptions { num_classes: classes, in_chans: Some(c), image_size: (h == w).then_some(h) };
+        let net = info.build(&options, VarStore::shapes_only().root())?;
+        let graph = Graph::of_model(net.as_ref(), (c, h, w))
+            .with_context(|| format!("{model} cannot take an image of {c}x{h}x{w}"))?;
+        ensure!(graph.nodes.len() > 1, "{model} has no layer");
+        Ok(Self { info, image, graph })
+    }
+}
+
+/// Prints the table.
+pub fn run(args: &Args) -> Result<()> {
+    let traced = Traced::new(&args.model, args.image, args.classes)?;
+    let mut out = io::stdout().lock();
+    until_closed(if args.json { writeln!(out, "{}", json(&traced)) } else { print(&traced, &mut out) })
+}
+
+/// A layer's key; a step without tensors goes by its block's.
+fn name<'a>(graph: &'a Graph, node: &'a Node) -> &'a str {
+    match node.block {
+        Some(block) if node.place.is_empty() => &graph.blocks[block].place,
+        _ => &node.place,
+    }
+}
+
+fn json(traced: &Traced) -> serde_json::Value {
+    let Traced { info, image, graph } = traced;
+    let layers = graph.nodes.iter().map(|node| {
+        serde_json::json!({
+            "name": name(graph, node), "kind": node.kind, "detail": node.detail, "output": node.shape,
+            "parameters": node.parameters, "macs": node.macs, "inputs": node.inputs,
+        })
+    });
+    serde_json::json!({
+        "model": info.name,
+        "family": info.family,
+        "paper": info.paper,
+        "keys": info.keys,
+        "image": [image.0, image.1, image.2],
+        "parameters": graph.parameters(),
+        "macs": graph.macs(),
+        "gmacs": graph.macs() as f64 / 1e9,
+        "input": {
+            "size": info.input.size, "mean": info.input.mean, "std": info.input.std, "crop": info.input.crop,
+            "interpolation": format!("{:?}", info.input.interpolation).to_lowercase(),
+        },
+        "layers": layers.collect::<Vec<_>>(),
+    })
+}
+
+fn print(traced: &Traced, out: &mut impl Write) -> io::Result<()> {
+    let Traced { info, image: Image(c, h, w), graph } = traced;
+    writeln!(out, "{}  {}", info.name, info.paper)?;
+    writeln!(
+        out,
+        "{} parameters, {:.2} GMACs on {c}x{h}x{w}, keys of {}",
+        thousands(graph.parameters() as u64),
+        graph.macs() as f64 / 1e9,
+        info.keys
+    )?;
+    let kind = |node: &Node| format!("{} {}", node.kind, node.detail).trim_end().to_string();
+    let names = graph.nodes.iter().map(|node| name(graph, node).chars().count()).max().unwrap_or(0).max(4);
+    let kinds = graph.nodes.iter().map(|node| kind(node).chars().count()).max().unwrap_or(0).max(4);
+    writeln!(out, "\n{:names$}  {:kinds$}  {:>13}  {:>12}  {:>15}", "name", "kind", "output", "parameters", "MACs")?;
+    for node in &graph.nodes {
+        let number = |n: u64| if n == 0 { String::new() } else { thousands(n) };
+        let line = format!(
+            "{:names$}  {:kinds$}  {:>13}  {:>12}  {:>15}",
+            name(graph, node),
+            kind(node),
+            shape(&node.shape),
+            number(node.parameters as u64),
+            number(node.macs)
+        );
+        writeln!(out, "{}", line.trim_end())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_sums_up() {
+        let traced = Traced::new("cifar_resnet20", None, None).unwrap();
+        let object = json(&traced);
+        assert_eq!((&object["parameters"], &object["macs"]), (&269_722.into(), &40_551_040u64.into()));
+        let mut text = Vec::new();
+        print(&traced, &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(text.contains("269,722 parameters, 0.04 GMACs on 3x32x32"), "{text}");
+        assert!(text.lines().any(|l| l.starts_with("layer2.0.conv1") && l.contains("3x3, stride 2")), "{text}");
+    }
+
+    #[test]
+    fn images_and_classes_are_followed() {
+        let traced = Traced::new("cifar_resnet20", Some(Image(1, 40, 24)), Some(7)).unwrap();
+        assert_eq!(traced.graph.nodes.last().unwrap().shape, [1, 7]);
+        assert_eq!(traced.graph.nodes[1].shape, [1, 16, 40, 24]);
+    }
+
+    #[test]
+    fn an_image_is_three_numbers() {
+        assert_eq!("3x32x40".parse::<Image>().unwrap(), Image(3, 32, 40));
+        for wrong in ["", "3x32", "3x32x", "3x0x32", "3x32x32x32", "axbxc"] {
+            assert!(wrong.parse::<Image>().unwrap_err().to_string().contains("3x224x224"), "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! `zoo plot`: a network as a picture.
+//!
+//! [`outline`] turns the traced graph into what is worth drawing: a convolution with its normalisation and activation is one
+//! box, blocks are frames, and a block that follows itself is drawn once with a count. [`layout`] gives every box a place,
+//! and [`svg`] draws; [`dot`] writes the same outline for Graphviz.
+
+mod dot;
+mod layout;
+mod outline;
+mod svg;
+
+use crate::info::{Image, Traced};
+use crate::text::may_write;
+use anyhow::{Context, Result, bail};
+use outline::Outline;
+use std::path::PathBuf;
+
+/// Arguments of `plot`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Name of the network
+    model: String,
+    /// The file to write: .svg for a picture, .dot for Graphviz
+    #[arg(short, long)]
+    output: PathBuf,
+    /// Image as CHANNELSxHEIGHTxWIDTH, where it is not the network's own
+    #[arg(long)]
+    image: Option<Image>,
+    /// Classes of the network, where they are not its default
+    #[arg(long)]
+    classes: Option<usize>,
+    /// Draw every block, also those that repeat
+    #[arg(long)]
+    unfold: bool,
+    /// Replace the output if it exists
+    #[arg(long)]
+    force: bool,
+}
+
+/// Writes the picture.
+pub fn run(args: &Args) -> Result<()> {
+    let draw: fn(&Traced, &Outline) -> String = match args.output.extension().and_then(|e| e.to_str()) {
+        Some("svg") => svg::draw,
+        Some("dot" | "gv") => dot::write,
+        _ => bail!("{}: the output must end in .svg or .dot", args.output.display()),
+    };
+    may_write(&args.output, args.force)?;
+    let traced = Traced::new(&args.model, args.image, args.classes)?;
+    let outline = Outline::new(&traced.graph, !args.unfold);
+    std::fs::write(&args.output, draw(&traced, &outline))
+        .with_context(|| format!("cannot write {}", args.output.display()))?;
+    println!("{}", args.output.display());
+    Ok(())
+}

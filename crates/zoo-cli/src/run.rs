@@ -1,0 +1,95 @@
+//! `zoo run`: a network on stored input, its results stored; the way to compare with a network elsewhere, number by number.
+
+use crate::text::may_write;
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{DType, Device, Tensor};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use zoo::{ModelOptions, VarStore};
+use zoo_core::loss::cross_entropy;
+use zoo_core::weights::{self, Weights};
+
+/// Arguments of `run`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Name of the network
+    model: String,
+    /// Checkpoint: .safetensors, .pth, .pt or .th
+    #[arg(long)]
+    weights: PathBuf,
+    /// Tensor file with `input` (b, c, h, w) and, for --grads, `target` (b): the classes
+    #[arg(long)]
+    input: PathBuf,
+    /// The safetensors file to write: `logits`; with --grads also `loss`, `grad.KEY`, `stat.KEY`
+    #[arg(long)]
+    output: PathBuf,
+    /// One forward and backward pass in training mode, dropout and drop-path off: the loss is the mean cross-entropy
+    #[arg(long)]
+    grads: bool,
+    /// Classes of the network, where they are not its default
+    #[arg(long)]
+    classes: Option<usize>,
+    /// Replace the output if it exists
+    #[arg(long)]
+    force: bool,
+}
+
+/// Runs the network once.
+pub fn run(args: &Args) -> Result<()> {
+    let info = zoo::find(&args.model)?;
+    may_write(&args.output, args.force)?;
+    let (input, target) = read_input(&args.input)?;
+    let &[_, channels, height, width] = input.dims() else {
+        bail!("{}: `input` must be (b, c, h, w), got {:?}", args.input.display(), input.dims())
+    };
+    let options = ModelOptions {
+        num_classes: args.classes,
+        in_chans: Some(channels),
+        // Position embeddings and token mixing are as large as the image; other networks do not care.
+        image_size: (height == width).then_some(height),
+    };
+    let store = VarStore::new(0, DType::F32, &Device::Cpu);
+    let net = info.build(&options, store.root())?;
+    weights::load(&store, &Weights::open(&args.weights)?, &info.load_options())?;
+
+    let mut results: Vec<(String, Tensor)> = Vec::new();
+    if args.grads {
+        let Some(target) = target else { bail!("{}: --grads needs a tensor `target` (b)", args.input.display()) };
+        store.set_dropout(false);
+        let logits = net.forward_t(&input, true)?;
+        let loss = cross_entropy(&logits, &target, 0.0)?;
+        let grads = loss.backward()?;
+        results.push(("logits".into(), logits));
+        results.push(("loss".into(), loss));
+        for (key, var) in store.parameters() {
+            let grad = grads.get(&var).with_context(|| format!("`{key}` got no gradient"))?;
+            results.push((format!("grad.{key}"), grad.clone()));
+        }
+        for (key, var) in store.buffers() {
+            results.push((format!("stat.{key}"), var.as_tensor().clone()));
+        }
+    } else {
+        results.push(("logits".into(), net.forward_t(&input, false)?));
+    }
+    let named = results.iter().map(|(key, tensor)| (key.as_str(), tensor)).collect::<Vec<_>>();
+    let metadata = BTreeMap::from([("model".to_string(), info.name.to_string())]);
+    weights::save_tensors(named, &args.output, &metadata)?;
+    println!("{}: logits {:?}, {} tensors", args.output.display(), results[0].1.dims(), results.len());
+    Ok(())
+}
+
+/// `input` in f32 and, if the file has it, `target` as classes.
+fn read_input(path: &Path) -> Result<(Tensor, Option<Tensor>)> {
+    let file = Weights::open(path)?;
+    ensure!(file.shape("input").is_some(), "{}: there is no tensor `input`", path.display());
+    let input = file.tensor("input", &Device::Cpu)?.to_dtype(DType::F32)?;
+    if file.shape("target").is_none() {
+        return Ok((input, None));
+    }
+    let classes: Vec<i64> = file.tensor("target", &Device::Cpu)?.to_dtype(DType::I64)?.flatten_all()?.to_vec1()?;
+    let batch = input.dims().first().copied().unwrap_or(0);
+    ensure!(classes.len() == batch, "{}: {} targets for {batch} images", path.display(), classes.len());
+    let class = |c: &i64| u32::try_from(*c).with_context(|| format!("{}: target {c} is no class", path.display()));
+    let classes = classes.iter().map(class).collect::<Result<Vec<_>>>()?;
+    Ok((input, Some(Tensor::new(classes, &Device::Cpu)?)))
+}

@@ -1,0 +1,195 @@
+//! The commands as a user runs them: what they leave, what they print, and how they fail.
+
+use candle_core::{DType, Device, Tensor};
+use std::collections::HashMap;
+use std::path::Path;
+use std::process::{Command, Output};
+use tempfile::TempDir;
+use zoo::{ModelOptions, VarStore};
+use zoo_core::loss::cross_entropy;
+use zoo_core::weights::save_safetensors;
+
+fn zoo(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_zoo")).args(arguments).current_dir(folder).output().unwrap()
+}
+
+fn succeeds(folder: &Path, arguments: &[&str]) -> String {
+    let output = zoo(folder, arguments);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "zoo {arguments:?}: {err}");
+    out.into_owned()
+}
+
+/// The message of a command that must fail: one line, with exit status 1.
+fn fails(folder: &Path, arguments: &[&str]) -> String {
+    let output = zoo(folder, arguments);
+    let message = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(1), "zoo {arguments:?}: {message}");
+    assert!(message.starts_with("error: ") && message.lines().count() == 1, "{message}");
+    message
+}
+
+/// A folder with a checkpoint `net.safetensors` of a small residual network, and the network.
+fn checkpoint() -> (TempDir, VarStore, Box<dyn zoo::Model>) {
+    let folder = TempDir::new().unwrap();
+    let store = VarStore::new(7, DType::F32, &Device::Cpu);
+    let net = zoo::create("cifar_resnet20", &ModelOptions::default(), &store).unwrap();
+    save_safetensors(&store, folder.path().join("net.safetensors"), &Default::default()).unwrap();
+    (folder, store, net)
+}
+
+fn save(folder: &Path, name: &str, tensors: &[(&str, &Tensor)]) {
+    let tensors: HashMap<&str, Tensor> = tensors.iter().map(|&(key, t)| (key, t.clone())).collect();
+    candle_core::safetensors::save(&tensors, folder.join(name)).unwrap();
+}
+
+fn flat(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[test]
+fn run_gives_the_networks_own_numbers() {
+    let (folder, store, net) = checkpoint();
+    let path = folder.path();
+    let input = Tensor::arange(0f32, 6144., &Device::Cpu).unwrap().reshape((2, 3, 32, 32)).unwrap();
+    let input = (input.sin().unwrap() * 2.0).unwrap();
+    save(path, "x.safetensors", &[("input", &input), ("target", &Tensor::new(&[3i64, 8], &Device::Cpu).unwrap())]);
+
+    let eval = [
+        "run",
+        "cifar_resnet20",
+        "--weights",
+        "net.safetensors",
+        "--input",
+        "x.safetensors",
+        "--output",
+        "y.safetensors",
+    ];
+    succeeds(path, &eval);
+    let stored = candle_core::safetensors::load(path.join("y.safetensors"), &Device::Cpu).unwrap();
+    assert_eq!(stored.len(), 1);
+    assert_eq!(flat(&stored["logits"]), flat(&net.forward_t(&input, false).unwrap()));
+
+    assert!(fails(path, &[&eval[..], &["--grads"]].concat()).contains("--force"), "an output that exists is kept");
+    succeeds(path, &[&eval[..], &["--grads", "--force"]].concat());
+    let stored = candle_core::safetensors::load(path.join("y.safetensors"), &Device::Cpu).unwrap();
+    let logits = net.forward_t(&input, true).unwrap();
+    let loss = cross_entropy(&logits, &Tensor::new(&[3u32, 8], &Device::Cpu).unwrap(), 0.0).unwrap();
+    let grads = loss.backward().unwrap();
+    assert_eq!(flat(&stored["logits"]), flat(&logits));
+    assert_eq!(flat(&stored["loss"]), flat(&loss));
+    for (key, var) in store.parameters() {
+        assert_eq!(flat(&stored[&format!("grad.{key}")]), flat(grads.get(&var).unwrap()), "{key}");
+    }
+    for (key, var) in store.buffers() {
+        assert_eq!(flat(&stored[&format!("stat.{key}")]), flat(&var), "{key}");
+    }
+    assert_eq!(stored.len(), 2 + store.parameters().len() + store.buffers().len());
+}
+
+#[test]
+fn run_says_what_its_input_lacks() {
+    let (folder, ..) = checkpoint();
+    let path = folder.path();
+    let run = ["run", "cifar_resnet20", "--weights", "net.safetensors", "--output", "y.safetensors", "--input"];
+    let with = |input: &'static str, more: &[&'static str]| fails(path, &[&run[..], &[input], more].concat());
+    let image = Tensor::zeros((1, 3, 32, 32), DType::F32, &Device::Cpu).unwrap();
+    save(path, "no_input.safetensors", &[("images", &image)]);
+    save(path, "no_target.safetensors", &[("input", &image)]);
+    save(path, "flat.safetensors", &[("input", &image.flatten_all().unwrap())]);
+    let minus = Tensor::new(&[-1i64], &Device::Cpu).unwrap();
+    save(path, "negative.safetensors", &[("input", &image), ("target", &minus)]);
+    save(
+        path,
+        "two_targets.safetensors",
+        &[("input", &image), ("target", &Tensor::new(&[1i64, 2], &Device::Cpu).unwrap())],
+    );
+    let gray = Tensor::zeros((1, 1, 32, 32), DType::F32, &Device::Cpu).unwrap();
+    save(path, "gray.safetensors", &[("input", &gray)]);
+    assert!(with("no_input.safetensors", &[]).contains("`input`"));
+    assert!(with("no_target.safetensors", &["--grads"]).contains("`target`"));
+    assert!(with("flat.safetensors", &[]).contains("[3072]"));
+    assert!(with("negative.safetensors", &["--grads"]).contains("-1"));
+    assert!(with("two_targets.safetensors", &["--grads"]).contains("2 targets for 1 images"));
+    // The network follows the input's channels; the checkpoint does not.
+    assert!(with("gray.safetensors", &[]).contains("conv1.weight"));
+    assert!(with("absent.safetensors", &[]).contains("absent.safetensors"));
+    assert!(!path.join("y.safetensors").exists());
+}
+
+#[test]
+fn check_lists_every_key_and_exits_0_only_if_all_match() {
+    let (folder, store, _) = checkpoint();
+    let path = folder.path();
+    let keys = store.slots().len();
+    assert!(succeeds(path, &["check", "cifar_resnet20", "net.safetensors"]).contains(&format!("{keys} keys match")));
+    let output = zoo(path, &["check", "cifar_resnet32", "net.safetensors", "--json"]);
+    assert_eq!(output.status.code(), Some(1));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["fits"], false);
+    assert_eq!(report["matching"].as_array().unwrap().len(), keys);
+    assert!(report["missing"].as_array().unwrap().iter().any(|m| m["key"] == "layer1.4.conv2.weight"));
+    let error = fails(path, &["check", "cifar_resnet20", "net.safetensors", "--classes", "7"]);
+    assert!(error.contains("2 mis-shaped"), "{error}");
+}
+
+#[test]
+fn a_checkpoint_with_other_classes_gets_a_hint() {
+    let folder = TempDir::new().unwrap();
+    let store = VarStore::new(7, DType::F32, &Device::Cpu);
+    let options = ModelOptions { num_classes: Some(100), ..Default::default() };
+    zoo::create("cifar_resnet20", &options, &store).unwrap();
+    save_safetensors(&store, folder.path().join("net.safetensors"), &Default::default()).unwrap();
+    let error = fails(folder.path(), &["check", "cifar_resnet20", "net.safetensors"]);
+    assert!(error.contains("--classes 100"), "{error}");
+    succeeds(folder.path(), &["check", "cifar_resnet20", "net.safetensors", "--classes", "100"]);
+}
+
+#[test]
+fn convert_renames_and_keeps_values() {
+    let (folder, store, _) = checkpoint();
+    let path = folder.path();
+    // The same checkpoint as some files have it: wrapped, and the classifier under ImageNet's name.
+    let renamed: Vec<(String, Tensor)> = store
+        .slots()
+        .into_iter()
+        .map(|slot| (format!("module.{}", slot.key.replace("linear", "fc")), slot.var.unwrap().as_tensor().clone()))
+        .collect();
+    save(path, "other.safetensors", &renamed.iter().map(|(key, t)| (key.as_str(), t)).collect::<Vec<_>>());
+    let convert = ["convert", "other.safetensors", "ours.safetensors", "--model", "cifar_resnet20"];
+    succeeds(path, &convert);
+    let ours = candle_core::safetensors::load(path.join("ours.safetensors"), &Device::Cpu).unwrap();
+    assert_eq!(ours.len(), store.slots().len());
+    for slot in store.slots() {
+        assert_eq!(flat(&ours[&slot.key]), flat(&slot.var.unwrap()), "{}", slot.key);
+    }
+    assert!(fails(path, &convert).contains("--force"));
+    assert!(fails(path, &["convert", "other.safetensors", "x.pth"]).contains(".safetensors"));
+    let error = fails(path, &["convert", "other.safetensors", "x.safetensors", "--model", "cifar_resnet32"]);
+    assert!(error.contains("does not fit") && !path.join("x.safetensors").exists(), "{error}");
+}
+
+#[test]
+fn plot_writes_what_the_extension_says() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path();
+    succeeds(path, &["plot", "cifar_resnet20", "-o", "net.svg"]);
+    succeeds(path, &["plot", "cifar_resnet20", "-o", "net.dot"]);
+    let svg = std::fs::read_to_string(path.join("net.svg")).unwrap();
+    assert!(svg.contains("<svg") && svg.contains("16×32×32") && svg.contains("Block × 3"), "{svg}");
+    assert!(std::fs::read_to_string(path.join("net.dot")).unwrap().starts_with("digraph"));
+    assert!(fails(path, &["plot", "cifar_resnet20", "-o", "net.svg"]).contains("--force"));
+    assert!(fails(path, &["plot", "cifar_resnet20", "-o", "net.png"]).contains(".svg"));
+}
+
+#[test]
+fn info_follows_image_and_classes_and_refuses_what_cannot_be() {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path();
+    let text = succeeds(path, &["info", "cifar_resnet20", "--image", "1x64x48", "--classes", "5", "--json"]);
+    let info: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(info["image"], serde_json::json!([1, 64, 48]));
+    assert_eq!(info["layers"].as_array().unwrap().last().unwrap()["output"], serde_json::json!([1, 5]));
+    assert!(fails(path, &["info", "no_such_net"]).contains("no_such_net"));
+    assert_eq!(zoo(path, &["info", "cifar_resnet20", "--image", "3x32"]).status.code(), Some(2));
+}
