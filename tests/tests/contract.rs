@@ -2,12 +2,13 @@
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use tests::{norm, values};
 use zoo::{ModelInfo, ModelOptions, VarStore};
 use zoo_core::loss::cross_entropy;
 use zoo_core::rng::Rng;
 use zoo_core::trace::Graph;
+use zoo_core::weights::Rename;
 
 fn each(check: impl Fn(&'static ModelInfo) -> Result<()>) -> Result<()> {
     let mut count = 0;
@@ -43,6 +44,28 @@ fn counts_are_exact_and_keys_unique() -> Result<()> {
         ensure!(keys.len() == store.slots().len(), "a key stands twice");
         Ok(())
     })
+}
+
+/// A rename leads to a key that some network has; one that matches nothing is a slip in its pattern.
+#[test]
+fn renames_lead_to_keys() -> Result<()> {
+    let mut seen: BTreeMap<(&str, &str), bool> = BTreeMap::new();
+    each(|info| {
+        ensure!(info.renames.iter().all(|rule| !rule.reason.is_empty()), "a rename without a reason");
+        Ok(())
+    })?;
+    for info in zoo::all() {
+        let store = VarStore::shapes_only();
+        info.build(&ModelOptions::default(), store.root())?;
+        for rule in info.renames.iter().filter(|rule| !rule.to.is_empty()) {
+            let back = Rename { from: rule.to, to: rule.from, reason: rule.reason };
+            let leads = store.slots().iter().any(|slot| back.apply(&slot.key).is_some());
+            *seen.entry((rule.from, rule.to)).or_default() |= leads;
+        }
+    }
+    let astray: Vec<_> = seen.iter().filter(|(_, leads)| !**leads).map(|(rule, _)| rule).collect();
+    ensure!(astray.is_empty(), "no network has what these renames lead to: {astray:?}");
+    Ok(())
 }
 
 /// Every layer takes part in the trace: nothing hangs in the air, nothing is counted twice or not at all.

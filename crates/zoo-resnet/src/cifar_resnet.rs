@@ -222,8 +222,11 @@ impl ModuleT for CifarResNet {
 }
 
 /// What other files call this network's tensors.
-pub const RENAMES: &[Rename] =
-    &[Rename { from: "fc", to: "linear", reason: "torchvision's name for the classifier, which some checkpoints use" }];
+pub const RENAMES: &[Rename] = &[Rename {
+    from: "fc.*",
+    to: "linear.*",
+    reason: "torchvision's name for the classifier, which some checkpoints use",
+}];
 
 const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     ModelInfo {
