@@ -1,14 +1,23 @@
 //! The registry's contract: what holds for every model, whoever adds one.
+//!
+//! Two sweeps. The first runs every model on shapes alone, which costs milliseconds whatever its size. The second computes: it
+//! trains, evaluates and stores every model on small images. The largest ones, which share all their code with smaller
+//! ones, only do the part that has to see each of their tensors, and one model a file learns a batch by heart: the smallest,
+//! since deep networks without shortcuts do not, as He et al. found.
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
-use std::collections::{BTreeMap, HashSet};
-use tests::{norm, values};
-use zoo::{ModelInfo, ModelOptions, VarStore};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use tests::{fill, norm, values};
+use zoo::{Model, ModelInfo, ModelOptions, VarStore};
 use zoo_core::loss::cross_entropy;
 use zoo_core::rng::Rng;
 use zoo_core::trace::Graph;
-use zoo_core::weights::Rename;
+use zoo_core::weights::{LoadOptions, Rename, Weights, load, save_safetensors};
+use zoo_train::optim::{Adam, Group, Optimizer};
+
+/// Parameters up to which a model is stored and loaded here.
+const SMALL: usize = 30_000_000;
 
 fn each(check: impl Fn(&'static ModelInfo) -> Result<()>) -> Result<()> {
     let mut count = 0;
@@ -20,17 +29,13 @@ fn each(check: impl Fn(&'static ModelInfo) -> Result<()>) -> Result<()> {
     Ok(())
 }
 
-fn images(info: &ModelInfo, batch: usize) -> Result<Tensor> {
-    let mut rng = Rng::new(11, "contract images");
-    let dims = (batch, 3, info.input.size, info.input.size);
-    let count = batch * 3 * info.input.size * info.input.size;
-    Ok(Tensor::from_vec((0..count).map(|_| rng.normal() as f32).collect(), dims, &Device::Cpu)?)
-}
-
-fn build(info: &ModelInfo, seed: u64) -> Result<(VarStore, Box<dyn zoo::Model>)> {
-    let store = VarStore::new(seed, DType::F32, &Device::Cpu);
-    let net = info.build(&ModelOptions::default(), store.root())?;
-    Ok((store, net))
+/// A model in a store of shapes, and its graph on one image of its own size.
+fn trace(info: &ModelInfo, options: &ModelOptions) -> Result<(VarStore, Box<dyn Model>, Graph)> {
+    let store = VarStore::shapes_only();
+    let net = info.build(options, store.root())?;
+    let dims = info.dimensions(options);
+    let graph = Graph::of_model(net.as_ref(), (dims.in_chans, dims.image_size, dims.image_size))?;
+    Ok((store, net, graph))
 }
 
 #[test]
@@ -72,9 +77,7 @@ fn renames_lead_to_keys() -> Result<()> {
 #[test]
 fn the_graph_has_no_gap() -> Result<()> {
     each(|info| {
-        let net = info.build(&ModelOptions::default(), VarStore::shapes_only().root())?;
-        let side = info.input.size;
-        let graph = Graph::of_model(net.as_ref(), (3, side, side))?;
+        let (_, _, graph) = trace(info, &ModelOptions::default())?;
         ensure!(
             graph.parameters() == info.parameters,
             "the layers sum to {} parameters, the network has {}",
@@ -92,106 +95,189 @@ fn the_graph_has_no_gap() -> Result<()> {
     })
 }
 
-/// The head can be replaced, features come in three depths, and stages can be had.
+/// The head can be replaced, features come in three depths, stages can be had, and classes and channels are followed.
 #[test]
-fn features_and_heads() -> Result<()> {
-    each(|info| {
-        let store = VarStore::new(3, DType::F32, &Device::Cpu);
-        let mut net = info.build(&ModelOptions::default(), store.root())?;
-        let xs = images(info, 1)?;
-        let features = net.forward_features(&xs, false)?;
-        let pre_logits = net.pre_logits(&features, false)?;
-        ensure!(pre_logits.dims() == [1, net.classifier().in_features()], "pre_logits is {:?}", pre_logits.dims());
-        let (whole, parts) = (net.forward_t(&xs, false)?, net.forward_head(&features, false)?);
-        ensure!(values(&whole)? == values(&parts)?, "features and head do not make the whole");
-        let stages = net.forward_intermediates(&xs, false)?;
-        ensure!(!stages.is_empty() || info.family == "mlp", "a network without stages");
-        ensure!(stages.iter().all(|(_, map)| map.rank() >= 3), "a stage that is no map");
-
-        let keys = || -> Vec<String> { store.slots().into_iter().map(|slot| slot.key).collect() };
-        let before = keys();
-        ensure!(net.reset_classifier(0).is_err(), "a classifier of no class");
-        net.reset_classifier(7)?;
-        ensure!(net.forward_t(&xs, false)?.dims() == [1, 7] && net.classifier().num_classes() == 7, "a new head of 7");
-        ensure!(keys() == before, "a new head changes the keys");
-        Ok(())
-    })
-}
-
-#[test]
-fn num_classes_and_in_chans_are_followed() -> Result<()> {
+fn features_heads_classes_and_channels() -> Result<()> {
     each(|info| {
         for classes in [1, 10, 1000] {
-            let store = VarStore::new(0, DType::F32, &Device::Cpu);
-            let net = info.build(
-                &ModelOptions { num_classes: Some(classes), in_chans: Some(1), ..Default::default() },
-                store.root(),
-            )?;
-            let logits = net.forward_t(&images(info, 2)?.narrow(1, 0, 1)?, false)?;
-            ensure!(logits.dims() == [2, classes], "{:?} for {classes} classes", logits.dims());
+            let options = ModelOptions { num_classes: Some(classes), in_chans: Some(1), ..Default::default() };
+            let (store, mut net, graph) = trace(info, &options)?;
+            let shape = |graph: &Graph| graph.nodes.last().map(|node| node.shape.clone()).unwrap_or_default();
+            ensure!(shape(&graph) == [1, classes], "{:?} for {classes} classes", shape(&graph));
+
+            let side = info.input.size;
+            Graph::of(&[&[2, 1, side, side]], |inputs| {
+                let features = net.forward_features(&inputs[0], false)?;
+                let pooled = net.pre_logits(&features, false)?;
+                assert_eq!(pooled.dims(), [2, net.classifier().in_features()], "{}: pre_logits", info.name);
+                let stages = net.forward_intermediates(&inputs[0], false)?;
+                assert!(!stages.is_empty() || info.family == "mlp", "{}: a network without stages", info.name);
+                assert!(stages.iter().all(|(_, map)| map.rank() >= 3), "{}: a stage that is no map", info.name);
+                net.forward_head(&features, false)
+            })?;
+
+            let keys = || -> Vec<String> { store.slots().into_iter().map(|slot| slot.key).collect() };
+            let before = keys();
+            ensure!(net.reset_classifier(0).is_err(), "a classifier of no class");
+            net.reset_classifier(7)?;
+            let graph = Graph::of_model(net.as_ref(), (1, side, side))?;
+            ensure!(shape(&graph) == [1, 7] && net.classifier().num_classes() == 7, "a new head of 7");
+            ensure!(keys() == before, "a new head changes the keys");
         }
         Ok(())
     })
 }
 
-/// The rule for what mathematics cancels: the bias of a convolution or linear layer whose output goes straight into a
-/// BatchNorm, which subtracts the mean and the bias with it. Such a layer and its norm differ in one step of their keys.
-fn is_cancelled(key: &str, keys: &HashSet<String>) -> bool {
-    let Some(layer) = key.strip_suffix(".bias") else { return false };
-    let Some((place, name)) = layer.rsplit_once('.').or(Some(("", layer))) else { return false };
-    let norm = match name {
-        "conv" => "bn".to_string(),
-        n if n.starts_with("conv") => n.replace("conv", "bn"),
-        n => match n.parse::<usize>() {
-            Ok(n) => (n + 1).to_string(),
-            Err(_) => return false,
-        },
-    };
-    let prefix = if place.is_empty() { norm } else { format!("{place}.{norm}") };
-    !keys.contains(&format!("{layer}.running_mean")) && keys.contains(&format!("{prefix}.running_mean"))
+/// The biases that mathematics cancels: those of a layer that nothing but BatchNorm reads, which takes the mean off, and the
+/// bias with it.
+fn cancelled(graph: &Graph) -> HashSet<String> {
+    let mut readers: BTreeMap<usize, BTreeSet<&str>> = BTreeMap::new();
+    for node in &graph.nodes {
+        node.inputs.iter().for_each(|&input| {
+            readers.entry(input).or_default().insert(node.kind);
+        });
+    }
+    let only_norm = |i: &usize| readers.get(i).is_some_and(|kinds| kinds.iter().eq(["BatchNorm"].iter()));
+    let layers = (0..graph.nodes.len()).filter(only_norm).map(|i| format!("{}.bias", graph.nodes[i].place));
+    layers.collect()
 }
 
-#[test]
-fn every_parameter_gets_a_gradient() -> Result<()> {
-    each(|info| {
-        let (store, net) = build(info, 1)?;
-        let labels = Tensor::new(&[3u32, 1, 4, 1], &Device::Cpu)?;
-        let grads = cross_entropy(&net.forward_t(&images(info, 4)?, true)?, &labels, 0.0)?.backward()?;
-        let keys: HashSet<String> = store.slots().into_iter().map(|slot| slot.key).collect();
-        for (key, var) in store.parameters() {
-            let grad = values(grads.get(&var).with_context(|| format!("`{key}` has no gradient"))?)?;
-            ensure!(grad.iter().all(|g| g.is_finite()), "`{key}` has a gradient that is not finite");
-            ensure!(is_cancelled(&key, &keys) || norm(&grad) > 0.0, "`{key}` has a gradient of zero");
+/// The image that the second sweep runs on: 64 pixels instead of 224.
+fn small_image(info: &ModelInfo) -> usize {
+    info.input.size.min(64)
+}
+
+fn images(info: &ModelInfo, batch: usize) -> Result<Tensor> {
+    let (mut rng, side) = (Rng::new(11, "contract images"), small_image(info));
+    let values = (0..batch * 3 * side * side).map(|_| rng.normal() as f32).collect();
+    Ok(Tensor::from_vec(values, (batch, 3, side, side), &Device::Cpu)?)
+}
+
+fn build(info: &ModelInfo, seed: u64) -> Result<(VarStore, Box<dyn Model>)> {
+    let store = VarStore::new(seed, DType::F32, &Device::Cpu);
+    let options = ModelOptions { image_size: Some(small_image(info)), num_classes: Some(10), in_chans: None };
+    let net = info.build(&options, store.root())?;
+    Ok((store, net))
+}
+
+const LABELS: [u32; 4] = [3, 1, 4, 1];
+
+/// Every trainable variable gets a gradient, finite and, unless it is cancelled, not zero.
+fn gradients(info: &ModelInfo, store: &VarStore, net: &dyn Model, xs: &Tensor) -> Result<Tensor> {
+    let labels = Tensor::new(&LABELS, &Device::Cpu)?;
+    let logits = net.forward_t(xs, true)?;
+    let grads = cross_entropy(&logits, &labels, 0.0)?.backward()?;
+    let options = ModelOptions { image_size: Some(small_image(info)), num_classes: Some(10), in_chans: None };
+    let cancelled = cancelled(&trace(info, &options)?.2);
+    for (key, var) in store.parameters() {
+        let grad = values(grads.get(&var).with_context(|| format!("`{key}` has no gradient"))?)?;
+        ensure!(grad.iter().all(|g| g.is_finite()), "`{key}` has a gradient that is not finite");
+        ensure!(cancelled.contains(&key) || norm(&grad) > 0.0, "`{key}` has a gradient of zero");
+    }
+    Ok(logits.detach())
+}
+
+/// What starts as a constant, such as the last norm of a branch at zero, would hide what stands behind it.
+fn unhide(store: &VarStore) -> Result<()> {
+    for (key, var) in store.parameters().iter().filter(|(_, var)| var.rank() == 1) {
+        let values = Tensor::from_vec(fill(key, var.dims()), var.shape(), &Device::Cpu)?;
+        var.set(&values.to_dtype(store.dtype())?)?;
+    }
+    Ok(())
+}
+
+fn evaluation(net: &dyn Model, xs: &Tensor) -> Result<Vec<f64>> {
+    let (a, b) = (net.forward_t(xs, false)?, net.forward_t(xs, false)?);
+    ensure!(!a.track_op(), "evaluation builds a graph");
+    ensure!(values(&a)? == values(&b)?, "two evaluations differ");
+    // One image alone gives what it gives in a batch, to the rounding of another order of sums.
+    let alone = values(&net.forward_t(&xs.narrow(0, 1, 1)?, false)?)?;
+    let together = values(&a.get(1)?)?;
+    let difference: Vec<f64> = alone.iter().zip(&together).map(|(x, y)| x - y).collect();
+    ensure!(norm(&difference) <= 1e-4 * norm(&together), "an image depends on its batch in evaluation");
+    values(&a)
+}
+
+fn storage(info: &ModelInfo, store: &VarStore, xs: &Tensor, logits: &[f64]) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let path = folder.path().join("model.safetensors");
+    save_safetensors(store, &path, &Default::default())?;
+    let (other_store, other) = build(info, 99)?;
+    load(&other_store, &Weights::open(&path)?, &LoadOptions::default())?;
+    ensure!(values(&other.forward_t(xs, false)?)? == logits, "what is loaded differs from what was saved");
+    Ok(())
+}
+
+/// Adam brings the loss of one batch, in training mode but without dropout, to a fifth.
+fn overfitting(store: &VarStore, net: &dyn Model, xs: &Tensor) -> Result<()> {
+    let labels = Tensor::new(&LABELS, &Device::Cpu)?;
+    let mut optimizer = Adam::new(vec![Group::new(store.parameters(), 0.0)], 1e-3);
+    let mut first = None;
+    for _ in 0..60 {
+        let loss = cross_entropy(&net.forward_t(xs, true)?, &labels, 0.0)?;
+        let value = f64::from(loss.to_scalar::<f32>()?);
+        if value < *first.get_or_insert(value) / 5.0 {
+            return Ok(());
         }
-        Ok(())
-    })
+        optimizer.step(&loss.backward()?)?;
+    }
+    anyhow::bail!("one batch cannot be learned by heart")
+}
+
+fn sweep(family: &str) -> Result<()> {
+    for models in zoo::files().filter(|models| models.iter().any(|info| info.family == family)) {
+        let smallest = models.iter().min_by_key(|info| info.parameters).map(|info| info.name);
+        for info in models {
+            check(info, smallest == Some(info.name)).with_context(|| info.name)?;
+        }
+    }
+    Ok(())
+}
+
+fn check(info: &'static ModelInfo, smallest: bool) -> Result<()> {
+    let (store, net) = build(info, 1)?;
+    let xs = images(info, 4)?;
+    let small = info.parameters <= SMALL;
+    if small {
+        // Dropout and all: the same seed gives the same bits.
+        let (_, again) = build(info, 1)?;
+        let same = values(&net.forward_t(&xs, true)?)? == values(&again.forward_t(&xs, true)?)?;
+        ensure!(same, "the same seed gives other values");
+    }
+    store.set_dropout(false);
+    unhide(&store)?;
+    gradients(info, &store, net.as_ref(), &xs)?;
+    let logits = evaluation(net.as_ref(), &xs)?;
+    if small {
+        storage(info, &store, &xs, &logits)?;
+    }
+    if smallest {
+        overfitting(&store, net.as_ref(), &xs)?;
+    }
+    Ok(())
 }
 
 #[test]
-fn evaluation_is_deterministic_and_builds_no_graph() -> Result<()> {
-    each(|info| {
-        let (_, net) = build(info, 2)?;
-        let xs = images(info, 3)?;
-        let (a, b) = (net.forward_t(&xs, false)?, net.forward_t(&xs, false)?);
-        ensure!(!a.track_op(), "evaluation builds a graph");
-        ensure!(values(&a)? == values(&b)?, "two evaluations differ");
-        // One image alone gives what it gives in a batch, to the rounding of another order of sums.
-        let alone = values(&net.forward_t(&xs.narrow(0, 1, 1)?, false)?)?;
-        let together = values(&a.get(1)?)?;
-        let difference: Vec<f64> = alone.iter().zip(&together).map(|(x, y)| x - y).collect();
-        ensure!(norm(&difference) <= 1e-4 * norm(&together), "an image depends on its batch in evaluation");
-        Ok(())
-    })
+fn cnn_computes() -> Result<()> {
+    sweep("cnn")
 }
 
 #[test]
-fn a_seed_fixes_a_training_pass() -> Result<()> {
-    each(|info| {
-        let pass = || -> Result<Vec<f64>> {
-            let (_, net) = build(info, 5)?;
-            values(&net.forward_t(&images(info, 4)?, true)?)
-        };
-        ensure!(pass()? == pass()?, "the same seed gives other values");
-        Ok(())
-    })
+fn resnet_computes() -> Result<()> {
+    sweep("resnet")
+}
+
+#[test]
+fn mobile_computes() -> Result<()> {
+    sweep("mobile")
+}
+
+#[test]
+fn transformer_computes() -> Result<()> {
+    sweep("transformer")
+}
+
+#[test]
+fn mlp_computes() -> Result<()> {
+    sweep("mlp")
 }

@@ -14,7 +14,7 @@
 
 pub mod registry;
 
-pub use registry::{all, create, find, select};
+pub use registry::{all, create, files, find, select};
 pub use zoo_cnn as cnn;
 pub use zoo_core as core;
 pub use zoo_core::{Model, ModelInfo, ModelOptions, ModuleT, VarStore};

@@ -9,7 +9,12 @@ const FAMILIES: &[&[&[ModelInfo]]] =
 
 /// Every registered model, family by family.
 pub fn all() -> impl Iterator<Item = &'static ModelInfo> {
-    FAMILIES.iter().copied().flatten().copied().flatten()
+    files().flatten()
+}
+
+/// The variants that share one file's code, file by file.
+pub fn files() -> impl Iterator<Item = &'static [ModelInfo]> {
+    FAMILIES.iter().copied().flatten().copied()
 }
 
 /// The model called `name`.
