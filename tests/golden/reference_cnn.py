@@ -49,21 +49,17 @@ class CifarVgg16Bn(nn.Module):
         return self.classifier(self.features(x).flatten(1))
 
 
-def google_net(**options):
-    return GoogLeNet(num_classes=10, init_weights=False, **options)
-
-
 def cifar_google_net():
     """torchvision's network behind a stem that keeps the size of the image."""
-    net = google_net(aux_logits=False)
+    net = GoogLeNet(num_classes=10, aux_logits=False, init_weights=False)
     net.conv1.conv = nn.Conv2d(3, 64, 3, padding=1, bias=False)
     net.maxpool1 = net.maxpool2 = nn.Identity()
     return net
 
 
-def paper_google_net():
-    """torchvision's network with the paper's 5x5 kernels, and its input transformed."""
-    net = google_net(aux_logits=False, transform_input=True)
+def full_google_net():
+    """torchvision's network with every option: auxiliary classifiers, its input transformed, the paper's 5x5 kernels."""
+    net = GoogLeNet(num_classes=10, transform_input=True, init_weights=False)
     for module in net.modules():
         if type(module).__name__ == "Inception":
             conv = module.branch3[1].conv
@@ -151,9 +147,9 @@ MODELS = {
     "vgg13_bn": Reference(
         lambda: narrow(VGG(make_layers(cfgs["B"], batch_norm=True), init_weights=False)), settings="vgg13_bn hidden 256"),
     "cifar_vgg16_bn": Reference(CifarVgg16Bn, 14_728_266),
-    "googlenet": Reference(lambda: google_net(aux_logits=False), image=64),
-    "googlenet_auxiliary": Reference(google_net, image=64, auxiliary=0.3, settings="googlenet auxiliary"),
-    "googlenet_paper": Reference(paper_google_net, image=64, settings="googlenet transform_input kernel 5"),
+    "googlenet": Reference(lambda: GoogLeNet(num_classes=10, aux_logits=False, init_weights=False), image=64),
+    "googlenet_auxiliary": Reference(
+        full_google_net, image=64, auxiliary=0.3, settings="googlenet auxiliary transform_input kernel 5"),
     "cifar_googlenet": Reference(cifar_google_net, batch=2),
     "densenet121": Reference(lambda: DenseNet(num_classes=10), image=64),
     "densenet_unpadded": Reference(

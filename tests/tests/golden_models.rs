@@ -32,12 +32,9 @@ fn build(name: &str, settings: &str, image: usize, store: &VarStore) -> Result<B
             let head = Head::Hidden { grid: 7, width: 256, dropout: 0.5 };
             Box::new(Vgg::new(&Config { head, num_classes: 10, ..config }, vb)?)
         }
-        "googlenet auxiliary" | "googlenet transform_input kernel 5" => {
+        "googlenet auxiliary transform_input kernel 5" => {
             use zoo::cnn::googlenet::{Config, GoogLeNet};
-            let config = match settings {
-                "googlenet auxiliary" => Config { auxiliary: true, ..Config::googlenet() },
-                _ => Config { transform_input: true, large_kernel: 5, ..Config::googlenet() },
-            };
+            let config = Config { auxiliary: true, transform_input: true, large_kernel: 5, ..Config::googlenet() };
             Box::new(GoogLeNet::new(&Config { num_classes: 10, ..config }, vb)?)
         }
         _ if settings.starts_with("densenet ") => {
