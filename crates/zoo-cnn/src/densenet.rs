@@ -30,8 +30,8 @@ use zoo_core::{
 pub enum Stem {
     /// Convolution 7x7 of stride 2, BatchNorm, ReLU, max pooling 3x3 of stride 2 (table 1): for ImageNet.
     Shrinking {
-        /// Zeros around the image: 3 in the paper's network. One published CIFAR-10 comparison has none, which an image
-        /// needs at least 35 pixels for with four blocks.
+        /// Zeros around the image: 3 in the paper's network. One published CIFAR-10 comparison has none; the maps then get
+        /// smaller, and four blocks need an image of at least 35 pixels.
         padding: usize,
     },
     /// Convolution 3x3 of stride 1, BatchNorm, ReLU: an ImageNet network on 32x32 pixels.
