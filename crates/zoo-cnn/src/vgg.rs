@@ -3,7 +3,7 @@
 //!
 //! Checkpoint keys: torchvision's `features.{n}` and `classifier.{n}`, where n counts the steps of a sequence: convolutions,
 //! norms, activations, pools and dropouts alike. The CIFAR form, made for the 1x1 map that five poolings leave of 32x32
-//! pixels, has `classifier` alone, a single linear layer. See [`RENAMES`](crate::alexnet::RENAMES).
+//! pixels, has `classifier` alone, a single linear layer. See [`RENAMES`].
 //!
 //! | configuration in table 1 | layers | plain | with BatchNorm | CIFAR form, with BatchNorm |
 //! |---|---|---|---|---|
