@@ -22,6 +22,35 @@ fn build(name: &str, settings: &str, image: usize, store: &VarStore) -> Result<B
             let config = Config { batch_norm: Some(BatchNormConfig::default()), ..Config::new(&[3072, 512, 256, 10]) };
             Box::new(Mlp::new(&config, vb)?)
         }
+        "alexnet hidden 256" => {
+            use zoo::cnn::alexnet::{AlexNet, Config};
+            Box::new(AlexNet::new(&Config { hidden: 256, num_classes: 10, ..Config::alexnet() }, vb)?)
+        }
+        "vgg11 hidden 256" | "vgg13_bn hidden 256" => {
+            use zoo::cnn::vgg::{Config, Head, Vgg};
+            let config = if settings.contains("_bn") { Config::vgg13_bn() } else { Config::vgg11() };
+            let head = Head::Hidden { grid: 7, width: 256, dropout: 0.5 };
+            Box::new(Vgg::new(&Config { head, num_classes: 10, ..config }, vb)?)
+        }
+        "googlenet auxiliary transform_input kernel 5" => {
+            use zoo::cnn::googlenet::{Config, GoogLeNet};
+            let config = Config { auxiliary: true, transform_input: true, large_kernel: 5, ..Config::googlenet() };
+            Box::new(GoogLeNet::new(&Config { num_classes: 10, ..config }, vb)?)
+        }
+        _ if settings.starts_with("densenet ") => {
+            use zoo::cnn::densenet::{Config, DenseNet, Stem};
+            let blocks = vec![2, 1, 1, 2];
+            let config = match settings {
+                "densenet unpadded 2 1 1 2" => {
+                    Config { blocks, stem: Stem::Shrinking { padding: 0 }, ..Config::densenet121() }
+                }
+                "densenet small 2 1 1 2" => Config { blocks, ..Config::cifar_densenet121() },
+                "densenet bc 22 12" => Config::cifar_bc(22, 12)?,
+                "densenet plain 10 12" => Config::cifar_plain(10, 12)?,
+                other => bail!("{name}: the test does not know the settings `{other}`"),
+            };
+            Box::new(DenseNet::new(&Config { num_classes: 10, ..config }, vb)?)
+        }
         other => bail!("{name}: the test does not know the settings `{other}`"),
     })
 }

@@ -1,10 +1,15 @@
-//! Convolutional networks without shortcuts: VGG for small images, and the plain CNN of the template suite.
+//! Convolutional networks without residual shortcuts: AlexNet, VGG, GoogLeNet, DenseNet, and the plain CNN of the template
+//! suite.
 #![deny(missing_docs)]
 
 use zoo_core::ModelInfo;
 
+pub mod alexnet;
+pub mod densenet;
+pub mod googlenet;
 pub mod plain_cnn;
 pub mod vgg;
 
 /// Every model of this family, file by file.
-pub const MODELS: &[&[ModelInfo]] = &[plain_cnn::MODELS, vgg::MODELS];
+pub const MODELS: &[&[ModelInfo]] =
+    &[alexnet::MODELS, densenet::MODELS, googlenet::MODELS, plain_cnn::MODELS, vgg::MODELS];

@@ -1,26 +1,60 @@
 //! K. Simonyan, A. Zisserman (2014), "Very Deep Convolutional Networks for Large-Scale Image Recognition",
-//! arXiv:1409.1556, table 1, in its CIFAR form: the convolutions with BatchNorm, and one linear layer on the 1x1 map that
-//! five poolings leave of 32x32 pixels.
+//! arXiv:1409.1556, table 1: stages of 3x3 convolutions, each ended by a pooling that halves the image, then linear layers.
 //!
-//! Checkpoint keys: torchvision's `features.{n}`, where n counts convolutions, norms, activations and pools alike, and
-//! `classifier`, a single linear layer.
+//! Checkpoint keys: torchvision's `features.{n}` and `classifier.{n}`, where n counts the steps of a sequence: convolutions,
+//! norms, activations, pools and dropouts alike. The CIFAR form, made for the 1x1 map that five poolings leave of 32x32
+//! pixels, has `classifier` alone, a single linear layer. See [`RENAMES`].
 //!
-//! | variant | configuration in table 1 | layers | parameters |
-//! |---|---|---|---|
-//! | `cifar_vgg16_bn` | D | 14 | 14,728,266 |
-//! | `cifar_vgg19_bn` | E | 17 | 20,040,522 |
+//! | configuration in table 1 | layers | plain | with BatchNorm | CIFAR form, with BatchNorm |
+//! |---|---|---|---|---|
+//! | A | 11 | 132,863,336 | 132,868,840 | |
+//! | B | 13 | 133,047,848 | 133,053,736 | |
+//! | D | 16 | 138,357,544 | 138,365,992 | 14,728,266 |
+//! | E | 19 | 143,667,240 | 143,678,248 | 20,040,522 |
+//!
+//! The CIFAR form keeps the number of its configuration in its name, though it has two layers fewer.
 
-use candle_core::{Module, Result, Tensor};
+use crate::alexnet::{RENAMES, Sequence};
+use candle_core::{Result, Tensor, bail};
 use zoo_core::{
-    BatchNorm, Classifier, Conv2d, Conv2dConfig, ConvBn, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo, ModuleT,
-    Pointwise, VarBuilder, flatten, trace,
+    Classifier, Conv2dConfig, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo, ModuleT, VarBuilder,
+    adaptive_avg_pool2d, flatten,
 };
 
-/// A VGG: the widths of the convolutions of each of the five stages, a pooling after every stage.
+/// Width of every 3x3 convolution, stage by stage.
+pub type Stages = [&'static [usize]; 5];
+
+/// The configurations of table 1 without 1x1 convolutions.
+const A: Stages = [&[64], &[128], &[256; 2], &[512; 2], &[512; 2]];
+const B: Stages = [&[64; 2], &[128; 2], &[256; 2], &[512; 2], &[512; 2]];
+const D: Stages = [&[64; 2], &[128; 2], &[256; 3], &[512; 3], &[512; 3]];
+const E: Stages = [&[64; 2], &[128; 2], &[256; 4], &[512; 4], &[512; 4]];
+
+/// What stands between the last map and the classifier.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Head {
+    /// Nothing: the classifier reads the map, averaged to a single pixel where it is larger.
+    Linear,
+    /// The map averaged to a grid, then two linear layers, each with ReLU and dropout.
+    Hidden {
+        /// Side of the grid.
+        grid: usize,
+        /// Width of both layers.
+        width: usize,
+        /// Rate of the dropouts.
+        dropout: f64,
+    },
+}
+
+/// A VGG.
 #[derive(Debug, Clone)]
 pub struct Config {
-    /// Width of every 3x3 convolution, stage by stage.
-    pub stages: [&'static [usize]; 5],
+    /// The convolutions; a pooling follows every stage.
+    pub stages: Stages,
+    /// Whether a BatchNorm follows each convolution.
+    pub batch_norm: bool,
+    /// What the classifier reads.
+    pub head: Head,
     /// Width of the classifier.
     pub num_classes: usize,
     /// Channels of the input image.
@@ -28,20 +62,67 @@ pub struct Config {
 }
 
 impl Config {
-    /// Configuration D of table 1 with BatchNorm and a single linear layer.
-    pub fn cifar_vgg16_bn() -> Self {
-        let stages: [&[usize]; 5] = [&[64, 64], &[128, 128], &[256; 3], &[512; 3], &[512; 3]];
-        Self { stages, num_classes: 10, in_chans: 3 }
+    fn imagenet(stages: Stages, batch_norm: bool) -> Self {
+        let head = Head::Hidden { grid: 7, width: 4096, dropout: 0.5 };
+        Self { stages, batch_norm, head, num_classes: 1000, in_chans: 3 }
     }
 
-    /// Configuration E of table 1 with BatchNorm and a single linear layer.
+    fn cifar(stages: Stages) -> Self {
+        Self { head: Head::Linear, num_classes: 10, ..Self::imagenet(stages, true) }
+    }
+
+    /// Configuration A.
+    pub fn vgg11() -> Self {
+        Self::imagenet(A, false)
+    }
+
+    /// Configuration B.
+    pub fn vgg13() -> Self {
+        Self::imagenet(B, false)
+    }
+
+    /// Configuration D.
+    pub fn vgg16() -> Self {
+        Self::imagenet(D, false)
+    }
+
+    /// Configuration E.
+    pub fn vgg19() -> Self {
+        Self::imagenet(E, false)
+    }
+
+    /// Configuration A with BatchNorm.
+    pub fn vgg11_bn() -> Self {
+        Self::imagenet(A, true)
+    }
+
+    /// Configuration B with BatchNorm.
+    pub fn vgg13_bn() -> Self {
+        Self::imagenet(B, true)
+    }
+
+    /// Configuration D with BatchNorm.
+    pub fn vgg16_bn() -> Self {
+        Self::imagenet(D, true)
+    }
+
+    /// Configuration E with BatchNorm.
+    pub fn vgg19_bn() -> Self {
+        Self::imagenet(E, true)
+    }
+
+    /// Configuration D with BatchNorm and a single linear layer.
+    pub fn cifar_vgg16_bn() -> Self {
+        Self::cifar(D)
+    }
+
+    /// Configuration E with BatchNorm and a single linear layer.
     pub fn cifar_vgg19_bn() -> Self {
-        let stages: [&[usize]; 5] = [&[64, 64], &[128, 128], &[256; 4], &[512; 4], &[512; 4]];
-        Self { stages, num_classes: 10, in_chans: 3 }
+        Self::cifar(E)
     }
 }
 
-/// The network: (b, in_chans, 32, 32) -> (b, num_classes).
+/// The network: (b, in_chans, h, w) -> (b, num_classes), for images of 32 pixels and more.
 ///
 /// ```
 /// use zoo_cnn::vgg::{Config, Vgg};
@@ -53,51 +134,62 @@ impl Config {
 /// ```
 #[derive(Debug)]
 pub struct Vgg {
-    stages: Vec<Vec<ConvBn>>,
+    features: Sequence,
+    grid: usize,
+    hidden: Sequence,
     classifier: Classifier,
 }
+
+/// torchvision's start of its linear layers.
+const LINEAR: Init = Init::Normal { mean: 0.0, std: 0.01 };
 
 impl Vgg {
     /// Makes the network at `vb`.
     ///
     /// # Errors
-    /// Keys that are taken already.
+    /// A stage without convolutions, a grid or width of 0, a dropout rate outside 0..1.
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
-        let (features, mut n, mut c_in) = (vb.pp("features"), 0, config.in_chans);
-        let mut stages = Vec::new();
+        let mut features = Sequence::new(vb.pp("features"));
+        let mut c_in = config.in_chans;
         for widths in config.stages {
-            let mut stage = Vec::new();
+            if widths.is_empty() || widths.contains(&0) {
+                bail!("vgg: every stage needs a convolution, and every convolution a width, got {:?}", config.stages)
+            }
             for &c_out in widths {
-                let conv = Conv2dConfig::new(3).padding(1).init(Init::HE_FAN_OUT);
-                let conv = Conv2d::new(c_in, c_out, conv, features.pp(n))?;
-                stage.push(ConvBn::new(conv, BatchNorm::new(c_out, features.pp(n + 1))?, Some(Pointwise::Relu)));
-                // In torchvision's sequence the activation has a number too, and so has the pool after the stage.
-                n += 3;
+                let conv = Conv2dConfig::new(3).padding(1).init(Init::HE_FAN_OUT).bias_init(Init::ZEROS);
+                features.conv(c_in, c_out, conv, config.batch_norm)?;
                 c_in = c_out;
             }
-            n += 1;
-            stages.push(stage);
+            features.pool(MaxPool2d::new(2, 2)); // halves h and w
         }
-        Ok(Self { stages, classifier: Classifier::new(c_in, config.num_classes, vb.pp("classifier"))? })
+
+        let mut hidden = Sequence::new(vb.pp("classifier"));
+        let (grid, classifier) = match config.head {
+            Head::Linear => (1, Classifier::new(c_in, config.num_classes, vb.pp("classifier"))?),
+            Head::Hidden { grid, width, .. } if grid == 0 || width == 0 => {
+                bail!("vgg: the head needs a grid and a width of at least 1, got {:?}", config.head)
+            }
+            Head::Hidden { grid, width, dropout } => {
+                for c_in in [c_in * grid * grid, width] {
+                    hidden.linear((c_in, width), LINEAR, Init::ZEROS)?;
+                    hidden.dropout(dropout)?;
+                }
+                (grid, Classifier::with(width, config.num_classes, LINEAR, Some(Init::ZEROS), hidden.next())?)
+            }
+        };
+        Ok(Self { features, grid, hidden, classifier })
     }
 }
 
 impl Model for Vgg {
-    /// (b, in_chans, 32, 32) -> (b, 512, 1, 1)
+    /// (b, in_chans, h, w) -> (b, 512, h / 32, w / 32)
     fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let mut xs = xs.clone();
-        for (i, stage) in self.stages.iter().enumerate() {
-            for layer in stage {
-                xs = layer.forward_t(&xs, train)?;
-            }
-            xs = MaxPool2d::new(2, 2).forward(&xs)?; // halves h and w
-            xs = trace::stage(format!("stage{}", i + 1), xs);
-        }
-        Ok(xs)
+        self.features.forward_t(xs, train)
     }
 
-    fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> {
-        flatten(features)
+    fn pre_logits(&self, features: &Tensor, train: bool) -> Result<Tensor> {
+        let cells = adaptive_avg_pool2d(features, (self.grid, self.grid))?;
+        self.hidden.forward_t(&flatten(&cells)?, train)
     }
 
     fn classifier(&self) -> &Classifier {
@@ -115,23 +207,25 @@ impl ModuleT for Vgg {
     }
 }
 
-const fn info(
-    name: &'static str,
-    parameters: usize,
-    builder: fn(&Dimensions, VarBuilder) -> Result<Box<dyn Model>>,
-) -> ModelInfo {
+type Builder = fn(&Dimensions, VarBuilder) -> Result<Box<dyn Model>>;
+
+const fn imagenet(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     ModelInfo {
         name,
         family: "cnn",
         parameters,
-        input: Input::CIFAR10,
-        num_classes: 10,
+        input: Input::IMAGENET,
+        num_classes: 1000,
         keys: "torchvision",
         paper: "Simonyan and Zisserman 2014, arXiv:1409.1556",
-        renames: &[],
+        renames: RENAMES,
         key_map: None,
         builder,
     }
+}
+
+const fn cifar(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
+    ModelInfo { input: Input::CIFAR10, num_classes: 10, ..imagenet(name, parameters, builder) }
 }
 
 fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
@@ -141,6 +235,39 @@ fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Mo
 
 /// The registered variants.
 pub const MODELS: &[ModelInfo] = &[
-    info("cifar_vgg16_bn", 14_728_266, |d, vb| build(Config::cifar_vgg16_bn(), d, vb)),
-    info("cifar_vgg19_bn", 20_040_522, |d, vb| build(Config::cifar_vgg19_bn(), d, vb)),
+    imagenet("vgg11", 132_863_336, |d, vb| build(Config::vgg11(), d, vb)),
+    imagenet("vgg13", 133_047_848, |d, vb| build(Config::vgg13(), d, vb)),
+    imagenet("vgg16", 138_357_544, |d, vb| build(Config::vgg16(), d, vb)),
+    imagenet("vgg19", 143_667_240, |d, vb| build(Config::vgg19(), d, vb)),
+    imagenet("vgg11_bn", 132_868_840, |d, vb| build(Config::vgg11_bn(), d, vb)),
+    imagenet("vgg13_bn", 133_053_736, |d, vb| build(Config::vgg13_bn(), d, vb)),
+    imagenet("vgg16_bn", 138_365_992, |d, vb| build(Config::vgg16_bn(), d, vb)),
+    imagenet("vgg19_bn", 143_678_248, |d, vb| build(Config::vgg19_bn(), d, vb)),
+    cifar("cifar_vgg16_bn", 14_728_266, |d, vb| build(Config::cifar_vgg16_bn(), d, vb)),
+    cifar("cifar_vgg19_bn", 20_040_522, |d, vb| build(Config::cifar_vgg19_bn(), d, vb)),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zoo_core::VarStore;
+    use zoo_core::trace::Graph;
+
+    #[test]
+    fn a_config_that_makes_no_network_is_an_error() {
+        let error = |config: Config| Vgg::new(&config, VarStore::shapes_only().root()).unwrap_err().to_string();
+        let stages: Stages = [&[64], &[], &[64], &[64], &[64]];
+        assert!(error(Config { stages, ..Config::vgg11() }).contains("[64], [], [64]"));
+        let head = Head::Hidden { grid: 0, width: 16, dropout: 0.5 };
+        assert!(error(Config { head, ..Config::vgg11() }).contains("grid: 0"));
+    }
+
+    #[test]
+    fn a_larger_image_fits_either_head() {
+        for config in [Config::cifar_vgg16_bn(), Config::vgg16()] {
+            let net = Vgg::new(&config, VarStore::shapes_only().root()).unwrap();
+            let graph = Graph::of_model(&net, (3, 96, 96)).unwrap();
+            assert_eq!(graph.nodes.last().unwrap().shape, [1, config.num_classes]);
+        }
+    }
+}

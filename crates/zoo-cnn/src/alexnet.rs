@@ -1,0 +1,295 @@
+//! A. Krizhevsky, I. Sutskever, G. Hinton (2012), "ImageNet Classification with Deep Convolutional Neural Networks", NIPS 25,
+//! in the single-tower form of A. Krizhevsky (2014), "One weird trick for parallelizing convolutional neural networks",
+//! arXiv:1404.5997: five convolutions, three max poolings of overlapping windows, two hidden layers with dropout.
+//!
+//! Checkpoint keys: torchvision's `features.{n}` and `classifier.{n}`, where n counts the steps of a sequence, those
+//! without tensors too: `features.{0,3,6,8,10}`, `classifier.{1,4,6}`. See [`RENAMES`].
+//!
+//! `cifar_alexnet` is the same network for 32x32 pixels, with keys of the same kind: a 5x5 stem of stride 1 in place of the
+//! 11x11 one of stride 4, BatchNorm after each convolution (which then has no bias), and hidden layers of 1024.
+//!
+//! | variant | layers | stem | last map | parameters |
+//! |---|---|---|---|---|
+//! | `alexnet` | 8 | 11x11, stride 4 | 256 x 6 x 6 | 61,100,840 |
+//! | `cifar_alexnet` | 8 | 5x5 | 256 x 3 x 3 | 5,872,586 |
+
+use candle_core::{Module, Result, Tensor, bail};
+use zoo_core::weights::Rename;
+use zoo_core::{
+    BatchNorm, Classifier, Conv2d, Conv2dConfig, Dimensions, Dropout, Init, Input, Linear, MaxPool2d, Model, ModelInfo,
+    ModuleT, VarBuilder, adaptive_avg_pool2d, flatten, relu, trace,
+};
+
+/// An AlexNet.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Kernel, stride and padding of the first convolution.
+    pub stem: (usize, usize, usize),
+    /// Whether a BatchNorm follows each convolution, which then has no bias.
+    pub batch_norm: bool,
+    /// Side of the grid that the last map is averaged to.
+    pub grid: usize,
+    /// Width of the two hidden layers.
+    pub hidden: usize,
+    /// Rate of the dropout in front of both hidden layers.
+    pub dropout: f64,
+    /// Width of the classifier.
+    pub num_classes: usize,
+    /// Channels of the input image.
+    pub in_chans: usize,
+}
+
+impl Config {
+    /// For ImageNet, as torchvision has it.
+    pub fn alexnet() -> Self {
+        let (stem, num_classes) = ((11, 4, 2), 1000);
+        Self { stem, batch_norm: false, grid: 6, hidden: 4096, dropout: 0.5, num_classes, in_chans: 3 }
+    }
+
+    /// For 32x32 pixels.
+    pub fn cifar_alexnet() -> Self {
+        Self { stem: (5, 1, 2), batch_norm: true, grid: 3, hidden: 1024, num_classes: 10, ..Self::alexnet() }
+    }
+}
+
+/// Layers one after another under running numbers, as torchvision's older networks are written down: an activation, a pool
+/// and a dropout take a number too, though they have no tensors.
+#[derive(Debug)]
+pub(crate) struct Sequence {
+    steps: Vec<Step>,
+    vb: VarBuilder,
+}
+
+#[derive(Debug)]
+enum Step {
+    Conv(Conv2d),
+    Norm(BatchNorm),
+    Linear(Linear),
+    Relu,
+    Pool(MaxPool2d),
+    Dropout(Dropout),
+}
+
+impl Sequence {
+    pub fn new(vb: VarBuilder) -> Self {
+        Self { steps: Vec::new(), vb }
+    }
+
+    /// The place of the step to come.
+    pub fn next(&self) -> VarBuilder {
+        self.vb.pp(self.steps.len())
+    }
+
+    /// Convolution, BatchNorm if wanted, ReLU.
+    pub fn conv(&mut self, c_in: usize, c_out: usize, config: Conv2dConfig, batch_norm: bool) -> Result<()> {
+        self.steps.push(Step::Conv(Conv2d::new(c_in, c_out, config, self.next())?));
+        if batch_norm {
+            self.steps.push(Step::Norm(BatchNorm::new(c_out, self.next())?));
+        }
+        self.steps.push(Step::Relu);
+        Ok(())
+    }
+
+    /// A pooling, which ends a stage.
+    pub fn pool(&mut self, pool: MaxPool2d) {
+        self.steps.push(Step::Pool(pool));
+    }
+
+    /// Linear layer, ReLU.
+    pub fn linear(&mut self, widths: (usize, usize), weight: Init, bias: Init) -> Result<()> {
+        self.steps.push(Step::Linear(Linear::with_bias(widths.0, widths.1, weight, Some(bias), self.next())?));
+        self.steps.push(Step::Relu);
+        Ok(())
+    }
+
+    pub fn dropout(&mut self, p: f64) -> Result<()> {
+        self.steps.push(Step::Dropout(Dropout::new(p, &self.next())?));
+        Ok(())
+    }
+}
+
+impl ModuleT for Sequence {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let (mut xs, mut pools) = (xs.clone(), 0);
+        for step in &self.steps {
+            xs = match step {
+                Step::Conv(conv) => conv.forward_t(&xs, train)?,
+                Step::Norm(norm) => norm.forward_t(&xs, train)?,
+                Step::Linear(linear) => linear.forward_t(&xs, train)?,
+                Step::Relu => relu(&xs)?,
+                Step::Dropout(dropout) => dropout.forward_t(&xs, train)?,
+                Step::Pool(pool) => {
+                    pools += 1;
+                    trace::stage(format!("stage{pools}"), pool.forward(&xs)?)
+                }
+            };
+        }
+        Ok(xs)
+    }
+}
+
+/// The network: (b, in_chans, h, w) -> (b, num_classes), for images of 63 pixels and more (15 with the stem for 32x32).
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use zoo_cnn::alexnet::{AlexNet, Config};
+/// use zoo_core::{ModuleT, VarStore};
+/// let store = VarStore::new(0, DType::F32, &Device::Cpu);
+/// let net = AlexNet::new(&Config { hidden: 64, ..Config::cifar_alexnet() }, store.root())?;
+/// let images = Tensor::zeros((2, 3, 32, 32), DType::F32, &Device::Cpu)?;
+/// assert_eq!(net.forward_t(&images, false)?.dims(), &[2, 10]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct AlexNet {
+    features: Sequence,
+    hidden: Sequence,
+    classifier: Classifier,
+    grid: usize,
+}
+
+impl AlexNet {
+    /// Makes the network at `vb`.
+    ///
+    /// # Errors
+    /// A kernel, stride, grid or width of 0, a dropout rate outside 0..1.
+    pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
+        let &Config { stem: (kernel, stride, padding), batch_norm, grid, hidden: width, dropout, .. } = config;
+        if [kernel, stride, grid, width].contains(&0) {
+            bail!("alexnet: kernel and stride of the stem, grid and hidden width must be at least 1, got {config:?}")
+        }
+        const POOL: MaxPool2d = MaxPool2d::new(3, 2);
+        // A norm would cancel the bias before it.
+        let conv = |conv: Conv2dConfig| if batch_norm { conv.no_bias() } else { conv };
+        let small = conv(Conv2dConfig::new(3).padding(1));
+        let mut features = Sequence::new(vb.pp("features"));
+        features.conv(
+            config.in_chans,
+            64,
+            conv(Conv2dConfig::new(kernel).stride(stride).padding(padding)),
+            batch_norm,
+        )?;
+        features.pool(POOL);
+        features.conv(64, 192, conv(Conv2dConfig::new(5).padding(2)), batch_norm)?;
+        features.pool(POOL);
+        features.conv(192, 384, small, batch_norm)?;
+        features.conv(384, 256, small, batch_norm)?;
+        features.conv(256, 256, small, batch_norm)?;
+        features.pool(POOL);
+
+        let mut hidden = Sequence::new(vb.pp("classifier"));
+        for c_in in [256 * grid * grid, width] {
+            hidden.dropout(dropout)?;
+            hidden.linear((c_in, width), Init::TORCH_WEIGHT, Init::torch_bias(c_in))?;
+        }
+        let classifier = Classifier::new(width, config.num_classes, hidden.next())?;
+        Ok(Self { features, hidden, classifier, grid })
+    }
+}
+
+impl Model for AlexNet {
+    /// (b, in_chans, 224, 224) -> (b, 256, 6, 6)
+    fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        self.features.forward_t(xs, train)
+    }
+
+    fn pre_logits(&self, features: &Tensor, train: bool) -> Result<Tensor> {
+        let cells = adaptive_avg_pool2d(features, (self.grid, self.grid))?;
+        self.hidden.forward_t(&flatten(&cells)?, train)
+    }
+
+    fn classifier(&self) -> &Classifier {
+        &self.classifier
+    }
+
+    fn classifier_mut(&mut self) -> &mut Classifier {
+        &mut self.classifier
+    }
+}
+
+impl ModuleT for AlexNet {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        self.forward_head(&self.forward_features(xs, train)?, train)
+    }
+}
+
+/// What other files call the tensors of an AlexNet or a VGG.
+pub const RENAMES: &[Rename] = &[Rename {
+    from: "features.module.**",
+    to: "features.**",
+    reason: "PyTorch's ImageNet example trains these networks with their features alone in data parallel",
+}];
+
+/// The registered variants.
+pub const MODELS: &[ModelInfo] = &[
+    ModelInfo {
+        name: "alexnet",
+        family: "cnn",
+        parameters: 61_100_840,
+        input: Input::IMAGENET,
+        num_classes: 1000,
+        keys: "torchvision",
+        paper: "Krizhevsky 2014, arXiv:1404.5997",
+        renames: RENAMES,
+        key_map: None,
+        builder: |dims, vb| build(Config::alexnet(), dims, vb),
+    },
+    ModelInfo {
+        name: "cifar_alexnet",
+        family: "cnn",
+        parameters: 5_872_586,
+        input: Input::CIFAR10,
+        num_classes: 10,
+        keys: "own",
+        paper: "Krizhevsky, Sutskever and Hinton 2012",
+        renames: &[],
+        key_map: None,
+        builder: |dims, vb| build(Config::cifar_alexnet(), dims, vb),
+    },
+];
+
+fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
+    let config = Config { num_classes: dims.num_classes, in_chans: dims.in_chans, ..config };
+    Ok(Box::new(AlexNet::new(&config, vb)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+    use zoo_core::VarStore;
+
+    #[test]
+    fn a_config_that_makes_no_network_is_an_error() {
+        let error = |config: Config| AlexNet::new(&config, VarStore::shapes_only().root()).unwrap_err().to_string();
+        assert!(error(Config { grid: 0, ..Config::alexnet() }).contains("grid: 0"));
+        assert!(error(Config { dropout: 1.0, ..Config::alexnet() }).contains("classifier.0"));
+    }
+
+    #[test]
+    fn dropout_is_an_option() {
+        let train_twice = |dropout: f64| {
+            let store = VarStore::new(1, DType::F32, &Device::Cpu);
+            let config = Config { dropout, hidden: 64, ..Config::cifar_alexnet() };
+            let net = AlexNet::new(&config, store.root()).unwrap();
+            let xs = Tensor::ones((2, 256, 3, 3), DType::F32, &Device::Cpu).unwrap();
+            let pass = || net.pre_logits(&xs, true).unwrap().to_vec2::<f32>().unwrap();
+            (pass(), pass())
+        };
+        let (first, second) = train_twice(0.5);
+        assert_ne!(first, second);
+        let (first, second) = train_twice(0.0);
+        assert_eq!(first, second);
+    }
+
+    /// The smallest image that each stem takes, and one pixel less.
+    #[test]
+    fn the_smallest_images() {
+        for (config, side) in [(Config::alexnet(), 63), (Config::cifar_alexnet(), 15)] {
+            let net = AlexNet::new(&config, VarStore::shapes_only().root()).unwrap();
+            let at = |side| trace::Graph::of_model(&net, (3, side, side));
+            assert_eq!(at(side).unwrap().nodes.last().unwrap().shape, [1, config.num_classes]);
+            assert!(at(side - 1).unwrap_err().to_string().contains("max_pool2d"));
+        }
+    }
+}
