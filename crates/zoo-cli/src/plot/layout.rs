@@ -259,7 +259,7 @@ fn links_with_offsets(chains: &[Vec<Spot>], edges: &[Edge], offsets: &BTreeMap<(
     let mut links = Vec::new();
     for (chain, edge) in chains.iter().zip(edges) {
         let off = |spot: Spot, at_top: bool| offsets.get(&(spot, edge.producer, at_top)).copied().unwrap_or(0.0);
-        let passes = chain.len() > 2;
+        let passes = chain.len() > 2 && edge.from == End::Border;
         for pair in chain.windows(2) {
             let (from, to) = (pair[0], pair[1]);
             let shift = off(from, false) - off(to, true);
@@ -285,7 +285,8 @@ fn arrange(
     let spread = |row: &[Spot], xs: &mut BTreeMap<Spot, f64>, wanted: &[f64]| {
         let gaps: Vec<f64> = row.windows(2).map(|pair| (width(&pair[0]) + width(&pair[1])) / 2.0 + SIDE_GAP).collect();
         // What passes gives way to what stands.
-        let weights: Vec<f64> = row.iter().map(|s| if let Spot::Pass(..) = s { ASIDE } else { 1.0 }).collect();
+        let aside = |spot: &Spot| matches!(spot, Spot::Pass(End::Border, ..));
+        let weights: Vec<f64> = row.iter().map(|spot| if aside(spot) { ASIDE } else { 1.0 }).collect();
         for (spot, x) in row.iter().zip(apart(wanted, &weights, &gaps)) {
             xs.insert(*spot, x);
         }
@@ -319,7 +320,35 @@ fn arrange(
             spread(&rows[i], &mut xs, &targets);
         }
     }
+    straighten(&rows, &mut xs);
     (rows, xs)
+}
+
+/// Makes one upright line of the points that an edge passes along the right or the left side of everything.
+fn straighten(rows: &[Vec<Spot>], xs: &mut BTreeMap<Spot, f64>) {
+    /// A point, and whether it is the first and the last of its row.
+    type Point = (Spot, bool, bool);
+    let mut passes: BTreeMap<(End, usize), Vec<Point>> = BTreeMap::new();
+    for row in rows {
+        for (i, spot) in row.iter().enumerate() {
+            if let Spot::Pass(from, producer, _) = spot {
+                passes.entry((*from, *producer)).or_default().push((*spot, i == 0, i + 1 == row.len()));
+            }
+        }
+    }
+    for spots in passes.values() {
+        let at = spots.iter().map(|(spot, ..)| xs[spot]);
+        let line = if spots.iter().all(|&(_, _, last)| last) {
+            at.fold(f64::NEG_INFINITY, f64::max)
+        } else if spots.iter().all(|&(_, first, _)| first) {
+            at.fold(f64::INFINITY, f64::min)
+        } else {
+            continue;
+        };
+        spots.iter().for_each(|(spot, ..)| {
+            xs.insert(*spot, line);
+        });
+    }
 }
 
 /// The places nearest to `wanted`, in least squares with `weights`, that keep the order and at least `gaps` between neighbours.

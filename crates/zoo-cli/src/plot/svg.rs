@@ -44,11 +44,13 @@ pub fn box_size(layer: &Layer) -> (f64, f64) {
 }
 
 fn frame_label(frame: &Frame) -> String {
-    let (first, last) = &frame.places;
-    let place = match (first == last, last.rsplit('.').next()) {
-        (false, Some(end)) => format!("{first}–{end}"),
-        _ => first.clone(),
-    };
+    // The last two parts of the key tell it; whole keys would make frames wide.
+    let parts: Vec<&str> = frame.places.0.split('.').collect();
+    let mut place = parts[parts.len().saturating_sub(2)..].join(".");
+    if frame.repeat > 1 {
+        let number = |place: &str| place.chars().skip_while(|c| !c.is_ascii_digit()).collect::<String>();
+        place += &format!("–{}", number(frame.places.1.rsplit('.').next().unwrap_or_default()));
+    }
     let repeat = if frame.repeat > 1 { format!(" × {}", frame.repeat) } else { String::new() };
     format!("{}{repeat}  {place}", frame.kind).trim().to_string()
 }
@@ -155,7 +157,12 @@ fn shapes(outline: &Outline, placed: &super::layout::Placed) -> Vec<((f64, f64),
             continue;
         }
         seen.push((edge.from, edge.producer));
-        if let (Some(&at), Some(dims)) = (points.first(), outline.shapes.get(&edge.producer)) {
+        // Behind blocks that repeat stands what the last of them gives.
+        let dims = match edge.from {
+            End::Item(Item::Frame(_)) => outline.shapes.get(&edge.producer),
+            _ => outline.layers.get(edge.producer).map(|layer| &layer.shape),
+        };
+        if let (Some(&at), Some(dims)) = (points.first(), dims) {
             labels.push((at, shape(dims)));
         }
     }
