@@ -51,6 +51,25 @@ fn build(name: &str, settings: &str, image: usize, store: &VarStore) -> Result<B
             };
             Box::new(DenseNet::new(&Config { num_classes: 10, ..config }, vb)?)
         }
+        "bottlenecks stride_on_1x1" | "bottlenecks groups" | "bottlenecks plain" | "bottlenecks se" => {
+            use zoo::resnet::resnet::{Config, ResNet, Shortcut};
+            let one_each = Config { blocks: [1; 4], num_classes: 10, ..Config::resnet(50)? };
+            let config = match settings.trim_start_matches("bottlenecks ") {
+                "stride_on_1x1" => Config { stride_on_1x1: true, ..one_each },
+                "groups" => Config { groups: 32, width_per_group: 4, ..one_each },
+                "plain" => Config { shortcut: Shortcut::None, ..one_each },
+                _ => Config { se_reduction: Some(16), ..one_each },
+            };
+            Box::new(ResNet::new(&config, vb)?)
+        }
+        "template_residual_cnn big" => {
+            use zoo::resnet::{
+                residual_cnn::{Config, ResidualCnn},
+                resnet::Kind,
+            };
+            let config = Config { block: Kind::Bottleneck, image_size: image, ..Config::template() };
+            Box::new(ResidualCnn::new(&config, vb)?)
+        }
         other => bail!("{name}: the test does not know the settings `{other}`"),
     })
 }
@@ -158,4 +177,5 @@ macro_rules! family {
 
 family!(cnn);
 family!(resnet);
+family!(mobile);
 family!(mlp);

@@ -56,5 +56,5 @@ pub use norm::{BatchNorm, BatchNormConfig, LayerNorm};
 pub use ops::Pointwise;
 pub use patch::PatchEmbed;
 pub use pool::{AvgPool2d, MaxPool2d, adaptive_avg_pool2d, global_avg_pool2d};
-pub use squeeze_excite::SqueezeExcite;
+pub use squeeze_excite::{SqueezeExcite, SqueezeExciteConfig};
 pub use vars::{Slot, VarBuilder, VarKind, VarStore, weight_for};

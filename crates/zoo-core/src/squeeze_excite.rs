@@ -2,11 +2,30 @@
 
 use crate::activation::{activate, relu};
 use crate::conv::{Conv2d, Conv2dConfig};
+use crate::init::Init;
 use crate::ops::{Pointwise, avg_pool2d};
 use crate::trace;
 use crate::vars::VarBuilder;
 use candle_core::{Result, Tensor};
 use candle_nn::ModuleT;
+
+/// How a [`SqueezeExcite`] is made.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SqueezeExciteConfig {
+    /// Channels between the two layers.
+    pub reduced: usize,
+    /// What the weights start at.
+    pub weight_init: Init,
+    /// What the biases start at; `None` for PyTorch's rule.
+    pub bias_init: Option<Init>,
+}
+
+impl SqueezeExciteConfig {
+    /// Started as PyTorch starts convolutions.
+    pub fn new(reduced: usize) -> Self {
+        Self { reduced, weight_init: Init::TORCH_WEIGHT, bias_init: None }
+    }
+}
 
 /// A gate on the channels (Hu et al. 2017, arXiv:1709.01507): x · σ(W₂ · relu(W₁ · mean(x))), where the mean runs over
 /// all pixels of a channel. (b, c, h, w) -> (b, c, h, w)
@@ -25,9 +44,20 @@ impl SqueezeExcite {
     /// # Errors
     /// A key that is taken already.
     pub fn new(channels: usize, reduced: usize, vb: VarBuilder) -> Result<Self> {
+        Self::with(channels, SqueezeExciteConfig::new(reduced), vb)
+    }
+
+    /// With `config`.
+    ///
+    /// # Errors
+    /// A key that is taken already.
+    pub fn with(channels: usize, config: SqueezeExciteConfig, vb: VarBuilder) -> Result<Self> {
+        let SqueezeExciteConfig { reduced, weight_init, bias_init } = config;
+        let conv = Conv2dConfig::new(1).init(weight_init);
+        let conv = bias_init.map_or(conv, |init| conv.bias_init(init));
         Ok(Self {
-            fc1: Conv2d::new(channels, reduced, Conv2dConfig::new(1), vb.pp("fc1"))?,
-            fc2: Conv2d::new(reduced, channels, Conv2dConfig::new(1), vb.pp("fc2"))?,
+            fc1: Conv2d::new(channels, reduced, conv, vb.pp("fc1"))?,
+            fc2: Conv2d::new(reduced, channels, conv, vb.pp("fc2"))?,
             place: vb.path().to_string(),
         })
     }

@@ -1,37 +1,31 @@
 //! K. He, X. Zhang, S. Ren, J. Sun (2015), "Deep Residual Learning for Image Recognition", arXiv:1512.03385, section 4.2:
-//! the narrow residual networks for 32x32 images, and the plain networks that they are compared with.
+//! the narrow residual networks for 32x32 images, the plain networks that they are compared with, and the same with squeeze and
+//! excitation (Hu et al. 2017, arXiv:1709.01507).
 //!
 //! A 3x3 stem of 16 channels, three stages of n blocks with 16, 32 and 64 channels on 32x32, 16x16 and 8x8 pixels, global
 //! average pooling and one linear layer: 6n + 2 layers with weights.
 //!
 //! Checkpoint keys: `conv1 bn1 layer{1,2,3}.{i}.{conv1,bn1,conv2,bn2} linear`, with option B also
-//! `layer{2,3}.0.shortcut.{0,1}`; those of the widely used PyTorch implementation by Y. Idelbayev. See [`RENAMES`].
+//! `layer{2,3}.0.shortcut.{0,1}`; those of the widely used PyTorch implementation by Y. Idelbayev. See [`RENAMES`]. Squeeze and
+//! excitation adds `layer{n}.{i}.se.{fc1,fc2}`, 1x1 convolutions with bias; its reduction of 16 squeezes the 16, 32 and 64
+//! channels to 1, 2 and 4, not rounded up.
 //!
-//! | n | layers | shortcut A | shortcut B | plain |
-//! |---|---|---|---|---|
-//! | 3 | 20 | 269,722 | 272,474 | 269,722 |
-//! | 5 | 32 | 464,154 | 466,906 | 464,154 |
-//! | 7 | 44 | 658,586 | 661,338 | 658,586 |
-//! | 9 | 56 | 853,018 | 855,770 | 853,018 |
-//! | 18 | 110 | 1,727,962 | 1,730,714 | |
+//! | n | layers | shortcut A | shortcut B | plain | with SE |
+//! |---|---|---|---|---|---|
+//! | 3 | 20 | 269,722 | 272,474 | 269,722 | 272,095 |
+//! | 5 | 32 | 464,154 | 466,906 | 464,154 | |
+//! | 7 | 44 | 658,586 | 661,338 | 658,586 | |
+//! | 9 | 56 | 853,018 | 855,770 | 853,018 | 860,137 |
+//! | 18 | 110 | 1,727,962 | 1,730,714 | | 1,742,200 |
 
-use candle_core::{Module, Result, Tensor};
+pub use crate::resnet::Shortcut;
+use crate::resnet::{Block, BlockConfig};
+use candle_core::{Result, Tensor, bail};
 use zoo_core::weights::Rename;
 use zoo_core::{
-    BatchNorm, Classifier, Conv2d, Conv2dConfig, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo, ModuleT,
-    VarBuilder, add, global_avg_pool2d, pad_channels, relu, trace,
+    BatchNorm, BatchNormConfig, Classifier, Conv2d, Conv2dConfig, ConvBn, Dimensions, Init, Input, Model, ModelInfo,
+    ModuleT, Pointwise, SqueezeExciteConfig, VarBuilder, global_avg_pool2d, trace,
 };
-
-/// How a block whose output is smaller and wider than its input carries the input across (section 4.2, figure 5).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Shortcut {
-    /// Option A: every second pixel, the new channels zero, half of them below and half above. No parameters.
-    A,
-    /// Option B: a strided 1x1 convolution with BatchNorm.
-    B,
-    /// No shortcut anywhere: the plain network of the degradation experiment.
-    None,
-}
 
 /// A CIFAR residual network of 6n + 2 layers.
 #[derive(Debug, Clone, Copy)]
@@ -40,6 +34,12 @@ pub struct Config {
     pub blocks: usize,
     /// The kind of shortcut.
     pub shortcut: Shortcut,
+    /// How many times narrower than the block squeeze and excitation is, if there is any.
+    pub se_reduction: Option<usize>,
+    /// Whether every block starts as the identity, by a last norm of weight 0 (Goyal et al. 2017, arXiv:1706.02677).
+    pub zero_init: bool,
+    /// Every BatchNorm of the network.
+    pub norm: BatchNormConfig,
     /// Width of the classifier.
     pub num_classes: usize,
     /// Channels of the input image.
@@ -53,9 +53,25 @@ impl Config {
     /// A number of layers that is not 6n + 2 with n of at least 1.
     pub fn resnet(layers: usize) -> Result<Self> {
         if layers < 8 || !(layers - 2).is_multiple_of(6) {
-            candle_core::bail!("cifar_resnet: the number of layers must be 6n + 2 (8, 14, 20, 26, …), got {layers}")
+            bail!("cifar_resnet: the number of layers must be 6n + 2 (8, 14, 20, 26, …), got {layers}")
         }
-        Ok(Self { blocks: (layers - 2) / 6, shortcut: Shortcut::A, num_classes: 10, in_chans: 3 })
+        Ok(Self {
+            blocks: (layers - 2) / 6,
+            shortcut: Shortcut::A,
+            se_reduction: None,
+            zero_init: false,
+            norm: BatchNormConfig::default(),
+            num_classes: 10,
+            in_chans: 3,
+        })
+    }
+
+    /// The residual network with as many layers and option B.
+    ///
+    /// # Errors
+    /// As [`Config::resnet`].
+    pub fn resnet_b(layers: usize) -> Result<Self> {
+        Ok(Self { shortcut: Shortcut::B, ..Self::resnet(layers)? })
     }
 
     /// The plain network with as many layers.
@@ -65,83 +81,31 @@ impl Config {
     pub fn plain(layers: usize) -> Result<Self> {
         Ok(Self { shortcut: Shortcut::None, ..Self::resnet(layers)? })
     }
-}
 
-fn conv3x3(c_in: usize, c_out: usize, stride: usize, vb: VarBuilder) -> Result<Conv2d> {
-    Conv2d::new(c_in, c_out, Conv2dConfig::new(3).stride(stride).padding(1).no_bias().init(Init::HE_FAN_OUT), vb)
-}
-
-#[derive(Debug)]
-enum Skip {
-    None,
-    Identity,
-    /// Zero channels below and above.
-    Pad(usize, usize),
-    Project(Conv2d, BatchNorm),
-}
-
-impl Skip {
-    fn new(kind: Shortcut, c_in: usize, c_out: usize, stride: usize, vb: VarBuilder) -> Result<Self> {
-        Ok(match kind {
-            Shortcut::None => Self::None,
-            _ if stride == 1 && c_in == c_out => Self::Identity,
-            Shortcut::A => {
-                let new = c_out - c_in;
-                Self::Pad(new / 2, new - new / 2)
-            }
-            Shortcut::B => {
-                let config = Conv2dConfig::new(1).stride(stride).no_bias().init(Init::HE_FAN_OUT);
-                Self::Project(Conv2d::new(c_in, c_out, config, vb.pp(0))?, BatchNorm::new(c_out, vb.pp(1))?)
-            }
-        })
+    /// The residual network with as many layers and squeeze and excitation, reduction 16.
+    ///
+    /// # Errors
+    /// As [`Config::resnet`].
+    pub fn seresnet(layers: usize) -> Result<Self> {
+        Ok(Self { se_reduction: Some(16), ..Self::resnet(layers)? })
     }
 
-    fn add_to(&self, ys: Tensor, xs: &Tensor, train: bool) -> Result<Tensor> {
-        match self {
-            Self::None => Ok(ys),
-            Self::Identity => add(&ys, xs),
-            Self::Pad(below, above) => add(&ys, &pad_channels(&every_second_pixel(xs)?, *below, *above)?),
-            Self::Project(conv, bn) => add(&ys, &bn.forward_t(&conv.forward_t(xs, train)?, train)?),
+    fn block(&self, c_in: usize, c_out: usize, stride: usize) -> BlockConfig {
+        let squeeze = |reduction: usize| SqueezeExciteConfig {
+            weight_init: Init::HE_FAN_OUT,
+            // A single squeezed channel whose bias starts below its inputs' reach would be dead from the start.
+            bias_init: Some(Init::ZEROS),
+            ..SqueezeExciteConfig::new((c_out / reduction).max(1))
+        };
+        BlockConfig {
+            stride,
+            shortcut: self.shortcut,
+            shortcut_key: "shortcut",
+            se: self.se_reduction.map(squeeze),
+            zero_init: self.zero_init,
+            norm: self.norm,
+            ..BlockConfig::basic(c_in, c_out)
         }
-    }
-}
-
-/// Pixels (0, 0), (0, 2), … (2, 0), …: a pooling window of one pixel. (b, c, h, w) -> (b, c, ⌈h/2⌉, ⌈w/2⌉)
-fn every_second_pixel(xs: &Tensor) -> Result<Tensor> {
-    MaxPool2d::new(1, 2).forward(xs)
-}
-
-/// Two 3x3 convolutions and a shortcut (figure 2, left of figure 5).
-#[derive(Debug)]
-struct Block {
-    conv1: Conv2d,
-    bn1: BatchNorm,
-    conv2: Conv2d,
-    bn2: BatchNorm,
-    skip: Skip,
-    place: String,
-}
-
-impl Block {
-    fn new(c_in: usize, c_out: usize, stride: usize, shortcut: Shortcut, vb: VarBuilder) -> Result<Self> {
-        Ok(Self {
-            conv1: conv3x3(c_in, c_out, stride, vb.pp("conv1"))?,
-            bn1: BatchNorm::new(c_out, vb.pp("bn1"))?,
-            conv2: conv3x3(c_out, c_out, 1, vb.pp("conv2"))?,
-            bn2: BatchNorm::new(c_out, vb.pp("bn2"))?,
-            skip: Skip::new(shortcut, c_in, c_out, stride, vb.pp("shortcut"))?,
-            place: vb.path().to_string(),
-        })
-    }
-}
-
-impl ModuleT for Block {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        trace::block("Block", &self.place, || {
-            let ys = relu(&self.bn1.forward_t(&self.conv1.forward_t(xs, train)?, train)?)?;
-            let ys = self.bn2.forward_t(&self.conv2.forward_t(&ys, train)?, train)?;
-            relu(&self.skip.add_to(ys, xs, train)?)
-        })
     }
 }
 
@@ -160,8 +124,7 @@ impl ModuleT for Block {
 /// ```
 #[derive(Debug)]
 pub struct CifarResNet {
-    conv1: Conv2d,
-    bn1: BatchNorm,
+    conv1: ConvBn,
     stages: Vec<Vec<Block>>,
     linear: Classifier,
 }
@@ -170,10 +133,19 @@ impl CifarResNet {
     /// Makes the network at `vb`.
     ///
     /// # Errors
-    /// Keys that are taken already.
+    /// No blocks, a reduction of 0, zero-init without shortcuts.
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
-        let conv1 = conv3x3(config.in_chans, 16, 1, vb.pp("conv1"))?;
-        let bn1 = BatchNorm::new(16, vb.pp("bn1"))?;
+        if config.blocks == 0 || config.se_reduction == Some(0) {
+            bail!("cifar_resnet: blocks and se_reduction must be at least 1")
+        }
+        if config.zero_init && config.shortcut == Shortcut::None {
+            bail!(
+                "cifar_resnet: with zero_init and no shortcut every block gives 0, and its ReLU lets no gradient back"
+            )
+        }
+        let conv = Conv2dConfig::new(3).padding(1).no_bias().init(Init::HE_FAN_OUT);
+        let conv = Conv2d::new(config.in_chans, 16, conv, vb.pp("conv1"))?;
+        let conv1 = ConvBn::new(conv, BatchNorm::with(16, config.norm, vb.pp("bn1"))?, Some(Pointwise::Relu));
         let mut c_in = 16;
         let mut stages = Vec::new();
         for (stage, (c_out, stride)) in [(16, 1), (32, 2), (64, 2)].into_iter().enumerate() {
@@ -181,20 +153,20 @@ impl CifarResNet {
             let mut blocks = Vec::with_capacity(config.blocks);
             for i in 0..config.blocks {
                 let stride = if i == 0 { stride } else { 1 };
-                blocks.push(Block::new(c_in, c_out, stride, config.shortcut, vb.pp(i))?);
+                blocks.push(Block::new(&config.block(c_in, c_out, stride), vb.pp(i))?);
                 c_in = c_out;
             }
             stages.push(blocks);
         }
         let linear = Classifier::new(c_in, config.num_classes, vb.pp("linear"))?;
-        Ok(Self { conv1, bn1, stages, linear })
+        Ok(Self { conv1, stages, linear })
     }
 }
 
 impl Model for CifarResNet {
     /// (b, in_chans, 32, 32) -> (b, 64, 8, 8)
     fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let mut xs = relu(&self.bn1.forward_t(&self.conv1.forward_t(xs, train)?, train)?)?; // (b, 16, 32, 32)
+        let mut xs = self.conv1.forward_t(xs, train)?; // (b, 16, 32, 32)
         for (i, stage) in self.stages.iter().enumerate() {
             xs = stage.iter().try_fold(xs, |xs, block| block.forward_t(&xs, train))?;
             xs = trace::stage(format!("layer{}", i + 1), xs);
@@ -245,33 +217,41 @@ const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelI
 
 type Builder = fn(&Dimensions, VarBuilder) -> Result<Box<dyn Model>>;
 
-fn build(blocks: usize, shortcut: Shortcut, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
-    let config = Config { blocks, shortcut, num_classes: dims.num_classes, in_chans: dims.in_chans };
+const fn se(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
+    let paper = "Hu et al. 2017, arXiv:1709.01507, on He et al. 2015, arXiv:1512.03385, section 4.2";
+    ModelInfo { paper, ..info(name, parameters, builder) }
+}
+
+fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
+    let config = Config { num_classes: dims.num_classes, in_chans: dims.in_chans, ..config };
     Ok(Box::new(CifarResNet::new(&config, vb)?))
 }
 
 /// The registered variants.
 pub const MODELS: &[ModelInfo] = &[
-    info("cifar_resnet20", 269_722, |d, vb| build(3, Shortcut::A, d, vb)),
-    info("cifar_resnet32", 464_154, |d, vb| build(5, Shortcut::A, d, vb)),
-    info("cifar_resnet44", 658_586, |d, vb| build(7, Shortcut::A, d, vb)),
-    info("cifar_resnet56", 853_018, |d, vb| build(9, Shortcut::A, d, vb)),
-    info("cifar_resnet110", 1_727_962, |d, vb| build(18, Shortcut::A, d, vb)),
-    info("cifar_resnet20_b", 272_474, |d, vb| build(3, Shortcut::B, d, vb)),
-    info("cifar_resnet32_b", 466_906, |d, vb| build(5, Shortcut::B, d, vb)),
-    info("cifar_resnet44_b", 661_338, |d, vb| build(7, Shortcut::B, d, vb)),
-    info("cifar_resnet56_b", 855_770, |d, vb| build(9, Shortcut::B, d, vb)),
-    info("cifar_resnet110_b", 1_730_714, |d, vb| build(18, Shortcut::B, d, vb)),
-    info("cifar_plain20", 269_722, |d, vb| build(3, Shortcut::None, d, vb)),
-    info("cifar_plain32", 464_154, |d, vb| build(5, Shortcut::None, d, vb)),
-    info("cifar_plain44", 658_586, |d, vb| build(7, Shortcut::None, d, vb)),
-    info("cifar_plain56", 853_018, |d, vb| build(9, Shortcut::None, d, vb)),
+    info("cifar_resnet20", 269_722, |d, vb| build(Config::resnet(20)?, d, vb)),
+    info("cifar_resnet32", 464_154, |d, vb| build(Config::resnet(32)?, d, vb)),
+    info("cifar_resnet44", 658_586, |d, vb| build(Config::resnet(44)?, d, vb)),
+    info("cifar_resnet56", 853_018, |d, vb| build(Config::resnet(56)?, d, vb)),
+    info("cifar_resnet110", 1_727_962, |d, vb| build(Config::resnet(110)?, d, vb)),
+    info("cifar_resnet20_b", 272_474, |d, vb| build(Config::resnet_b(20)?, d, vb)),
+    info("cifar_resnet32_b", 466_906, |d, vb| build(Config::resnet_b(32)?, d, vb)),
+    info("cifar_resnet44_b", 661_338, |d, vb| build(Config::resnet_b(44)?, d, vb)),
+    info("cifar_resnet56_b", 855_770, |d, vb| build(Config::resnet_b(56)?, d, vb)),
+    info("cifar_resnet110_b", 1_730_714, |d, vb| build(Config::resnet_b(110)?, d, vb)),
+    info("cifar_plain20", 269_722, |d, vb| build(Config::plain(20)?, d, vb)),
+    info("cifar_plain32", 464_154, |d, vb| build(Config::plain(32)?, d, vb)),
+    info("cifar_plain44", 658_586, |d, vb| build(Config::plain(44)?, d, vb)),
+    info("cifar_plain56", 853_018, |d, vb| build(Config::plain(56)?, d, vb)),
+    se("cifar_seresnet20", 272_095, |d, vb| build(Config::seresnet(20)?, d, vb)),
+    se("cifar_seresnet56", 860_137, |d, vb| build(Config::seresnet(56)?, d, vb)),
+    se("cifar_seresnet110", 1_742_200, |d, vb| build(Config::seresnet(110)?, d, vb)),
 ];
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::Device;
+    use zoo_core::VarStore;
 
     #[test]
     fn only_6n_plus_2_layers_exist() {
@@ -281,12 +261,15 @@ mod tests {
     }
 
     #[test]
-    fn option_a_takes_every_second_pixel_and_centres_the_channels() {
-        let xs = Tensor::arange(0f32, 18., &Device::Cpu).unwrap().reshape((1, 2, 3, 3)).unwrap();
-        let skip = Skip::new(Shortcut::A, 2, 5, 2, zoo_core::VarStore::shapes_only().root()).unwrap();
-        let zeros = Tensor::zeros((1, 5, 2, 2), xs.dtype(), xs.device()).unwrap();
-        let ys = skip.add_to(zeros, &xs, true).unwrap().squeeze(0).unwrap().flatten_from(1).unwrap();
-        let rows: [[f32; 4]; 5] = [[0.; 4], [0., 2., 6., 8.], [9., 11., 15., 17.], [0.; 4], [0.; 4]];
-        assert_eq!(ys.to_vec2::<f32>().unwrap(), rows.map(|row| row.to_vec()));
+    fn configs_that_make_no_network_are_errors() {
+        let error = |config: Config| CifarResNet::new(&config, VarStore::shapes_only().root()).unwrap_err().to_string();
+        assert!(error(Config { blocks: 0, ..Config::resnet(20).unwrap() }).contains("blocks"));
+        assert!(error(Config { se_reduction: Some(0), ..Config::resnet(20).unwrap() }).contains("se_reduction"));
+        assert!(error(Config { zero_init: true, ..Config::plain(20).unwrap() }).contains("zero_init"));
+    }
+
+    #[test]
+    fn torchvisions_name_for_the_head_is_known() {
+        assert_eq!(RENAMES[0].apply("fc.bias").as_deref(), Some("linear.bias"));
     }
 }

@@ -1,9 +1,13 @@
-//! Residual networks: He et al. 2015 in its CIFAR form, and the same networks without shortcuts.
+//! Residual networks: He et al. 2015 for ImageNet and for CIFAR, the same networks without shortcuts and with squeeze and
+//! excitation, and the residual network of the template suite. All are made of one block, [`resnet::Block`].
 #![deny(missing_docs)]
 
 use zoo_core::ModelInfo;
 
 pub mod cifar_resnet;
+pub mod residual_cnn;
+pub mod resnet;
+pub mod se_resnet;
 
 /// Every model of this family, file by file.
-pub const MODELS: &[&[ModelInfo]] = &[cifar_resnet::MODELS];
+pub const MODELS: &[&[ModelInfo]] = &[resnet::MODELS, se_resnet::MODELS, cifar_resnet::MODELS, residual_cnn::MODELS];

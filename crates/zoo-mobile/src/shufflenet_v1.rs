@@ -1,0 +1,322 @@
+//! X. Zhang, X. Zhou, M. Lin, J. Sun (2017), "ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile
+//! Devices", arXiv:1707.01083, table 1.
+//!
+//! A bottleneck whose 1x1 convolutions are grouped, with a shuffle of the channels between them so that the groups see each
+//! other. A unit that halves the map takes the shortcut through average pooling and puts it in front of its branch
+//! instead of adding it. The first 1x1 of stage 2 is not grouped (section 3.2): its input has only 24 channels. Inside a unit
+//! there are a quarter of its stage's channels.
+//!
+//! Checkpoint keys, this crate's own: `conv1 bn1`, `stage{2,3,4}.{i}.{conv1,bn1,conv2,bn2,conv3,bn3}` with the 1x1, the
+//! depthwise 3x3 and the second 1x1 in this order, `fc`.
+//!
+//! | groups | channels of the stages | `shufflenet_v1_*` | `cifar_shufflenet_v1_*` |
+//! |---|---|---|---|
+//! | 1 | 144 288 576 | 1,531,936 | |
+//! | 2 | 200 400 800 | 1,733,848 | 940,858 |
+//! | 3 | 240 480 960 | 1,865,728 | 914,338 |
+//! | 4 | 272 544 1088 | 1,968,344 | |
+//! | 8 | 384 768 1536 | 2,434,768 | |
+
+use crate::{check_width, conv_bn, scaled};
+use candle_core::{Module, Result, Tensor, bail};
+use zoo_core::{
+    AvgPool2d, BatchNormConfig, Classifier, Conv2dConfig, ConvBn, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo,
+    ModuleT, Pointwise, VarBuilder, add, channel_shuffle, concat, global_avg_pool2d, relu, trace,
+};
+
+/// The first layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stem {
+    /// Convolution 3x3 and max pooling 3x3, each with stride 2: a quarter of the side is left.
+    ImageNet,
+    /// Convolution 3x3, stride 1, no pooling: 32x32 images stay whole.
+    Cifar,
+}
+
+/// A ShuffleNet v1.
+#[derive(Debug, Clone, Copy)]
+pub struct Config {
+    /// Groups of the 1x1 convolutions.
+    pub groups: usize,
+    /// Channels of stage 2; each later stage has twice as many.
+    pub channels: usize,
+    /// The scale factor s of "ShuffleNet s×": every layer has s times the channels, rounded so that the groups divide them.
+    pub width: f64,
+    /// The first layers.
+    pub stem: Stem,
+    /// Every BatchNorm of the network.
+    pub norm: BatchNormConfig,
+    /// Width of the classifier.
+    pub num_classes: usize,
+    /// Channels of the input image.
+    pub in_chans: usize,
+}
+
+/// Table 1: groups and the channels of stage 2, chosen for about the same cost.
+const TABLE_1: [(usize, usize); 5] = [(1, 144), (2, 200), (3, 240), (4, 272), (8, 384)];
+/// Units in stages 2, 3 and 4; the first of each halves the map.
+const UNITS: [usize; 3] = [4, 8, 4];
+/// Channels of the stem.
+const STEM: usize = 24;
+
+impl Config {
+    /// The paper's network with 1, 2, 3, 4 or 8 groups.
+    ///
+    /// # Errors
+    /// A number of groups that table 1 does not have.
+    pub fn new(groups: usize) -> Result<Self> {
+        let Some(&(_, channels)) = TABLE_1.iter().find(|row| row.0 == groups) else {
+            bail!(
+                "shufflenet_v1: the paper's table has 1, 2, 3, 4 and 8 groups, not {groups}; set `channels` for others"
+            )
+        };
+        let norm = BatchNormConfig::default();
+        Ok(Self { groups, channels, width: 1.0, stem: Stem::ImageNet, norm, num_classes: 1000, in_chans: 3 })
+    }
+
+    /// The same network with a stem for 32x32 images and ten classes.
+    ///
+    /// # Errors
+    /// As [`Config::new`].
+    pub fn cifar(groups: usize) -> Result<Self> {
+        Ok(Self { stem: Stem::Cifar, num_classes: 10, ..Self::new(groups)? })
+    }
+}
+
+/// How a unit's input passes its branch.
+#[derive(Debug)]
+enum Shortcut {
+    /// Figure 2b: added.
+    Add,
+    /// Figure 2c: pooled, and put in front of the branch.
+    PoolAndConcat,
+}
+
+const POOL: AvgPool2d = AvgPool2d { padding: 1, ..AvgPool2d::new(3, 2) };
+
+/// The ShuffleNet unit (figures 2b and 2c). (b, c_in, h, w) -> (b, c_out, h, w) or, halving, (b, c_out, h/2, w/2)
+#[derive(Debug)]
+struct Unit {
+    compress: ConvBn,
+    depthwise: ConvBn,
+    expand: ConvBn,
+    groups: usize,
+    shortcut: Shortcut,
+    place: String,
+}
+
+impl Unit {
+    fn new(
+        (c_in, c_out): (usize, usize),
+        (first_groups, groups): (usize, usize),
+        shortcut: Shortcut,
+        norm: BatchNormConfig,
+        vb: VarBuilder,
+    ) -> Result<Self> {
+        let (stride, c_branch) = match shortcut {
+            Shortcut::Add => (1, c_out),
+            Shortcut::PoolAndConcat => (2, c_out - c_in),
+        };
+        let inside = c_out / 4;
+        // On fan-in, which alone knows of groups: each output reads only its own.
+        let conv = |kernel| Conv2dConfig::new(kernel).init(Init::HE_FAN_IN);
+        let depthwise = conv(3).stride(stride).padding(1).groups(inside);
+        let at = |n| (vb.pp(format!("conv{n}")), vb.pp(format!("bn{n}")));
+        Ok(Self {
+            compress: conv_bn((c_in, inside), conv(1).groups(first_groups), norm, Some(Pointwise::Relu), at(1))?,
+            depthwise: conv_bn((inside, inside), depthwise, norm, None, at(2))?,
+            expand: conv_bn((inside, c_branch), conv(1).groups(groups), norm, None, at(3))?,
+            groups,
+            shortcut,
+            place: vb.path().to_string(),
+        })
+    }
+}
+
+impl ModuleT for Unit {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        trace::block("ShuffleUnit", &self.place, || {
+            let ys = self.compress.forward_t(xs, train)?; // (b, c_out / 4, h, w)
+            let ys = channel_shuffle(&ys, self.groups)?;
+            let ys = self.depthwise.forward_t(&ys, train)?; // (b, c_out / 4, h / stride, w / stride)
+            let ys = self.expand.forward_t(&ys, train)?;
+            relu(&match self.shortcut {
+                Shortcut::Add => add(&ys, xs)?,
+                Shortcut::PoolAndConcat => concat(&[&POOL.forward(xs)?, &ys], 1)?, // c_in + (c_out - c_in) channels
+            })
+        })
+    }
+}
+
+/// The network: (b, in_chans, h, w) -> (b, num_classes).
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use zoo_core::{ModuleT, VarStore};
+/// use zoo_mobile::shufflenet_v1::{Config, ShuffleNetV1};
+/// let store = VarStore::new(0, DType::F32, &Device::Cpu);
+/// let net = ShuffleNetV1::new(&Config::cifar(3)?, store.root())?;
+/// assert_eq!(store.parameter_count(), 914_338);
+/// let logits = net.forward_t(&Tensor::zeros((1, 3, 32, 32), DType::F32, &Device::Cpu)?, false)?;
+/// assert_eq!(logits.dims(), &[1, 10]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct ShuffleNetV1 {
+    conv1: ConvBn,
+    pool: Option<MaxPool2d>,
+    stages: Vec<Vec<Unit>>,
+    fc: Classifier,
+}
+
+impl ShuffleNetV1 {
+    /// Makes the network at `vb`.
+    ///
+    /// # Errors
+    /// No groups, a width multiplier of 0 or less, a stage 2 that is not wider than the stem.
+    pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
+        check_width("shufflenet_v1", config.width)?;
+        let groups = config.groups;
+        if groups == 0 {
+            bail!("shufflenet_v1: there must be at least 1 group")
+        }
+        let mut c_in = scaled(STEM, config.width, groups);
+        // The groups divide a quarter of the channels as well.
+        let channels = scaled(config.channels, config.width, 4 * groups);
+        if channels <= c_in {
+            bail!(
+                "shufflenet_v1: stage 2 keeps the {c_in} channels of the stem and adds to them, it cannot have {channels}"
+            )
+        }
+        let (stride, pool) = match config.stem {
+            Stem::ImageNet => (2, Some(MaxPool2d { padding: 1, ..MaxPool2d::new(3, 2) })),
+            Stem::Cifar => (1, None),
+        };
+        let conv = Conv2dConfig::new(3).stride(stride).padding(1).init(Init::HE_FAN_IN);
+        let places = (vb.pp("conv1"), vb.pp("bn1"));
+        let conv1 = conv_bn((config.in_chans, c_in), conv, config.norm, Some(Pointwise::Relu), places)?;
+
+        let mut stages = Vec::new();
+        for (stage, units) in UNITS.into_iter().enumerate() {
+            let (vb, c_out) = (vb.pp(format!("stage{}", stage + 2)), channels << stage);
+            let mut list = Vec::with_capacity(units);
+            for i in 0..units {
+                let shortcut = if i == 0 { Shortcut::PoolAndConcat } else { Shortcut::Add };
+                let first_groups = if stage == 0 && i == 0 { 1 } else { groups };
+                list.push(Unit::new((c_in, c_out), (first_groups, groups), shortcut, config.norm, vb.pp(i))?);
+                c_in = c_out;
+            }
+            stages.push(list);
+        }
+        Ok(Self { conv1, pool, stages, fc: Classifier::new(c_in, config.num_classes, vb.pp("fc"))? })
+    }
+}
+
+impl Model for ShuffleNetV1 {
+    /// (b, in_chans, h, w) -> (b, channels of stage 4, h/32, w/32), with the stem for 32x32 images (…, h/8, w/8)
+    fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let mut xs = self.conv1.forward_t(xs, train)?;
+        if let Some(pool) = &self.pool {
+            xs = pool.forward(&xs)?; // (b, 24, h/4, w/4)
+        }
+        for (i, units) in self.stages.iter().enumerate() {
+            xs = units.iter().try_fold(xs, |xs, unit| unit.forward_t(&xs, train))?;
+            xs = trace::stage(format!("stage{}", i + 2), xs);
+        }
+        Ok(xs)
+    }
+
+    fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> {
+        global_avg_pool2d(features)
+    }
+
+    fn classifier(&self) -> &Classifier {
+        &self.fc
+    }
+
+    fn classifier_mut(&mut self) -> &mut Classifier {
+        &mut self.fc
+    }
+}
+
+impl ModuleT for ShuffleNetV1 {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        self.forward_head(&self.forward_features(xs, train)?, train)
+    }
+}
+
+type Builder = fn(&Dimensions, VarBuilder) -> Result<Box<dyn Model>>;
+
+const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
+    ModelInfo {
+        name,
+        family: "mobile",
+        parameters,
+        input: Input::IMAGENET,
+        num_classes: 1000,
+        keys: "own",
+        paper: "Zhang et al. 2017, arXiv:1707.01083",
+        renames: &[],
+        key_map: None,
+        builder,
+    }
+}
+
+const fn cifar(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
+    ModelInfo { input: Input::CIFAR10, num_classes: 10, ..info(name, parameters, builder) }
+}
+
+fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
+    let config = Config { num_classes: dims.num_classes, in_chans: dims.in_chans, ..config };
+    Ok(Box::new(ShuffleNetV1::new(&config, vb)?))
+}
+
+/// The registered variants.
+pub const MODELS: &[ModelInfo] = &[
+    info("shufflenet_v1_g1", 1_531_936, |d, vb| build(Config::new(1)?, d, vb)),
+    info("shufflenet_v1_g2", 1_733_848, |d, vb| build(Config::new(2)?, d, vb)),
+    info("shufflenet_v1_g3", 1_865_728, |d, vb| build(Config::new(3)?, d, vb)),
+    info("shufflenet_v1_g4", 1_968_344, |d, vb| build(Config::new(4)?, d, vb)),
+    info("shufflenet_v1_g8", 2_434_768, |d, vb| build(Config::new(8)?, d, vb)),
+    cifar("cifar_shufflenet_v1_g2", 940_858, |d, vb| build(Config::cifar(2)?, d, vb)),
+    cifar("cifar_shufflenet_v1_g3", 914_338, |d, vb| build(Config::cifar(3)?, d, vb)),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zoo_core::trace::Graph;
+    use zoo_core::{ModelOptions, VarStore, trace::model_macs};
+
+    /// Table 1's last row, in millions: 143, 140, 137, 133, 137.
+    #[test]
+    fn multiply_adds_are_the_papers() {
+        for (info, millions) in MODELS.iter().zip([143.0, 140.0, 137.0, 133.0, 137.0]) {
+            let macs = model_macs(info, &ModelOptions::default()).unwrap() as f64 / 1e6;
+            assert!((macs - millions).abs() <= 1.0, "{}: {macs}", info.name);
+        }
+    }
+
+    #[test]
+    fn every_scale_of_the_paper_makes_a_network() {
+        for groups in [1, 2, 3, 4, 8] {
+            for width in [0.25, 0.5, 1.5, 2.0] {
+                let config = Config { width, ..Config::new(groups).unwrap() };
+                let net = ShuffleNetV1::new(&config, VarStore::shapes_only().root()).unwrap();
+                let graph = Graph::of_model(&net, (3, 64, 64)).unwrap();
+                assert_eq!(graph.nodes.last().unwrap().shape, [1, 1000], "{groups} groups, {width}x");
+            }
+        }
+    }
+
+    #[test]
+    fn configs_that_make_no_network_are_errors() {
+        let error =
+            |config: Config| ShuffleNetV1::new(&config, VarStore::shapes_only().root()).unwrap_err().to_string();
+        let three = Config::new(3).unwrap();
+        assert!(Config::new(5).unwrap_err().to_string().contains("not 5"));
+        assert!(error(Config { groups: 0, ..three }).contains("at least 1 group"));
+        assert!(error(Config { width: 0.0, ..three }).contains("width multiplier"));
+        assert!(error(Config { channels: 24, ..three }).contains("cannot have 24"));
+    }
+}

@@ -1,0 +1,582 @@
+//! K. He, X. Zhang, S. Ren, J. Sun (2015), "Deep Residual Learning for Image Recognition", arXiv:1512.03385, table 1, the
+//! plain networks that they are compared with, and the widths of table 1 on 32x32 images.
+//!
+//! A stem, four stages of blocks with 64, 128, 256 and 512 channels (four times as many out of a bottleneck), each but the
+//! first halving the map, global average pooling and one linear layer. The file also holds the residual block itself,
+//! [`Block`], which every network of this crate is made of.
+//!
+//! Checkpoint keys: torchvision's `conv1 bn1 layer{1..4}.{i}.{conv1,bn1,conv2,bn2,conv3,bn3} fc`, and
+//! `layer{n}.0.downsample.{0,1}` where a shortcut has weights; plain networks have none. As in torchvision ("version 1.5") a
+//! bottleneck strides in its 3x3 convolution; the paper's stride in the first 1x1 is [`Config::stride_on_1x1`].
+//!
+//! | layers | block | blocks a stage | `resnet*` | `plain*` | `cifar_resnet*` |
+//! |---|---|---|---|---|---|
+//! | 18 | basic | 2 2 2 2 | 11,689,512 | 11,515,688 | 11,173,962 |
+//! | 34 | basic | 3 4 6 3 | 21,797,672 | 21,623,848 | 21,282,122 |
+//! | 50 | bottleneck | 3 4 6 3 | 25,557,032 | 22,780,456 | 23,520,842 |
+//! | 101 | bottleneck | 3 4 23 3 | 44,549,160 | | 42,512,970 |
+//! | 152 | bottleneck | 3 8 36 3 | 60,192,808 | | |
+
+use crate::se_resnet;
+use candle_core::{Module, Result, Tensor, bail};
+use zoo_core::weights::Rename;
+use zoo_core::{
+    BatchNorm, BatchNormConfig, Classifier, Conv2d, Conv2dConfig, ConvBn, Dimensions, Init, Input, MaxPool2d, Model,
+    ModelInfo, ModuleT, Pointwise, SqueezeExcite, SqueezeExciteConfig, VarBuilder, add, global_avg_pool2d,
+    pad_channels, relu, trace,
+};
+
+/// What stands on the residual branch (figure 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Two 3x3 convolutions.
+    Basic,
+    /// 1x1 down to a quarter of the channels, 3x3 there, 1x1 back up.
+    Bottleneck,
+}
+
+impl Kind {
+    /// How many times wider the block's output is than its 3x3 convolutions.
+    pub fn expansion(self) -> usize {
+        match self {
+            Self::Basic => 1,
+            Self::Bottleneck => 4,
+        }
+    }
+}
+
+/// How a block whose output is smaller or wider than its input carries the input across (section 3.3). Where the shapes
+/// agree the shortcut of A and B is the identity.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Shortcut {
+    /// Option A: every stride-th pixel, the new channels zero, half of them below and half above. No parameters.
+    A,
+    /// Option B: a strided 1x1 convolution with BatchNorm.
+    B,
+    /// No shortcut anywhere: the plain network of the degradation experiment.
+    None,
+}
+
+/// The first layers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stem {
+    /// Convolution 7x7 and max pooling 3x3, each with stride 2: a quarter of the side is left.
+    ImageNet,
+    /// Convolution 3x3, stride 1, no pooling: 32x32 images stay whole.
+    Cifar,
+}
+
+/// How a [`Block`] is made.
+#[derive(Debug, Clone, Copy)]
+pub struct BlockConfig {
+    /// What stands on the branch.
+    pub kind: Kind,
+    /// Channels of the input.
+    pub c_in: usize,
+    /// Channels inside a bottleneck; a basic block has `c_out` of them.
+    pub width: usize,
+    /// Channels of the output.
+    pub c_out: usize,
+    /// 2 halves the map.
+    pub stride: usize,
+    /// The way past the branch.
+    pub shortcut: Shortcut,
+    /// What the checkpoint calls a shortcut with weights.
+    pub shortcut_key: &'static str,
+    /// Whether a bottleneck strides in its first 1x1 convolution, as in the paper, instead of the 3x3.
+    pub stride_on_1x1: bool,
+    /// Groups of a bottleneck's 3x3 convolution (Xie et al. 2016, arXiv:1611.05431).
+    pub groups: usize,
+    /// Whether the branch's convolutions have a bias, which their BatchNorm cancels.
+    pub bias: bool,
+    /// What the weights of the convolutions start at.
+    pub init: Init,
+    /// A gate on the branch's channels, in front of the addition (Hu et al. 2017, arXiv:1709.01507).
+    pub se: Option<SqueezeExciteConfig>,
+    /// Whether the last norm of the branch starts at weight 0, so that the block starts as the identity (Goyal et al. 2017,
+    /// arXiv:1706.02677).
+    pub zero_init: bool,
+    /// Every BatchNorm of the block.
+    pub norm: BatchNormConfig,
+}
+
+impl BlockConfig {
+    /// Two 3x3 convolutions without bias, stride 1, shortcut B under torchvision's key, He's initialisation.
+    pub fn basic(c_in: usize, c_out: usize) -> Self {
+        Self {
+            kind: Kind::Basic,
+            c_in,
+            width: c_out,
+            c_out,
+            stride: 1,
+            shortcut: Shortcut::B,
+            shortcut_key: "downsample",
+            stride_on_1x1: false,
+            groups: 1,
+            bias: false,
+            init: Init::HE_FAN_OUT,
+            se: None,
+            zero_init: false,
+            norm: BatchNormConfig::default(),
+        }
+    }
+
+    /// 1x1 to `width` channels, 3x3, 1x1 to `c_out`; the rest as in [`BlockConfig::basic`].
+    pub fn bottleneck(c_in: usize, width: usize, c_out: usize) -> Self {
+        Self { kind: Kind::Bottleneck, width, ..Self::basic(c_in, c_out) }
+    }
+}
+
+#[derive(Debug)]
+enum Skip {
+    None,
+    Identity,
+    Pad { stride: usize, below: usize, above: usize },
+    Project(Box<ConvBn>),
+}
+
+impl Skip {
+    fn new(config: &BlockConfig, vb: VarBuilder) -> Result<Self> {
+        let BlockConfig { c_in, c_out, stride, .. } = *config;
+        Ok(match config.shortcut {
+            Shortcut::None => Self::None,
+            _ if stride == 1 && c_in == c_out => Self::Identity,
+            Shortcut::A => {
+                let Some(new) = c_out.checked_sub(c_in) else {
+                    bail!("{}: shortcut A adds channels, it cannot go from {c_in} to {c_out}; use B", vb.path())
+                };
+                Self::Pad { stride, below: new / 2, above: new - new / 2 }
+            }
+            Shortcut::B => {
+                let conv = Conv2dConfig::new(1).stride(stride).no_bias().init(config.init);
+                let conv = Conv2d::new(c_in, c_out, conv, vb.pp(0))?;
+                Self::Project(Box::new(ConvBn::new(conv, BatchNorm::with(c_out, config.norm, vb.pp(1))?, None)))
+            }
+        })
+    }
+
+    fn add_to(&self, ys: Tensor, xs: &Tensor, train: bool) -> Result<Tensor> {
+        match self {
+            Self::None => Ok(ys),
+            Self::Identity => add(&ys, xs),
+            Self::Pad { stride, below, above } => {
+                add(&ys, &pad_channels(&every_nth_pixel(xs, *stride)?, *below, *above)?)
+            }
+            Self::Project(conv) => add(&ys, &conv.forward_t(xs, train)?),
+        }
+    }
+}
+
+/// For n = 2 the pixels (0, 0), (0, 2), … (2, 0), …: a pooling window of one pixel. (b, c, h, w) -> (b, c, ⌈h/n⌉, ⌈w/n⌉)
+fn every_nth_pixel(xs: &Tensor, n: usize) -> Result<Tensor> {
+    if n == 1 { Ok(xs.clone()) } else { MaxPool2d::new(1, n).forward(xs) }
+}
+
+/// The residual block: relu(F(x) + x), where the branch F is two or three convolutions (figures 2 and 5).
+/// (b, c_in, h, w) -> (b, c_out, h / stride, w / stride)
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use zoo_core::{ModuleT, VarStore};
+/// use zoo_resnet::resnet::{Block, BlockConfig};
+/// let store = VarStore::new(0, DType::F32, &Device::Cpu);
+/// let block = Block::new(&BlockConfig { stride: 2, ..BlockConfig::bottleneck(64, 16, 128) }, store.root())?;
+/// let ys = block.forward_t(&Tensor::zeros((1, 64, 8, 8), DType::F32, &Device::Cpu)?, false)?;
+/// assert_eq!(ys.dims(), &[1, 128, 4, 4]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct Block {
+    branch: Vec<ConvBn>,
+    se: Option<SqueezeExcite>,
+    skip: Skip,
+    kind: Kind,
+    place: String,
+}
+
+impl Block {
+    /// Makes the block at `vb`, with keys `conv{n} bn{n}`, `se` and the shortcut's.
+    ///
+    /// # Errors
+    /// Groups in a basic block or such as do not divide the width, a shortcut A that would take channels away.
+    pub fn new(config: &BlockConfig, vb: VarBuilder) -> Result<Self> {
+        let BlockConfig { c_in, width, c_out, stride, groups, .. } = *config;
+        if config.kind == Kind::Basic && groups != 1 {
+            bail!("{}: a basic block has no groups, got {groups}; use a bottleneck", vb.path())
+        }
+        let (first, second) = if config.stride_on_1x1 { (stride, 1) } else { (1, stride) };
+        // channels in, channels out, kernel, stride, groups
+        let layers: &[(usize, usize, usize, usize, usize)] = match config.kind {
+            Kind::Basic => &[(c_in, c_out, 3, stride, 1), (c_out, c_out, 3, 1, 1)],
+            Kind::Bottleneck => {
+                &[(c_in, width, 1, first, 1), (width, width, 3, second, groups), (width, c_out, 1, 1, 1)]
+            }
+        };
+        let mut branch = Vec::with_capacity(layers.len());
+        for (i, &(c_in, c_out, kernel, stride, groups)) in layers.iter().enumerate() {
+            let conv = Conv2dConfig::new(kernel).stride(stride).padding(kernel / 2).groups(groups).init(config.init);
+            let conv = if config.bias { conv } else { conv.no_bias() };
+            let conv = Conv2d::new(c_in, c_out, conv, vb.pp(format!("conv{}", i + 1)))?;
+            let is_last = i + 1 == layers.len();
+            let mut norm = config.norm;
+            if is_last && config.zero_init {
+                norm.weight_init = Init::ZEROS;
+            }
+            let bn = BatchNorm::with(c_out, norm, vb.pp(format!("bn{}", i + 1)))?;
+            branch.push(ConvBn::new(conv, bn, (!is_last).then_some(Pointwise::Relu)));
+        }
+        let se = config.se.map(|se| SqueezeExcite::with(c_out, se, vb.pp("se"))).transpose()?;
+        let skip = Skip::new(config, vb.pp(config.shortcut_key))?;
+        Ok(Self { branch, se, skip, kind: config.kind, place: vb.path().to_string() })
+    }
+
+    fn name(&self) -> &'static str {
+        match self.kind {
+            Kind::Basic => "BasicBlock",
+            Kind::Bottleneck => "Bottleneck",
+        }
+    }
+}
+
+impl ModuleT for Block {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        trace::block(self.name(), &self.place, || {
+            let mut ys = xs.clone();
+            for layer in &self.branch {
+                ys = layer.forward_t(&ys, train)?; // 3x3, 3x3 or 1x1, 3x3, 1x1; ReLU behind each but the last
+            }
+            if let Some(se) = &self.se {
+                ys = se.forward_t(&ys, train)?;
+            }
+            relu(&self.skip.add_to(ys, xs, train)?)
+        })
+    }
+}
+
+/// A residual network of four stages.
+#[derive(Debug, Clone, Copy)]
+pub struct Config {
+    /// What stands on the branches.
+    pub kind: Kind,
+    /// Blocks in each stage.
+    pub blocks: [usize; 4],
+    /// The first layers.
+    pub stem: Stem,
+    /// The way past the branches.
+    pub shortcut: Shortcut,
+    /// Whether bottlenecks stride in their first 1x1 convolution, as in the paper, instead of the 3x3.
+    pub stride_on_1x1: bool,
+    /// Groups of the bottlenecks' 3x3 convolutions; ResNeXt-50 (Xie et al. 2016, arXiv:1611.05431) has 32 ...
+    pub groups: usize,
+    /// ... of 4 channels in the first stage, and wide ResNet-50-2 one of 128. Doubles from stage to stage.
+    pub width_per_group: usize,
+    /// How many times narrower than the block squeeze and excitation is, if there is any; see [`crate::se_resnet`].
+    pub se_reduction: Option<usize>,
+    /// Whether every block starts as the identity, by a last norm of weight 0 (Goyal et al. 2017, arXiv:1706.02677).
+    pub zero_init: bool,
+    /// Every BatchNorm of the network.
+    pub norm: BatchNormConfig,
+    /// Width of the classifier.
+    pub num_classes: usize,
+    /// Channels of the input image.
+    pub in_chans: usize,
+}
+
+/// The paper's table 1: layers, block, blocks in each stage.
+const TABLE_1: [(usize, Kind, [usize; 4]); 5] = [
+    (18, Kind::Basic, [2, 2, 2, 2]),
+    (34, Kind::Basic, [3, 4, 6, 3]),
+    (50, Kind::Bottleneck, [3, 4, 6, 3]),
+    (101, Kind::Bottleneck, [3, 4, 23, 3]),
+    (152, Kind::Bottleneck, [3, 8, 36, 3]),
+];
+
+impl Config {
+    /// The network of 18, 34, 50, 101 or 152 layers for ImageNet.
+    ///
+    /// # Errors
+    /// A number of layers that table 1 does not have.
+    pub fn resnet(layers: usize) -> Result<Self> {
+        let Some(&(_, kind, blocks)) = TABLE_1.iter().find(|row| row.0 == layers) else {
+            bail!("resnet: the paper's table has 18, 34, 50, 101 and 152 layers, not {layers}; set `blocks` for others")
+        };
+        Ok(Self {
+            kind,
+            blocks,
+            stem: Stem::ImageNet,
+            shortcut: Shortcut::B,
+            stride_on_1x1: false,
+            groups: 1,
+            width_per_group: 64,
+            se_reduction: None,
+            zero_init: false,
+            norm: BatchNormConfig::default(),
+            num_classes: 1000,
+            in_chans: 3,
+        })
+    }
+
+    /// The same network without shortcuts.
+    ///
+    /// # Errors
+    /// As [`Config::resnet`].
+    pub fn plain(layers: usize) -> Result<Self> {
+        Ok(Self { shortcut: Shortcut::None, ..Self::resnet(layers)? })
+    }
+
+    /// The same network with a stem for 32x32 images and ten classes.
+    ///
+    /// # Errors
+    /// As [`Config::resnet`].
+    pub fn cifar(layers: usize) -> Result<Self> {
+        Ok(Self { stem: Stem::Cifar, num_classes: 10, ..Self::resnet(layers)? })
+    }
+
+    /// The first block of a stage of `planes` channels, or a later one.
+    fn block(&self, c_in: usize, planes: usize, stride: usize) -> BlockConfig {
+        let c_out = planes * self.kind.expansion();
+        let squeeze = |reduction| SqueezeExciteConfig {
+            weight_init: Init::HE_FAN_OUT,
+            ..SqueezeExciteConfig::new(se_resnet::squeezed(c_out, reduction))
+        };
+        BlockConfig {
+            kind: self.kind,
+            width: planes * self.width_per_group / 64 * self.groups,
+            stride,
+            shortcut: self.shortcut,
+            stride_on_1x1: self.stride_on_1x1,
+            groups: self.groups,
+            se: self.se_reduction.map(squeeze),
+            zero_init: self.zero_init,
+            norm: self.norm,
+            ..BlockConfig::basic(c_in, c_out)
+        }
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.blocks.contains(&0) {
+            bail!("resnet: every stage needs a block, got {:?}", self.blocks)
+        }
+        if self.kind == Kind::Basic && self.width_per_group != 64 {
+            bail!("resnet: basic blocks have no width_per_group, got {}; use bottlenecks", self.width_per_group)
+        }
+        if self.width_per_group == 0 || self.se_reduction == Some(0) {
+            bail!("resnet: width_per_group and se_reduction must be at least 1")
+        }
+        if self.zero_init && self.shortcut == Shortcut::None {
+            bail!("resnet: with zero_init and no shortcut every block gives 0, and its ReLU lets no gradient back")
+        }
+        Ok(())
+    }
+}
+
+/// The network: (b, in_chans, h, w) -> (b, num_classes).
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use zoo_core::{ModuleT, VarStore};
+/// use zoo_resnet::resnet::{Config, ResNet};
+/// let store = VarStore::new(0, DType::F32, &Device::Cpu);
+/// let net = ResNet::new(&Config::cifar(18)?, store.root())?;
+/// assert_eq!(store.parameter_count(), 11_173_962);
+/// let logits = net.forward_t(&Tensor::zeros((1, 3, 32, 32), DType::F32, &Device::Cpu)?, false)?;
+/// assert_eq!(logits.dims(), &[1, 10]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct ResNet {
+    conv1: ConvBn,
+    pool: Option<MaxPool2d>,
+    stages: Vec<Vec<Block>>,
+    fc: Classifier,
+}
+
+impl ResNet {
+    /// Makes the network at `vb`.
+    ///
+    /// # Errors
+    /// A stage without blocks, options that the kind of block does not have, groups that do not divide a width.
+    pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
+        config.check()?;
+        let (conv, pool) = match config.stem {
+            Stem::ImageNet => {
+                let pool = MaxPool2d { padding: 1, ..MaxPool2d::new(3, 2) };
+                (Conv2dConfig::new(7).stride(2).padding(3), Some(pool))
+            }
+            Stem::Cifar => (Conv2dConfig::new(3).padding(1), None),
+        };
+        let conv = Conv2d::new(config.in_chans, 64, conv.no_bias().init(Init::HE_FAN_OUT), vb.pp("conv1"))?;
+        let bn = BatchNorm::with(64, config.norm, vb.pp("bn1"))?;
+
+        let (mut c_in, mut stages) = (64, Vec::new());
+        for (stage, planes) in [64, 128, 256, 512].into_iter().enumerate() {
+            let vb = vb.pp(format!("layer{}", stage + 1));
+            let mut blocks = Vec::with_capacity(config.blocks[stage]);
+            for i in 0..config.blocks[stage] {
+                let stride = if stage > 0 && i == 0 { 2 } else { 1 };
+                blocks.push(Block::new(&config.block(c_in, planes, stride), vb.pp(i))?);
+                c_in = planes * config.kind.expansion();
+            }
+            stages.push(blocks);
+        }
+        let fc = Classifier::new(c_in, config.num_classes, vb.pp("fc"))?;
+        Ok(Self { conv1: ConvBn::new(conv, bn, Some(Pointwise::Relu)), pool, stages, fc })
+    }
+}
+
+impl Model for ResNet {
+    /// (b, in_chans, h, w) -> (b, 512 or 2048, h/32, w/32), with the stem for 32x32 images (…, h/8, w/8)
+    fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let mut xs = self.conv1.forward_t(xs, train)?; // (b, 64, h/2, w/2)
+        if let Some(pool) = &self.pool {
+            xs = pool.forward(&xs)?; // (b, 64, h/4, w/4)
+        }
+        for (i, stage) in self.stages.iter().enumerate() {
+            xs = stage.iter().try_fold(xs, |xs, block| block.forward_t(&xs, train))?;
+            xs = trace::stage(format!("layer{}", i + 1), xs);
+        }
+        Ok(xs)
+    }
+
+    fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> {
+        global_avg_pool2d(features)
+    }
+
+    fn classifier(&self) -> &Classifier {
+        &self.fc
+    }
+
+    fn classifier_mut(&mut self) -> &mut Classifier {
+        &mut self.fc
+    }
+}
+
+impl ModuleT for ResNet {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        self.forward_head(&self.forward_features(xs, train)?, train)
+    }
+}
+
+/// What other files call the tensors of the networks for 32x32 images.
+pub const RENAMES: &[Rename] = &[
+    Rename { from: "linear.*", to: "fc.*", reason: "the name for the classifier in most CIFAR code" },
+    Rename {
+        from: "layer*.*.shortcut.*.*",
+        to: "layer*.*.downsample.*.*",
+        reason: "the name for the projection in most CIFAR code",
+    },
+];
+
+type Builder = fn(&Dimensions, VarBuilder) -> Result<Box<dyn Model>>;
+
+const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
+    ModelInfo {
+        name,
+        family: "resnet",
+        parameters,
+        input: Input::IMAGENET,
+        num_classes: 1000,
+        keys: "torchvision",
+        paper: "He et al. 2015, arXiv:1512.03385",
+        renames: &[],
+        key_map: None,
+        builder,
+    }
+}
+
+const fn cifar(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
+    ModelInfo { input: Input::CIFAR10, num_classes: 10, renames: RENAMES, ..info(name, parameters, builder) }
+}
+
+pub(crate) fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
+    let config = Config { num_classes: dims.num_classes, in_chans: dims.in_chans, ..config };
+    Ok(Box::new(ResNet::new(&config, vb)?))
+}
+
+/// The registered variants.
+pub const MODELS: &[ModelInfo] = &[
+    info("resnet18", 11_689_512, |d, vb| build(Config::resnet(18)?, d, vb)),
+    info("resnet34", 21_797_672, |d, vb| build(Config::resnet(34)?, d, vb)),
+    info("resnet50", 25_557_032, |d, vb| build(Config::resnet(50)?, d, vb)),
+    info("resnet101", 44_549_160, |d, vb| build(Config::resnet(101)?, d, vb)),
+    info("resnet152", 60_192_808, |d, vb| build(Config::resnet(152)?, d, vb)),
+    info("plain18", 11_515_688, |d, vb| build(Config::plain(18)?, d, vb)),
+    info("plain34", 21_623_848, |d, vb| build(Config::plain(34)?, d, vb)),
+    info("plain50", 22_780_456, |d, vb| build(Config::plain(50)?, d, vb)),
+    cifar("cifar_resnet18", 11_173_962, |d, vb| build(Config::cifar(18)?, d, vb)),
+    cifar("cifar_resnet34", 21_282_122, |d, vb| build(Config::cifar(34)?, d, vb)),
+    cifar("cifar_resnet50", 23_520_842, |d, vb| build(Config::cifar(50)?, d, vb)),
+    cifar("cifar_resnet101", 42_512_970, |d, vb| build(Config::cifar(101)?, d, vb)),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+    use zoo_core::VarStore;
+
+    #[test]
+    fn option_a_takes_every_second_pixel_and_centres_the_channels() {
+        let xs = Tensor::arange(0f32, 18., &Device::Cpu).unwrap().reshape((1, 2, 3, 3)).unwrap();
+        let config = BlockConfig { stride: 2, shortcut: Shortcut::A, ..BlockConfig::basic(2, 5) };
+        let skip = Skip::new(&config, VarStore::shapes_only().root()).unwrap();
+        let zeros = Tensor::zeros((1, 5, 2, 2), xs.dtype(), xs.device()).unwrap();
+        let ys = skip.add_to(zeros, &xs, true).unwrap().squeeze(0).unwrap().flatten_from(1).unwrap();
+        let rows: [[f32; 4]; 5] = [[0.; 4], [0., 2., 6., 8.], [9., 11., 15., 17.], [0.; 4], [0.; 4]];
+        assert_eq!(ys.to_vec2::<f32>().unwrap(), rows.map(|row| row.to_vec()));
+    }
+
+    #[test]
+    fn zero_init_starts_blocks_as_the_identity() {
+        let store = VarStore::new(0, DType::F32, &Device::Cpu);
+        let config = BlockConfig { zero_init: true, ..BlockConfig::bottleneck(8, 2, 8) };
+        let block = Block::new(&config, store.root()).unwrap();
+        let xs = Tensor::rand(0f32, 1., (2, 8, 4, 4), &Device::Cpu).unwrap();
+        let ys = block.forward_t(&xs, true).unwrap();
+        let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        assert_eq!(values(&ys), values(&xs));
+    }
+
+    /// Figures of torchvision 0.29 for `resnext50_32x4d` and `wide_resnet50_2`.
+    #[test]
+    fn groups_and_widths_make_the_published_networks() {
+        let count = |groups, width_per_group| {
+            let store = VarStore::shapes_only();
+            let config = Config { groups, width_per_group, ..Config::resnet(50).unwrap() };
+            ResNet::new(&config, store.root()).unwrap();
+            store.parameter_count()
+        };
+        assert_eq!((count(32, 4), count(1, 128)), (25_028_904, 68_883_240));
+    }
+
+    #[test]
+    fn batch_norm_is_configured_everywhere() {
+        let norm = BatchNormConfig { affine: false, ..Default::default() };
+        let store = VarStore::shapes_only();
+        ResNet::new(&Config { norm, ..Config::resnet(50).unwrap() }, store.root()).unwrap();
+        assert!(store.slots().iter().all(|s| s.key == "fc.bias" || !s.key.ends_with("bias")));
+    }
+
+    #[test]
+    fn configs_that_make_no_network_are_errors() {
+        let error = |config: Config| ResNet::new(&config, VarStore::shapes_only().root()).unwrap_err().to_string();
+        let (basic, deep) = (Config::resnet(18).unwrap(), Config::resnet(50).unwrap());
+        assert!(Config::resnet(20).unwrap_err().to_string().contains("not 20"));
+        assert!(error(Config { blocks: [2, 0, 2, 2], ..basic }).contains("[2, 0, 2, 2]"));
+        assert!(error(Config { groups: 2, ..basic }).contains("layer1.0"));
+        assert!(error(Config { width_per_group: 4, ..basic }).contains("width_per_group"));
+        assert!(error(Config { groups: 0, ..deep }).contains("groups (0)"));
+        assert!(error(Config { zero_init: true, ..Config::plain(18).unwrap() }).contains("zero_init"));
+        let narrower = BlockConfig { shortcut: Shortcut::A, ..BlockConfig::basic(4, 2) };
+        let error = Block::new(&narrower, VarStore::shapes_only().root()).unwrap_err().to_string();
+        assert!(error.contains("from 4 to 2"), "{error}");
+    }
+
+    #[test]
+    fn names_of_cifar_code_are_known() {
+        let renamed = |key: &str| RENAMES.iter().find_map(|rule| rule.apply(key));
+        assert_eq!(renamed("linear.weight").as_deref(), Some("fc.weight"));
+        let running = renamed("layer2.0.shortcut.1.running_mean");
+        assert_eq!(running.as_deref(), Some("layer2.0.downsample.1.running_mean"));
+    }
+}
