@@ -21,6 +21,8 @@ pub struct Conv2dConfig {
     params: Conv2dParams,
     bias: bool,
     init: Init,
+    /// `None`: PyTorch's rule, which needs the fan-in.
+    bias_init: Option<Init>,
 }
 
 impl Conv2dConfig {
@@ -31,7 +33,7 @@ impl Conv2dConfig {
 
     /// A kernel of (height, width).
     pub fn rectangular(kernel: (usize, usize)) -> Self {
-        Self { kernel, params: Conv2dParams::default(), bias: true, init: Init::TORCH_WEIGHT }
+        Self { kernel, params: Conv2dParams::default(), bias: true, init: Init::TORCH_WEIGHT, bias_init: None }
     }
 
     /// The step of the window, in both directions.
@@ -75,6 +77,12 @@ impl Conv2dConfig {
         self.init = init;
         self
     }
+
+    /// The rule that fills the bias, instead of PyTorch's.
+    pub fn bias_init(mut self, init: Init) -> Self {
+        self.bias_init = Some(init);
+        self
+    }
 }
 
 /// A 2-d convolution: (b, in_channels, h, w) -> (b, out_channels, oh, ow), see [`conv2d`].
@@ -104,7 +112,8 @@ impl Conv2d {
         let (kh, kw) = config.kernel;
         let group_in = in_channels / groups;
         let weight = vb.param((out_channels, group_in, kh, kw), "weight", config.init)?;
-        let bias = config.bias.then(|| vb.param(out_channels, "bias", Init::torch_bias(group_in * kh * kw)));
+        let bias_init = config.bias_init.unwrap_or_else(|| Init::torch_bias(group_in * kh * kw));
+        let bias = config.bias.then(|| vb.param(out_channels, "bias", bias_init));
         Ok(Self { weight, bias: bias.transpose()?, params: config.params, place: vb.path().to_string() })
     }
 }
