@@ -33,6 +33,7 @@ fn each(table: &str, compare: impl Fn(&str, &Value) -> Result<()>) -> Result<()>
 }
 
 fn shapes_of(name: &str) -> Result<VarStore> {
+    ensure!(zoo::all().any(|info| info.name == name), "no network of this name is registered");
     let store = VarStore::shapes_only();
     zoo::create(name, &ModelOptions::default(), &store)?;
     Ok(store)
