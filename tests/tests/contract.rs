@@ -177,9 +177,13 @@ fn gradients(info: &ModelInfo, store: &VarStore, net: &dyn Model, xs: &Tensor) -
     Ok(logits.detach())
 }
 
-/// What starts as a constant, such as the last norm of a branch at zero, would hide what stands behind it.
+/// What starts as a constant, such as the last norm of a branch or a head at zero, would hide what stands behind it.
 fn unhide(store: &VarStore) -> Result<()> {
-    for (key, var) in store.parameters().iter().filter(|(_, var)| var.rank() == 1) {
+    for (key, var) in &store.parameters() {
+        let first = var.flatten_all()?.get(0)?;
+        if var.broadcast_ne(&first)?.max_all()?.to_scalar::<u8>()? > 0 {
+            continue;
+        }
         let values = Tensor::from_vec(fill(key, var.dims()), var.shape(), &Device::Cpu)?;
         var.set(&values.to_dtype(store.dtype())?)?;
     }

@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use serde_json::Value;
 use tests::{compare_summary, fill_store, golden_json, norm, unit, values};
 use zoo::{Model, ModelOptions, VarStore};
-use zoo_core::{BatchNormConfig, loss::cross_entropy};
+use zoo_core::{BatchNormConfig, Pointwise, loss::cross_entropy};
 
 /// The network of a golden entry: the registered one with ten classes, or one with settings that the registry does not
 /// have; `reference_*.py` names them.
@@ -69,6 +69,25 @@ fn build(name: &str, settings: &str, image: usize, store: &VarStore) -> Result<B
             };
             let config = Config { block: Kind::Bottleneck, image_size: image, ..Config::template() };
             Box::new(ResidualCnn::new(&config, vb)?)
+        }
+        "template mlp" => {
+            use zoo::mlp::mlp::{Config, Mlp};
+            Box::new(Mlp::new(&Config::template(&[3072, 64, 48, 10]), vb)?)
+        }
+        "template mlp leaky" => {
+            use zoo::mlp::mlp::{Config, Last, Mlp};
+            let config = Config {
+                batch_norm: None,
+                middle: Pointwise::LeakyRelu(0.01),
+                last: Last::Pointwise(Pointwise::Sigmoid),
+                ..Config::template(&[3072, 64, 48, 10])
+            };
+            Box::new(Mlp::new(&config, vb)?)
+        }
+        "mixer narrow" => {
+            use zoo::mlp::mlp_mixer::{Config, MlpMixer};
+            let config = Config { image_size: 32, num_classes: 10, ..Config::new(8, 3, 64) };
+            Box::new(MlpMixer::new(&config, vb)?)
         }
         other => bail!("{name}: the test does not know the settings `{other}`"),
     })

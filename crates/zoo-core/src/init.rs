@@ -39,6 +39,9 @@ pub enum Init {
         /// Standard deviation before the cut.
         std: f64,
     },
+    /// N(0, 1 / fan_in), cut at two standard deviations of the normal that is cut: LeCun et al. 1998, as JAX and timm's
+    /// `lecun_normal_` draw it.
+    LecunNormal,
     /// N(0, gain² / fan): He et al. 2015 with gain √2 for ReLU.
     KaimingNormal {
         /// The side whose variance is kept.
@@ -104,6 +107,12 @@ impl Init {
             Self::Uniform { lo, hi } => draw(Box::new(move |rng| rng.uniform_in(lo, hi))),
             Self::Normal { mean, std } => draw(Box::new(move |rng| mean + std * rng.normal())),
             Self::TruncatedNormal { std } => draw(Box::new(move |rng| rng.truncated_normal(0.0, std, -2.0, 2.0))),
+            Self::LecunNormal => {
+                // What the cut leaves of a standard normal's deviation; dividing by it keeps the variance at 1 / fan_in.
+                const LEFT: f64 = 0.879_625_661_034_239_8;
+                let std = 1.0 / (one_fan(Fan::In)?.sqrt() * LEFT);
+                draw(Box::new(move |rng| rng.truncated_normal(0.0, std, -2.0 * std, 2.0 * std)))
+            }
             Self::KaimingNormal { fan, gain } => draw(normal(gain / one_fan(fan)?.sqrt())),
             Self::KaimingUniform { fan, gain } => draw(symmetric(gain * (3.0 / one_fan(fan)?).sqrt())),
             Self::XavierNormal { gain } => draw(normal(gain * (2.0 / both_fans()?).sqrt())),
@@ -143,6 +152,7 @@ mod tests {
             (Init::XavierNormal { gain: 1.0 }, (2.0f64 / 864.0).sqrt()),
             (Init::XavierUniform { gain: 1.0 }, (2.0f64 / 864.0).sqrt()),
             (Init::TruncatedNormal { std: 0.02 }, 0.02),
+            (Init::LecunNormal, (1.0f64 / 288.0).sqrt()),
             (Init::Normal { mean: 0.0, std: 0.3 }, 0.3),
         ];
         for (init, expected) in cases {

@@ -18,15 +18,30 @@ pub struct PatchEmbed {
 }
 
 impl PatchEmbed {
-    /// Patches of `patch` x `patch` pixels; the convolution's weight starts by `init`.
+    /// Patches of `patch` x `patch` pixels; the convolution's weight starts by `init`, its bias as PyTorch's.
     ///
     /// # Errors
     /// A patch of 0 pixels.
     pub fn new(in_chans: usize, dim: usize, patch: usize, init: Init, vb: VarBuilder) -> Result<Self> {
+        Self::with_bias(in_chans, dim, patch, init, Init::torch_bias(in_chans * patch * patch), vb)
+    }
+
+    /// The convolution's weight starts by `init`, its bias by `bias`.
+    ///
+    /// # Errors
+    /// A patch of 0 pixels.
+    pub fn with_bias(
+        in_chans: usize,
+        dim: usize,
+        patch: usize,
+        init: Init,
+        bias: Init,
+        vb: VarBuilder,
+    ) -> Result<Self> {
         if patch == 0 {
             bail!("{}: a patch has at least one pixel", vb.path())
         }
-        let config = Conv2dConfig::new(patch).stride(patch).init(init);
+        let config = Conv2dConfig::new(patch).stride(patch).init(init).bias_init(bias);
         Ok(Self { proj: Conv2d::new(in_chans, dim, config, vb.pp("proj"))?, patch })
     }
 }

@@ -44,6 +44,30 @@ impl Config {
     pub fn new(widths: &[usize]) -> Self {
         Self { widths: widths.to_vec(), middle: Pointwise::Relu, last: Last::Logits, batch_norm: None, bias: true }
     }
+
+    /// The perceptron of the template suite, `template_mlp`: linear layers without bias, BatchNorm without weight and bias,
+    /// ReLU in between and a softmax at the end.
+    ///
+    /// The suite's choices are fields: no BatchNorm (`batch_norm: None`), a leaky ReLU (`middle:
+    /// Pointwise::LeakyRelu(0.01)`), a sigmoid at the end (`last: Last::Pointwise(Pointwise::Sigmoid)`). To train on
+    /// cross-entropy take `last: Last::Logits`: the loss has its own softmax.
+    ///
+    /// ```
+    /// use zoo_core::VarStore;
+    /// use zoo_mlp::mlp::{Config, Mlp};
+    /// let store = VarStore::shapes_only();
+    /// Mlp::new(&Config::template(&[3072, 512, 10]), store.root())?;
+    /// assert_eq!(store.parameter_count(), 3072 * 512 + 512 * 10);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    pub fn template(widths: &[usize]) -> Self {
+        Self {
+            batch_norm: Some(BatchNormConfig { affine: false, ..BatchNormConfig::default() }),
+            bias: false,
+            last: Last::Softmax,
+            ..Self::new(widths)
+        }
+    }
 }
 
 /// The network: (b, …) with as many elements a sample as the first width -> (b, last width).
@@ -159,6 +183,7 @@ pub const MODELS: &[ModelInfo] = &[ModelInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use candle_core::{DType, Device};
     use zoo_core::VarStore;
 
     #[test]
@@ -169,6 +194,23 @@ mod tests {
         let keys: Vec<String> = store.slots().into_iter().map(|slot| slot.key).collect();
         assert!(keys.contains(&"norms.1.running_var".to_string()) && !keys.iter().any(|k| k.starts_with("norms.2")));
         assert!(!keys.contains(&"layers.0.bias".to_string()), "{keys:?}");
+    }
+
+    #[test]
+    fn the_template_ends_in_probabilities() {
+        let xs = Tensor::rand(-1f32, 1., (6, 8), &Device::Cpu).unwrap();
+        let run = |config: Config, train| {
+            let net = Mlp::new(&config, VarStore::new(0, DType::F32, &Device::Cpu).root()).unwrap();
+            net.forward_t(&xs, train).unwrap().to_vec2::<f32>().unwrap()
+        };
+        let template = Config::template(&[8, 5, 3]);
+        let rows = run(template.clone(), true);
+        assert!(rows.iter().all(|row| (row.iter().sum::<f32>() - 1.0).abs() < 1e-6), "{rows:?}");
+        let sigmoid = Config { last: Last::Pointwise(Pointwise::Sigmoid), ..template.clone() };
+        assert!(run(sigmoid, true).concat().iter().all(|y| (0.0..=1.0).contains(y)));
+        let leaky = Config { middle: Pointwise::LeakyRelu(0.01), ..template.clone() };
+        assert_ne!(run(leaky, true), rows);
+        assert_ne!(run(Config { batch_norm: None, ..template }, true), rows);
     }
 
     #[test]

@@ -1,0 +1,161 @@
+//! Feature extraction: what a trained network sees in an image, as one vector, to search or cluster with.
+//!
+//! With a model's name, its weights and a folder of images, for each image those that are most like it:
+//!
+//! ```text
+//! cargo run --release --example extract_features -p zoo-train -- resnet18 resnet18.pth photos/
+//! ```
+//!
+//! Without arguments everything is made on the spot: a small ResNet is trained for some seconds on **drawn figures, not on
+//! CIFAR-10**, saved, and loaded again.
+
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::{DType, Device, Tensor};
+use image::imageops::{FilterType, crop_imm};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use zoo::{ModelInfo, ModelOptions, VarStore};
+use zoo_core::weights::{LoadOptions, Weights, load};
+use zoo_core::{Input, Interpolation};
+use zoo_train::augment::{Normalize, Transform};
+use zoo_train::data::{Dataset, Synthetic};
+use zoo_train::loader::Loader;
+use zoo_train::recipe::{Overrides, Recipe};
+use zoo_train::trainer::{Job, train};
+
+/// Images a pass.
+const BATCH: usize = 16;
+/// Neighbours to print.
+const NEAREST: usize = 3;
+
+/// One vector an image: (n, c, h, w) -> (n, features).
+fn embed(info: &'static ModelInfo, weights: &Path, images: &Tensor) -> Result<Tensor> {
+    let store = VarStore::new(0, DType::F32, &Device::Cpu);
+    let net = info.build(&ModelOptions::default(), store.root())?;
+    // The classifier is not needed here, so a file with another number of classes is as good. All else must fit: a key
+    // that is missing or left over is an error, and not a network that is half at random.
+    let head = [net.classifier().place()];
+    let report = load(&store, &Weights::open(weights)?, &LoadOptions { may_differ: &head, ..info.load_options() })?;
+    println!("{}: {report}", weights.display());
+
+    let n = images.dim(0)?;
+    let mut vectors = Vec::new();
+    for begin in (0..n).step_by(BATCH) {
+        let batch = images.narrow(0, begin, BATCH.min(n - begin))?;
+        // `train` is false: BatchNorm uses its running statistics, so that an image's vector does not depend on its batch,
+        // and no graph is built.
+        let features = net.forward_features(&batch, false)?;
+        // The last map, pooled: what the classifier would read.
+        vectors.push(net.pre_logits(&features, false)?);
+    }
+    Ok(Tensor::cat(&vectors, 0)?)
+}
+
+/// The cosine of the angle between any two rows: (n, features) -> (n, n). 1 for the same direction, 0 for a right angle.
+fn cosines(vectors: &Tensor) -> Result<Vec<Vec<f32>>> {
+    let lengths = vectors.sqr()?.sum_keepdim(1)?.sqrt()?;
+    let unit = vectors.broadcast_div(&(lengths + 1e-12)?)?;
+    Ok(unit.matmul(&unit.t()?)?.to_vec2()?)
+}
+
+/// The others, nearest first.
+fn neighbours(of: usize, cosines: &[f32]) -> Vec<usize> {
+    let mut others: Vec<usize> = (0..cosines.len()).filter(|&i| i != of).collect();
+    others.sort_by(|&a, &b| cosines[b].total_cmp(&cosines[a]));
+    others.truncate(NEAREST);
+    others
+}
+
+/// A photograph as the network's own training saw photographs; see [`Input`]. (3, size, size)
+fn read_image(path: &Path, input: &Input) -> Result<Tensor> {
+    let image = image::open(path).with_context(|| path.display().to_string())?.to_rgb8();
+    let (size, (w, h)) = (input.size as u32, image.dimensions());
+    let scale = (f64::from(size) / input.crop).round() / f64::from(w.min(h));
+    let scaled = |side: u32| ((f64::from(side) * scale).round() as u32).max(size);
+    let filter = match input.interpolation {
+        Interpolation::Bilinear => FilterType::Triangle,
+        Interpolation::Bicubic => FilterType::CatmullRom,
+    };
+    let image = image::imageops::resize(&image, scaled(w), scaled(h), filter);
+    let image = crop_imm(&image, (image.width() - size) / 2, (image.height() - size) / 2, size, size).to_image();
+    let per_channel = |values: [f64; 3]| Tensor::new(values.map(|v| v as f32).as_slice(), &Device::Cpu);
+    // Rows of pixels of three bytes -> (h, w, 3), normalised, -> (3, h, w)
+    let pixels = Tensor::from_vec(image.into_raw(), (input.size, input.size, 3), &Device::Cpu)?;
+    let pixels = (pixels.to_dtype(DType::F32)? / 255.0)?;
+    let pixels = pixels.broadcast_sub(&per_channel(input.mean)?)?.broadcast_div(&per_channel(input.std)?)?;
+    Ok(pixels.permute((2, 0, 1))?.contiguous()?)
+}
+
+fn search(model: &str, weights: &Path, folder: &Path) -> Result<()> {
+    let info = zoo::find(model)?;
+    let is_image = |path: &PathBuf| {
+        let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
+        ["png", "jpg", "jpeg"].iter().any(|known| extension == *known)
+    };
+    let entries = std::fs::read_dir(folder).with_context(|| folder.display().to_string())?;
+    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<PathBuf>>>()?;
+    paths.retain(is_image);
+    paths.sort();
+    ensure!(paths.len() > 1, "{}: expected at least two images (png, jpg, jpeg)", folder.display());
+    let images: Vec<Tensor> = paths.iter().map(|path| read_image(path, &info.input)).collect::<Result<_>>()?;
+    let cosines = cosines(&embed(info, weights, &Tensor::stack(&images, 0)?)?)?;
+    for (i, row) in cosines.iter().enumerate() {
+        println!("{}", paths[i].display());
+        neighbours(i, row).iter().for_each(|&j| println!("    {:.3}  {}", row[j], paths[j].display()));
+    }
+    Ok(())
+}
+
+/// Trains `info` for some seconds and leaves `model.safetensors` in `folder`.
+fn make_weights(info: &'static ModelInfo, data: &Dataset, folder: &Path) -> Result<PathBuf> {
+    let short = Overrides { epochs: Some(3), batch: Some(25), ..Overrides::default() };
+    let job = Job::new(info, Recipe::named("quick")?.with(&short)?, 1, Device::Cpu);
+    train(&job, data, folder, &AtomicBool::new(false))?;
+    Ok(folder.join("model.safetensors"))
+}
+
+fn demonstrate() -> Result<()> {
+    println!("no arguments: a demonstration on drawn figures, which are not CIFAR-10\n");
+    let info = zoo::find("cifar_resnet20")?;
+    let data = Synthetic { train: 300, test: 100, seed: 0 }.generate();
+    let folder = tempfile::tempdir()?;
+    let weights = make_weights(info, &data, folder.path())?;
+
+    // The test images, normalised as in training.
+    let transform = Arc::new(Transform::new(&Normalize::CIFAR10, &data.train)?);
+    let batches = Loader::eval(data.test.clone(), transform, BATCH, &Device::Cpu)?.epoch(0)?;
+    let images = batches.map(|batch| Ok(batch?.images)).collect::<Result<Vec<Tensor>>>()?;
+    let vectors = embed(info, &weights, &Tensor::cat(&images, 0)?)?;
+    println!("{} images, {} numbers each\n", vectors.dim(0)?, vectors.dim(1)?);
+
+    let (cosines, labels) = (cosines(&vectors)?, data.test.labels());
+    let class = |i: usize| data.classes[labels[i] as usize].as_str();
+    let (mut same, mut all) = (0, 0);
+    for (i, row) in cosines.iter().enumerate() {
+        let near = neighbours(i, row);
+        all += near.len();
+        same += near.iter().filter(|&&j| labels[j] == labels[i]).count();
+        if i < data.classes.len() {
+            let near: Vec<String> = near.iter().map(|&j| format!("{} ({:.3})", class(j), row[j])).collect();
+            println!("{:<20} is most like  {}", class(i), near.join(", "));
+        }
+    }
+    let (share, chance) = (same as f64 / all as f64, 1.0 / data.classes.len() as f64);
+    println!(
+        "\n{:.0} % of the neighbours are of the same class; by chance it would be {:.0} %",
+        100. * share,
+        100. * chance
+    );
+    ensure!(share > 2.0 * chance, "the vectors say no more than chance about the class");
+    Ok(())
+}
+
+fn main() -> Result<()> {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match arguments.as_slice() {
+        [] => demonstrate(),
+        [model, weights, folder] => search(model, Path::new(weights), Path::new(folder)),
+        _ => bail!("usage: extract_features [MODEL WEIGHTS FOLDER]"),
+    }
+}
