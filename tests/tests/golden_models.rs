@@ -22,6 +22,21 @@ fn build(name: &str, settings: &str, image: usize, store: &VarStore) -> Result<B
             let config = Config { batch_norm: Some(BatchNormConfig::default()), ..Config::new(&[3072, 512, 256, 10]) };
             Box::new(Mlp::new(&config, vb)?)
         }
+        "vit mean" | "vit mean beside class token" => {
+            use zoo::transformer::vit::{Config, Pooling, VisionTransformer};
+            let config = Config {
+                image_size: image,
+                patch: 8,
+                dim: 48,
+                depth: 3,
+                mlp_dim: 4 * 48,
+                class_token: settings != "vit mean",
+                pooling: Pooling::Mean,
+                num_classes: 10,
+                ..Config::vit_tiny_patch16_224()
+            };
+            Box::new(VisionTransformer::new(&config, vb)?)
+        }
         other => bail!("{name}: the test does not know the settings `{other}`"),
     })
 }
@@ -129,4 +144,5 @@ macro_rules! family {
 
 family!(cnn);
 family!(resnet);
+family!(transformer);
 family!(mlp);
