@@ -84,7 +84,7 @@ class Translator(nn.Module):
 
     def embed(self, table, tokens):
         place = torch.arange(tokens.shape[1], dtype=torch.float64)[:, None]
-        angles = place / 10000 ** (torch.arange(0, D_MODEL, 2) / D_MODEL)
+        angles = place / 10000 ** (torch.arange(0, D_MODEL, 2, dtype=torch.float64) / D_MODEL)
         positions = torch.stack([angles.sin(), angles.cos()], -1).flatten(1)
         return table["embedding"](tokens) * math.sqrt(D_MODEL) + positions
 
@@ -119,7 +119,8 @@ class Tokens:
         logits = net(source, target[:, :-1])
         loss = F.cross_entropy(logits.flatten(0, 1), target[:, 1:].flatten(), ignore_index=PAD,
                                label_smoothing=self.label_smoothing)
-        return logits, loss
+        # What stands behind the end of a target is nobody's concern.
+        return logits * (target[:, :-1] != PAD)[..., None], loss
 
 
 SEQUENCES = [

@@ -77,7 +77,10 @@ fn translator(entry: &Value, store: &VarStore) -> Result<Run> {
         Ok(Tensor::new(tokens, &Device::Cpu)?)
     };
     let (source, target) = (tokens("source")?, tokens("target")?);
-    let output = net.forward(&source, &target.narrow(1, 0, target.dim(1)? - 1)?, true)?;
+    let target_in = target.narrow(1, 0, target.dim(1)? - 1)?;
+    let output = net.forward(&source, &target_in, true)?;
+    // What stands behind the end of a target is nobody's concern: PyTorch's side hides it there, ours does not.
+    let output = output.broadcast_mul(&target_in.ne(0u32)?.to_dtype(output.dtype())?.unsqueeze(2)?)?;
     let smoothing = settings["label_smoothing"].as_f64().context("label_smoothing")?;
     Ok((output, net.loss(&source, &target, smoothing, true)?, Vec::new()))
 }
