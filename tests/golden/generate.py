@@ -2,12 +2,14 @@
 """Writes the golden values that the zoo's tests compare with: what PyTorch computes, in f64.
 
 usage: python tests/golden/generate.py [ops] [optim] [cnn] [resnet] [mobile] [transformer] [mlp]
+                                        [transformer_seq]
        (no name: all of them; rewrites the files beside it; a family's networks stand in reference_FAMILY.py)
 needs: pip install torch torchvision timm numpy safetensors
 
 Files
   ops.safetensors, ops.json   operations: inputs, output, and the gradient of every input for a random upstream gradient
   models_FAMILY.json          whole networks: logits, loss, gradients, running statistics after one training step; dropout off
+  transformer_seq.json        nn.Transformer, and a translator on top of it, on sequences: output, loss, gradients; dropout 0
   optim.json                  optimizers step by step, gradient clipping, learning-rate schedules
 Each holds the generator's name and PyTorch's version. Running the script again on the same version changes nothing.
 
@@ -415,6 +417,38 @@ def models(family):
     write_json(f"models_{family}.json", {"models": entries})
 
 
+def transformer_seq():
+    entries = []
+    for reference in importlib.import_module("reference_transformer").SEQUENCES:
+        print(reference.name, flush=True)
+        net = reference.build().double()
+        with torch.no_grad():
+            for key, tensor in net.named_parameters():
+                tensor.copy_(fill(key, tensor.shape))
+        inputs = reference.inputs(unit)
+        leaves = {name: x.requires_grad_() for name, x in inputs.items() if x.is_floating_point()}
+
+        def run(net):
+            output, loss = reference.run(net, **inputs)
+            # An upstream gradient of random numbers, where there is no loss.
+            return output, (output * unit("upstream", output.shape)).sum() if loss is None else loss
+
+        output, loss = run(net.train())
+        loss.backward()
+        gradients = {key: p.grad for key, p in net.named_parameters()}
+        input_gradients = {name: summary(name, x.grad) for name, x in leaves.items()}
+        largest = max(g.norm().item() for g in gradients.values())
+        entries.append({
+            "name": reference.name, "settings": reference.settings, "parameters": sum(g.numel() for g in gradients.values()),
+            "inputs": {name: x.tolist() if name not in leaves else list(x.shape) for name, x in inputs.items()},
+            "f32_error": sensitivity(run, net, gradients, largest),
+            "output": {"shape": list(output.shape), **summary("output", output)}, "loss": loss.item(),
+            "grads": [{"key": k, "shape": list(g.shape), **summary(k, g)} for k, g in gradients.items()],
+            "grads_inputs": input_gradients,
+        })
+    write_json("transformer_seq.json", {"models": entries})
+
+
 FAMILIES = ["cnn", "resnet", "mobile", "transformer", "mlp"]
 
 
@@ -511,7 +545,7 @@ def optim():
     })
 
 
-PARTS = {"ops": ops, "optim": optim} | {family: functools.partial(models, family) for family in FAMILIES}
+PARTS = {"ops": ops, "optim": optim, "transformer_seq": transformer_seq} | {family: functools.partial(models, family) for family in FAMILIES}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -89,6 +89,21 @@ fn build(name: &str, settings: &str, image: usize, store: &VarStore) -> Result<B
             let config = Config { image_size: 32, num_classes: 10, ..Config::new(8, 3, 64) };
             Box::new(MlpMixer::new(&config, vb)?)
         }
+        "vit mean" | "vit mean beside class token" => {
+            use zoo::transformer::vit::{Config, Pooling, VisionTransformer};
+            let config = Config {
+                image_size: image,
+                patch: 8,
+                dim: 48,
+                depth: 3,
+                mlp_dim: 4 * 48,
+                class_token: settings != "vit mean",
+                pooling: Pooling::Mean,
+                num_classes: 10,
+                ..Config::vit_tiny_patch16_224()
+            };
+            Box::new(VisionTransformer::new(&config, vb)?)
+        }
         other => bail!("{name}: the test does not know the settings `{other}`"),
     })
 }
@@ -197,4 +212,5 @@ macro_rules! family {
 family!(cnn);
 family!(resnet);
 family!(mobile);
+family!(transformer);
 family!(mlp);

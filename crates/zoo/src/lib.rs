@@ -14,10 +14,10 @@
 
 pub mod registry;
 
-pub use registry::{all, create, files, find, select};
+pub use registry::{all, create, files, find, find_sequence, select, sequence_models};
 pub use zoo_cnn as cnn;
 pub use zoo_core as core;
-pub use zoo_core::{Model, ModelInfo, ModelOptions, ModuleT, VarStore};
+pub use zoo_core::{Model, ModelInfo, ModelOptions, ModuleT, SequenceInfo, SequenceModel, VarStore};
 pub use zoo_mlp as mlp;
 pub use zoo_mobile as mobile;
 pub use zoo_resnet as resnet;

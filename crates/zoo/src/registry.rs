@@ -2,7 +2,7 @@
 
 use candle_core::{Result, bail};
 use glob::Pattern;
-use zoo_core::{Model, ModelInfo, ModelOptions, VarStore};
+use zoo_core::{Model, ModelInfo, ModelOptions, SequenceInfo, VarStore};
 
 const FAMILIES: &[&[&[ModelInfo]]] =
     &[zoo_cnn::MODELS, zoo_resnet::MODELS, zoo_mobile::MODELS, zoo_transformer::MODELS, zoo_mlp::MODELS];
@@ -17,13 +17,48 @@ pub fn files() -> impl Iterator<Item = &'static [ModelInfo]> {
     FAMILIES.iter().copied().flatten().copied()
 }
 
+/// Every registered model that maps two sequences to one. They take no images, so they stand apart from [`all`].
+pub fn sequence_models() -> impl Iterator<Item = &'static SequenceInfo> {
+    zoo_transformer::SEQUENCE_MODELS.iter()
+}
+
+/// The sequence model called `name`.
+///
+/// ```
+/// use zoo::VarStore;
+/// let info = zoo::find_sequence("transformer_base")?;
+/// let store = VarStore::shapes_only();
+/// (info.builder)(store.root())?;
+/// assert_eq!(store.parameter_count(), info.parameters);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
+/// # Errors
+/// No such name; the error lists the names that there are.
+pub fn find_sequence(name: &str) -> Result<&'static SequenceInfo> {
+    if let Some(info) = sequence_models().find(|info| info.name == name) {
+        return Ok(info);
+    }
+    if all().any(|info| info.name == name) {
+        bail!("`{name}` takes images, not sequences: build it with `create(\"{name}\", …)`")
+    }
+    let names: Vec<&str> = sequence_models().map(|info| info.name).collect();
+    bail!("there is no sequence model `{name}`; the names are {}", names.join(", "))
+}
+
 /// The model called `name`.
 ///
 /// # Errors
-/// No such name; the error lists the names that are close.
+/// No such name; the error lists the names that are close, or says how a sequence model of this name is built.
 pub fn find(name: &str) -> Result<&'static ModelInfo> {
     if let Some(info) = all().find(|info| info.name == name) {
         return Ok(info);
+    }
+    if sequence_models().any(|info| info.name == name) {
+        bail!(
+            "`{name}` is a sequence model: it maps two sequences to one and takes no images, so it is not trained or listed \
+             with the others; build it with `(find_sequence(\"{name}\")?.builder)(store.root())`"
+        )
     }
     let mut close: Vec<(usize, &str)> = all().map(|info| (strsim::levenshtein(name, info.name), info.name)).collect();
     close.sort();
@@ -73,7 +108,8 @@ mod tests {
 
     #[test]
     fn names_are_unique() {
-        let mut names: Vec<_> = all().map(|info| info.name).collect();
+        let names = all().map(|info| info.name).chain(sequence_models().map(|info| info.name));
+        let mut names: Vec<_> = names.collect();
         let count = names.len();
         names.sort_unstable();
         names.dedup();
@@ -86,6 +122,16 @@ mod tests {
         assert_eq!(names(&["mlp", "cifar_plain?0", "cifar_plain20"]), ["mlp", "cifar_plain20"]);
         assert!(select(&["nothing*"]).is_err());
         assert_eq!(select::<&str>(&[]).unwrap().len(), 0);
+    }
+
+    #[test]
+    fn images_and_sequences_are_told_apart() {
+        assert_eq!(find_sequence("transformer_base").unwrap().d_model, 512);
+        let error = find("transformer_base").unwrap_err().to_string();
+        assert!(error.contains("find_sequence(\"transformer_base\")"), "{error}");
+        let error = find_sequence("vit_tiny_patch16_224").unwrap_err().to_string();
+        assert!(error.contains("create(\"vit_tiny_patch16_224\""), "{error}");
+        assert!(find_sequence("lstm").unwrap_err().to_string().contains("transformer_base"));
     }
 
     #[test]

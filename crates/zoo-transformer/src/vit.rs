@@ -1,0 +1,473 @@
+//! A. Dosovitskiy et al. (2020), "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale",
+//! arXiv:2010.11929, table 1; the widths of tiny and small are those of H. Touvron et al. (2020), "Training data-efficient
+//! image transformers & distillation through attention", arXiv:2012.12877, table 1.
+//!
+//! Checkpoint keys: timm's `cls_token`, `pos_embed`, `patch_embed.proj`,
+//! `blocks.{i}.{norm1,attn.qkv,attn.proj,norm2,mlp.fc1,mlp.fc2}`, `norm` and `head`; a network that pools the mean of its
+//! tokens has `fc_norm` where the others have `norm`. torchvision's `vit_b_16` and its kin load through [`RENAMES`].
+//!
+//! | variant | patch | width | layers | heads | parameters |
+//! |---|---|---|---|---|---|
+//! | `vit_tiny_patch16_224` | 16 | 192 | 12 | 3 | 5,717,416 |
+//! | `vit_small_patch16_224` | 16 | 384 | 12 | 6 | 22,050,664 |
+//! | `vit_base_patch16_224` | 16 | 768 | 12 | 12 | 86,567,656 |
+//! | `vit_base_patch32_224` | 32 | 768 | 12 | 12 | 88,224,232 |
+//! | `cifar_vit_tiny_patch4` | 4, on 32x32 pixels | 192 | 12 | 3 | 5,362,762 |
+
+use candle_core::{Result, Tensor, bail};
+use zoo_core::weights::Rename;
+use zoo_core::{
+    Classifier, Dimensions, Dropout, Init, Input, LayerNorm, MlpBlock, Model, ModelInfo, ModuleT, PatchEmbed,
+    SelfAttention, VarBuilder, add, trace, weight_for,
+};
+
+/// What stands for the image before the classifier.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// The class token, normalised with all others by `norm`: the paper's.
+    ClassToken,
+    /// The mean of the patches' tokens, normalised behind it by `fc_norm`: timm's `global_pool="avg"`.
+    Mean,
+}
+
+/// A ViT.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Config {
+    /// Side of the square image in pixels; the number of positions follows from it.
+    pub image_size: usize,
+    /// Side of a patch in pixels, which must divide the image.
+    pub patch: usize,
+    /// Width of the tokens.
+    pub dim: usize,
+    /// Number of blocks.
+    pub depth: usize,
+    /// Heads of the attention, which must divide the width.
+    pub heads: usize,
+    /// Hidden width of a block's MLP.
+    pub mlp_dim: usize,
+    /// Whether a learned token stands before the patches. Only mean pooling can do without.
+    pub class_token: bool,
+    /// What stands for the image before the classifier.
+    pub pooling: Pooling,
+    /// Of the tokens behind the position embeddings, and behind every linear layer of a block but the one that makes
+    /// queries, keys and values: appendix B.1.
+    pub dropout: f64,
+    /// Of attention weights.
+    pub attention_dropout: f64,
+    /// Of the vector that the classifier reads: timm's `drop_rate`.
+    pub head_dropout: f64,
+    /// The share of images for which the last block's branches are left out; it rises evenly from 0 at the first block.
+    pub drop_path: f64,
+    /// Width of the classifier.
+    pub num_classes: usize,
+    /// Channels of the input image.
+    pub in_chans: usize,
+}
+
+impl Config {
+    /// A network of 12 blocks for 1000 classes, its MLPs four times as wide as its tokens, without any dropout.
+    fn of(image_size: usize, patch: usize, dim: usize, heads: usize) -> Self {
+        Self {
+            image_size,
+            patch,
+            dim,
+            depth: 12,
+            heads,
+            mlp_dim: 4 * dim,
+            class_token: true,
+            pooling: Pooling::ClassToken,
+            dropout: 0.0,
+            attention_dropout: 0.0,
+            head_dropout: 0.0,
+            drop_path: 0.0,
+            num_classes: 1000,
+            in_chans: 3,
+        }
+    }
+
+    /// ViT-Ti/16.
+    pub fn vit_tiny_patch16_224() -> Self {
+        Self::of(224, 16, 192, 3)
+    }
+
+    /// ViT-S/16.
+    pub fn vit_small_patch16_224() -> Self {
+        Self::of(224, 16, 384, 6)
+    }
+
+    /// ViT-B/16.
+    pub fn vit_base_patch16_224() -> Self {
+        Self::of(224, 16, 768, 12)
+    }
+
+    /// ViT-B/32.
+    pub fn vit_base_patch32_224() -> Self {
+        Self::of(224, 32, 768, 12)
+    }
+
+    /// ViT-Ti on the 64 patches of 4x4 pixels of a CIFAR image, with 10 classes.
+    pub fn cifar_vit_tiny_patch4() -> Self {
+        Self { num_classes: 10, ..Self::of(32, 4, 192, 3) }
+    }
+
+    /// Patches of the image.
+    fn patches(&self) -> usize {
+        (self.image_size / self.patch).pow(2)
+    }
+
+    fn check(&self) -> Result<()> {
+        let Self { image_size, patch, depth, dim, mlp_dim, .. } = *self;
+        if patch == 0 || image_size == 0 || !image_size.is_multiple_of(patch) {
+            bail!("vit: patches of {patch}x{patch} do not divide an image of {image_size}x{image_size}")
+        }
+        if depth == 0 || dim == 0 || mlp_dim == 0 {
+            bail!(
+                "vit: wants at least one block and widths of at least 1, got depth {depth}, widths {dim} and {mlp_dim}"
+            )
+        }
+        if !self.class_token && self.pooling == Pooling::ClassToken {
+            bail!("vit: pooling by the class token needs one; set `class_token`, or pool the mean")
+        }
+        Ok(())
+    }
+}
+
+/// What timm fills every linear layer with.
+const INIT: Init = Init::TruncatedNormal { std: 0.02 };
+/// ε of every LayerNorm here, in timm's code as in torchvision's; PyTorch's own is 1e-5.
+const EPS: f64 = 1e-6;
+
+/// Self-attention and an MLP, each behind a LayerNorm and inside a skip: figure 1, right. (b, n, dim) -> (b, n, dim)
+#[derive(Debug, Clone)]
+struct Block {
+    norm1: LayerNorm,
+    attn: SelfAttention,
+    norm2: LayerNorm,
+    mlp: MlpBlock,
+    drop_path: [Dropout; 2],
+    place: String,
+}
+
+impl Block {
+    fn new(config: &Config, drop_path: f64, vb: VarBuilder) -> Result<Self> {
+        let Config { dim, heads, mlp_dim, dropout, attention_dropout, .. } = *config;
+        Ok(Self {
+            norm1: LayerNorm::new(dim, EPS, vb.pp("norm1"))?,
+            attn: SelfAttention::new(dim, heads, (attention_dropout, dropout), INIT, vb.pp("attn"))?,
+            norm2: LayerNorm::new(dim, EPS, vb.pp("norm2"))?,
+            mlp: MlpBlock::new((dim, mlp_dim, dim), dropout, INIT, Init::ZEROS, vb.pp("mlp"))?,
+            drop_path: [Dropout::path(drop_path, &vb)?, Dropout::path(drop_path, &vb)?],
+            place: vb.path().to_string(),
+        })
+    }
+}
+
+impl ModuleT for Block {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        trace::block("ViTBlock", &self.place, || {
+            let [drop_attn, drop_mlp] = &self.drop_path;
+            let attn = self.attn.forward_t(&self.norm1.forward_t(xs, train)?, train)?;
+            let xs = add(xs, &drop_attn.forward_t(&attn, train)?)?;
+            let mlp = self.mlp.forward_t(&self.norm2.forward_t(&xs, train)?, train)?;
+            add(&xs, &drop_mlp.forward_t(&mlp, train)?)
+        })
+    }
+}
+
+/// The network: (b, in_chans, image_size, image_size) -> (b, num_classes).
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use zoo_core::{Model, ModuleT, VarStore};
+/// use zoo_transformer::vit::{Config, VisionTransformer};
+/// let store = VarStore::new(0, DType::F32, &Device::Cpu);
+/// let config = Config { image_size: 32, patch: 8, dim: 48, depth: 2, ..Config::vit_tiny_patch16_224() };
+/// let net = VisionTransformer::new(&config, store.root())?;
+/// let images = Tensor::zeros((2, 3, 32, 32), DType::F32, &Device::Cpu)?;
+/// assert_eq!(net.forward_features(&images, false)?.dims(), &[2, 1 + 16, 48]);
+/// assert_eq!(net.forward_t(&images, false)?.dims(), &[2, 1000]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Debug)]
+pub struct VisionTransformer {
+    cls_token: Option<Tensor>,
+    pos_embed: Tensor,
+    patch_embed: PatchEmbed,
+    dropout: Dropout,
+    blocks: Vec<Block>,
+    /// Before the pooling by the class token, behind the pooling of the mean.
+    norm: LayerNorm,
+    pooling: Pooling,
+    head_dropout: Dropout,
+    head: Classifier,
+    image_size: usize,
+    vb: VarBuilder,
+}
+
+impl VisionTransformer {
+    /// Makes the network at `vb`.
+    ///
+    /// # Errors
+    /// A patch that does not divide the image, heads that do not divide the width, a size of 0, class-token pooling
+    /// without the token, a dropout rate outside 0..1.
+    pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
+        config.check()?;
+        let &Config { dim, depth, patch, .. } = config;
+        // N(0, 1e-6²), which is timm's: as good as zero.
+        let nothing = Init::Normal { mean: 0.0, std: 1e-6 };
+        let cls_token = config.class_token.then(|| vb.param((1, 1, dim), "cls_token", nothing)).transpose()?;
+        let positions = config.patches() + usize::from(config.class_token);
+        let pos_embed = vb.param((1, positions, dim), "pos_embed", INIT)?;
+        let patch_embed = PatchEmbed::new(config.in_chans, dim, patch, Init::TORCH_WEIGHT, vb.pp("patch_embed"))?;
+        let drop_path = |i: usize| config.drop_path * i as f64 / (depth - 1).max(1) as f64;
+        let block = |i| Block::new(config, drop_path(i), vb.pp("blocks").pp(i));
+        let blocks = (0..depth).map(block).collect::<Result<_>>()?;
+        let norm = if config.pooling == Pooling::Mean { "fc_norm" } else { "norm" };
+        Ok(Self {
+            cls_token,
+            pos_embed,
+            patch_embed,
+            dropout: Dropout::new(config.dropout, &vb)?,
+            blocks,
+            norm: LayerNorm::new(dim, EPS, vb.pp(norm))?,
+            pooling: config.pooling,
+            head_dropout: Dropout::new(config.head_dropout, &vb)?,
+            head: Classifier::with(dim, config.num_classes, INIT, Some(Init::ZEROS), vb.pp("head"))?,
+            image_size: config.image_size,
+            vb,
+        })
+    }
+
+    /// Equation 1: the patches' tokens behind the class token, each with its position. (b, c, h, w) -> (b, n, dim)
+    fn embed(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let (b, _, h, w) = xs.dims4()?;
+        if (h, w) != (self.image_size, self.image_size) {
+            bail!(
+                "vit: the positions are those of an image of {0}x{0}, got {h}x{w}; set `image_size` to build it for another",
+                self.image_size
+            )
+        }
+        let mut tokens = self.patch_embed.forward_t(xs, train)?;
+        if let Some(token) = &self.cls_token {
+            tokens =
+                trace::layer("ClassToken", &self.place("cls_token"), &[Some(token)], String::new, &[&tokens], || {
+                    let token = weight_for(token, train).broadcast_as((b, 1, token.dim(2)?))?;
+                    Tensor::cat(&[&token, &tokens], 1)
+                })?;
+        }
+        let (weights, place) = ([Some(&self.pos_embed)], self.place("pos_embed"));
+        let placed = trace::layer("PositionEmbedding", &place, &weights, String::new, &[&tokens], || {
+            tokens.broadcast_add(&weight_for(&self.pos_embed, train))
+        })?;
+        self.dropout.forward_t(&placed, train)
+    }
+
+    fn place(&self, name: &str) -> String {
+        self.vb.pp(name).path().to_string()
+    }
+}
+
+impl Model for VisionTransformer {
+    /// The tokens behind the last norm, (b, n, dim), the class token first; with mean pooling, whose norm comes behind it,
+    /// those behind the last block.
+    fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let mut xs = self.embed(xs, train)?;
+        for (i, block) in self.blocks.iter().enumerate() {
+            xs = trace::stage(format!("blocks.{i}"), block.forward_t(&xs, train)?);
+        }
+        match self.pooling {
+            Pooling::ClassToken => self.norm.forward_t(&xs, train),
+            Pooling::Mean => Ok(xs),
+        }
+    }
+
+    /// (b, n, dim) -> (b, dim)
+    fn pre_logits(&self, features: &Tensor, train: bool) -> Result<Tensor> {
+        let pooled = match self.pooling {
+            Pooling::ClassToken => trace::op("ClassToken", String::new, &[features], || features.get_on_dim(1, 0))?,
+            Pooling::Mean => {
+                let first = usize::from(self.cls_token.is_some());
+                let mean = || features.narrow(1, first, features.dim(1)? - first)?.mean(1);
+                self.norm.forward_t(&trace::op("MeanTokens", String::new, &[features], mean)?, train)?
+            }
+        };
+        self.head_dropout.forward_t(&pooled, train)
+    }
+
+    fn classifier(&self) -> &Classifier {
+        &self.head
+    }
+
+    fn classifier_mut(&mut self) -> &mut Classifier {
+        &mut self.head
+    }
+}
+
+impl ModuleT for VisionTransformer {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        self.forward_head(&self.forward_features(xs, train)?, train)
+    }
+}
+
+const fn torchvision(from: &'static str, to: &'static str) -> Rename {
+    Rename { from, to, reason: "torchvision's name, in vit_b_16 and its kin" }
+}
+
+/// What other files call this network's tensors.
+pub const RENAMES: &[Rename] = &[
+    torchvision("class_token", "cls_token"),
+    torchvision("encoder.pos_embedding", "pos_embed"),
+    torchvision("conv_proj.*", "patch_embed.proj.*"),
+    torchvision("encoder.layers.encoder_layer_*.ln_1.*", "blocks.*.norm1.*"),
+    torchvision("encoder.layers.encoder_layer_*.ln_2.*", "blocks.*.norm2.*"),
+    // Rows in the order q, k, v, as here.
+    torchvision("encoder.layers.encoder_layer_*.self_attention.in_proj_weight", "blocks.*.attn.qkv.weight"),
+    torchvision("encoder.layers.encoder_layer_*.self_attention.in_proj_bias", "blocks.*.attn.qkv.bias"),
+    torchvision("encoder.layers.encoder_layer_*.self_attention.out_proj.*", "blocks.*.attn.proj.*"),
+    torchvision("encoder.layers.encoder_layer_*.mlp.0.*", "blocks.*.mlp.fc1.*"),
+    torchvision("encoder.layers.encoder_layer_*.mlp.3.*", "blocks.*.mlp.fc2.*"),
+    Rename {
+        from: "encoder.layers.encoder_layer_*.mlp.linear_*.*",
+        to: "blocks.*.mlp.fc*.*",
+        reason: "torchvision's name before 0.13, which its published files still have",
+    },
+    torchvision("encoder.ln.*", "norm.*"),
+    torchvision("heads.head.*", "head.*"),
+];
+
+const fn info(
+    name: &'static str,
+    parameters: usize,
+    builder: fn(&Dimensions, VarBuilder) -> Result<Box<dyn Model>>,
+) -> ModelInfo {
+    ModelInfo {
+        name,
+        family: "transformer",
+        parameters,
+        input: Input::inception(0.9),
+        num_classes: 1000,
+        keys: "timm",
+        paper: "Dosovitskiy et al. 2020, arXiv:2010.11929",
+        renames: RENAMES,
+        key_map: None,
+        builder,
+    }
+}
+
+fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
+    let &Dimensions { num_classes, in_chans, image_size } = dims;
+    Ok(Box::new(VisionTransformer::new(&Config { num_classes, in_chans, image_size, ..config }, vb)?))
+}
+
+/// The registered variants.
+pub const MODELS: &[ModelInfo] = &[
+    info("vit_tiny_patch16_224", 5_717_416, |d, vb| build(Config::vit_tiny_patch16_224(), d, vb)),
+    info("vit_small_patch16_224", 22_050_664, |d, vb| build(Config::vit_small_patch16_224(), d, vb)),
+    info("vit_base_patch16_224", 86_567_656, |d, vb| build(Config::vit_base_patch16_224(), d, vb)),
+    info("vit_base_patch32_224", 88_224_232, |d, vb| build(Config::vit_base_patch32_224(), d, vb)),
+    ModelInfo {
+        input: Input::CIFAR10,
+        num_classes: 10,
+        ..info("cifar_vit_tiny_patch4", 5_362_762, |d, vb| build(Config::cifar_vit_tiny_patch4(), d, vb))
+    },
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+    use zoo_core::VarStore;
+
+    fn small() -> Config {
+        Config { image_size: 16, patch: 8, dim: 12, depth: 3, mlp_dim: 24, num_classes: 5, ..Config::of(16, 8, 12, 3) }
+    }
+
+    fn net(config: &Config) -> (VarStore, Result<VisionTransformer>) {
+        let store = VarStore::new(0, DType::F32, &Device::Cpu);
+        let net = VisionTransformer::new(config, store.root());
+        (store, net)
+    }
+
+    fn images(side: usize) -> Tensor {
+        let values = (0..2 * 3 * side * side).map(|i| (i % 17) as f32 / 17.0).collect();
+        Tensor::from_vec(values, (2, 3, side, side), &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn what_cannot_be_built_says_why() {
+        let cases = [
+            (Config { patch: 5, ..small() }, "patches of 5x5 do not divide an image of 16x16"),
+            (Config { depth: 0, ..small() }, "at least one block"),
+            (Config { heads: 5, ..small() }, "blocks.0.attn: 5 heads do not divide a width of 12"),
+            (Config { class_token: false, ..small() }, "pool the mean"),
+            (Config { drop_path: 1.0, ..small() }, "rate"),
+        ];
+        for (config, wanted) in cases {
+            let error = net(&config).1.unwrap_err().to_string();
+            assert!(error.contains(wanted), "{error}");
+        }
+        let error = net(&small()).1.unwrap().forward_t(&images(24), false).unwrap_err().to_string();
+        assert!(error.contains("16x16") && error.contains("24x24"), "{error}");
+    }
+
+    #[test]
+    fn tokens_and_norm_follow_the_pooling() {
+        let cases = [
+            (small(), 5, "norm.weight"),
+            (Config { pooling: Pooling::Mean, ..small() }, 5, "fc_norm.weight"),
+            (Config { pooling: Pooling::Mean, class_token: false, ..small() }, 4, "fc_norm.weight"),
+        ];
+        for (config, tokens, norm) in cases {
+            let (store, net) = net(&config);
+            let net = net.unwrap();
+            assert_eq!(net.forward_features(&images(16), false).unwrap().dims(), &[2, tokens, 12]);
+            assert_eq!(store.get("pos_embed").unwrap().shape.dims(), &[1, tokens, 12]);
+            let norms = store.slots().into_iter().filter(|s| ["norm.weight", "fc_norm.weight"].contains(&&*s.key));
+            assert_eq!(norms.map(|s| s.key).collect::<Vec<_>>(), [norm]);
+            assert_eq!(net.forward_t(&images(16), false).unwrap().dims(), &[2, 5]);
+        }
+    }
+
+    /// Each of the four kinds of dropping changes a training pass by itself, and none an evaluation.
+    #[test]
+    fn dropping_is_for_training() {
+        let logits = |config: &Config, train: bool| {
+            let net = net(config).1.unwrap();
+            net.forward_t(&images(16), train).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        let plain = logits(&small(), true);
+        assert_eq!(logits(&small(), false), plain);
+        for config in [
+            Config { dropout: 0.5, ..small() },
+            Config { attention_dropout: 0.5, ..small() },
+            Config { head_dropout: 0.5, ..small() },
+            Config { drop_path: 0.9, ..small() },
+        ] {
+            assert_ne!(logits(&config, true), plain, "{config:?}");
+            assert_eq!(logits(&config, false), plain, "{config:?}");
+        }
+    }
+
+    /// The rates of stochastic depth rise evenly from 0 at the first block, as timm has them.
+    #[test]
+    fn the_first_block_never_drops() {
+        let config = Config { drop_path: 0.999, depth: 1, ..small() };
+        let net = net(&config).1.unwrap();
+        let xs = images(16);
+        let values = |train| net.forward_t(&xs, train).unwrap().to_vec2::<f32>().unwrap();
+        assert_eq!(values(true), values(false));
+    }
+
+    #[test]
+    fn torchvisions_keys_become_timms() {
+        let renamed = |key: &str| RENAMES.iter().find_map(|rename| rename.apply(key)).unwrap();
+        for (theirs, ours) in [
+            ("encoder.layers.encoder_layer_11.self_attention.in_proj_weight", "blocks.11.attn.qkv.weight"),
+            ("encoder.layers.encoder_layer_3.mlp.linear_1.bias", "blocks.3.mlp.fc1.bias"),
+            ("encoder.layers.encoder_layer_3.mlp.3.weight", "blocks.3.mlp.fc2.weight"),
+            ("heads.head.weight", "head.weight"),
+        ] {
+            assert_eq!(renamed(theirs), ours);
+        }
+    }
+}
