@@ -24,10 +24,10 @@ const PAD: u32 = 0;
 const BEGIN: u32 = 1;
 const END: u32 = 2;
 const SYMBOLS: std::ops::Range<u32> = 3..13;
-const LENGTHS: std::ops::RangeInclusive<usize> = 1..=12;
+const LENGTHS: std::ops::RangeInclusive<usize> = 1..=10;
 
 const BATCH: usize = 64;
-const STEPS: u64 = 1500;
+const STEPS: u64 = 900;
 const SEED: u64 = 0;
 
 fn main() -> Result<()> {
@@ -52,7 +52,7 @@ fn main() -> Result<()> {
         store.parameter_count()
     );
 
-    let rate = Noam { factor: 0.5, ..Noam::new(64, 400) };
+    let rate = Noam { factor: 0.3, ..Noam::new(64, 250) };
     let mut adam = Adam::new(store.parameters())?;
     let mut rng = Rng::new(SEED, "training sequences");
     let (start, mut losses) = (Instant::now(), Vec::new());
@@ -83,7 +83,7 @@ fn main() -> Result<()> {
     let beams = beam_search(&net, &source, &how, &Beam::default())?;
     let by_beam: Vec<Hypothesis> = beams.into_iter().filter_map(|found| found.into_iter().next()).collect();
     for (sequence, hypothesis) in sequences.iter().zip(&by_greedy).take(5) {
-        println!("{:>38} -> {}  (log p {:.2})", text(sequence), text(&hypothesis.tokens), hypothesis.log_prob);
+        println!("{:>20} -> {}  (log p {:.2})", text(sequence), text(&hypothesis.tokens), hypothesis.log_prob);
     }
     for (name, written) in [("greedy", &by_greedy), ("beam", &by_beam)] {
         let right = |(sequence, hypothesis): &(&Vec<u32>, &Hypothesis)| {
