@@ -1,9 +1,9 @@
 //! `zoo check`: how a checkpoint's keys stand to a network's.
 
+use crate::network::Shapes;
 use anyhow::{Result, bail};
 use candle_core::Shape;
 use std::path::PathBuf;
-use zoo::{ModelInfo, ModelOptions, VarStore};
 use zoo_core::weights::{self, KeyReport, Weights};
 
 /// Arguments of `check`.
@@ -26,24 +26,22 @@ pub struct Args {
 
 /// Prints the comparison; an error unless all keys match.
 pub fn run(args: &Args) -> Result<()> {
-    let info = zoo::find(&args.model)?;
-    let options = ModelOptions { num_classes: args.classes, in_chans: args.in_chans, ..Default::default() };
-    let store = VarStore::shapes_only();
-    let classifier = info.build(&options, store.root())?.classifier().place().to_string();
-    let report = weights::check(&store, &Weights::open(&args.file)?, &info.load_options())?;
+    let Shapes { store, options, classifier } = Shapes::of(&args.model, args.classes, args.in_chans)?;
+    let report = weights::check(&store, &Weights::open(&args.file)?, &options)?;
     if args.json {
-        println!("{}", json(info, &report));
+        println!("{}", json(&args.model, &report));
     } else {
         print(&report);
     }
     if report.is_exact() {
         return Ok(());
     }
-    let hint = hint(&report, &classifier, args.classes.is_none()).unwrap_or_default();
+    let hint =
+        classifier.filter(|_| args.classes.is_none()).and_then(|place| hint(&report, &place)).unwrap_or_default();
     bail!(
         "{} does not fit {}: {} missing, {} unexpected, {} mis-shaped{hint}",
         args.file.display(),
-        info.name,
+        args.model,
         report.missing.len(),
         report.unexpected.len(),
         report.mis_shaped.len()
@@ -51,18 +49,18 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// Where only the classifier's width differs, the option that mends it.
-fn hint(report: &KeyReport, classifier: &str, classes_are_default: bool) -> Option<String> {
+fn hint(report: &KeyReport, classifier: &str) -> Option<String> {
     let head = report.mis_shaped.iter().find(|m| m.key == format!("{classifier}.weight"))?;
     let only_head = report.mis_shaped.iter().all(|m| m.key.starts_with(classifier));
     let classes = head.file.dims().first()?;
-    (classes_are_default && only_head).then(|| format!("; the file has {classes} classes: try --classes {classes}"))
+    only_head.then(|| format!("; the file has {classes} classes: try --classes {classes}"))
 }
 
 fn dims(shape: &Shape) -> Vec<usize> {
     shape.dims().to_vec()
 }
 
-fn json(info: &ModelInfo, report: &KeyReport) -> serde_json::Value {
+fn json(model: &str, report: &KeyReport) -> serde_json::Value {
     let listed = |list: &[(String, Shape)]| -> Vec<_> {
         list.iter().map(|(key, shape)| serde_json::json!({ "key": key, "shape": dims(shape) })).collect()
     };
@@ -71,7 +69,7 @@ fn json(info: &ModelInfo, report: &KeyReport) -> serde_json::Value {
         .iter()
         .map(|m| serde_json::json!({ "key": m.key, "file": dims(&m.file), "network": dims(&m.network) }));
     serde_json::json!({
-        "model": info.name,
+        "model": model,
         "fits": report.is_exact(),
         "matching": report.matching,
         "missing": listed(&report.missing),

@@ -1,11 +1,11 @@
 //! `zoo convert`: any checkpoint as safetensors.
 
+use crate::network::Shapes;
 use crate::text::may_write;
 use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use zoo::{ModelOptions, VarStore};
 use zoo_core::weights::{self, Weights};
 
 /// Arguments of `convert`.
@@ -42,12 +42,9 @@ pub fn run(args: &Args) -> Result<()> {
             weights.keys().map(read).collect::<Result<_>>()?
         }
         Some(model) => {
-            let info = zoo::find(model)?;
-            let options = ModelOptions { num_classes: args.classes, in_chans: args.in_chans, ..Default::default() };
-            let store = VarStore::shapes_only();
-            info.build(&options, store.root())?;
-            metadata.insert("model".to_string(), info.name.to_string());
-            weights::translate(&store, &weights, &info.load_options())?
+            let Shapes { store, options, .. } = Shapes::of(model, args.classes, args.in_chans)?;
+            metadata.insert("model".to_string(), model.clone());
+            weights::translate(&store, &weights, &options)?
         }
     };
     let named = tensors.iter().map(|(key, tensor)| (key.as_str(), tensor));

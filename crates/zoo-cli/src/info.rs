@@ -1,10 +1,12 @@
 //! `zoo info`: a network layer by layer.
 
+use crate::network::no_image_options;
 use crate::text::{shape, thousands, until_closed};
 use anyhow::{Context, Result, ensure};
 use std::io::{self, Write};
 use std::str::FromStr;
 use zoo::{ModelInfo, ModelOptions, VarStore};
+use zoo_core::Input;
 use zoo_core::trace::{Graph, Node};
 
 /// Arguments of `info`.
@@ -39,15 +41,24 @@ impl FromStr for Image {
     }
 }
 
-/// A registered network and its graph on one image.
+/// A registered network and its graph on one image, or on one pair of sequences.
 pub struct Traced {
-    /// Its row of the registry.
-    pub info: &'static ModelInfo,
-    /// The image.
-    pub image: Image,
+    /// Its name.
+    pub name: &'static str,
+    /// Authors, year and arXiv id.
+    pub paper: &'static str,
+    /// Whose checkpoint keys it speaks.
+    pub keys: &'static str,
+    /// What it is shown, for people: `3×224×224`.
+    pub input: String,
+    /// The image's shape and how a photograph becomes one; a network on sequences has none.
+    pub image: Option<(Image, Input)>,
     /// The graph.
     pub graph: Graph,
 }
+
+/// Length of the two sequences that a sequence model is traced on.
+const SEQUENCE: usize = 32;
 
 impl Traced {
     /// Traces the network called `model`.
@@ -55,6 +66,14 @@ impl Traced {
     /// # Errors
     /// No such network, or an image that it cannot take.
     pub fn new(model: &str, image: Option<Image>, classes: Option<usize>) -> Result<Self> {
+        if let Some(info) = zoo::sequence_models().find(|info| info.name == model) {
+            no_image_options(model, image.is_some() || classes.is_some())?;
+            let net = (info.builder)(VarStore::shapes_only().root())?;
+            let shape = [1, SEQUENCE, info.d_model];
+            let graph = Graph::of(&[&shape, &shape], |inputs| net.forward_t(&inputs[0], &inputs[1], false))?;
+            let input = format!("two sequences of {SEQUENCE}×{}", info.d_model);
+            return Ok(Self { name: info.name, paper: info.paper, keys: info.keys, input, image: None, graph });
+        }
         let info = zoo::find(model)?;
         let image = image.unwrap_or(Image(3, info.input.size, info.input.size));
         let Image(c, h, w) = image;
@@ -63,7 +82,8 @@ impl Traced {
         let graph = Graph::of_model(net.as_ref(), (c, h, w))
             .with_context(|| format!("{model} cannot take an image of {c}x{h}x{w}"))?;
         ensure!(graph.nodes.len() > 1, "{model} has no layer");
-        Ok(Self { info, image, graph })
+        let ModelInfo { name, paper, keys, input, .. } = *info;
+        Ok(Self { name, paper, keys, input: format!("{c}×{h}×{w}"), image: Some((image, input)), graph })
     }
 }
 
@@ -83,7 +103,7 @@ fn name<'a>(graph: &'a Graph, node: &'a Node) -> &'a str {
 }
 
 fn json(traced: &Traced) -> serde_json::Value {
-    let Traced { info, image, graph } = traced;
+    let Traced { name: model, paper, keys, image, graph, .. } = traced;
     let layers = graph.nodes.iter().map(|node| {
         serde_json::json!({
             "name": name(graph, node), "kind": node.kind, "detail": node.detail, "output": node.shape,
@@ -91,31 +111,29 @@ fn json(traced: &Traced) -> serde_json::Value {
         })
     });
     serde_json::json!({
-        "model": info.name,
-        "family": info.family,
-        "paper": info.paper,
-        "keys": info.keys,
-        "image": [image.0, image.1, image.2],
+        "model": model,
+        "paper": paper,
+        "keys": keys,
+        "image": image.map(|(Image(c, h, w), _)| [c, h, w]),
         "parameters": graph.parameters(),
         "macs": graph.macs(),
         "gmacs": graph.macs() as f64 / 1e9,
-        "input": {
-            "size": info.input.size, "mean": info.input.mean, "std": info.input.std, "crop": info.input.crop,
-            "interpolation": format!("{:?}", info.input.interpolation).to_lowercase(),
-        },
+        "input": image.map(|(_, input)| serde_json::json!({
+            "size": input.size, "mean": input.mean, "std": input.std, "crop": input.crop,
+            "interpolation": format!("{:?}", input.interpolation).to_lowercase(),
+        })),
         "layers": layers.collect::<Vec<_>>(),
     })
 }
 
 fn print(traced: &Traced, out: &mut impl Write) -> io::Result<()> {
-    let Traced { info, image: Image(c, h, w), graph } = traced;
-    writeln!(out, "{}  {}", info.name, info.paper)?;
+    let Traced { name: model, paper, keys, input, graph, .. } = traced;
+    writeln!(out, "{model}  {paper}")?;
     writeln!(
         out,
-        "{} parameters, {:.2} GMACs on {c}x{h}x{w}, keys of {}",
+        "{} parameters, {:.2} GMACs on {input}, keys: {keys}",
         thousands(graph.parameters() as u64),
         graph.macs() as f64 / 1e9,
-        info.keys
     )?;
     let kind = |node: &Node| format!("{} {}", node.kind, node.detail).trim_end().to_string();
     let names = graph.nodes.iter().map(|node| name(graph, node).chars().count()).max().unwrap_or(0).max(4);
@@ -148,7 +166,7 @@ mod tests {
         let mut text = Vec::new();
         print(&traced, &mut text).unwrap();
         let text = String::from_utf8(text).unwrap();
-        assert!(text.contains("269,722 parameters, 0.04 GMACs on 3x32x32"), "{text}");
+        assert!(text.contains("269,722 parameters, 0.04 GMACs on 3×32×32"), "{text}");
         assert!(text.lines().any(|l| l.starts_with("layer2.0.conv1") && l.contains("3x3, stride 2")), "{text}");
     }
 

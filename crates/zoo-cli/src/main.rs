@@ -4,6 +4,7 @@ mod check;
 mod convert;
 mod info;
 mod list;
+mod network;
 mod plot;
 mod run;
 mod text;

@@ -162,7 +162,7 @@ impl<'a> Run<'a> {
         );
         let store = VarStore::new(job.seed, DType::F32, &job.device);
         let options =
-            ModelOptions { num_classes: Some(data.classes.len()), in_chans: Some(channels), ..Default::default() };
+            ModelOptions { num_classes: Some(data.classes.len()), in_chans: Some(channels), image_size: Some(height) };
         let net = job.model.build(&options, store.root())?;
         if let Some(start) = &job.start {
             let may_differ: Vec<&str> = start.may_differ.iter().map(String::as_str).collect();

@@ -7,7 +7,7 @@ use crate::text::{shape, short};
 
 /// The whole outline as a `digraph`.
 pub fn write(traced: &Traced, outline: &Outline) -> String {
-    let mut text = format!("digraph {} {{\n", quoted(traced.info.name));
+    let mut text = format!("digraph {} {{\n", quoted(traced.name));
     text += "  node [shape=box, style=\"rounded,filled\", fillcolor=white, fontname=Helvetica];\n";
     text += "  edge [fontname=Helvetica, fontsize=10];\n";
     frame(outline, 0, 1, &mut text);

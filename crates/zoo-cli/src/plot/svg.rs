@@ -2,7 +2,7 @@
 
 use super::layout::Layout;
 use super::outline::{End, Frame, Item, Layer, Outline};
-use crate::info::{Image, Traced};
+use crate::info::Traced;
 use crate::text::{shape, short, thousands};
 use maud::{Markup, html};
 
@@ -93,12 +93,11 @@ svg { background: #ffffff; font-family: 'Helvetica Neue', Helvetica, Arial, sans
 /// The whole picture as an SVG file.
 pub fn draw(traced: &Traced, outline: &Outline) -> String {
     let layout = Layout::new(outline, &|layer| box_size(&outline.layers[layer]));
-    let Traced { info, image: Image(c, h, w), graph } = traced;
+    let Traced { name, paper, input, graph, .. } = traced;
     let subtitle = format!(
-        "{} parameters · {:.2} GMACs · image {c}×{h}×{w} · {}",
+        "{} parameters · {:.2} GMACs · {input} · {paper}",
         thousands(graph.parameters() as u64),
         graph.macs() as f64 / 1e9,
-        info.paper
     );
     let (width, height) = layout.frame(0).map_or((0.0, 0.0), |root| root.size);
     let total = (width + 2.0 * MARGIN).max(subtitle.chars().count() as f64 * 6.4 + 2.0 * MARGIN);
@@ -106,14 +105,14 @@ pub fn draw(traced: &Traced, outline: &Outline) -> String {
     let view = format!("0 0 {total:.0} {bottom:.0}");
     let picture = html! {
         svg xmlns="http://www.w3.org/2000/svg" viewBox=(view) width=(format!("{total:.0}")) height=(format!("{bottom:.0}"))
-            role="img" aria-label=(format!("The network {}", info.name)) {
+            role="img" aria-label=(format!("The network {name}")) {
             style { (STYLE) }
             defs {
                 marker id="arrow" viewBox="0 0 8 8" refX="7" refY="4" markerWidth="7" markerHeight="7" orient="auto" {
                     path d="M0 0.8 L8 4 L0 7.2 z" fill="#6b7785" {}
                 }
             }
-            text.title x=(MARGIN) y=(MARGIN + 14.0) { (info.name) }
+            text.title x=(MARGIN) y=(MARGIN + 14.0) { (name) }
             text.subtitle x=(MARGIN) y=(MARGIN + 36.0) { (subtitle) }
             (items(outline, &layout, 0, ((total - width) / 2.0, MARGIN + TITLE)))
         }
