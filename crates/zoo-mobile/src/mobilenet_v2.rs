@@ -236,7 +236,7 @@ const INVERTED: [(&str, &str); 6] =
 /// through (`features.4`): no rename can add up. A file in torchvision's own layout passes as it is.
 ///
 /// # Errors
-/// None.
+/// None of its own: keys that are neither's are left for the loader to complain of.
 pub fn from_timm(weights: &Weights) -> Result<Vec<(String, Source)>> {
     let keys: Vec<&str> = weights.keys().collect();
     Ok(translate(&keys).into_iter().map(|(ours, theirs)| (ours, Source::Key(theirs.to_string()))).collect())

@@ -285,16 +285,16 @@ pub const MODELS: &[ModelInfo] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
-    use zoo_core::trace::Graph;
-    use zoo_core::{ModelOptions, VarStore, trace::model_macs};
+    use zoo_core::trace::{Graph, model_macs};
+    use zoo_core::{ModelOptions, VarStore};
 
-    /// Table 1's last row, in millions: 143, 140, 137, 133, 137.
+    /// Table 1's last row, in millions. It leaves the classifier out, of which one class is the least there can be.
     #[test]
     fn multiply_adds_are_the_papers() {
-        for (info, millions) in MODELS.iter().zip([143.0, 140.0, 137.0, 133.0, 137.0]) {
-            let macs = model_macs(info, &ModelOptions::default()).unwrap() as f64 / 1e6;
-            assert!((macs - millions).abs() <= 1.0, "{}: {macs}", info.name);
-        }
+        let one_class = ModelOptions { num_classes: Some(1), ..Default::default() };
+        let millions = |info| (model_macs(info, &one_class).unwrap() as f64 / 1e6).round();
+        let full: Vec<f64> = MODELS.iter().take(5).map(millions).collect();
+        assert_eq!(full, [143.0, 140.0, 137.0, 133.0, 137.0]);
     }
 
     #[test]

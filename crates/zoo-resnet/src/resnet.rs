@@ -531,7 +531,7 @@ mod tests {
         let store = VarStore::new(0, DType::F32, &Device::Cpu);
         let config = BlockConfig { zero_init: true, ..BlockConfig::bottleneck(8, 2, 8) };
         let block = Block::new(&config, store.root()).unwrap();
-        let xs = Tensor::rand(0f32, 1., (2, 8, 4, 4), &Device::Cpu).unwrap();
+        let xs = Tensor::arange(0f32, 256., &Device::Cpu).unwrap().reshape((2, 8, 4, 4)).unwrap();
         let ys = block.forward_t(&xs, true).unwrap();
         let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(values(&ys), values(&xs));
