@@ -1,5 +1,5 @@
-//! The bottleneck of ResNet-50 (He et al. 2015, arXiv:1512.03385, figure 5, right), from outside: what it costs against the
-//! basic block, its shapes from layer to layer, and why it may start as the identity.
+//! The bottleneck of ResNet-50 (He et al. 2015, arXiv:1512.03385, figure 5, right), from outside: what it costs against
+//! the basic block, its shapes from layer to layer, and why it may start as the identity.
 //!
 //!     cargo run -p zoo-resnet --example bottleneck
 
