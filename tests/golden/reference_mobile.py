@@ -77,8 +77,8 @@ class ShuffleNet(nn.Module):
 # The stems for ImageNet leave a 32nd of the side: images of 64, so that the last BatchNorms see more than one pixel.
 IMAGENET = {"image": 64}
 
-# name: how PyTorch builds it. Counts are published, less the classifier's other 990 classes, so that a slip in a definition
-# above shows.
+# name: how PyTorch builds it. Counts are published, less the classifier's other 990 classes, so that a slip in a
+# definition above shows.
 MODELS = {
     "mobilenet_v1": Reference(
         lambda: timm.create_model("mobilenetv1_100", num_classes=10), 4_231_976 - 990 * 1025, **IMAGENET),

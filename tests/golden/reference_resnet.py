@@ -130,7 +130,7 @@ class TemplateBlock(nn.Module):
 
 
 class TemplateResidualCnn(nn.Module):
-    """The list walked by pairs: equal neighbours and the last entry are blocks, unequal ones pool and widen with zeros."""
+    """The list walked by pairs: equal neighbours and the last entry are blocks, others pool and widen with zeros."""
 
     def __init__(self, widths, image, big=False):
         super().__init__()
@@ -153,14 +153,14 @@ class TemplateResidualCnn(nn.Module):
 TEMPLATE = [32, 32, 64, 64, 64, 64, 128, 128, 128]
 # The stem of table 1 leaves a 32nd of the side: images of 64, so that the last BatchNorms see more than one pixel.
 IMAGENET = {"image": 64}
-# Where a rounding of f32 turns the winner of a pooling window or the sign before a ReLU among four images, there are fewer:
-# the draws of `generate.py` do not meet every turn.
+# Where a rounding of f32 turns the winner of a pooling window or the sign before a ReLU among four images, there are
+# fewer: the draws of `generate.py` do not meet every turn.
 THREE = {"image": 64, "batch": 3}
 # Bottlenecks' options are compared on networks of one block a stage.
 ONE_EACH = [1, 1, 1, 1]
 
-# name, and behind a slash what the registry does not have: how PyTorch builds it. Counts are published, less the classifier's other 990
-# classes, so that a slip in a definition above shows.
+# name, and behind a slash what the registry does not have: how PyTorch builds it. Counts are published, less the
+# classifier's other 990 classes, so that a slip in a definition above shows.
 MODELS = {
     "cifar_resnet20": Reference(lambda: CifarResNet(3, "A"), 269_722),
     "cifar_plain20": Reference(lambda: CifarResNet(3, None), 269_722),
@@ -173,7 +173,9 @@ MODELS = {
     "bottlenecks/groups": Reference(
         lambda: resnet(Bottleneck, ONE_EACH, groups=32, width_per_group=4), settings="bottlenecks groups", **IMAGENET),
     "plain18": Reference(lambda: PlainNet([2, 2, 2, 2]), **IMAGENET),
-    "bottlenecks/plain": Reference(lambda: PlainNet(ONE_EACH, bottleneck=True), settings="bottlenecks plain", image=64, batch=2),
+    "bottlenecks/plain": Reference(
+        lambda: PlainNet(ONE_EACH, bottleneck=True), settings="bottlenecks plain", image=64,
+        batch=2),
     "cifar_resnet18": Reference(lambda: cifar_stem(resnet(BasicBlock, [2, 2, 2, 2])), 11_173_962),
     "seresnet18": Reference(lambda: timm.create_model("seresnet18", num_classes=10), 11_779_624 - 990 * 513, **THREE),
     "bottlenecks/se": Reference(

@@ -1,13 +1,13 @@
-//! A. G. Howard, M. Zhu, B. Chen, D. Kalenichenko, W. Wang, T. Weyand, M. Andreetto, H. Adam (2017), "MobileNets: Efficient
-//! Convolutional Neural Networks for Mobile Vision Applications", arXiv:1704.04861, table 1.
+//! A. G. Howard, M. Zhu, B. Chen, D. Kalenichenko, W. Wang, T. Weyand, M. Andreetto, H. Adam (2017), "MobileNets:
+//! Efficient Convolutional Neural Networks for Mobile Vision Applications", arXiv:1704.04861, table 1.
 //!
-//! A convolution is split in two: a depthwise 3x3 filters each channel on its own, a 1x1 mixes them. A strided 3x3 stem and
-//! thirteen such pairs, global average pooling and one linear layer. The width multiplier (section 3.3) thins every layer;
-//! the resolution multiplier (section 3.4) is the size of the image.
+//! A convolution is split in two: a depthwise 3x3 filters each channel on its own, a 1x1 mixes them. A strided 3x3 stem
+//! and thirteen such pairs, global average pooling and one linear layer. The width multiplier (section 3.3) thins every
+//! layer; the resolution multiplier (section 3.4) is the size of the image.
 //!
-//! Checkpoint keys: timm's `mobilenetv1_100`: `conv_stem bn1 blocks.{s}.{i}.{conv_dw,bn1,conv_pw,bn2} classifier`. As there,
-//! the activation is ReLU6 (the paper draws ReLU), widths are rounded to multiples of 8, and there is no dropout unless
-//! [`Config::dropout`] asks for it.
+//! Checkpoint keys: timm's `mobilenetv1_100`: `conv_stem bn1 blocks.{s}.{i}.{conv_dw,bn1,conv_pw,bn2} classifier`. As
+//! there, the activation is ReLU6 (the paper draws ReLU), widths are rounded to multiples of 8, and there is no dropout
+//! unless [`Config::dropout`] asks for it.
 //!
 //! | variant | width | layers | parameters |
 //! |---|---|---|---|

@@ -1,13 +1,14 @@
-//! M. Sandler, A. Howard, M. Zhu, A. Zhmoginov, L.-C. Chen (2018), "MobileNetV2: Inverted Residuals and Linear Bottlenecks",
-//! arXiv:1801.04381, table 2.
+//! M. Sandler, A. Howard, M. Zhu, A. Zhmoginov, L.-C. Chen (2018), "MobileNetV2: Inverted Residuals and Linear
+//! Bottlenecks", arXiv:1801.04381, table 2.
 //!
 //! A block widens its narrow input by a 1x1 convolution, filters each channel on its own, and narrows again without an
-//! activation; the shortcut joins the narrow ends. The width multiplier thins every layer but the last convolution, which
-//! it only widens.
+//! activation; the shortcut joins the narrow ends. The width multiplier thins every layer but the last convolution,
+//! which it only widens.
 //!
-//! Checkpoint keys: torchvision's. `features.0` is the stem, `features.{n}.conv` the n-th block and `features.18` the last
-//! convolution, each convolution with its norm and activation as `{0,1}`; the narrowing convolution of a block and its norm
-//! stand one step higher. `classifier.1` follows dropout. timm's `mobilenetv2_*` keys load as well, see [`from_timm`].
+//! Checkpoint keys: torchvision's. `features.0` is the stem, `features.{n}.conv` the n-th block and `features.18` the
+//! last convolution, each convolution with its norm and activation as `{0,1}`; the narrowing convolution of a block and
+//! its norm stand one step higher. `classifier.1` follows dropout. timm's `mobilenetv2_*` keys load as well, see
+//! [`from_timm`].
 //!
 //! | variant | strides | parameters |
 //! |---|---|---|
@@ -77,7 +78,8 @@ impl Config {
         }
     }
 
-    /// For 32x32 images: neither the stem nor the second stage stride, so that 4x4 pixels reach the end, and ten classes.
+    /// For 32x32 images: neither the stem nor the second stage stride, so that 4x4 pixels reach the end, and ten
+    /// classes.
     pub fn cifar() -> Self {
         let mut config = Self { stem_stride: 1, num_classes: 10, ..Self::new(1.0) };
         config.stages[1].stride = 1;
@@ -236,7 +238,7 @@ const INVERTED: [(&str, &str); 6] =
 /// through (`features.4`): no rename can add up. A file in torchvision's own layout passes as it is.
 ///
 /// # Errors
-/// None.
+/// None of its own: keys that are neither's are left for the loader to complain of.
 pub fn from_timm(weights: &Weights) -> Result<Vec<(String, Source)>> {
     let keys: Vec<&str> = weights.keys().collect();
     Ok(translate(&keys).into_iter().map(|(ours, theirs)| (ours, Source::Key(theirs.to_string()))).collect())

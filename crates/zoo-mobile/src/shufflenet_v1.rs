@@ -1,10 +1,10 @@
-//! X. Zhang, X. Zhou, M. Lin, J. Sun (2017), "ShuffleNet: An Extremely Efficient Convolutional Neural Network for Mobile
-//! Devices", arXiv:1707.01083, table 1.
+//! X. Zhang, X. Zhou, M. Lin, J. Sun (2017), "ShuffleNet: An Extremely Efficient Convolutional Neural Network for
+//! Mobile Devices", arXiv:1707.01083, table 1.
 //!
-//! A bottleneck whose 1x1 convolutions are grouped, with a shuffle of the channels between them so that the groups see each
-//! other. A unit that halves the map takes the shortcut through average pooling and puts it in front of its branch
-//! instead of adding it. The first 1x1 of stage 2 is not grouped (section 3.2): its input has only 24 channels. Inside a unit
-//! there are a quarter of its stage's channels.
+//! A bottleneck whose 1x1 convolutions are grouped, with a shuffle of the channels between them so that the groups see
+//! each other. A unit that halves the map takes the shortcut through average pooling and puts it in front of its branch
+//! instead of adding it. The first 1x1 of stage 2 is not grouped (section 3.2): its input has only 24 channels. Inside
+//! a unit there are a quarter of its stage's channels.
 //!
 //! Checkpoint keys, this crate's own: `conv1 bn1`, `stage{2,3,4}.{i}.{conv1,bn1,conv2,bn2,conv3,bn3}` with the 1x1, the
 //! depthwise 3x3 and the second 1x1 in this order, `fc`.
@@ -40,7 +40,8 @@ pub struct Config {
     pub groups: usize,
     /// Channels of stage 2; each later stage has twice as many.
     pub channels: usize,
-    /// The scale factor s of "ShuffleNet s×": every layer has s times the channels, rounded so that the groups divide them.
+    /// The scale factor s of "ShuffleNet s×": every layer has s times the channels, rounded so that the groups divide
+    /// them.
     pub width: f64,
     /// The first layers.
     pub stem: Stem,
@@ -285,16 +286,16 @@ pub const MODELS: &[ModelInfo] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
-    use zoo_core::trace::Graph;
-    use zoo_core::{ModelOptions, VarStore, trace::model_macs};
+    use zoo_core::trace::{Graph, model_macs};
+    use zoo_core::{ModelOptions, VarStore};
 
-    /// Table 1's last row, in millions: 143, 140, 137, 133, 137.
+    /// Table 1's last row, in millions. It leaves the classifier out, of which one class is the least there can be.
     #[test]
     fn multiply_adds_are_the_papers() {
-        for (info, millions) in MODELS.iter().zip([143.0, 140.0, 137.0, 133.0, 137.0]) {
-            let macs = model_macs(info, &ModelOptions::default()).unwrap() as f64 / 1e6;
-            assert!((macs - millions).abs() <= 1.0, "{}: {macs}", info.name);
-        }
+        let one_class = ModelOptions { num_classes: Some(1), ..Default::default() };
+        let millions = |info| (model_macs(info, &one_class).unwrap() as f64 / 1e6).round();
+        let full: Vec<f64> = MODELS.iter().take(5).map(millions).collect();
+        assert_eq!(full, [143.0, 140.0, 137.0, 133.0, 137.0]);
     }
 
     #[test]

@@ -1,14 +1,14 @@
-//! K. He, X. Zhang, S. Ren, J. Sun (2015), "Deep Residual Learning for Image Recognition", arXiv:1512.03385, section 4.2:
-//! the narrow residual networks for 32x32 images, the plain networks that they are compared with, and the same with squeeze and
-//! excitation (Hu et al. 2017, arXiv:1709.01507).
+//! K. He, X. Zhang, S. Ren, J. Sun (2015), "Deep Residual Learning for Image Recognition", arXiv:1512.03385, section
+//! 4.2: the narrow residual networks for 32x32 images, the plain networks that they are compared with, and the same
+//! with squeeze and excitation (Hu et al. 2017, arXiv:1709.01507).
 //!
-//! A 3x3 stem of 16 channels, three stages of n blocks with 16, 32 and 64 channels on 32x32, 16x16 and 8x8 pixels, global
-//! average pooling and one linear layer: 6n + 2 layers with weights.
+//! A 3x3 stem of 16 channels, three stages of n blocks with 16, 32 and 64 channels on 32x32, 16x16 and 8x8 pixels,
+//! global average pooling and one linear layer: 6n + 2 layers with weights.
 //!
 //! Checkpoint keys: `conv1 bn1 layer{1,2,3}.{i}.{conv1,bn1,conv2,bn2} linear`, with option B also
-//! `layer{2,3}.0.shortcut.{0,1}`; those of the widely used PyTorch implementation by Y. Idelbayev. See [`RENAMES`]. Squeeze and
-//! excitation adds `layer{n}.{i}.se.{fc1,fc2}`, 1x1 convolutions with bias; its reduction of 16 squeezes the 16, 32 and 64
-//! channels to 1, 2 and 4, not rounded up.
+//! `layer{2,3}.0.shortcut.{0,1}`; those of the widely used PyTorch implementation by Y. Idelbayev. See [`RENAMES`].
+//! Squeeze and excitation adds `layer{n}.{i}.se.{fc1,fc2}`, 1x1 convolutions with bias; its reduction of 16 squeezes the
+//! 16, 32 and 64 channels to 1, 2 and 4, not rounded up.
 //!
 //! | n | layers | shortcut A | shortcut B | plain | with SE |
 //! |---|---|---|---|---|---|

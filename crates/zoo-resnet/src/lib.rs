@@ -1,5 +1,5 @@
-//! Residual networks: He et al. 2015 for ImageNet and for CIFAR, the same networks without shortcuts and with squeeze and
-//! excitation, and the residual network of the template suite. All are made of one block, [`resnet::Block`].
+//! Residual networks: He et al. 2015 for ImageNet and for CIFAR, the same networks without shortcuts and with squeeze
+//! and excitation, and the residual network of the template suite. All are made of one block, [`resnet::Block`].
 #![deny(missing_docs)]
 
 use zoo_core::ModelInfo;

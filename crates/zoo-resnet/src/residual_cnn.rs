@@ -1,16 +1,16 @@
 //! The residual CNN of the template suite: a list of widths walked by pairs, of residual blocks (He et al. 2015,
 //! arXiv:1512.03385) and of poolings that pad the channels with zeros.
 //!
-//! The stem is a 7x7 convolution with bias (stride 2, padding 3) and max pooling 3x3 (stride 2, padding 1), with neither norm
-//! nor activation. Then each entry of the list stands against the next: where they are equal, and behind the last entry, a
-//! residual block of that width; where they are not, max pooling 3x3 (stride 2, no padding), and zero channels behind the
-//! old ones up to the next width. All of the last map goes into one linear layer.
+//! The stem is a 7x7 convolution with bias (stride 2, padding 3) and max pooling 3x3 (stride 2, padding 1), with
+//! neither norm nor activation. Then each entry of the list stands against the next: where they are equal, and behind
+//! the last entry, a residual block of that width; where they are not, max pooling 3x3 (stride 2, no padding), and zero
+//! channels behind the old ones up to the next width. All of the last map goes into one linear layer.
 //!
 //! The small block is two 3x3 convolutions, the big one 1x1 to a quarter of the channels, 3x3, and 1x1 back; every
 //! convolution has a bias and BatchNorm, every one but the last ReLU, and ReLU follows the addition.
 //!
-//! Checkpoint keys: `stem`, `blocks.{i}.{conv1,bn1,conv2,bn2}` for the i-th block (pools do not count), with `conv3 bn3` in big
-//! ones, `classifier`.
+//! Checkpoint keys: `stem`, `blocks.{i}.{conv1,bn1,conv2,bn2}` for the i-th block (pools do not count), with `conv3
+//! bn3` in big ones, `classifier`.
 //!
 //! | variant | list | block | parameters |
 //! |---|---|---|---|
@@ -77,8 +77,8 @@ impl ResidualCnn {
     /// Makes the network at `vb`.
     ///
     /// # Errors
-    /// An empty list or one whose widths shrink, more pools than the image can take, a big block whose width is no multiple
-    /// of 4.
+    /// An empty list or one whose widths shrink, more pools than the image can take, a big block whose width is no
+    /// multiple of 4.
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
         let Some(&first) = config.widths.first() else { bail!("residual_cnn: the list of widths is empty") };
         let stem = Conv2d::new(config.in_chans, first, Conv2dConfig::new(7).stride(2).padding(3), vb.pp("stem"))?;

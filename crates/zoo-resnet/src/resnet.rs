@@ -1,9 +1,9 @@
-//! K. He, X. Zhang, S. Ren, J. Sun (2015), "Deep Residual Learning for Image Recognition", arXiv:1512.03385, table 1, the
-//! plain networks that they are compared with, and the widths of table 1 on 32x32 images.
+//! K. He, X. Zhang, S. Ren, J. Sun (2015), "Deep Residual Learning for Image Recognition", arXiv:1512.03385, table 1,
+//! the plain networks that they are compared with, and the widths of table 1 on 32x32 images.
 //!
-//! A stem, four stages of blocks with 64, 128, 256 and 512 channels (four times as many out of a bottleneck), each but the
-//! first halving the map, global average pooling and one linear layer. The file also holds the residual block itself,
-//! [`Block`], which every network of this crate is made of.
+//! A stem, four stages of blocks with 64, 128, 256 and 512 channels (four times as many out of a bottleneck), each but
+//! the first halving the map, global average pooling and one linear layer. The file also holds the residual block
+//! itself, [`Block`], which every network of this crate is made of.
 //!
 //! Checkpoint keys: torchvision's `conv1 bn1 layer{1..4}.{i}.{conv1,bn1,conv2,bn2,conv3,bn3} fc`, and
 //! `layer{n}.0.downsample.{0,1}` where a shortcut has weights; plain networks have none. As in torchvision ("version 1.5") a
@@ -93,8 +93,8 @@ pub struct BlockConfig {
     pub init: Init,
     /// A gate on the branch's channels, in front of the addition (Hu et al. 2017, arXiv:1709.01507).
     pub se: Option<SqueezeExciteConfig>,
-    /// Whether the last norm of the branch starts at weight 0, so that the block starts as the identity (Goyal et al. 2017,
-    /// arXiv:1706.02677).
+    /// Whether the last norm of the branch starts at weight 0, so that the block starts as the identity (Goyal et al.
+    /// 2017, arXiv:1706.02677).
     pub zero_init: bool,
     /// Every BatchNorm of the block.
     pub norm: BatchNormConfig,
@@ -167,7 +167,8 @@ impl Skip {
     }
 }
 
-/// For n = 2 the pixels (0, 0), (0, 2), … (2, 0), …: a pooling window of one pixel. (b, c, h, w) -> (b, c, ⌈h/n⌉, ⌈w/n⌉)
+/// For n = 2 the pixels (0, 0), (0, 2), … (2, 0), …: a pooling window of one pixel.
+/// (b, c, h, w) -> (b, c, ⌈h/n⌉, ⌈w/n⌉)
 fn every_nth_pixel(xs: &Tensor, n: usize) -> Result<Tensor> {
     if n == 1 { Ok(xs.clone()) } else { MaxPool2d::new(1, n).forward(xs) }
 }
@@ -531,7 +532,7 @@ mod tests {
         let store = VarStore::new(0, DType::F32, &Device::Cpu);
         let config = BlockConfig { zero_init: true, ..BlockConfig::bottleneck(8, 2, 8) };
         let block = Block::new(&config, store.root()).unwrap();
-        let xs = Tensor::rand(0f32, 1., (2, 8, 4, 4), &Device::Cpu).unwrap();
+        let xs = Tensor::arange(0f32, 256., &Device::Cpu).unwrap().reshape((2, 8, 4, 4)).unwrap();
         let ys = block.forward_t(&xs, true).unwrap();
         let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(values(&ys), values(&xs));

@@ -1,10 +1,11 @@
-//! J. Hu, L. Shen, S. Albanie, G. Sun, E. Wu (2017), "Squeeze-and-Excitation Networks", arXiv:1709.01507: the residual networks
-//! of [`crate::resnet`] with a gate on the channels of every branch, in front of the addition (figure 3).
+//! J. Hu, L. Shen, S. Albanie, G. Sun, E. Wu (2017), "Squeeze-and-Excitation Networks", arXiv:1709.01507: the residual
+//! networks of [`crate::resnet`] with a gate on the channels of every branch, in front of the addition (figure 3).
 //!
 //! The gate squeezes c channels to c / 16, rounded to a multiple of 8 and at least 8, as timm does.
 //!
-//! Checkpoint keys: timm's, which are torchvision's and `layer{n}.{i}.se.{fc1,fc2}`, 1x1 convolutions with bias. timm starts the
-//! last norm of each branch at 0; here that is the option [`Config::zero_init`], as for all residual networks.
+//! Checkpoint keys: timm's, which are torchvision's and `layer{n}.{i}.se.{fc1,fc2}`, 1x1 convolutions with bias. timm
+//! starts the last norm of each branch at 0; here that is the option [`Config::zero_init`], as for all residual
+//! networks.
 //!
 //! | layers | parameters |
 //! |---|---|
