@@ -29,16 +29,31 @@ pub struct Args {
     /// Classes of the network, where they are not its default
     #[arg(long)]
     classes: Option<usize>,
+    /// Element type to compute in. In f64 only the order of sums differs from another implementation; in f32 a rounding can
+    /// turn a ReLU or the winner of a pooling, and with it a gradient by far more
+    #[arg(long, value_enum, default_value_t = Element::F32)]
+    dtype: Element,
     /// Replace the output if it exists
     #[arg(long)]
     force: bool,
+}
+
+/// An element type with kernels for every operation.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Element {
+    F32,
+    F64,
 }
 
 /// Runs the network once.
 pub fn run(args: &Args) -> Result<()> {
     let info = zoo::find(&args.model)?;
     may_write(&args.output, args.force)?;
-    let (input, target) = read_input(&args.input)?;
+    let dtype = match args.dtype {
+        Element::F32 => DType::F32,
+        Element::F64 => DType::F64,
+    };
+    let (input, target) = read_input(&args.input, dtype)?;
     let &[_, channels, height, width] = input.dims() else {
         bail!("{}: `input` must be (b, c, h, w), got {:?}", args.input.display(), input.dims())
     };
@@ -48,7 +63,7 @@ pub fn run(args: &Args) -> Result<()> {
         // Position embeddings and token mixing are as large as the image; other networks do not care.
         image_size: (height == width).then_some(height),
     };
-    let store = VarStore::new(0, DType::F32, &Device::Cpu);
+    let store = VarStore::new(0, dtype, &Device::Cpu);
     let net = info.build(&options, store.root())?;
     weights::load(&store, &Weights::open(&args.weights)?, &info.load_options())?;
 
@@ -78,11 +93,11 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// `input` in f32 and, if the file has it, `target` as classes.
-fn read_input(path: &Path) -> Result<(Tensor, Option<Tensor>)> {
+/// `input` in `dtype` and, if the file has it, `target` as classes.
+fn read_input(path: &Path, dtype: DType) -> Result<(Tensor, Option<Tensor>)> {
     let file = Weights::open(path)?;
     ensure!(file.shape("input").is_some(), "{}: there is no tensor `input`", path.display());
-    let input = file.tensor("input", &Device::Cpu)?.to_dtype(DType::F32)?;
+    let input = file.tensor("input", &Device::Cpu)?.to_dtype(dtype)?;
     if file.shape("target").is_none() {
         return Ok((input, None));
     }

@@ -253,13 +253,18 @@ struct Link {
     weight: f64,
 }
 
+/// Whether what an edge carries is also read by another item, so that the edge is the way around that: a shortcut.
+fn goes_around(edges: &[Edge], edge: &Edge) -> bool {
+    edges.iter().any(|other| other.from == edge.from && other.producer == edge.producer && other.to != edge.to)
+}
+
 /// The steps of all chains. Where a tensor leaves or enters an inner frame off its middle, it is the ports that should stand
 /// above each other. What goes around counts little, so that the main way is straight.
 fn links_with_offsets(chains: &[Vec<Spot>], edges: &[Edge], offsets: &BTreeMap<(Spot, usize, bool), f64>) -> Vec<Link> {
     let mut links = Vec::new();
     for (chain, edge) in chains.iter().zip(edges) {
         let off = |spot: Spot, at_top: bool| offsets.get(&(spot, edge.producer, at_top)).copied().unwrap_or(0.0);
-        let passes = chain.len() > 2 && edge.from == End::Border;
+        let passes = chain.len() > 2 && goes_around(edges, edge);
         for pair in chain.windows(2) {
             let (from, to) = (pair[0], pair[1]);
             let shift = off(from, false) - off(to, true);
@@ -285,7 +290,7 @@ fn arrange(
     let spread = |row: &[Spot], xs: &mut BTreeMap<Spot, f64>, wanted: &[f64]| {
         let gaps: Vec<f64> = row.windows(2).map(|pair| (width(&pair[0]) + width(&pair[1])) / 2.0 + SIDE_GAP).collect();
         // What passes gives way to what stands.
-        let aside = |spot: &Spot| matches!(spot, Spot::Pass(End::Border, ..));
+        let aside = |spot: &Spot| links.iter().any(|link| link.from == *spot && link.weight == ASIDE && is_pass(spot));
         let weights: Vec<f64> = row.iter().map(|spot| if aside(spot) { ASIDE } else { 1.0 }).collect();
         for (spot, x) in row.iter().zip(apart(wanted, &weights, &gaps)) {
             xs.insert(*spot, x);
@@ -309,10 +314,9 @@ fn arrange(
                 rows[i].iter().map(|spot| (*spot, mean(spot, near, &xs).unwrap_or(xs[spot]))).collect();
             // Passing edges stand outside of what they pass, when nothing else decides.
             if sweep < 8 {
-                let outside = |spot: &Spot| matches!(spot, Spot::Pass(..));
                 wanted.sort_by(|a, b| {
                     let tie = (a.1 - b.1).abs() < 1e-6;
-                    if tie { outside(&a.0).cmp(&outside(&b.0)) } else { a.1.total_cmp(&b.1) }
+                    if tie { is_pass(&a.0).cmp(&is_pass(&b.0)) } else { a.1.total_cmp(&b.1) }
                 });
             }
             rows[i] = wanted.iter().map(|(spot, _)| *spot).collect();
@@ -349,6 +353,10 @@ fn straighten(rows: &[Vec<Spot>], xs: &mut BTreeMap<Spot, f64>) {
             xs.insert(*spot, line);
         });
     }
+}
+
+fn is_pass(spot: &Spot) -> bool {
+    matches!(spot, Spot::Pass(..))
 }
 
 /// The places nearest to `wanted`, in least squares with `weights`, that keep the order and at least `gaps` between neighbours.
