@@ -5,6 +5,7 @@
 
 use crate::rng::Rng;
 use candle_core::{Result, bail};
+use rayon::prelude::*;
 
 /// Which side of a layer the variance is kept on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -94,9 +95,8 @@ impl Init {
     /// A rule that needs fans on a shape of fewer than two dimensions.
     pub fn sample(&self, dims: &[usize], rng: &mut Rng) -> Result<Vec<f64>> {
         let count = dims.iter().product();
-        let mut draw = |mut f: Box<dyn FnMut(&mut Rng) -> f64>| (0..count).map(|_| f(rng)).collect::<Vec<f64>>();
-        let normal = |std: f64| Box::new(move |rng: &mut Rng| std * rng.normal());
-        let symmetric = |bound: f64| Box::new(move |rng: &mut Rng| rng.uniform_in(-bound, bound));
+        let normal = |rng: &mut Rng, std: f64| draw(count, 4, rng, |rng, _| std * rng.normal());
+        let symmetric = |rng: &mut Rng, bound: f64| draw(count, 2, rng, |rng, _| rng.uniform_in(-bound, bound));
         let one_fan = |fan: Fan| -> Result<f64> {
             let (fan_in, fan_out) = fans(dims)?;
             Ok(if fan == Fan::In { fan_in } else { fan_out })
@@ -104,21 +104,54 @@ impl Init {
         let both_fans = || fans(dims).map(|(i, o)| i + o);
         Ok(match *self {
             Self::Const(value) => vec![value; count],
-            Self::Uniform { lo, hi } => draw(Box::new(move |rng| rng.uniform_in(lo, hi))),
-            Self::Normal { mean, std } => draw(Box::new(move |rng| mean + std * rng.normal())),
-            Self::TruncatedNormal { std } => draw(Box::new(move |rng| rng.truncated_normal(0.0, std, -2.0, 2.0))),
+            Self::Uniform { lo, hi } => draw(count, 2, rng, |rng, _| rng.uniform_in(lo, hi)),
+            Self::Normal { mean, std } => draw(count, 4, rng, |rng, _| mean + std * rng.normal()),
+            Self::TruncatedNormal { std } => truncated(count, rng, std, 2.0),
             Self::LecunNormal => {
                 // What the cut leaves of a standard normal's deviation; dividing by it keeps the variance at 1 / fan_in.
                 const LEFT: f64 = 0.879_625_661_034_239_8;
                 let std = 1.0 / (one_fan(Fan::In)?.sqrt() * LEFT);
-                draw(Box::new(move |rng| rng.truncated_normal(0.0, std, -2.0 * std, 2.0 * std)))
+                truncated(count, rng, std, 2.0 * std)
             }
-            Self::KaimingNormal { fan, gain } => draw(normal(gain / one_fan(fan)?.sqrt())),
-            Self::KaimingUniform { fan, gain } => draw(symmetric(gain * (3.0 / one_fan(fan)?).sqrt())),
-            Self::XavierNormal { gain } => draw(normal(gain * (2.0 / both_fans()?).sqrt())),
-            Self::XavierUniform { gain } => draw(symmetric(gain * (6.0 / both_fans()?).sqrt())),
+            Self::KaimingNormal { fan, gain } => normal(rng, gain / one_fan(fan)?.sqrt()),
+            Self::KaimingUniform { fan, gain } => symmetric(rng, gain * (3.0 / one_fan(fan)?).sqrt()),
+            Self::XavierNormal { gain } => normal(rng, gain * (2.0 / both_fans()?).sqrt()),
+            Self::XavierUniform { gain } => symmetric(rng, gain * (6.0 / both_fans()?).sqrt()),
         })
     }
+}
+
+/// Elements that one task draws.
+const BLOCK: usize = 1 << 14;
+
+/// `count` values, value i from the `words` words of the stream that begin at i · words: the same in any number of threads.
+fn draw(count: usize, words: u64, rng: &mut Rng, value: impl Fn(&mut Rng, u64) -> f64 + Sync) -> Vec<f64> {
+    let start = rng.position();
+    let mut values = vec![0.0; count];
+    values.par_chunks_mut(BLOCK).enumerate().for_each(|(block, values)| {
+        let (first, mut rng) = ((block * BLOCK) as u64, rng.clone());
+        rng.seek(start + words * first);
+        values.iter_mut().zip(first..).for_each(|(x, i)| *x = value(&mut rng, i));
+    });
+    rng.seek(start + words * count as u64);
+    values
+}
+
+/// N(0, std²) cut at ±limit. A value that falls outside is drawn again from words behind those of all first tries.
+fn truncated(count: usize, rng: &mut Rng, std: f64, limit: f64) -> Vec<f64> {
+    let start = rng.position();
+    draw(count, 4, rng, |rng, i| {
+        let mut round = 0;
+        loop {
+            rng.seek(start + 4 * (i + round * count as u64));
+            let x = std * rng.normal();
+            if x.abs() <= limit {
+                rng.seek(start + 4 * (i + 1));
+                return x;
+            }
+            round += 1;
+        }
+    })
 }
 
 /// (fan_in, fan_out) of a weight in PyTorch's layout.
@@ -159,6 +192,30 @@ mod tests {
             let got = std_of(init, conv);
             assert!((got / expected - 1.0).abs() < 0.02, "{init:?}: {got} against {expected}");
         }
+    }
+
+    /// What one task after the other would draw: the number of tasks and threads changes nothing.
+    #[test]
+    fn blocks_do_not_show() {
+        let dims: &[usize] = &[3, BLOCK];
+        for (init, one) in [
+            (Init::Normal { mean: 1.0, std: 2.0 }, (|rng: &mut Rng| 1.0 + 2.0 * rng.normal()) as fn(&mut Rng) -> f64),
+            (Init::Uniform { lo: -1.0, hi: 3.0 }, |rng: &mut Rng| rng.uniform_in(-1.0, 3.0)),
+        ] {
+            let (mut rng, mut other) = (Rng::new(3, "blocks"), Rng::new(3, "blocks"));
+            let xs = init.sample(dims, &mut rng).unwrap();
+            assert!(xs.iter().all(|&x| x == one(&mut other)), "{init:?}");
+            assert_eq!(rng.position(), other.position());
+        }
+    }
+
+    /// A fifth of these fall outside at the first try.
+    #[test]
+    fn values_drawn_again_are_new() {
+        let mut xs = Init::TruncatedNormal { std: 1.6 }.sample(&[2, BLOCK], &mut Rng::new(3, "again")).unwrap();
+        assert!(xs.iter().all(|x| x.abs() <= 2.0));
+        xs.sort_by(f64::total_cmp);
+        assert!(xs.windows(2).all(|pair| pair[0] < pair[1]), "a value came twice");
     }
 
     #[test]
