@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use zoo::ModelOptions;
 use zoo_core::trace::model_macs;
 use zoo_train::data::{DataSource, DataSpec, Dataset, Synthetic};
+use zoo_train::machine::{device, set_threads};
 use zoo_train::recipe::{Choice, Overrides, choose};
 use zoo_train::record::{
     DataRecord, Platform, RESULTS_FILE, RunRecord, Status, append_jsonl, git_commit, now_utc, peak_rss_mb,
@@ -167,40 +168,6 @@ fn load_data(args: &Args) -> Result<Dataset> {
         Some(0) => bail!("--limit must be at least 1"),
         Some(n) => Ok(data.limit(n)),
         None => Ok(data),
-    }
-}
-
-/// What rayon and candle read when they start their threads.
-const THREADS_VARIABLE: &str = "RAYON_NUM_THREADS";
-
-/// Sizes the pools that the kernels and candle's own operations run in; the number of threads.
-fn set_threads(threads: Option<usize>) -> Result<usize> {
-    ensure!(threads != Some(0), "--threads must be at least 1");
-    // Candle sizes its pools by the environment alone, which a running program cannot change safely: start again with it.
-    #[cfg(unix)]
-    if let Some(n) = threads.map(|n| n.to_string())
-        && std::env::var(THREADS_VARIABLE).as_ref() != Ok(&n)
-    {
-        use std::os::unix::process::CommandExt;
-        let program = std::env::current_exe().context("cannot find this program to start it with --threads")?;
-        let mut command = std::process::Command::new(program);
-        command.args(std::env::args_os().skip(1)).env(THREADS_VARIABLE, n).env_remove("CANDLE_NUM_THREADS");
-        return Err(command.exec()).context("cannot start again with --threads");
-    }
-    let builder = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0));
-    builder.build_global().context("cannot start the threads")?;
-    Ok(rayon::current_num_threads())
-}
-
-fn device(name: &str) -> Result<Device> {
-    match name.split_once(':').unwrap_or((name, "0")) {
-        ("cpu", "0") => Ok(Device::Cpu),
-        ("cuda", index) => {
-            let index = index.parse().with_context(|| format!("--device {name}: `{index}` is no number"))?;
-            Device::new_cuda(index).with_context(|| format!("--device {name} (build with `--features cuda,cudnn`)"))
-        }
-        ("metal", "0") => Device::new_metal(0).context("--device metal (build with `--features metal`)"),
-        _ => bail!("--device {name}: expected cpu, cuda:N or metal"),
     }
 }
 

@@ -1,5 +1,6 @@
 //! The `zoo` command: looks at the registry of networks, their pictures and their checkpoints, and runs them.
 
+mod bench;
 mod check;
 mod convert;
 mod info;
@@ -11,6 +12,10 @@ mod text;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
+
+/// Keeps the pages of activations between steps instead of giving them back to the kernel.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 #[derive(Parser)]
 #[command(name = "zoo", version, about = "The classic image networks on Candle")]
@@ -31,6 +36,8 @@ enum Command {
     Check(check::Args),
     /// Write a checkpoint as safetensors, under a network's keys
     Convert(convert::Args),
+    /// Measure images a second in training and in inference
+    Bench(bench::Args),
     /// Run a network on stored input and store logits, and with --grads loss, gradients and running statistics
     Run(run::Args),
 }
@@ -42,6 +49,7 @@ fn main() -> ExitCode {
         Command::Plot(args) => plot::run(&args),
         Command::Check(args) => check::run(&args),
         Command::Convert(args) => convert::run(&args),
+        Command::Bench(args) => bench::run(&args),
         Command::Run(args) => run::run(&args),
     };
     match result {

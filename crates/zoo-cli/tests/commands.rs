@@ -193,3 +193,16 @@ fn info_follows_image_and_classes_and_refuses_what_cannot_be() {
     assert!(fails(path, &["info", "no_such_net"]).contains("no_such_net"));
     assert_eq!(zoo(path, &["info", "cifar_resnet20", "--image", "3x32"]).status.code(), Some(2));
 }
+
+#[test]
+fn bench_measures_what_it_is_asked_for() {
+    let folder = TempDir::new().unwrap();
+    let bench = ["bench", "template_mixer_s4", "--batch", "2", "--seconds", "0.01", "--json"];
+    let line: serde_json::Value = serde_json::from_str(&succeeds(folder.path(), &bench)).unwrap();
+    assert_eq!((&line["parameters"], &line["batch"], &line["image"]), (&273_674.into(), &2.into(), &32.into()));
+    assert!(line["train_images_per_s"].as_f64().unwrap() > 0.0 && line["infer_images_per_s"].as_f64().unwrap() > 0.0);
+    let text = succeeds(folder.path(), &[&bench[..], &["--mode", "infer"]].concat());
+    let line: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert!(line["train_images_per_s"].is_null() && line["infer_images_per_s"].as_f64().unwrap() > 0.0);
+    assert!(fails(folder.path(), &["bench", "template_mixer_s4", "--batch", "0"]).contains("batch"));
+}

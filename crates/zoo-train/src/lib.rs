@@ -23,6 +23,7 @@ pub mod augment;
 pub mod data;
 pub mod eval;
 pub mod loader;
+pub mod machine;
 pub mod optim;
 pub mod progress;
 pub mod published;

@@ -342,10 +342,13 @@ mod tests {
         for info in zoo::all() {
             for fold in [false, true] {
                 let outline = outline(info.name, fold);
-                for (i, frame) in outline.frames.iter().enumerate() {
-                    if i > 0 && !outline.frames.iter().any(|f| f.items.contains(&Item::Frame(i))) {
-                        continue; // folded away
-                    }
+                let mut drawn = vec![0];
+                while let Some(i) = drawn.pop() {
+                    let frame = &outline.frames[i];
+                    drawn.extend(frame.items.iter().filter_map(|item| match item {
+                        Item::Frame(inner) => Some(*inner),
+                        Item::Layer(_) => None,
+                    }));
                     for &item in &frame.items {
                         let is_input = matches!(item, Item::Layer(l) if outline.layers[l].kinds[0] == "Input");
                         let reached = frame.edges.iter().any(|e| e.to == End::Item(item));

@@ -1,0 +1,142 @@
+//! `zoo bench`: how many images a second a network trains and classifies here.
+
+use anyhow::{Result, ensure};
+use candle_core::{DType, Device, Tensor};
+use std::time::{Duration, Instant};
+use zoo::{Model, ModelInfo, ModelOptions, VarStore};
+use zoo_core::loss::cross_entropy;
+use zoo_core::rng::Rng;
+use zoo_train::machine::{device, set_threads};
+use zoo_train::optim::{Group, Optimizer, Sgd};
+use zoo_train::record::peak_rss_mb;
+
+/// Arguments of `bench`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Name of the network
+    model: String,
+    /// What to measure
+    #[arg(long, value_enum, default_value_t = Mode::Both)]
+    mode: Mode,
+    /// Images a step
+    #[arg(long)]
+    batch: Option<usize>,
+    /// Side of the image, where it is not the network's own
+    #[arg(long)]
+    image: Option<usize>,
+    /// How long to measure training; inference takes half as long
+    #[arg(long, default_value_t = 4.0)]
+    seconds: f64,
+    /// Threads, where they are not one a core
+    #[arg(long)]
+    threads: Option<usize>,
+    /// cpu, cuda:N or metal
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// One JSON object
+    #[arg(long)]
+    json: bool,
+}
+
+/// What is measured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Mode {
+    /// Forward, loss, backward, step of SGD with momentum and weight decay
+    Train,
+    /// Forward in evaluation
+    Infer,
+    /// One after the other
+    Both,
+}
+
+/// Images a step where none are asked for: what keeps the memory of a training step below two gigabytes or so.
+fn default_batch(info: &ModelInfo) -> usize {
+    match (info.input.size, info.name) {
+        (_, "cifar_densenet121") => 32,
+        (_, "vgg16_bn" | "vit_base_patch16_224" | "mixer_b16_224") => 4,
+        (_, "alexnet") => 16,
+        (224, _) => 8,
+        (_, name) if name.starts_with("cifar_resnet18") || name.contains("mobilenet") => 64,
+        (_, name) if name.contains("shufflenet") || name.contains("vit") => 64,
+        _ => 128,
+    }
+}
+
+/// Prints the figures.
+pub fn run(args: &Args) -> Result<()> {
+    let threads = set_threads(args.threads)?;
+    let info = zoo::find(&args.model)?;
+    let device = device(&args.device)?;
+    let (batch, side) = (args.batch.unwrap_or_else(|| default_batch(info)), args.image.unwrap_or(info.input.size));
+    ensure!(batch > 0 && side > 0, "batch and image must be at least 1");
+    ensure!(args.seconds > 0.0, "--seconds must be above 0, got {}", args.seconds);
+    let store = VarStore::new(0, DType::F32, &device);
+    let options = ModelOptions { image_size: Some(side), ..ModelOptions::default() };
+    let net = info.build(&options, store.root())?;
+    let (mut rng, shape) = (Rng::new(0, "bench"), (batch, 3, side, side));
+    let pixels: Vec<f32> = (0..batch * 3 * side * side).map(|_| rng.normal() as f32).collect();
+    let images = Tensor::from_vec(pixels, shape, &Device::Cpu)?.to_device(&device)?;
+    let labels: Vec<u32> = (0..batch).map(|_| rng.below(info.num_classes) as u32).collect();
+    let labels = Tensor::new(labels, &device)?;
+
+    let per_second = |step: &mut dyn FnMut() -> Result<()>, seconds: f64| -> Result<f64> {
+        Ok(batch as f64 / median_time(step, Duration::from_secs_f64(seconds), &device)?.as_secs_f64())
+    };
+    let mut train = None;
+    if args.mode != Mode::Infer {
+        let groups = vec![Group::new(store.parameters(), 5e-4)];
+        let mut optimizer = Sgd::new(groups, 0.01).momentum(0.9);
+        let mut step = || training_step(net.as_ref(), &images, &labels, &mut optimizer);
+        train = Some(per_second(&mut step, args.seconds)?);
+    }
+    let mut infer = None;
+    if args.mode != Mode::Train {
+        let mut step = || Ok(net.forward_t(&images, false).map(drop)?);
+        infer = Some(per_second(&mut step, args.seconds / 2.0)?);
+    }
+    let parameters = store.parameter_count();
+    if args.json {
+        let rounded = |x: Option<f64>| x.map(|x| (x * 10.0).round() / 10.0);
+        let object = serde_json::json!({
+            "model": info.name, "parameters": parameters, "batch": batch, "image": side, "threads": threads,
+            "device": args.device, "train_images_per_s": rounded(train), "infer_images_per_s": rounded(infer),
+            "peak_rss_mb": peak_rss_mb().map(f64::round),
+        });
+        println!("{object}");
+        return Ok(());
+    }
+    println!("{}: batch {batch}, {side}x{side}, {}, {threads} threads", info.name, args.device);
+    for (what, figure) in [("training", train), ("inference", infer)] {
+        if let Some(figure) = figure {
+            println!("{what:10} {figure:8.1} images/s");
+        }
+    }
+    if let Some(mb) = peak_rss_mb() {
+        println!("{:10} {mb:8.0} MB at the most", "memory");
+    }
+    Ok(())
+}
+
+fn training_step(net: &dyn Model, images: &Tensor, labels: &Tensor, optimizer: &mut Sgd) -> Result<()> {
+    let (logits, auxiliary) = net.forward_auxiliary(images, true)?;
+    let mut loss = cross_entropy(&logits, labels, 0.0)?;
+    for head in auxiliary {
+        loss = (loss + (cross_entropy(&head.logits, labels, 0.0)? * head.loss_weight)?)?;
+    }
+    Ok(optimizer.step(&loss.backward()?)?)
+}
+
+/// The median of the steps that fit into `wanted` (three at the least), after one that warms up.
+fn median_time(step: &mut dyn FnMut() -> Result<()>, wanted: Duration, device: &Device) -> Result<Duration> {
+    step()?;
+    device.synchronize()?;
+    let (begin, mut times) = (Instant::now(), Vec::new());
+    while begin.elapsed() < wanted || times.len() < 3 {
+        let start = Instant::now();
+        step()?;
+        device.synchronize()?;
+        times.push(start.elapsed());
+    }
+    times.sort_unstable();
+    Ok(times[times.len() / 2])
+}
