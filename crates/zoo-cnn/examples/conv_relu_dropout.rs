@@ -1,6 +1,6 @@
 //! A convolution, a ReLU and a dropout on 32 photographs: what each does to the shape and to the numbers.
 //!
-//! `cargo run --release -p zoo-cnn --example conv_relu_dropout`
+//! `cargo run --release --example conv_relu_dropout`
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use zoo_core::rng::Rng;

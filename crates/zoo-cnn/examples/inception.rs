@@ -1,7 +1,7 @@
 //! The Inception module, naive (figure 2a of "Going Deeper with Convolutions") and with 1x1 reductions (figure 2b): what the
 //! reductions save.
 //!
-//! `cargo run --release -p zoo-cnn --example inception`
+//! `cargo run --release --example inception`
 
 use candle_core::{DType, Device, Result, Tensor};
 use zoo_cnn::googlenet::{Inception, InceptionConfig};

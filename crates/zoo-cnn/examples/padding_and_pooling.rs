@@ -1,6 +1,6 @@
 //! What padding and pooling do to the size of an image, on a batch of 32 grey images of 28x28 pixels, as MNIST has.
 //!
-//! `cargo run --release -p zoo-cnn --example padding_and_pooling`
+//! `cargo run --release --example padding_and_pooling`
 
 use candle_core::{DType, Device, Module, Result, Tensor};
 use zoo_core::{AvgPool2d, Conv2d, Conv2dConfig, MaxPool2d, ModuleT, VarStore, adaptive_avg_pool2d, global_avg_pool2d};

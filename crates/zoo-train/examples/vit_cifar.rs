@@ -2,7 +2,7 @@
 //! CIFAR-10's binary files in a folder.
 //!
 //! ```text
-//! cargo run --release -p zoo-train --example vit_cifar [FOLDER] [EPOCHS]
+//! cargo run --release --example vit_cifar [FOLDER] [EPOCHS]
 //! ```
 //!
 //! The network is `cifar_vit_tiny_patch4` with larger patches, half its width and a third of its depth, so that it takes seconds;

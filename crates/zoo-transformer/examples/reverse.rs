@@ -3,7 +3,7 @@
 //! seen, greedily and with a beam. About a minute on two CPU cores.
 //!
 //! ```text
-//! cargo run --release -p zoo-transformer --example reverse [STEPS]
+//! cargo run --release --example reverse [STEPS]
 //! ```
 //!
 //! Ends with an error when fewer than 99 % of the sequences come out exactly right.
