@@ -29,10 +29,10 @@ pub struct Args {
     /// Classes of the network, where they are not its default
     #[arg(long)]
     classes: Option<usize>,
-    /// Element type to compute in. In f64 only the order of sums differs from another implementation; in f32 a rounding can
-    /// turn a ReLU or the winner of a pooling, and with it a gradient by far more
-    #[arg(long, value_enum, default_value_t = Element::F32)]
-    dtype: Element,
+    /// Element type to compute and store in. Without it the forward pass runs in f32; --grads computes in f64 and stores in
+    /// f32, since in f32 a rounding turns the sign before a ReLU or the winner of a pooling now and then, and gradients jump
+    #[arg(long, value_enum)]
+    dtype: Option<Element>,
     /// Replace the output if it exists
     #[arg(long)]
     force: bool,
@@ -49,9 +49,10 @@ enum Element {
 pub fn run(args: &Args) -> Result<()> {
     let info = zoo::find(&args.model)?;
     may_write(&args.output, args.force)?;
-    let dtype = match args.dtype {
-        Element::F32 => DType::F32,
-        Element::F64 => DType::F64,
+    let (dtype, stored) = match (args.dtype, args.grads) {
+        (Some(Element::F32), _) | (None, false) => (DType::F32, DType::F32),
+        (Some(Element::F64), _) => (DType::F64, DType::F64),
+        (None, true) => (DType::F64, DType::F32),
     };
     let (input, target) = read_input(&args.input, dtype)?;
     let &[_, channels, height, width] = input.dims() else {
@@ -85,6 +86,9 @@ pub fn run(args: &Args) -> Result<()> {
         }
     } else {
         results.push(("logits".into(), net.forward_t(&input, false)?));
+    }
+    for (_, tensor) in &mut results {
+        *tensor = tensor.to_dtype(stored)?;
     }
     let named = results.iter().map(|(key, tensor)| (key.as_str(), tensor)).collect::<Vec<_>>();
     let metadata = BTreeMap::from([("model".to_string(), info.name.to_string())]);

@@ -72,7 +72,14 @@ fn run_gives_the_networks_own_numbers() {
 
     assert!(fails(path, &[&eval[..], &["--grads"]].concat()).contains("--force"), "an output that exists is kept");
     succeeds(path, &[&eval[..], &["--grads", "--force"]].concat());
+    let exact = candle_core::safetensors::load(path.join("y.safetensors"), &Device::Cpu).unwrap();
+    succeeds(path, &[&eval[..], &["--grads", "--force", "--dtype", "f32"]].concat());
     let stored = candle_core::safetensors::load(path.join("y.safetensors"), &Device::Cpu).unwrap();
+    // Unless asked otherwise gradients are computed in f64 and stored in f32.
+    assert_eq!((exact.len(), exact["logits"].dtype()), (stored.len(), DType::F32));
+    let off = (&exact["logits"] - &stored["logits"]).unwrap().abs().unwrap().max_all().unwrap();
+    let off = off.to_scalar::<f32>().unwrap();
+    assert!(off > 0.0 && off < 1e-4, "{off}");
     let logits = net.forward_t(&input, true).unwrap();
     let loss = cross_entropy(&logits, &Tensor::new(&[3u32, 8], &Device::Cpu).unwrap(), 0.0).unwrap();
     let grads = loss.backward().unwrap();
