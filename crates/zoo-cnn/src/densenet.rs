@@ -19,6 +19,7 @@
 //! | `cifar_densenet_bc_100_12` | 16 16 16 | 12 | 769,162 |
 
 use candle_core::{Module, Result, Tensor, bail};
+use zoo_core::model::Builder;
 use zoo_core::weights::Rename;
 use zoo_core::{
     AvgPool2d, BatchNorm, Classifier, Conv2d, Conv2dConfig, Dimensions, Dropout, Init, Input, MaxPool2d, Model,
@@ -339,8 +340,6 @@ pub const RENAMES: &[Rename] = &[
     Rename { from: "features.*.*.norm.*.*", to: "features.*.*.norm*.*", reason: DOTTED },
     Rename { from: "features.*.*.conv.*.*", to: "features.*.*.conv*.*", reason: DOTTED },
 ];
-
-type Builder = fn(&Dimensions, VarBuilder) -> Result<Box<dyn Model>>;
 
 const fn imagenet(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     ModelInfo {

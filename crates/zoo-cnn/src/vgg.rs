@@ -16,6 +16,7 @@
 
 use crate::alexnet::{RENAMES, Sequence};
 use candle_core::{Result, Tensor, bail};
+use zoo_core::model::Builder;
 use zoo_core::{
     Classifier, Conv2dConfig, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo, ModuleT, VarBuilder,
     adaptive_avg_pool2d, flatten,
@@ -206,8 +207,6 @@ impl ModuleT for Vgg {
         self.forward_head(&self.forward_features(xs, train)?, train)
     }
 }
-
-type Builder = fn(&Dimensions, VarBuilder) -> Result<Box<dyn Model>>;
 
 const fn imagenet(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     ModelInfo {

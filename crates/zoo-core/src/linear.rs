@@ -1,7 +1,9 @@
 //! Fully connected layers.
 
+use crate::activation::activate;
+use crate::drop::Dropout;
 use crate::init::Init;
-use crate::ops::linear;
+use crate::ops::{Pointwise, linear};
 use crate::trace;
 use crate::vars::{VarBuilder, weight_for};
 use candle_core::{Result, Tensor, bail};
@@ -151,8 +153,8 @@ impl ModuleT for Classifier {
 pub struct MlpBlock {
     fc1: Linear,
     fc2: Linear,
-    activation: crate::Pointwise,
-    dropout: crate::Dropout,
+    activation: Pointwise,
+    dropout: Dropout,
 }
 
 impl MlpBlock {
@@ -164,15 +166,15 @@ impl MlpBlock {
         Ok(Self {
             fc1: Linear::with_bias(widths.0, widths.1, init, Some(bias), vb.pp("fc1"))?,
             fc2: Linear::with_bias(widths.1, widths.2, init, Some(bias), vb.pp("fc2"))?,
-            activation: crate::Pointwise::Gelu,
-            dropout: crate::Dropout::new(dropout, &vb)?,
+            activation: Pointwise::Gelu,
+            dropout: Dropout::new(dropout, &vb)?,
         })
     }
 }
 
 impl ModuleT for MlpBlock {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let hidden = crate::activation::activate(&self.fc1.forward_t(xs, train)?, self.activation)?;
+        let hidden = activate(&self.fc1.forward_t(xs, train)?, self.activation)?;
         let ys = self.fc2.forward_t(&self.dropout.forward_t(&hidden, train)?, train)?;
         self.dropout.forward_t(&ys, train)
     }

@@ -147,6 +147,9 @@ impl Input {
     }
 }
 
+/// How a registered model is built inside a store.
+pub type Builder = fn(&Dimensions, VarBuilder) -> Result<Box<dyn Model>>;
+
 /// One row of the registry: a name, the facts about it, and how to build it.
 #[derive(Debug, Clone, Copy)]
 pub struct ModelInfo {
@@ -169,7 +172,7 @@ pub struct ModelInfo {
     /// The translation of a layout that renames cannot express.
     pub key_map: Option<KeyMap>,
     /// Builds the network inside a store; reached through [`ModelInfo::build`].
-    pub builder: fn(&Dimensions, VarBuilder) -> Result<Box<dyn Model>>,
+    pub builder: Builder,
 }
 
 /// One row of the registry of [`SequenceModel`]s.

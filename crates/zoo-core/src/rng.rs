@@ -116,17 +116,6 @@ impl Rng {
         radius * (std::f64::consts::TAU * self.uniform()).cos()
     }
 
-    /// Normal with `mean` and `std`, redrawn until it falls inside [lo, hi] (as timm's and PyTorch's `trunc_normal_`,
-    /// by rejection instead of the inverse CDF: the same distribution). The interval must hold a fair share of the mass.
-    pub fn truncated_normal(&mut self, mean: f64, std: f64, lo: f64, hi: f64) -> f64 {
-        loop {
-            let x = mean + std * self.normal();
-            if (lo..=hi).contains(&x) {
-                return x;
-            }
-        }
-    }
-
     /// Fisher and Yates: every order equally likely.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for i in (1..items.len()).rev() {
@@ -180,8 +169,6 @@ mod tests {
         assert!((mean - 0.5).abs() < 0.004 && (var - 1.0 / 12.0).abs() < 0.001, "{mean} {var}");
         let (mean, var) = mean_var(&mut || rng.normal());
         assert!(mean.abs() < 0.013 && (var - 1.0).abs() < 0.018, "{mean} {var}");
-        let (mean, var) = mean_var(&mut || rng.truncated_normal(0.0, 1.0, -2.0, 2.0));
-        assert!(mean.abs() < 0.012 && (var - 0.7737).abs() < 0.012, "{mean} {var}");
     }
 
     #[test]

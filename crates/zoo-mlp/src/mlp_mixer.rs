@@ -18,6 +18,7 @@
 //! D_S and D_C are the hidden widths of token and channel mixing (table 1).
 
 use candle_core::{Result, Tensor, bail};
+use zoo_core::model::Builder;
 use zoo_core::{
     Classifier, Dimensions, Dropout, Init, Input, LayerNorm, MlpBlock, Model, ModelInfo, ModuleT, PatchEmbed,
     VarBuilder, add, trace,
@@ -234,8 +235,6 @@ impl ModuleT for MlpMixer {
         self.forward_head(&self.forward_features(xs, train)?, train)
     }
 }
-
-type Builder = fn(&Dimensions, VarBuilder) -> Result<Box<dyn Model>>;
 
 const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     ModelInfo {

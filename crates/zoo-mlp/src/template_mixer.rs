@@ -18,6 +18,7 @@
 
 use crate::mlp_mixer::transpose;
 use candle_core::{D, Result, Tensor, bail};
+use zoo_core::model::Builder;
 use zoo_core::{
     Classifier, Dimensions, Init, Input, LayerNorm, Linear, MlpBlock, Model, ModelInfo, ModuleT, VarBuilder, add, trace,
 };
@@ -171,8 +172,6 @@ impl ModuleT for TemplateMixer {
         self.forward_head(&self.forward_features(xs, train)?, train)
     }
 }
-
-type Builder = fn(&Dimensions, VarBuilder) -> Result<Box<dyn Model>>;
 
 const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     ModelInfo {

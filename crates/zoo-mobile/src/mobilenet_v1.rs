@@ -19,6 +19,7 @@
 
 use crate::{check_width, conv_bn};
 use candle_core::{Result, Tensor};
+use zoo_core::model::Builder;
 use zoo_core::{
     BatchNormConfig, Classifier, Conv2dConfig, ConvBn, Dimensions, Dropout, Fan, Init, Input, Model, ModelInfo,
     ModuleT, Pointwise, VarBuilder, global_avg_pool2d, trace,
@@ -176,8 +177,6 @@ impl ModuleT for MobileNetV1 {
         self.forward_head(&self.forward_features(xs, train)?, train)
     }
 }
-
-type Builder = fn(&Dimensions, VarBuilder) -> Result<Box<dyn Model>>;
 
 const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     ModelInfo {

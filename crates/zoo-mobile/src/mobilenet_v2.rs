@@ -19,6 +19,7 @@ use crate::mobilenet_v1::round_width;
 use crate::{check_width, conv_bn};
 use candle_core::{Result, Tensor, bail};
 use std::collections::BTreeMap;
+use zoo_core::model::Builder;
 use zoo_core::weights::{Source, Weights};
 use zoo_core::{
     BatchNormConfig, Classifier, Conv2dConfig, ConvBn, Dimensions, Dropout, Init, Input, Model, ModelInfo, ModuleT,
@@ -286,8 +287,6 @@ fn translate<'k>(keys: &[&'k str]) -> Vec<(String, &'k str)> {
     };
     keys.iter().filter_map(|key| Some((ours(key)?, *key))).collect()
 }
-
-type Builder = fn(&Dimensions, VarBuilder) -> Result<Box<dyn Model>>;
 
 const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     ModelInfo {

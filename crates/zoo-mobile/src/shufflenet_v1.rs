@@ -19,6 +19,7 @@
 
 use crate::{check_width, conv_bn, scaled};
 use candle_core::{Module, Result, Tensor, bail};
+use zoo_core::model::Builder;
 use zoo_core::{
     AvgPool2d, BatchNormConfig, Classifier, Conv2dConfig, ConvBn, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo,
     ModuleT, Pointwise, VarBuilder, add, channel_shuffle, concat, global_avg_pool2d, relu, trace,
@@ -245,8 +246,6 @@ impl ModuleT for ShuffleNetV1 {
         self.forward_head(&self.forward_features(xs, train)?, train)
     }
 }
-
-type Builder = fn(&Dimensions, VarBuilder) -> Result<Box<dyn Model>>;
 
 const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     ModelInfo {

@@ -21,6 +21,7 @@
 pub use crate::resnet::Shortcut;
 use crate::resnet::{Block, BlockConfig};
 use candle_core::{Result, Tensor, bail};
+use zoo_core::model::Builder;
 use zoo_core::weights::Rename;
 use zoo_core::{
     BatchNorm, BatchNormConfig, Classifier, Conv2d, Conv2dConfig, ConvBn, Dimensions, Init, Input, Model, ModelInfo,
@@ -214,8 +215,6 @@ const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelI
         builder,
     }
 }
-
-type Builder = fn(&Dimensions, VarBuilder) -> Result<Box<dyn Model>>;
 
 const fn se(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     let paper = "Hu et al. 2017, arXiv:1709.01507, on He et al. 2015, arXiv:1512.03385, section 4.2";

@@ -19,6 +19,7 @@
 
 use crate::se_resnet;
 use candle_core::{Module, Result, Tensor, bail};
+use zoo_core::model::Builder;
 use zoo_core::weights::Rename;
 use zoo_core::{
     BatchNorm, BatchNormConfig, Classifier, Conv2d, Conv2dConfig, ConvBn, Dimensions, Init, Input, MaxPool2d, Model,
@@ -467,8 +468,6 @@ pub const RENAMES: &[Rename] = &[
         reason: "the name for the projection in most CIFAR code",
     },
 ];
-
-type Builder = fn(&Dimensions, VarBuilder) -> Result<Box<dyn Model>>;
 
 const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     ModelInfo {

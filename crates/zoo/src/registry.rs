@@ -56,8 +56,7 @@ pub fn find(name: &str) -> Result<&'static ModelInfo> {
     }
     if sequence_models().any(|info| info.name == name) {
         bail!(
-            "`{name}` is a sequence model: it maps two sequences to one and takes no images, so it is not trained or listed \
-             with the others; build it with `(find_sequence(\"{name}\")?.builder)(store.root())`"
+            "`{name}` is a sequence model: it maps two sequences to one and takes no images; build it with `(find_sequence(\"{name}\")?.builder)(store.root())`"
         )
     }
     let mut close: Vec<(usize, &str)> = all().map(|info| (strsim::levenshtein(name, info.name), info.name)).collect();
