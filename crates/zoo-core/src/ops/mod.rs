@@ -27,6 +27,7 @@ mod softmax;
 pub use avg_pool::{adaptive_avg_pool2d, avg_pool2d};
 pub use batch_norm::{BatchStats, batch_norm, batch_stats};
 pub use conv2d::{Conv2dParams, conv2d};
+pub use cpu::simd::{self, Level};
 pub use cross_entropy::cross_entropy;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
@@ -37,12 +38,34 @@ pub use softmax::softmax;
 
 use crate::trace;
 use candle_core::{CpuStorage, DType, Layout, Result, Tensor, WithDType, bail};
+use cpu::simd::Simd;
 use std::cell::Cell;
 
 /// The element types that have kernels: f32 to work in, f64 to check gradients in.
-pub(crate) trait Real: WithDType + std::ops::Neg<Output = Self> {}
-impl Real for f32 {}
-impl Real for f64 {}
+pub(crate) trait Real: WithDType + std::ops::Neg<Output = Self> {
+    /// The registers of each kind that hold it.
+    #[cfg(target_arch = "x86_64")]
+    type Avx512: Simd<Elem = Self>;
+    #[cfg(target_arch = "x86_64")]
+    type Avx2: Simd<Elem = Self>;
+    type Portable: Simd<Elem = Self>;
+}
+
+impl Real for f32 {
+    #[cfg(target_arch = "x86_64")]
+    type Avx512 = cpu::simd::x86::F32x16;
+    #[cfg(target_arch = "x86_64")]
+    type Avx2 = cpu::simd::x86::F32x8;
+    type Portable = cpu::simd::Lanes<f32, 8>;
+}
+
+impl Real for f64 {
+    #[cfg(target_arch = "x86_64")]
+    type Avx512 = cpu::simd::x86::F64x8;
+    #[cfg(target_arch = "x86_64")]
+    type Avx2 = cpu::simd::x86::F64x4;
+    type Portable = cpu::simd::Lanes<f64, 4>;
+}
 
 /// Runs a generic kernel for the element type that a storage holds.
 macro_rules! for_real {

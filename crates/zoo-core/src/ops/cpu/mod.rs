@@ -6,6 +6,7 @@ pub(crate) mod conv2d;
 pub(crate) mod gemm;
 pub(crate) mod layer_norm;
 pub(crate) mod pool;
+pub mod simd;
 
 use super::Real;
 
