@@ -1,39 +1,40 @@
-//! Convolution on the host: unfold each image (im2col) and multiply; depthwise layers run direct loops.
+//! Convolution on the host, as one inner loop ([`tile`]) over packed operands.
 //!
 //! Layouts are row-major: images (b, c, h, w), weights (c_out, c_in / groups, kh, kw).
+//!
+//! **Forward.** A task takes a band of output rows (or some whole images) of one group and copies the input that it needs into
+//! scratch that stays in the second-level cache: for every horizontal tap a shifted copy of each row, without the columns
+//! that a stride skips, and the rows sorted by their remainder modulo the vertical stride. Then for any tap the inputs
+//! of consecutive output pixels are consecutive, across rows too: vectors run over the flattened output plane, on aligned
+//! memory, and the copy is kw times the image, not kh · kw times as im2col's. Planes that do not fill a vector are
+//! unfolded instead, the pixels of several images side by side.
+//!
+//! **Input gradient.** The same sum on the gradient of the output with turned weights, once for each remainder of the input's
+//! pixels modulo the stride.
+//!
+//! **Weight gradient.** A sum over pixels: both operands are transposed so that channels are innermost.
+//!
+//! Outputs of the first two do not depend on how the work is cut; the weight gradient is cut by shape alone, and its parts
+//! are added in their order: the bits never depend on the number of threads.
 
-use super::gemm::{Mat, gemm, threads_inside};
-use super::{dot, sum};
+use super::buffer::{Shared, with_scratch, written};
+use super::depthwise;
+use super::product::tile;
+use super::simd::{Kernel, Level, Simd, dispatch_at};
+use super::sum;
+use crate::ops::Real;
 use crate::ops::conv2d::Geometry;
-use crate::ops::{Real, valid_outputs};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// One tap of the kernel: which outputs it reaches, and where it reads for each.
-struct Tap {
-    rows: Range<usize>,
-    cols: Range<usize>,
-    /// Input row of output row `o` is `o·stride + row_offset`; the same for columns.
-    row_offset: isize,
-    col_offset: isize,
-}
+/// What a task's packed input may take of the second-level cache, in bytes.
+const CACHE: usize = 640 << 10;
+
+/// The packed rows are cut off at a multiple of this many elements, a cache line of f32.
+const LINE: usize = 16;
 
 impl Geometry {
-    fn taps(&self) -> impl Iterator<Item = Tap> {
-        let p = self.params;
-        (0..self.kh * self.kw).map(move |i| {
-            let row_offset = (i / self.kw * p.dilation.0) as isize - p.padding.0 as isize;
-            let col_offset = (i % self.kw * p.dilation.1) as isize - p.padding.1 as isize;
-            Tap {
-                rows: valid_outputs(self.oh, self.h, p.stride.0, row_offset),
-                cols: valid_outputs(self.ow, self.w, p.stride.1, col_offset),
-                row_offset,
-                col_offset,
-            }
-        })
-    }
-
-    /// Length of one unfolded column: the taps of all channels of a group.
+    /// Factors of one output: the taps of all channels of a group.
     fn depth(&self) -> usize {
         self.group_in() * self.kh * self.kw
     }
@@ -43,189 +44,913 @@ impl Geometry {
         self.group_in() == 1 && self.params.groups > 1
     }
 
-    /// A 1x1 kernel that visits every pixel once: the image is its own unfolding.
-    fn is_pointwise(&self) -> bool {
-        let p = self.params;
-        (self.kh, self.kw, p.stride, p.padding) == (1, 1, (1, 1), (0, 0))
-    }
-
-    fn input_image(&self) -> usize {
+    pub(super) fn input_image(&self) -> usize {
         self.c_in * self.input_plane()
     }
 
-    fn output_image(&self) -> usize {
+    pub(super) fn output_image(&self) -> usize {
         self.c_out * self.output_plane()
     }
 }
 
-impl Tap {
-    /// Writes 0 to the outputs of one plane that the tap does not reach.
-    fn zero_outside<T: Real>(&self, g: &Geometry, outputs: &mut [T]) {
-        if self.cols.is_empty() {
-            return outputs.fill(T::zero());
-        }
-        outputs[..self.rows.start * g.ow].fill(T::zero());
-        outputs[self.rows.end * g.ow..].fill(T::zero());
-        for row in outputs[self.rows.start * g.ow..self.rows.end * g.ow].chunks_exact_mut(g.ow) {
-            row[..self.cols.start].fill(T::zero());
-            row[self.cols.end..].fill(T::zero());
-        }
-    }
-
-    /// Calls `f(output start, input start, count)` for each output row that the tap reaches. Outputs step by 1, inputs by
-    /// the horizontal stride.
-    #[inline(always)]
-    fn for_rows(&self, g: &Geometry, mut f: impl FnMut(usize, usize, usize)) {
-        if self.cols.is_empty() {
-            return;
-        }
-        let stride = g.params.stride;
-        // `valid_outputs` makes both sums non-negative.
-        let first_col = ((self.cols.start * stride.1) as isize + self.col_offset) as usize;
-        for row in self.rows.clone() {
-            let input_row = ((row * stride.0) as isize + self.row_offset) as usize;
-            f(row * g.ow + self.cols.start, input_row * g.w + first_col, self.cols.len());
-        }
-    }
-}
-
-/// Unfolds one group of one image: `columns[(c, tap), output pixel]` = the input under that tap, 0 outside.
-fn unfold<T: Real>(g: &Geometry, image: &[T], columns: &mut [T]) {
-    let stride = g.params.stride.1;
-    let planes = image.chunks_exact(g.input_plane());
-    for (plane, rows) in planes.zip(columns.chunks_exact_mut(g.kh * g.kw * g.output_plane())) {
-        for (tap, row) in g.taps().zip(rows.chunks_exact_mut(g.output_plane())) {
-            tap.zero_outside(g, row);
-            tap.for_rows(g, |out, inp, n| {
-                if stride == 1 {
-                    row[out..out + n].copy_from_slice(&plane[inp..inp + n]);
-                } else {
-                    let input = plane[inp..].iter().step_by(stride);
-                    row[out..out + n].iter_mut().zip(input).for_each(|(o, &i)| *o = i);
-                }
-            });
-        }
-    }
-}
-
-/// The adjoint of [`unfold`]: adds every column entry to the pixel that it was read from.
-fn fold<T: Real>(g: &Geometry, columns: &[T], image: &mut [T]) {
-    let planes = image.chunks_exact_mut(g.input_plane());
-    for (plane, rows) in planes.zip(columns.chunks_exact(g.kh * g.kw * g.output_plane())) {
-        for (tap, row) in g.taps().zip(rows.chunks_exact(g.output_plane())) {
-            add_tap(g, &tap, T::one(), row, plane);
-        }
-    }
-}
-
-/// plane\[input of the tap\] += scale · row\[output\].
-fn add_tap<T: Real>(g: &Geometry, tap: &Tap, scale: T, row: &[T], plane: &mut [T]) {
-    let stride = g.params.stride.1;
-    tap.for_rows(g, |out, inp, n| {
-        let row = &row[out..out + n];
-        if stride == 1 {
-            plane[inp..inp + n].iter_mut().zip(row).for_each(|(i, &o)| *i += scale * o);
-        } else {
-            plane[inp..].iter_mut().step_by(stride).zip(row).for_each(|(i, &o)| *i += scale * o);
-        }
-    });
-}
-
 pub(crate) fn forward<T: Real>(g: &Geometry, xs: &[T], weight: &[T], bias: Option<&[T]>) -> Vec<T> {
-    let mut ys = vec![T::zero(); g.b * g.output_image()];
-    if let Some(bias) = bias {
-        let planes = ys.par_chunks_exact_mut(g.output_plane());
-        planes.enumerate().for_each(|(i, plane)| plane.fill(bias[i % g.c_out]));
-    }
     if g.is_depthwise() {
-        depthwise_forward(g, xs, weight, &mut ys);
-        return ys;
+        return depthwise::forward(g, xs, weight, bias);
     }
-    let (depth, plane, group_out) = (g.depth(), g.output_plane(), g.group_out());
-    let images = ys.par_chunks_exact_mut(g.output_image()).zip(xs.par_chunks_exact(g.input_image()));
-    images.for_each_init(Vec::new, |columns, (y, x)| {
-        let groups = y.chunks_exact_mut(group_out * plane).zip(x.chunks_exact(g.group_in() * g.input_plane()));
-        for ((y, x), w) in groups.zip(weight.chunks_exact(group_out * depth)) {
-            let columns = unfolded(g, x, columns);
-            let (w, columns) = (Mat::rows(w, depth), Mat::rows(columns, plane));
-            gemm((group_out, plane, depth), y, bias.is_some(), w, columns, threads_inside(g.b));
-        }
+    assert_eq!(weight.len(), g.c_out * g.depth());
+    let p = g.params;
+    let offset = |tap: usize, dilation: usize, padding: usize| (tap * dilation) as isize - padding as isize;
+    let gather = Gather {
+        images: g.b,
+        groups: p.groups,
+        channels: g.group_in(),
+        plane: (g.h, g.w),
+        rows: (0..g.kh).map(|t| offset(t, p.dilation.0, p.padding.0)).collect(),
+        cols: (0..g.kw).map(|t| offset(t, p.dilation.1, p.padding.1)).collect(),
+        stride: p.stride,
+        out_channels: g.group_out(),
+        out: (g.oh, g.ow),
+        out_plane: (g.oh, g.ow),
+        out_start: (0, 0),
+        out_stride: (1, 1),
+    };
+    let depth = g.depth();
+    let weights = PackedRows::new(p.groups, g.group_out(), depth, |group, row, k| {
+        weight[(group * g.group_out() + row) * depth + k]
     });
-    ys
-}
-
-/// The unfolded image: itself for a 1x1 layer, otherwise written into `scratch`.
-fn unfolded<'a, T: Real>(g: &Geometry, image: &'a [T], scratch: &'a mut Vec<T>) -> &'a [T] {
-    if g.is_pointwise() {
-        return image;
-    }
-    scratch.resize(g.depth() * g.output_plane(), T::zero());
-    unfold(g, image, scratch);
-    scratch
+    // SAFETY: the output's pixels are those of `gather`, each written by the task that has it.
+    unsafe { written(g.b * g.output_image(), |ys| gather.run(xs, &weights, bias, ys)) }
 }
 
 pub(crate) fn input_grad<T: Real>(g: &Geometry, grad: &[T], weight: &[T]) -> Vec<T> {
-    let mut dx = vec![T::zero(); g.b * g.input_image()];
     if g.is_depthwise() {
-        depthwise_input_grad(g, grad, weight, &mut dx);
-        return dx;
+        return depthwise::input_grad(g, grad, weight);
     }
-    let (depth, plane, group_out) = (g.depth(), g.output_plane(), g.group_out());
-    let images = dx.par_chunks_exact_mut(g.input_image()).zip(grad.par_chunks_exact(g.output_image()));
-    images.for_each_init(Vec::new, |columns, (dx, dy)| {
-        let groups = dx.chunks_exact_mut(g.group_in() * g.input_plane()).zip(dy.chunks_exact(group_out * plane));
-        for ((dx, dy), w) in groups.zip(weight.chunks_exact(group_out * depth)) {
-            let (w, dy) = (Mat::transposed(w, depth), Mat::rows(dy, plane));
-            let shape = (depth, plane, group_out);
-            if g.is_pointwise() {
-                gemm(shape, dx, false, w, dy, threads_inside(g.b));
+    assert_eq!(weight.len(), g.c_out * g.depth());
+    let p = g.params;
+    let write = |dx: Shared<T>| {
+        for start in (0..p.stride.0).flat_map(|y| (0..p.stride.1).map(move |x| (y, x))) {
+            // Input pixels start, start + stride, …: pixel start + stride·i meets tap t where the output
+            // i + (start + padding - t·dilation) / stride exists, a whole number.
+            let taps =
+                |start: usize, k: usize, stride: usize, padding: usize, dilation: usize| -> Vec<(usize, isize)> {
+                    let shift = |t: usize| (start + padding) as isize - (t * dilation) as isize;
+                    (0..k)
+                        .filter(|&t| shift(t) % stride as isize == 0)
+                        .map(|t| (t, shift(t) / stride as isize))
+                        .collect()
+                };
+            let rows = taps(start.0, g.kh, p.stride.0, p.padding.0, p.dilation.0);
+            let cols = taps(start.1, g.kw, p.stride.1, p.padding.1, p.dilation.1);
+            let out =
+                (g.h.saturating_sub(start.0).div_ceil(p.stride.0), g.w.saturating_sub(start.1).div_ceil(p.stride.1));
+            if out.0 == 0 || out.1 == 0 {
+                continue;
+            }
+            let gather = Gather {
+                images: g.b,
+                groups: p.groups,
+                channels: g.group_out(),
+                plane: (g.oh, g.ow),
+                rows: rows.iter().map(|&(_, offset)| offset).collect(),
+                cols: cols.iter().map(|&(_, offset)| offset).collect(),
+                stride: (1, 1),
+                out_channels: g.group_in(),
+                out,
+                out_plane: (g.h, g.w),
+                out_start: start,
+                out_stride: p.stride,
+            };
+            let taps = rows.len() * cols.len();
+            let weights = PackedRows::new(p.groups, g.group_in(), g.group_out() * taps, |group, row, k| {
+                let (channel, tap) = (k / taps, k % taps);
+                let (ky, kx) = (rows[tap / cols.len()].0, cols[tap % cols.len()].0);
+                weight[(((group * g.group_out() + channel) * g.group_in() + row) * g.kh + ky) * g.kw + kx]
+            });
+            gather.run(grad, &weights, None, dx);
+        }
+    };
+    // SAFETY: the remainders modulo the stride cover every input pixel once.
+    unsafe { written(g.b * g.input_image(), write) }
+}
+
+/// out\[n, o, y, x\] = bias\[o\] + Σ over c and taps of w\[o, c, tap\] · in\[n, c, y·stride + row(tap), x·stride + col(tap)\]
+/// for each group, 0 where the input ends.
+struct Gather {
+    images: usize,
+    groups: usize,
+    /// Input channels of a group.
+    channels: usize,
+    /// Height and width of an input plane.
+    plane: (usize, usize),
+    rows: Vec<isize>,
+    cols: Vec<isize>,
+    stride: (usize, usize),
+    /// Output channels of a group.
+    out_channels: usize,
+    /// Rows and columns of outputs.
+    out: (usize, usize),
+    /// Height and width of the plane that they are written to, where they stand from `out_start` on, `out_stride` apart.
+    out_plane: (usize, usize),
+    out_start: (usize, usize),
+    out_stride: (usize, usize),
+}
+
+/// How a [`Gather`] is cut into tasks, and where its packed input lies.
+struct Cut {
+    /// Images of a task: more than one only if a task takes whole images.
+    images: usize,
+    /// Output rows of a task.
+    rows: usize,
+    /// Parts of the output channels.
+    parts: usize,
+    /// Row-blocks of weights in a part.
+    blocks: usize,
+    /// Pixels of several images stand side by side, unfolded.
+    unfolded: bool,
+    /// Packed elements of one channel, of one image (all of them if unfolded).
+    channel: usize,
+    image: usize,
+    /// Where the inputs of each factor start.
+    offsets: Vec<u32>,
+}
+
+impl Gather {
+    fn taps(&self) -> usize {
+        self.rows.len() * self.cols.len()
+    }
+
+    fn depth(&self) -> usize {
+        self.channels * self.taps()
+    }
+
+    /// Whether the outputs of a band are consecutive where they are written.
+    fn is_dense(&self) -> bool {
+        self.out_stride == (1, 1) && self.out_start == (0, 0) && self.out == self.out_plane
+    }
+
+    /// Rows between the first and the last that one output needs.
+    fn span(&self) -> usize {
+        let (first, last) = (self.rows.iter().min(), self.rows.iter().max());
+        first.zip(last).map_or(0, |(&first, &last)| (last - first) as usize)
+    }
+
+    fn cut<T: Real>(&self, TileShape { lanes, rows: row_block, .. }: TileShape) -> Cut {
+        let threads = rayon::current_num_threads();
+        let pixels = self.out.0 * self.out.1;
+        let budget = CACHE / size_of::<T>();
+        let all_blocks = self.out_channels.div_ceil(row_block);
+        let unfolded = pixels < lanes;
+        let (images, rows) = if unfolded {
+            let room = budget / (self.depth() * pixels).max(1);
+            // Enough pixels to hide the traffic of the weights, and a task for each thread.
+            (
+                room.clamp(1, 256).min(self.images.div_ceil(threads)).max(lanes.div_ceil(pixels)).min(self.images),
+                self.out.0,
+            )
+        } else {
+            let per_row = self.channels * self.cols.len().max(1) * self.out.1;
+            let room = (budget / per_row.max(1)).saturating_sub(self.span() / self.stride.0 + self.stride.0).max(1);
+            if room < self.out.0 || self.images < 2 * threads {
+                // Bands of equal height, two vectors of pixels at the least; enough of them for all threads.
+                let bands = self.out.0.div_ceil(room).max((2 * threads).div_ceil(self.images * self.groups));
+                let least = (2 * lanes).div_ceil(self.out.1).min(self.out.0);
+                (1, self.out.0.div_ceil(bands).max(least))
             } else {
-                columns.resize(depth * plane, T::zero());
-                gemm(shape, columns, false, w, dy, threads_inside(g.b));
-                fold(g, columns, dx);
+                let fair = self.images.div_ceil(4 * threads);
+                ((room / self.out.0).clamp(1, 16).min(fair), self.out.0)
+            }
+        };
+        let tasks = self.images.div_ceil(images) * self.out.0.div_ceil(rows) * self.groups;
+        let parts = if tasks >= 2 * threads { 1 } else { (2 * threads).div_ceil(tasks).min(all_blocks) };
+        let blocks = all_blocks.div_ceil(parts);
+
+        // Rows of the input by their remainder modulo the stride: those of one remainder stand one behind the other.
+        let first = self.rows.iter().copied().min().unwrap_or(0);
+        let relative = |row: isize| (row - first) as usize;
+        let (mut starts, mut packed_rows) = (vec![0; self.stride.0], 0);
+        for (remainder, start) in starts.iter_mut().enumerate() {
+            *start = packed_rows;
+            packed_rows += self.remainder_rows(remainder, rows);
+        }
+        let row_starts: Vec<usize> = self
+            .rows
+            .iter()
+            .map(|&row| starts[relative(row) % self.stride.0] + relative(row) / self.stride.0)
+            .collect();
+        let (channel, image, offsets);
+        if unfolded {
+            let width = (images * pixels).next_multiple_of(LINE);
+            channel = self.taps() * width;
+            image = self.depth() * width;
+            offsets = (0..self.depth()).map(|k| (k * width) as u32).collect();
+        } else {
+            let elements = (self.cols.len() * packed_rows * self.out.1).next_multiple_of(LINE);
+            // Channels a multiple of 4 KiB apart would share a set of the first-level cache.
+            channel = if (elements * size_of::<T>()).is_multiple_of(2048) { elements + LINE } else { elements };
+            image = self.channels * channel;
+            offsets = (0..self.depth())
+                .map(|k| {
+                    let (c, tap) = (k / self.taps(), k % self.taps());
+                    let (row, col) = (row_starts[tap / self.cols.len()], tap % self.cols.len());
+                    (c * channel + (col * packed_rows + row) * self.out.1) as u32
+                })
+                .collect();
+        }
+        Cut { images, rows, parts, blocks, unfolded, channel, image, offsets }
+    }
+
+    /// Packed rows of one remainder modulo the vertical stride, for a band of `rows` outputs.
+    fn remainder_rows(&self, remainder: usize, rows: usize) -> usize {
+        let first = self.rows.iter().copied().min().unwrap_or(0);
+        let steps = self.rows.iter().map(|&row| (row - first) as usize);
+        let of_it = steps.filter(|step| step % self.stride.0 == remainder);
+        of_it.map(|step| step / self.stride.0 + rows).max().unwrap_or(0)
+    }
+
+    /// Computes every output. `out` must have room for `images · groups · out_channels` planes of `out_plane`.
+    fn run<T: Real>(&self, input: &[T], weights: &PackedRows<T>, bias: Option<&[T]>, out: Shared<T>) {
+        assert_eq!(input.len(), self.images * self.groups * self.channels * self.plane.0 * self.plane.1);
+        assert_eq!((weights.rows, weights.depth), (self.out_channels, self.depth()));
+        assert!(bias.is_none_or(|bias| bias.len() == self.groups * self.out_channels));
+        let cut = self.cut::<T>(weights.shape);
+        let slack = 4 * weights.shape.lanes;
+        let packed = if cut.unfolded { cut.image } else { cut.images * cut.image } + slack;
+        let staged = if self.is_dense() && !cut.unfolded {
+            0
+        } else {
+            (cut.blocks * weights.block) * (cut.images * (cut.rows * self.out.1).next_multiple_of(LINE) + LINE)
+        };
+        let bands = self.out.0.div_ceil(cut.rows);
+        let bunches = self.images.div_ceil(cut.images);
+        (0..bunches * bands * self.groups * cut.parts).into_par_iter().for_each(|task| {
+            let (rest, part) = (task / cut.parts, task % cut.parts);
+            let (rest, group) = (rest / self.groups, rest % self.groups);
+            let (bunch, band) = (rest / bands, rest % bands);
+            let images = bunch * cut.images..self.images.min((bunch + 1) * cut.images);
+            let rows = band * cut.rows..self.out.0.min((band + 1) * cut.rows);
+            let blocks = part * cut.blocks..weights.blocks.min((part + 1) * cut.blocks);
+            if blocks.is_empty() {
+                return;
+            }
+            with_scratch::<T, _>(packed + staged, |scratch| {
+                // SAFETY: the scratch holds the packed input and the staged output behind it.
+                let staged = unsafe { scratch.add(packed) };
+                let band = Band {
+                    gather: self,
+                    cut: &cut,
+                    input,
+                    weights,
+                    bias,
+                    out,
+                    images,
+                    rows,
+                    group,
+                    blocks,
+                    scratch,
+                    staged,
+                };
+                dispatch_at(weights.shape.level, band);
+            });
+        });
+    }
+}
+
+/// A task of a [`Gather`]: some images, or some rows of one.
+struct Band<'a, T> {
+    gather: &'a Gather,
+    cut: &'a Cut,
+    input: &'a [T],
+    weights: &'a PackedRows<T>,
+    bias: Option<&'a [T]>,
+    out: Shared<T>,
+    images: Range<usize>,
+    rows: Range<usize>,
+    group: usize,
+    blocks: Range<usize>,
+    scratch: *mut T,
+    staged: *mut T,
+}
+
+impl<T: Real> Kernel<T> for Band<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) {
+        // SAFETY: below `dispatch`; `Gather::run` has checked the lengths that the parts rely on.
+        unsafe {
+            if self.cut.unfolded {
+                self.unfold();
+            } else {
+                for (slot, image) in self.images.clone().enumerate() {
+                    for channel in 0..self.gather.channels {
+                        self.pack::<V>(slot, image, channel);
+                    }
+                }
+            }
+            match V::ROWS {
+                8 => self.multiply::<V, 8>(),
+                _ => self.multiply::<V, 4>(),
+            }
+            if !self.is_direct() {
+                self.scatter();
             }
         }
-    });
-    dx
+    }
 }
+
+impl<T: Real> Band<'_, T> {
+    fn is_direct(&self) -> bool {
+        self.gather.is_dense() && !self.cut.unfolded
+    }
+
+    /// Where the input plane starts.
+    fn plane(&self, image: usize, channel: usize) -> usize {
+        let g = self.gather;
+        ((image * g.groups + self.group) * g.channels + channel) * g.plane.0 * g.plane.1
+    }
+
+    /// Copies one channel of one image: each horizontal tap's shifted rows.
+    #[inline(always)]
+    unsafe fn pack<V: Simd<Elem = T>>(&self, slot: usize, image: usize, channel: usize) {
+        let (g, cut) = (self.gather, self.cut);
+        let (h, w) = g.plane;
+        let start = self.plane(image, channel);
+        let first = g.rows.iter().copied().min().unwrap_or(0);
+        let (stride, width) = (g.stride.1, g.out.1);
+        // SAFETY: the scratch holds `cut.images` images of `cut.image` elements and four vectors more; the source is read
+        // inside the input alone, which every branch checks for itself.
+        unsafe {
+            let mut to = self.scratch.add(slot * cut.image + channel * cut.channel);
+            for &col in &g.cols {
+                let reach = crate::ops::valid_outputs(width, w, stride, col);
+                for remainder in 0..g.stride.0 {
+                    for step in 0..g.remainder_rows(remainder, cut.rows) {
+                        let row = ((self.rows.start + step) * g.stride.0 + remainder) as isize + first;
+                        // Whole vectors are written in the order of their addresses, so what runs over the row's end is
+                        // overwritten by the next row, or lies in the slack.
+                        if row < 0 || row >= h as isize || reach.is_empty() {
+                            for x in (0..width).step_by(V::LANES) {
+                                V::zero().store(to.add(x));
+                            }
+                        } else {
+                            let from = (start + row as usize * w) as isize + col;
+                            let is_inside =
+                                from >= 0 && from as usize + width.next_multiple_of(V::LANES) <= self.input.len();
+                            if stride == 1 && is_inside {
+                                let from = self.input.as_ptr().add(from as usize);
+                                for x in (0..width).step_by(V::LANES) {
+                                    V::load(from.add(x)).store(to.add(x));
+                                }
+                                for x in (0..reach.start).chain(reach.end..width) {
+                                    *to.add(x) = T::zero();
+                                }
+                            } else {
+                                for x in (0..reach.start).chain(reach.end..width) {
+                                    *to.add(x) = T::zero();
+                                }
+                                for x in reach.clone() {
+                                    *to.add(x) = *self.input.get_unchecked((from + (x * stride) as isize) as usize);
+                                }
+                            }
+                        }
+                        to = to.add(width);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Unfolds small planes: factor by factor, the pixels of all images side by side.
+    unsafe fn unfold(&self) {
+        let (g, cut) = (self.gather, self.cut);
+        let pixels = g.out.0 * g.out.1;
+        // The input pixel of each tap and output pixel.
+        let mut sources: Vec<Option<usize>> = Vec::with_capacity(g.taps() * pixels);
+        for (&row, &col) in g.rows.iter().flat_map(|row| g.cols.iter().map(move |col| (row, col))) {
+            for (y, x) in (0..g.out.0).flat_map(|y| (0..g.out.1).map(move |x| (y, x))) {
+                let (y, x) = ((y * g.stride.0) as isize + row, (x * g.stride.1) as isize + col);
+                let is_inside = y >= 0 && x >= 0 && (y as usize) < g.plane.0 && (x as usize) < g.plane.1;
+                sources.push(is_inside.then(|| y as usize * g.plane.1 + x as usize));
+            }
+        }
+        for channel in 0..g.channels {
+            for tap in 0..g.taps() {
+                let sources = &sources[tap * pixels..][..pixels];
+                // SAFETY: factor k has its row of images · pixels elements, rounded up, in the scratch.
+                let row = unsafe { self.scratch.add(cut.offsets[channel * g.taps() + tap] as usize) };
+                for (slot, image) in self.images.clone().enumerate() {
+                    let plane = &self.input[self.plane(image, channel)..][..g.plane.0 * g.plane.1];
+                    for (pixel, source) in sources.iter().enumerate() {
+                        let value = source.map_or(T::zero(), |source| plane[source]);
+                        // SAFETY: as above.
+                        unsafe { *row.add(slot * pixels + pixel) = value };
+                    }
+                }
+            }
+        }
+    }
+
+    /// Vectors of output pixels: (packed image, first pixel, pixels).
+    fn vectors(&self, lanes: usize) -> (usize, usize, usize) {
+        let (images, pixels) = if self.cut.unfolded {
+            (1, self.images.len() * self.gather.out.0 * self.gather.out.1)
+        } else {
+            (self.images.len(), self.rows.len() * self.gather.out.1)
+        };
+        (images, pixels, pixels.div_ceil(lanes))
+    }
+
+    #[inline(always)]
+    unsafe fn multiply<V: Simd<Elem = T>, const M: usize>(&self) {
+        let (images, _, per_image) = self.vectors(V::LANES);
+        let vectors = images * per_image;
+        let weights_bytes = self.blocks.len() * M * self.weights.depth * size_of::<T>();
+        // SAFETY: each pair (block, vectors) writes outputs of its own.
+        unsafe {
+            if weights_bytes <= 128 << 10 {
+                // The weights stay in the cache: run over them for each pair of vectors.
+                for v in (0..vectors).step_by(2) {
+                    for block in self.blocks.clone() {
+                        self.pair::<V, M>(block, v, vectors, per_image);
+                    }
+                }
+            } else {
+                for block in self.blocks.clone() {
+                    for v in (0..vectors).step_by(2) {
+                        self.pair::<V, M>(block, v, vectors, per_image);
+                    }
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn pair<V: Simd<Elem = T>, const M: usize>(&self, block: usize, v: usize, vectors: usize, per_image: usize) {
+        let a = self.weights.block_of(self.group, block).as_ptr();
+        let offsets = self.cut.offsets.as_ptr();
+        let depth = self.weights.depth;
+        let at = |v: usize| (v / per_image, v % per_image * V::LANES);
+        // SAFETY: the packed input holds every factor's pixels, rounded up to vectors; `block_of` is one whole block.
+        unsafe {
+            let from = |v: usize| {
+                let (image, pixel) = at(v);
+                self.scratch.add(image * self.cut.image + pixel).cast_const()
+            };
+            if v + 1 < vectors {
+                let sums = tile::<V, M, 2>(depth, a, M, [from(v), from(v + 1)], offsets);
+                for (j, v) in [v, v + 1].into_iter().enumerate() {
+                    self.finish::<V, M>(block, at(v), std::array::from_fn(|i| sums[i][j]));
+                }
+            } else {
+                let sums = tile::<V, M, 1>(depth, a, M, [from(v)], offsets);
+                self.finish::<V, M>(block, at(v), std::array::from_fn(|i| sums[i][0]));
+            }
+        }
+    }
+
+    /// Adds the bias and stores one vector of pixels of the rows of a block.
+    #[inline(always)]
+    unsafe fn finish<V: Simd<Elem = T>, const M: usize>(
+        &self,
+        block: usize,
+        (image, pixel): (usize, usize),
+        sums: [V; M],
+    ) {
+        let g = self.gather;
+        let (_, pixels, _) = self.vectors(V::LANES);
+        let count = V::LANES.min(pixels - pixel);
+        let first = block * M;
+        // SAFETY: the rows stop at the group's channels, the lanes at the pixels of the band.
+        unsafe {
+            let (to, step) = if self.is_direct() {
+                let plane = g.out.0 * g.out.1;
+                let channel = ((self.images.start + image) * g.groups + self.group) * g.out_channels + first;
+                (self.out.at(channel * plane + self.rows.start * g.out.1 + pixel), plane)
+            } else {
+                let step = pixels.next_multiple_of(LINE);
+                let row = image * self.blocks.len() * M + (first - self.blocks.start * M);
+                (self.staged.add(row * step + pixel), step)
+            };
+            for (i, sum) in sums.into_iter().enumerate().take(g.out_channels - first) {
+                let sum = match self.bias {
+                    Some(bias) => sum.add(V::splat(*bias.get_unchecked(self.group * g.out_channels + first + i))),
+                    None => sum,
+                };
+                if count == V::LANES {
+                    sum.store(to.add(i * step));
+                } else {
+                    sum.store_first(to.add(i * step), count);
+                }
+            }
+        }
+    }
+
+    /// Takes staged outputs to their places.
+    unsafe fn scatter(&self) {
+        let g = self.gather;
+        let (_, pixels, _) = self.vectors(1);
+        let step = pixels.next_multiple_of(LINE);
+        let plane = g.out_plane.0 * g.out_plane.1;
+        let first = self.blocks.start * self.weights.block;
+        let channels = first..g.out_channels.min(self.blocks.end * self.weights.block);
+        let staged_rows = self.blocks.len() * self.weights.block;
+        for (slot, image) in self.images.clone().enumerate() {
+            for channel in channels.clone() {
+                let row = if self.cut.unfolded { channel - first } else { slot * staged_rows + channel - first };
+                let skip = if self.cut.unfolded { slot * g.out.0 * g.out.1 } else { 0 };
+                let to = ((image * g.groups + self.group) * g.out_channels + channel) * plane;
+                for (i, y) in self.rows.clone().enumerate() {
+                    let line = to + (g.out_start.0 + y * g.out_stride.0) * g.out_plane.1 + g.out_start.1;
+                    for x in 0..g.out.1 {
+                        // SAFETY: `staged` holds the band's outputs, the output plane these pixels.
+                        unsafe {
+                            *self.out.at(line + x * g.out_stride.1) =
+                                *self.staged.add(row * step + skip + i * g.out.1 + x);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// A matrix for each group, packed in blocks of rows: `[group][block][k][row of the block]`, zeros behind the last row.
+struct PackedRows<T> {
+    data: Vec<T>,
+    rows: usize,
+    depth: usize,
+    block: usize,
+    blocks: usize,
+    shape: TileShape,
+}
+
+/// The registers that an operation runs with, from its packing to its last task.
+#[derive(Clone, Copy)]
+struct TileShape {
+    level: Level,
+    /// Rows of a tile.
+    rows: usize,
+    /// Lanes of a vector.
+    lanes: usize,
+}
+
+impl TileShape {
+    fn now<T: Real>() -> Self {
+        struct Ask(Level);
+        impl<T: Real> Kernel<T> for Ask {
+            type Output = TileShape;
+
+            #[inline(always)]
+            unsafe fn run<V: Simd<Elem = T>>(self) -> TileShape {
+                TileShape { level: self.0, rows: V::ROWS, lanes: V::LANES }
+            }
+        }
+        let level = Level::current();
+        dispatch_at::<T, _>(level, Ask(level))
+    }
+}
+
+impl<T: Real> PackedRows<T> {
+    fn new(groups: usize, rows: usize, depth: usize, value: impl Fn(usize, usize, usize) -> T + Sync) -> Self {
+        let shape = TileShape::now::<T>();
+        let block = shape.rows;
+        let blocks = rows.div_ceil(block);
+        let mut data = vec![T::zero(); groups * blocks * block * depth];
+        if depth > 0 {
+            data.par_chunks_exact_mut(block * depth).enumerate().for_each(|(i, data)| {
+                let (group, first) = (i / blocks, i % blocks * block);
+                for row in first..rows.min(first + block) {
+                    for (k, to) in data[row - first..].iter_mut().step_by(block).enumerate() {
+                        *to = value(group, row, k);
+                    }
+                }
+            });
+        }
+        Self { data, rows, depth, block, blocks, shape }
+    }
+
+    fn block_of(&self, group: usize, block: usize) -> &[T] {
+        let size = self.block * self.depth;
+        &self.data[(group * self.blocks + block) * size..][..size]
+    }
+}
+
+/// Output channels of one task of the weight gradient.
+const CHUNK: usize = 64;
+
+/// Pixels that the inner loops take at a time: their operands fit into the first-level cache.
+const PIXELS: usize = 256;
+
+/// Tasks of the weight gradient at the least, if the images suffice. A constant, so that the sum's order is one.
+const TASKS: usize = 16;
 
 pub(crate) fn weight_grad<T: Real>(g: &Geometry, xs: &[T], grad: &[T]) -> Vec<T> {
     if g.is_depthwise() {
-        return depthwise_weight_grad(g, xs, grad);
+        return depthwise::weight_grad(g, xs, grad);
     }
-    let (depth, plane, group_out) = (g.depth(), g.output_plane(), g.group_out());
-    let elements = g.c_out * depth;
-    // Each part sums its own share of the images. The number of parts depends on the shape alone, so the order of the sum,
-    // and with it every bit, is the same for any number of threads. 32 MiB of partial sums at the most.
-    let parts = ((4 << 20) / elements).clamp(4, 32).min(g.b);
-    let images_a_part = g.b.div_ceil(parts);
-    let partial: Vec<Vec<T>> = xs
-        .par_chunks(images_a_part * g.input_image())
-        .zip(grad.par_chunks(images_a_part * g.output_image()))
-        .map_init(Vec::new, |columns, (xs, grad)| {
-            let mut dw = vec![T::zero(); elements];
-            for (x, dy) in xs.chunks_exact(g.input_image()).zip(grad.chunks_exact(g.output_image())) {
-                let groups = x.chunks_exact(g.group_in() * g.input_plane()).zip(dy.chunks_exact(group_out * plane));
-                for ((x, dy), dw) in groups.zip(dw.chunks_exact_mut(group_out * depth)) {
-                    let columns = unfolded(g, x, columns);
-                    let (dy, columns) = (Mat::rows(dy, plane), Mat::transposed(columns, plane));
-                    gemm((group_out, depth, plane), dw, true, dy, columns, threads_inside(parts));
-                }
-            }
-            dw
+    assert_eq!((xs.len(), grad.len()), (g.b * g.input_image(), g.b * g.output_image()));
+    let shape = TileShape::now::<T>();
+    let walk = PixelSum::new::<T>(g, shape);
+    let chunks = g.group_out().div_ceil(CHUNK);
+    let parts = TASKS.div_ceil(chunks * g.params.groups).clamp(1, g.b);
+    let images = g.b.div_ceil(parts);
+    let parts = g.b.div_ceil(images);
+    let partial: Vec<Vec<T>> = (0..parts * g.params.groups * chunks)
+        .into_par_iter()
+        .map(|task| {
+            let (part, rest) = (task / (g.params.groups * chunks), task % (g.params.groups * chunks));
+            let (group, chunk) = (rest / chunks, rest % chunks);
+            let channels = chunk * CHUNK..g.group_out().min((chunk + 1) * CHUNK);
+            let images = part * images..g.b.min((part + 1) * images);
+            let mut sums = vec![T::zero(); channels.len().next_multiple_of(shape.lanes) * walk.row];
+            let input = walk.input_elements(g.group_in(), shape.lanes);
+            let outputs = channels.len().next_multiple_of(shape.lanes) * walk.offsets.len();
+            with_scratch(input + outputs, |scratch: *mut T| {
+                // SAFETY: the scratch holds the packed gradient behind the packed input.
+                let outputs = unsafe { scratch.add(input) };
+                let sums = &mut sums;
+                dispatch_at(
+                    shape.level,
+                    PixelTask { g, walk: &walk, xs, grad, group, channels, images, input: scratch, outputs, sums },
+                );
+            });
+            sums
         })
         .collect();
-    add_up(partial)
+    let taps = g.kh * g.kw;
+    let mut dw = vec![T::zero(); g.c_out * g.depth()];
+    dw.par_chunks_exact_mut(g.depth()).enumerate().for_each(|(o, dw)| {
+        let (group, channel) = (o / g.group_out(), o % g.group_out());
+        for part in 0..parts {
+            let sums = &partial[(part * g.params.groups + group) * chunks + channel / CHUNK];
+            let row = &sums[channel % CHUNK * walk.row..][..walk.row];
+            for tap in 0..taps {
+                let (run, within) = (tap / walk.merged, tap % walk.merged);
+                let from = &row[run * walk.run_padded + within * g.group_in()..][..g.group_in()];
+                dw[tap..].iter_mut().step_by(taps).zip(from).for_each(|(dw, &sum)| *dw += sum);
+            }
+        }
+    });
+    dw
 }
 
-/// Σ over equal-length parts, in their order.
-fn add_up<T: Real>(parts: Vec<Vec<T>>) -> Vec<T> {
-    let mut parts = parts.into_iter();
-    let mut total = parts.next().unwrap_or_default();
-    for part in parts {
-        total.iter_mut().zip(&part).for_each(|(t, &p)| *t += p);
+/// How the weight gradient walks over the pixels of some images at a time.
+struct PixelSum {
+    /// Images, or rows of one image, that are packed at a time.
+    images: usize,
+    rows: usize,
+    /// Packed rows and columns of an input image, pixels with all channels of a group.
+    packed: (usize, usize),
+    /// Horizontal taps whose inputs are consecutive: all of a row of taps unless dilated.
+    merged: usize,
+    /// Start of each run of `merged` taps behind an output pixel's first input.
+    runs: Vec<usize>,
+    /// Elements of a run in the sums, whole vectors.
+    run_padded: usize,
+    /// Elements of an output channel in the sums.
+    row: usize,
+    /// Where the first input of each packed output pixel starts.
+    offsets: Vec<u32>,
+}
+
+impl PixelSum {
+    fn new<T: Real>(g: &Geometry, shape: TileShape) -> Self {
+        let (p, channels) = (g.params, g.group_in());
+        let merged = if p.dilation.1 == 1 { g.kw } else { 1 };
+        let width = (g.ow - 1) * p.stride.1 + (g.kw - 1) * p.dilation.1 + 1;
+        let height = |rows: usize| (rows - 1) * p.stride.0 + (g.kh - 1) * p.dilation.0 + 1;
+        let budget = CACHE / size_of::<T>();
+        let whole = height(g.oh) * width * channels;
+        let (images, rows) = if whole <= budget {
+            ((budget / whole).clamp(1, (4 * PIXELS).div_ceil(g.output_plane())), g.oh)
+        } else {
+            let rows = (1..=g.oh).rev().find(|&rows| height(rows) * width * channels <= budget);
+            (1, rows.unwrap_or(1))
+        };
+        let packed = (height(rows), width);
+        let runs = (0..g.kh * g.kw / merged)
+            .map(|run| {
+                let (ky, kx) = (run * merged / g.kw, run * merged % g.kw);
+                (ky * p.dilation.0 * width + kx * p.dilation.1) * channels
+            })
+            .collect::<Vec<_>>();
+        let run_padded = (merged * channels).next_multiple_of(shape.lanes);
+        let mut offsets = Vec::with_capacity(images * rows * g.ow);
+        for image in 0..images {
+            for (y, x) in (0..rows).flat_map(|y| (0..g.ow).map(move |x| (y, x))) {
+                let pixel = (image * packed.0 + y * p.stride.0) * width + x * p.stride.1;
+                offsets.push((pixel * channels) as u32);
+            }
+        }
+        Self { images, rows, packed, merged, row: runs.len() * run_padded, runs, run_padded, offsets }
     }
-    total
+
+    /// Elements of the packed input; vectors may run over its end.
+    fn input_elements(&self, channels: usize, lanes: usize) -> usize {
+        (self.images * self.packed.0 * self.packed.1 * channels + 2 * lanes).next_multiple_of(LINE)
+    }
+}
+
+/// A task of the weight gradient: some images and some output channels of one group.
+struct PixelTask<'a, T> {
+    g: &'a Geometry,
+    walk: &'a PixelSum,
+    xs: &'a [T],
+    grad: &'a [T],
+    group: usize,
+    channels: Range<usize>,
+    images: Range<usize>,
+    /// Packed input (image, row, column, channel).
+    input: *mut T,
+    /// Packed gradient: blocks of LANES channels, (block, pixel, channel of the block).
+    outputs: *mut T,
+    /// (output channel, run, channel of the run)
+    sums: &'a mut [T],
+}
+
+impl<T: Real> Kernel<T> for PixelTask<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) {
+        let (g, walk) = (self.g, self.walk);
+        let mut this = self;
+        let images = this.images.clone();
+        for first in images.clone().step_by(walk.images) {
+            let bunch = first..images.end.min(first + walk.images);
+            for top in (0..g.oh).step_by(walk.rows) {
+                let rows = top..g.oh.min(top + walk.rows);
+                // SAFETY: below `dispatch`; `weight_grad` has checked the lengths and made the scratch large enough for
+                // `walk.images` images of `walk.rows` output rows.
+                unsafe {
+                    for (slot, image) in bunch.clone().enumerate() {
+                        this.pack_input::<V>(slot, image, top);
+                        this.pack_outputs::<V>(slot, image, &rows, bunch.len());
+                    }
+                    let pixels = bunch.len() * rows.len() * g.ow;
+                    match V::ROWS {
+                        8 => this.multiply::<V, 8>(pixels),
+                        _ => this.multiply::<V, 4>(pixels),
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<T: Real> PixelTask<'_, T> {
+    /// Lays the rows of an image that the outputs from row `top` on need behind each other, channels innermost.
+    #[inline(always)]
+    unsafe fn pack_input<V: Simd<Elem = T>>(&self, slot: usize, image: usize, top: usize) {
+        let (g, channels) = (self.g, self.g.group_in());
+        let (height, width) = self.walk.packed;
+        let padding = g.params.padding;
+        let plane = g.input_plane();
+        let first = (top * g.params.stride.0) as isize - padding.0 as isize;
+        let xs = &self.xs[(image * g.c_in + self.group * channels) * plane..][..channels * plane];
+        let valid = padding.1.min(width)..(padding.1 + g.w).min(width);
+        let rows = (-first).max(0) as usize..((g.h as isize - first).max(0) as usize).min(height);
+        // SAFETY: the packed image is `height · width · channels` elements, its rows and columns bounded above; the planes are
+        // `xs`, read in whole vectors only where they hold them.
+        unsafe {
+            let to = self.input.add(slot * height * width * channels);
+            for row in 0..height {
+                let line = to.add(row * width * channels);
+                if rows.contains(&row) {
+                    std::ptr::write_bytes(line, 0, valid.start * channels);
+                    std::ptr::write_bytes(line.add(valid.end * channels), 0, (width - valid.end) * channels);
+                } else {
+                    std::ptr::write_bytes(line, 0, width * channels);
+                }
+            }
+            if rows.is_empty() || valid.is_empty() {
+                return;
+            }
+            // Pixels of the plane that are wanted, as one run; some of its columns may not be.
+            let from = (rows.start as isize + first) as usize * g.w;
+            let pixels = rows.len() * g.w;
+            let place = |pixel: usize| {
+                let (row, col) = (rows.start + pixel / g.w, padding.1 + pixel % g.w);
+                (col < width).then(|| (row * width + col) * channels)
+            };
+            if channels < V::LANES || pixels < V::LANES {
+                for channel in 0..channels {
+                    for pixel in 0..pixels {
+                        if let Some(place) = place(pixel) {
+                            *to.add(place + channel) = *xs.get_unchecked(channel * plane + from + pixel);
+                        }
+                    }
+                }
+                return;
+            }
+            let mut block = [T::zero(); 256];
+            let mut pixel = 0;
+            loop {
+                // The last blocks overlap those before them.
+                let start = pixel.min(pixels - V::LANES);
+                let mut channel = 0;
+                loop {
+                    let c = channel.min(channels - V::LANES);
+                    V::transpose(xs.as_ptr().add(c * plane + from + start), plane, block.as_mut_ptr(), V::LANES);
+                    let (mut row, mut col) = (rows.start + start / g.w, padding.1 + start % g.w);
+                    for i in 0..V::LANES {
+                        if col < width {
+                            V::load(block.as_ptr().add(i * V::LANES)).store(to.add((row * width + col) * channels + c));
+                        }
+                        col += 1;
+                        if col == padding.1 + g.w {
+                            (row, col) = (row + 1, padding.1);
+                        }
+                    }
+                    channel += V::LANES;
+                    if channel >= channels {
+                        break;
+                    }
+                }
+                pixel += V::LANES;
+                if pixel >= pixels {
+                    break;
+                }
+            }
+        }
+    }
+
+    /// Lays the gradient of some output rows down in blocks of LANES channels, channels innermost.
+    #[inline(always)]
+    unsafe fn pack_outputs<V: Simd<Elem = T>>(&self, slot: usize, image: usize, rows: &Range<usize>, images: usize) {
+        let g = self.g;
+        let plane = g.output_plane();
+        let pixels = rows.len() * g.ow;
+        let all = images * pixels;
+        let first = (image * g.c_out + self.group * g.group_out() + self.channels.start) * plane + rows.start * g.ow;
+        // SAFETY: block `b` of the packed gradient starts at b · LANES · all; channels and pixels stay inside the gradient, whole
+        // vectors too.
+        unsafe {
+            let from = self.grad.as_ptr().add(first);
+            for block in 0..self.channels.len().div_ceil(V::LANES) {
+                let channels = V::LANES.min(self.channels.len() - block * V::LANES);
+                let from = from.add(block * V::LANES * plane);
+                let to = self.outputs.add((block * all + slot * pixels) * V::LANES);
+                if channels == V::LANES && pixels >= V::LANES {
+                    let mut pixel = 0;
+                    while pixel < pixels {
+                        let start = pixel.min(pixels - V::LANES);
+                        V::transpose(from.add(start), plane, to.add(start * V::LANES), V::LANES);
+                        pixel += V::LANES;
+                    }
+                } else {
+                    for pixel in 0..pixels {
+                        for channel in 0..V::LANES {
+                            let value = if channel < channels { *from.add(channel * plane + pixel) } else { T::zero() };
+                            *to.add(pixel * V::LANES + channel) = value;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// Adds the packed pixels' products to the sums.
+    #[inline(always)]
+    unsafe fn multiply<V: Simd<Elem = T>, const M: usize>(&mut self, pixels: usize) {
+        let walk = self.walk;
+        let blocks = self.channels.len().div_ceil(M);
+        // SAFETY: the sums have a row for each channel, rounded up to LANES ≥ M, of `runs · run_padded` elements; packed
+        // pixels and channels are as `pack_input` and `pack_outputs` have laid them.
+        unsafe {
+            for start in (0..pixels).step_by(PIXELS) {
+                let depth = PIXELS.min(pixels - start);
+                let offsets = walk.offsets.as_ptr().add(start);
+                for (run, &run_start) in walk.runs.iter().enumerate() {
+                    for column in (0..walk.run_padded).step_by(2 * V::LANES) {
+                        let b = self.input.add(run_start + column).cast_const();
+                        for block in 0..blocks {
+                            let (outer, inner) = (block * M / V::LANES, block * M % V::LANES);
+                            let a = self.outputs.add((outer * pixels + start) * V::LANES + inner);
+                            let sums =
+                                self.sums.as_mut_ptr().add(block * M * walk.row + run * walk.run_padded + column);
+                            if column + V::LANES < walk.run_padded {
+                                let tile = tile::<V, M, 2>(depth, a, V::LANES, [b, b.add(V::LANES)], offsets);
+                                for (i, row) in tile.into_iter().enumerate() {
+                                    for (j, sum) in row.into_iter().enumerate() {
+                                        let to = sums.add(i * walk.row + j * V::LANES);
+                                        V::load(to).add(sum).store(to);
+                                    }
+                                }
+                            } else {
+                                let tile = tile::<V, M, 1>(depth, a, V::LANES, [b], offsets);
+                                for (i, [sum]) in tile.into_iter().enumerate() {
+                                    let to = sums.add(i * walk.row);
+                                    V::load(to).add(sum).store(to);
+                                }
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
 }
 
 pub(crate) fn bias_grad<T: Real>(g: &Geometry, grad: &[T]) -> Vec<T> {
@@ -239,57 +964,53 @@ pub(crate) fn bias_grad<T: Real>(g: &Geometry, grad: &[T]) -> Vec<T> {
         .collect()
 }
 
-fn depthwise_forward<T: Real>(g: &Geometry, xs: &[T], weight: &[T], ys: &mut [T]) {
-    let (plane_in, multiplier, stride) = (g.input_plane(), g.group_out(), g.params.stride.1);
-    ys.par_chunks_exact_mut(g.output_plane()).enumerate().for_each(|(i, y)| {
-        let (n, c_out) = (i / g.c_out, i % g.c_out);
-        let x = &xs[(n * g.c_in + c_out / multiplier) * plane_in..][..plane_in];
-        let taps = &weight[c_out * g.kh * g.kw..][..g.kh * g.kw];
-        for (tap, &w) in g.taps().zip(taps) {
-            tap.for_rows(g, |out, inp, n| {
-                let y = &mut y[out..out + n];
-                if stride == 1 {
-                    y.iter_mut().zip(&x[inp..inp + n]).for_each(|(y, &x)| *y += w * x);
-                } else {
-                    y.iter_mut().zip(x[inp..].iter().step_by(stride)).for_each(|(y, &x)| *y += w * x);
-                }
-            });
+#[cfg(test)]
+mod speed {
+    use super::*;
+    use crate::ops::Conv2dParams;
+    #[test]
+    #[ignore]
+    fn conv_speed() {
+        for (b, ci, h, co, k, s, groups) in [
+            (64usize, 3usize, 32usize, 16usize, 3usize, 1usize, 1usize),
+            (64, 16, 32, 16, 3, 1, 1),
+            (64, 16, 32, 32, 3, 2, 1),
+            (64, 32, 16, 32, 3, 1, 1),
+            (64, 64, 8, 64, 3, 1, 1),
+            (16, 64, 32, 64, 3, 1, 1),
+            (16, 128, 16, 128, 3, 1, 1),
+            (32, 256, 8, 256, 3, 1, 1),
+            (64, 512, 4, 512, 3, 1, 1),
+            (128, 512, 2, 512, 3, 1, 1),
+            (16, 64, 32, 128, 1, 1, 1),
+            (16, 256, 16, 128, 1, 1, 1),
+            (64, 1024, 2, 1024, 1, 1, 1),
+            (64, 96, 16, 24, 1, 1, 1),
+            (64, 24, 16, 144, 1, 1, 1),
+            (64, 240, 16, 60, 1, 1, 3),
+            (2, 64, 224, 64, 3, 1, 1),
+            (4, 3, 224, 64, 7, 2, 1),
+            (4, 512, 7, 512, 3, 1, 1),
+        ] {
+            let p = (k - 1) / 2;
+            let o = (h + 2 * p - k) / s + 1;
+            let g = Geometry { b, c_in: ci, h, w: h, c_out: co, kh: k, kw: k, oh: o, ow: o,
+                params: Conv2dParams { stride: (s, s), padding: (p, p), dilation: (1, 1), groups } };
+            let x = vec![0.5f32; b * ci * h * h];
+            let w = vec![0.25f32; co * ci / groups * k * k];
+            let dy = vec![0.125f32; b * co * o * o];
+            let flop = 2.0 * (b * co * o * o * ci / groups * k * k) as f64;
+            let time = |f: &mut dyn FnMut()| {
+                f();
+                let mut best = f64::MAX;
+                let begin = std::time::Instant::now();
+                while begin.elapsed().as_secs_f64() < 0.15 { let t = std::time::Instant::now(); f(); best = best.min(t.elapsed().as_secs_f64()); }
+                flop / best / 1e9
+            };
+            let f = time(&mut || { std::hint::black_box(forward(&g, &x, &w, None)); });
+            let d = time(&mut || { std::hint::black_box(input_grad(&g, &dy, &w)); });
+            let wg = time(&mut || { std::hint::black_box(weight_grad(&g, &x, &dy)); });
+            println!("b{b} {ci}->{co} {h}x{h} k{k} s{s} g{groups}: forward {f:.0} input {d:.0} weight {wg:.0} GFLOP/s");
         }
-    });
-}
-
-fn depthwise_input_grad<T: Real>(g: &Geometry, grad: &[T], weight: &[T], dx: &mut [T]) {
-    let (plane_out, multiplier, taps) = (g.output_plane(), g.group_out(), g.kh * g.kw);
-    dx.par_chunks_exact_mut(g.input_plane()).enumerate().for_each(|(i, dx)| {
-        let (n, c_in) = (i / g.c_in, i % g.c_in);
-        for c_out in c_in * multiplier..(c_in + 1) * multiplier {
-            let dy = &grad[(n * g.c_out + c_out) * plane_out..][..plane_out];
-            for (tap, &w) in g.taps().zip(&weight[c_out * taps..][..taps]) {
-                add_tap(g, &tap, w, dy, dx);
-            }
-        }
-    });
-}
-
-fn depthwise_weight_grad<T: Real>(g: &Geometry, xs: &[T], grad: &[T]) -> Vec<T> {
-    let (plane_in, plane_out, multiplier) = (g.input_plane(), g.output_plane(), g.group_out());
-    let (taps, stride) = (g.kh * g.kw, g.params.stride.1);
-    let mut dw = vec![T::zero(); g.c_out * taps];
-    dw.par_chunks_exact_mut(taps).enumerate().for_each(|(c_out, dw)| {
-        for n in 0..g.b {
-            let x = &xs[(n * g.c_in + c_out / multiplier) * plane_in..][..plane_in];
-            let dy = &grad[(n * g.c_out + c_out) * plane_out..][..plane_out];
-            for (tap, dw) in g.taps().zip(dw.iter_mut()) {
-                tap.for_rows(g, |out, inp, n| {
-                    let dy = &dy[out..out + n];
-                    *dw += if stride == 1 {
-                        dot(dy, &x[inp..inp + n])
-                    } else {
-                        x[inp..].iter().step_by(stride).zip(dy).fold(T::zero(), |sum, (&x, &dy)| sum + x * dy)
-                    };
-                });
-            }
-        }
-    });
-    dw
+    }
 }

@@ -172,6 +172,14 @@ pub(crate) trait Kernel<T: Real> {
 /// Runs a kernel with the registers of [`Level::current`].
 #[inline]
 pub(crate) fn dispatch<T: Real, K: Kernel<T>>(kernel: K) -> K::Output {
+    dispatch_at(Level::current(), kernel)
+}
+
+/// Runs a kernel with the registers of `level`, which this machine must have: what [`Level::current`] says. A kernel whose
+/// callers lay data out for its registers asks for the level once.
+#[inline]
+pub(crate) fn dispatch_at<T: Real, K: Kernel<T>>(level: Level, kernel: K) -> K::Output {
+    debug_assert!(level.is_supported());
     #[cfg(target_arch = "x86_64")]
     {
         #[target_feature(enable = "avx512f")]
@@ -184,8 +192,8 @@ pub(crate) fn dispatch<T: Real, K: Kernel<T>>(kernel: K) -> K::Output {
             // SAFETY: this function is entered on machines with AVX2 and FMA only.
             unsafe { kernel.run::<T::Avx2>() }
         }
-        match Level::current() {
-            // SAFETY: `current` names supported levels only.
+        match level {
+            // SAFETY: `Level::current` names supported levels only.
             Level::Avx512 => return unsafe { avx512(kernel) },
             // SAFETY: as above.
             Level::Avx2 => return unsafe { avx2(kernel) },
@@ -540,8 +548,8 @@ mod tests {
         // `force` holds for the process: one test walks through the kinds, and the others may run with any of them.
         for level in Level::supported() {
             force(Some(level)).unwrap();
-            dispatch(Check::<f32>(std::marker::PhantomData));
-            dispatch(Check::<f64>(std::marker::PhantomData));
+            dispatch_at(level, Check::<f32>(std::marker::PhantomData));
+            dispatch_at(level, Check::<f64>(std::marker::PhantomData));
         }
         force(None).unwrap();
         println!("{:?}", Level::supported().collect::<Vec<_>>());

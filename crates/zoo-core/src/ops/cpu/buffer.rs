@@ -1,0 +1,69 @@
+//! Memory for kernels: outputs that are written once, and scratch that a thread keeps.
+
+use crate::ops::Real;
+use std::cell::RefCell;
+
+/// A pointer that tasks share, each writing places of its own.
+pub(crate) struct Shared<T>(*mut T);
+
+impl<T> Clone for Shared<T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Shared<T> {}
+
+// SAFETY: a pointer is as good in one thread as in another; who writes through it answers for the places being disjoint.
+unsafe impl<T: Send> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T: Send> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    pub fn new(slice: &mut [T]) -> Self {
+        Self(slice.as_mut_ptr())
+    }
+
+    /// The pointer, `offset` elements on.
+    ///
+    /// # Safety
+    /// The offset must stay inside what the pointer was made from.
+    #[inline(always)]
+    pub unsafe fn at(self, offset: usize) -> *mut T {
+        // SAFETY: the caller keeps inside.
+        unsafe { self.0.add(offset) }
+    }
+}
+
+/// A vector of `n` elements that `fill` writes, every one of them: no pass over the memory to zero it first.
+///
+/// # Safety
+/// `fill` must have written all `n` elements when it returns.
+pub(crate) unsafe fn written<T: Real>(n: usize, fill: impl FnOnce(Shared<T>)) -> Vec<T> {
+    let mut out: Vec<T> = Vec::with_capacity(n);
+    fill(Shared(out.as_mut_ptr()));
+    // SAFETY: the capacity is n, and the caller vouches for the elements.
+    unsafe { out.set_len(n) };
+    out
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lends `f` room for `n` elements, on a cache line's boundary, holding whatever the last use left there. The thread keeps
+/// the memory for the next time. `f` must not wait for other tasks: another use of the scratch could start meanwhile.
+pub(crate) fn with_scratch<T: Real, R>(n: usize, f: impl FnOnce(*mut T) -> R) -> R {
+    const LINE: usize = 64;
+    SCRATCH.with_borrow_mut(|scratch| {
+        let words = (n * size_of::<T>() + LINE).div_ceil(size_of::<u64>());
+        if scratch.len() < words {
+            // The old contents are nobody's: no need to move them.
+            *scratch = Vec::new();
+            *scratch = vec![0; words];
+        }
+        let start = scratch.as_mut_ptr().cast::<u8>();
+        // SAFETY: the vector has a line more than n elements need; u64 and the line are aligned for f32 and f64.
+        f(unsafe { start.add(start.align_offset(LINE)) }.cast())
+    })
+}
