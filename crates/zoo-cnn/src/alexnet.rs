@@ -14,10 +14,11 @@
 //! | `cifar_alexnet` | 8 | 5x5 | 256 x 3 x 3 | 5,872,586 |
 
 use candle_core::{Module, Result, Tensor, bail};
+use zoo_core::tape::on_tape;
 use zoo_core::weights::Rename;
 use zoo_core::{
-    BatchNorm, Classifier, Conv2d, Conv2dConfig, Dimensions, Dropout, Init, Input, Linear, MaxPool2d, Model, ModelInfo,
-    ModuleT, VarBuilder, adaptive_avg_pool2d, flatten, relu, trace,
+    BatchNorm, Classifier, Conv2d, Conv2dConfig, ConvBn, Dimensions, Dropout, Init, Input, Linear, MaxPool2d, Model,
+    ModelInfo, ModuleT, Pointwise, VarBuilder, adaptive_avg_pool2d, flatten, relu, trace,
 };
 
 /// An AlexNet.
@@ -57,13 +58,15 @@ impl Config {
 #[derive(Debug)]
 pub(crate) struct Sequence {
     steps: Vec<Step>,
+    /// Places that are taken: every convolution, norm, activation, … has a number of its own.
+    places: usize,
     vb: VarBuilder,
 }
 
 #[derive(Debug)]
 enum Step {
     Conv(Conv2d),
-    Norm(BatchNorm),
+    ConvBn(Box<ConvBn>),
     Linear(Linear),
     Relu,
     Pool(MaxPool2d),
@@ -72,38 +75,46 @@ enum Step {
 
 impl Sequence {
     pub fn new(vb: VarBuilder) -> Self {
-        Self { steps: Vec::new(), vb }
+        Self { steps: Vec::new(), places: 0, vb }
     }
 
     /// The place of the step to come.
     pub fn next(&self) -> VarBuilder {
-        self.vb.pp(self.steps.len())
+        self.vb.pp(self.places)
     }
 
     /// Convolution, BatchNorm if wanted, ReLU.
     pub fn conv(&mut self, c_in: usize, c_out: usize, config: Conv2dConfig, batch_norm: bool) -> Result<()> {
-        self.steps.push(Step::Conv(Conv2d::new(c_in, c_out, config, self.next())?));
+        let conv = Conv2d::new(c_in, c_out, config, self.next())?;
+        self.places += 1;
         if batch_norm {
-            self.steps.push(Step::Norm(BatchNorm::new(c_out, self.next())?));
+            let norm = BatchNorm::new(c_out, self.next())?;
+            self.places += 1;
+            self.steps.push(Step::ConvBn(Box::new(ConvBn::new(conv, norm, Some(Pointwise::Relu)))));
+        } else {
+            self.steps.extend([Step::Conv(conv), Step::Relu]);
         }
-        self.steps.push(Step::Relu);
+        self.places += 1;
         Ok(())
     }
 
     /// A pooling, which ends a stage.
     pub fn pool(&mut self, pool: MaxPool2d) {
         self.steps.push(Step::Pool(pool));
+        self.places += 1;
     }
 
     /// Linear layer, ReLU.
     pub fn linear(&mut self, widths: (usize, usize), weight: Init, bias: Init) -> Result<()> {
         self.steps.push(Step::Linear(Linear::with_bias(widths.0, widths.1, weight, Some(bias), self.next())?));
         self.steps.push(Step::Relu);
+        self.places += 2;
         Ok(())
     }
 
     pub fn dropout(&mut self, p: f64) -> Result<()> {
         self.steps.push(Step::Dropout(Dropout::new(p, &self.next())?));
+        self.places += 1;
         Ok(())
     }
 }
@@ -114,7 +125,7 @@ impl ModuleT for Sequence {
         for step in &self.steps {
             xs = match step {
                 Step::Conv(conv) => conv.forward_t(&xs, train)?,
-                Step::Norm(norm) => norm.forward_t(&xs, train)?,
+                Step::ConvBn(unit) => unit.forward_t(&xs, train)?,
                 Step::Linear(linear) => linear.forward_t(&xs, train)?,
                 Step::Relu => relu(&xs)?,
                 Step::Dropout(dropout) => dropout.forward_t(&xs, train)?,
@@ -209,7 +220,7 @@ impl Model for AlexNet {
 
 impl ModuleT for AlexNet {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        self.forward_head(&self.forward_features(xs, train)?, train)
+        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

@@ -20,10 +20,11 @@
 
 use candle_core::{Module, Result, Tensor, bail};
 use zoo_core::model::Builder;
+use zoo_core::tape::on_tape;
 use zoo_core::weights::Rename;
 use zoo_core::{
     AvgPool2d, BatchNorm, Classifier, Conv2d, Conv2dConfig, Dimensions, Dropout, Init, Input, MaxPool2d, Model,
-    ModelInfo, ModuleT, VarBuilder, concat, global_avg_pool2d, relu, trace,
+    ModelInfo, ModuleT, Pointwise, VarBuilder, concat, global_avg_pool2d, trace,
 };
 
 /// What stands in front of the first block.
@@ -162,7 +163,7 @@ impl NormReluConv {
 
 impl ModuleT for NormReluConv {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        self.conv.forward_t(&relu(&self.norm.forward_t(xs, train)?)?, train)
+        self.conv.forward_t(&self.norm.forward_act(xs, Some(Pointwise::Relu), train)?, train)
     }
 }
 
@@ -291,7 +292,7 @@ impl DenseNet {
     fn stem(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         let mut xs = self.conv0.forward_t(xs, train)?;
         if let Some(norm) = &self.norm0 {
-            xs = relu(&norm.forward_t(&xs, train)?)?;
+            xs = norm.forward_act(&xs, Some(Pointwise::Relu), train)?;
         }
         match &self.pool0 {
             Some(pool) => pool.forward(&xs),
@@ -311,7 +312,7 @@ impl Model for DenseNet {
             xs = block.iter().try_fold(xs, |xs, layer| layer.forward_t(&xs, train))?;
             xs = trace::stage(format!("denseblock{}", i + 1), xs);
         }
-        relu(&self.norm5.forward_t(&xs, train)?)
+        self.norm5.forward_act(&xs, Some(Pointwise::Relu), train)
     }
 
     fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> {
@@ -329,7 +330,7 @@ impl Model for DenseNet {
 
 impl ModuleT for DenseNet {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        self.forward_head(&self.forward_features(xs, train)?, train)
+        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

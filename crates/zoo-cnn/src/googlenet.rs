@@ -17,6 +17,7 @@
 
 use candle_core::{Device, Module, Result, Tensor, bail};
 use zoo_core::model::Auxiliary;
+use zoo_core::tape::{self, on_tape, outputs_on_tape};
 use zoo_core::weights::Rename;
 use zoo_core::{
     BatchNorm, BatchNormConfig, Classifier, Conv2d, Conv2dConfig, ConvBn, Dimensions, Dropout, Init, Input, Linear,
@@ -363,7 +364,9 @@ fn to_unit_range(xs: &Tensor) -> Result<Tensor> {
         Tensor::new(&values, &Device::Cpu)?.reshape((1, 3, 1, 1))?.to_dtype(xs.dtype())?.to_device(xs.device())
     };
     let (scale, shift) = (channels(std.map(|s| s / 0.5))?, channels(mean.map(|m| (m - 0.5) / 0.5))?);
-    trace::op("Normalize", String::new, &[xs], || xs.broadcast_mul(&scale)?.broadcast_add(&shift))
+    trace::op("Normalize", String::new, &[xs], || {
+        tape::candle(&[xs], |xs| xs[0].broadcast_mul(&scale)?.broadcast_add(&shift))
+    })
 }
 
 impl Model for GoogLeNet {
@@ -386,8 +389,17 @@ impl Model for GoogLeNet {
 
     /// In training with [`Config::auxiliary`], the logits of `aux1` and `aux2` too, each with a loss weight of 0.3.
     fn forward_auxiliary(&self, xs: &Tensor, train: bool) -> Result<(Tensor, Vec<Auxiliary>)> {
-        let (features, auxiliary) = self.run(xs, train, train)?;
-        Ok((self.forward_head(&features, train)?, auxiliary))
+        let mut weights = Vec::new();
+        let logits = outputs_on_tape(xs, train, |xs| {
+            let (features, auxiliary) = self.run(xs, train, train)?;
+            weights = auxiliary.iter().map(|head| head.loss_weight).collect();
+            let main = self.forward_head(&features, train)?;
+            Ok([main].into_iter().chain(auxiliary.into_iter().map(|head| head.logits)).collect())
+        })?;
+        let mut logits = logits.into_iter();
+        let Some(main) = logits.next() else { bail!("googlenet: no logits") };
+        let auxiliary = logits.zip(weights).map(|(logits, loss_weight)| Auxiliary { logits, loss_weight });
+        Ok((main, auxiliary.collect()))
     }
 
     /// Replaces the auxiliary classifiers' last layers too.
@@ -399,7 +411,7 @@ impl Model for GoogLeNet {
 
 impl ModuleT for GoogLeNet {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        self.forward_head(&self.forward_features(xs, train)?, train)
+        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

@@ -10,6 +10,7 @@
 //! | `template_cnn` | 16 16 p 32 32 p 64 64 p 128 128 p 256 256 | 1,183,322 |
 
 use candle_core::{Module, Result, Tensor};
+use zoo_core::tape::on_tape;
 use zoo_core::{
     BatchNorm, Classifier, Conv2d, Conv2dConfig, ConvBn, Dimensions, Input, MaxPool2d, Model, ModelInfo, ModuleT,
     Pointwise, VarBuilder, flatten, softmax, trace,
@@ -156,7 +157,7 @@ impl Model for PlainCnn {
 
 impl ModuleT for PlainCnn {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        self.forward_head(&self.forward_features(xs, train)?, train)
+        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

@@ -17,6 +17,7 @@
 use crate::alexnet::{RENAMES, Sequence};
 use candle_core::{Result, Tensor, bail};
 use zoo_core::model::Builder;
+use zoo_core::tape::on_tape;
 use zoo_core::{
     Classifier, Conv2dConfig, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo, ModuleT, VarBuilder,
     adaptive_avg_pool2d, flatten,
@@ -204,7 +205,7 @@ impl Model for Vgg {
 
 impl ModuleT for Vgg {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        self.forward_head(&self.forward_features(xs, train)?, train)
+        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

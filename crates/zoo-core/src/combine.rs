@@ -1,6 +1,6 @@
 //! Steps without weights that join or rearrange tensors: what shortcuts, dense connections and grouped convolutions need.
 
-use crate::trace;
+use crate::{ops, tape, trace};
 use candle_core::{Result, Tensor, bail};
 
 /// a + b, element by element: where a shortcut meets its branch.
@@ -8,7 +8,7 @@ use candle_core::{Result, Tensor, bail};
 /// # Errors
 /// Shapes that differ.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    trace::op("Add", String::new, &[a, b], || a + b)
+    trace::op("Add", String::new, &[a, b], || ops::add(a, b))
 }
 
 /// Tensors one behind the other along `dim`: where branches meet.
@@ -16,7 +16,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// Shapes that differ elsewhere, or nothing to join.
 pub fn concat(parts: &[&Tensor], dim: usize) -> Result<Tensor> {
-    trace::op("Concat", String::new, parts, || Tensor::cat(parts, dim))
+    trace::op("Concat", String::new, parts, || tape::candle(parts, |parts| Tensor::cat(parts, dim)))
 }
 
 /// All dimensions but the first as one: (b, …) -> (b, n).
@@ -24,7 +24,10 @@ pub fn concat(parts: &[&Tensor], dim: usize) -> Result<Tensor> {
 /// # Errors
 /// A scalar.
 pub fn flatten(xs: &Tensor) -> Result<Tensor> {
-    trace::op("Flatten", String::new, &[xs], || xs.flatten_from(1))
+    trace::op("Flatten", String::new, &[xs], || {
+        let rest: usize = xs.dims().iter().skip(1).product();
+        tape::reshape(xs, (xs.dim(0)?, rest))
+    })
 }
 
 /// Zero channels below and above: (b, c, h, w) -> (b, below + c + above, h, w).
@@ -32,7 +35,12 @@ pub fn flatten(xs: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// An input of fewer than two dimensions.
 pub fn pad_channels(xs: &Tensor, below: usize, above: usize) -> Result<Tensor> {
-    trace::op("PadChannels", || format!("{below} + {above}"), &[xs], || xs.pad_with_zeros(1, below, above))
+    trace::op(
+        "PadChannels",
+        || format!("{below} + {above}"),
+        &[xs],
+        || tape::candle(&[xs], |xs| xs[0].pad_with_zeros(1, below, above)),
+    )
 }
 
 /// Deals the channels out: channel j of group i becomes channel i of group j (Zhang et al. 2017, arXiv:1707.01083, figure
@@ -57,6 +65,10 @@ pub fn channel_shuffle(xs: &Tensor, groups: usize) -> Result<Tensor> {
         "ChannelShuffle",
         || format!("{groups} groups"),
         &[xs],
-        || xs.reshape((b, groups, c / groups, h * w))?.transpose(1, 2)?.contiguous()?.reshape((b, c, h, w)),
+        || {
+            tape::candle(&[xs], |xs| {
+                xs[0].reshape((b, groups, c / groups, h * w))?.transpose(1, 2)?.contiguous()?.reshape((b, c, h, w))
+            })
+        },
     )
 }

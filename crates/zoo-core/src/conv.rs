@@ -1,11 +1,12 @@
 //! Convolution layers.
 
 use crate::activation::activate;
+use crate::combine::add;
 use crate::init::Init;
 use crate::norm::BatchNorm;
-use crate::ops::{Conv2dParams, Pointwise, conv2d};
-use crate::trace;
+use crate::ops::{Clamp, Conv2dParams, Pointwise, conv_bn_eval, conv2d, is_plain};
 use crate::vars::{VarBuilder, weight_for};
+use crate::{tape, trace};
 use candle_core::{Result, Tensor};
 use candle_nn::ModuleT;
 
@@ -172,12 +173,39 @@ impl ConvBn {
     }
 }
 
+impl ConvBn {
+    /// act(bn(conv(xs)) + skip): where a shortcut, if there is one, meets its branch. The unit's own activation is not applied.
+    ///
+    /// # Errors
+    /// Shapes that do not fit together.
+    pub fn forward_add(
+        &self,
+        xs: &Tensor,
+        skip: impl FnOnce() -> Result<Option<Tensor>>,
+        activation: Option<Pointwise>,
+        train: bool,
+    ) -> Result<Tensor> {
+        let is_fused = if train { tape::is_recording() } else { is_plain(xs) };
+        if let (Some(clamp), true) = (Clamp::of(activation), is_fused) {
+            let weight = weight_for(&self.conv.weight, train);
+            let (bias, params) = (self.conv.bias.as_ref().map(|bias| weight_for(bias, train)), self.conv.params);
+            let skip = skip()?;
+            let skip = skip.as_ref();
+            return match train {
+                true => self.bn.after_conv(xs, (&weight, bias.as_ref()), params, skip, clamp),
+                false => conv_bn_eval(xs, &weight, bias.as_ref(), params, &self.bn.running(), skip, clamp),
+            };
+        }
+        let mut ys = self.bn.forward_t(&self.conv.forward_t(xs, train)?, train)?;
+        if let Some(skip) = skip()? {
+            ys = add(&ys, &skip)?;
+        }
+        activation.map_or(Ok(ys.clone()), |function| activate(&ys, function))
+    }
+}
+
 impl ModuleT for ConvBn {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let ys = self.bn.forward_t(&self.conv.forward_t(xs, train)?, train)?;
-        match self.activation {
-            Some(function) => activate(&ys, function),
-            None => Ok(ys),
-        }
+        self.forward_add(xs, || Ok(None), self.activation, train)
     }
 }

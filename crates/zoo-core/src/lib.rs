@@ -27,6 +27,7 @@ pub mod loss;
 pub mod model;
 pub mod ops;
 pub mod rng;
+pub mod tape;
 pub mod trace;
 pub mod vars;
 pub mod weights;

@@ -1,7 +1,11 @@
 //! Normalisation layers.
 
+use crate::activation::activate;
 use crate::init::Init;
-use crate::ops::{batch_norm, batch_stats, layer_norm};
+use crate::ops::{
+    BatchStats, Clamp, Conv2dParams, Norm, Pointwise, Scale, batch_norm, batch_norm_act, batch_stats, conv_bn_train,
+    layer_norm,
+};
 use crate::trace;
 use crate::vars::{VarBuilder, weight_for};
 use candle_core::{Result, Shape, Tensor, Var, bail};
@@ -76,6 +80,64 @@ impl BatchNorm {
 }
 
 impl BatchNorm {
+    /// The running statistics, and the weights detached.
+    pub(crate) fn running(&self) -> Norm<'_> {
+        Norm {
+            weight: &self.weight,
+            bias: &self.bias,
+            mean: self.running_mean.as_tensor(),
+            var: self.running_var.as_tensor(),
+            eps: self.config.eps,
+            through_stats: false,
+        }
+    }
+
+    /// Moves the running statistics towards the batch's.
+    fn learn(&self, stats: &BatchStats, dims: &[usize]) -> Result<()> {
+        if stats.count < 2 {
+            bail!(
+                "batch_norm: training needs more than one value per channel, got input {dims:?}; use a larger batch, or drop \
+                 the last one of the epoch if it holds a single image"
+            )
+        }
+        self.update(&self.running_mean, &stats.mean)?;
+        let unbiased = stats.count as f64 / (stats.count - 1) as f64;
+        self.update(&self.running_var, &(&stats.var * unbiased)?)
+    }
+
+    /// Training on the tape: act(norm(conv(xs)) + skip) as one operation.
+    pub(crate) fn after_conv(
+        &self,
+        xs: &Tensor,
+        (weight, bias): (&Tensor, Option<&Tensor>),
+        params: Conv2dParams,
+        skip: Option<&Tensor>,
+        clamp: Clamp,
+    ) -> Result<Tensor> {
+        let scale = Scale { weight: &self.weight, bias: &self.bias, eps: self.config.eps };
+        conv_bn_train(xs, (weight, bias), params, &scale, skip, clamp, |stats| self.learn(stats, xs.dims()))
+    }
+
+    /// The normalisation, then an activation, as one operation where there is a kernel for it.
+    ///
+    /// # Errors
+    /// As the layer's forward pass.
+    pub fn forward_act(&self, xs: &Tensor, activation: Option<Pointwise>, train: bool) -> Result<Tensor> {
+        if trace::is_tracing() {
+            let ys = self.forward_t(xs, train)?;
+            return activation.map_or(Ok(ys.clone()), |function| activate(&ys, function));
+        }
+        let (weight, bias) = (weight_for(&self.weight, train), weight_for(&self.bias, train));
+        if !train {
+            return batch_norm_act(xs, &Norm { weight: &weight, bias: &bias, ..self.running() }, None, activation);
+        }
+        let stats = batch_stats(xs)?;
+        self.learn(&stats, xs.dims())?;
+        let (mean, var, eps) = (&stats.mean, &stats.var, self.config.eps);
+        let norm = Norm { weight: &weight, bias: &bias, mean, var, eps, through_stats: true };
+        batch_norm_act(xs, &norm, None, activation)
+    }
+
     fn normalize(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         let (weight, bias) = (weight_for(&self.weight, train), weight_for(&self.bias, train));
         let eps = self.config.eps;
@@ -84,16 +146,7 @@ impl BatchNorm {
             return batch_norm(xs, &weight, &bias, statistics, eps, false);
         }
         let stats = batch_stats(xs)?;
-        if stats.count < 2 {
-            bail!(
-                "batch_norm: training needs more than one value per channel, got input {:?}; use a larger batch, or drop \
-                 the last one of the epoch if it holds a single image",
-                xs.dims()
-            )
-        }
-        self.update(&self.running_mean, &stats.mean)?;
-        let unbiased = stats.count as f64 / (stats.count - 1) as f64;
-        self.update(&self.running_var, &(&stats.var * unbiased)?)?;
+        self.learn(&stats, xs.dims())?;
         batch_norm(xs, &weight, &bias, (&stats.mean, &stats.var), eps, true)
     }
 }

@@ -1,7 +1,7 @@
 //! Pooling layers.
 
 use crate::ops::{adaptive_avg_pool2d as adaptive, avg_pool2d, max_pool2d};
-use crate::trace;
+use crate::{tape, trace};
 use candle_core::{Module, Result, Tensor};
 
 /// The largest element under each window, see [`max_pool2d`].
@@ -74,12 +74,12 @@ fn window(kernel: usize, stride: usize) -> String {
 /// # Errors
 /// An input that is not (b, c, h, w).
 pub fn global_avg_pool2d(xs: &Tensor) -> Result<Tensor> {
-    let (_, _, h, w) = xs.dims4()?;
+    let (b, c, h, w) = xs.dims4()?;
     trace::op(
         "AvgPool",
         || "global".to_string(),
         &[xs],
-        || avg_pool2d(xs, (h, w), (1, 1), (0, 0), false, false)?.flatten_from(1),
+        || tape::reshape(&avg_pool2d(xs, (h, w), (1, 1), (0, 0), false, false)?, (b, c)),
     )
 }
 

@@ -20,10 +20,11 @@ use crate::{check_width, conv_bn};
 use candle_core::{Result, Tensor, bail};
 use std::collections::BTreeMap;
 use zoo_core::model::Builder;
+use zoo_core::tape::on_tape;
 use zoo_core::weights::{Source, Weights};
 use zoo_core::{
     BatchNormConfig, Classifier, Conv2dConfig, ConvBn, Dimensions, Dropout, Init, Input, Model, ModelInfo, ModuleT,
-    Pointwise, VarBuilder, add, global_avg_pool2d, trace,
+    Pointwise, VarBuilder, global_avg_pool2d, trace,
 };
 
 /// One row of table 2.
@@ -126,11 +127,12 @@ impl InvertedResidual {
 impl ModuleT for InvertedResidual {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         trace::block("InvertedResidual", &self.place, || {
-            let mut ys = xs.clone();
-            for layer in &self.layers {
-                ys = layer.forward_t(&ys, train)?; // 1x1 wider, 3x3 depthwise, 1x1 narrower
-            }
-            if self.has_shortcut { add(&ys, xs) } else { Ok(ys) }
+            let Some((last, layers)) = self.layers.split_last() else {
+                bail!("{}: a block without layers", self.place)
+            };
+            // 1x1 wider, 3x3 depthwise, 1x1 narrower
+            let ys = layers.iter().try_fold(xs.clone(), |ys, layer| layer.forward_t(&ys, train))?;
+            last.forward_add(&ys, || Ok(self.has_shortcut.then(|| xs.clone())), None, train)
         })
     }
 }
@@ -225,7 +227,7 @@ impl Model for MobileNetV2 {
 
 impl ModuleT for MobileNetV2 {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        self.forward_head(&self.forward_features(xs, train)?, train)
+        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

@@ -20,9 +20,10 @@
 use crate::{check_width, conv_bn, scaled};
 use candle_core::{Module, Result, Tensor, bail};
 use zoo_core::model::Builder;
+use zoo_core::tape::on_tape;
 use zoo_core::{
     AvgPool2d, BatchNormConfig, Classifier, Conv2dConfig, ConvBn, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo,
-    ModuleT, Pointwise, VarBuilder, add, channel_shuffle, concat, global_avg_pool2d, relu, trace,
+    ModuleT, Pointwise, VarBuilder, channel_shuffle, concat, global_avg_pool2d, relu, trace,
 };
 
 /// The first layers.
@@ -141,11 +142,13 @@ impl ModuleT for Unit {
             let ys = self.compress.forward_t(xs, train)?; // (b, c_out / 4, h, w)
             let ys = channel_shuffle(&ys, self.groups)?;
             let ys = self.depthwise.forward_t(&ys, train)?; // (b, c_out / 4, h / stride, w / stride)
-            let ys = self.expand.forward_t(&ys, train)?;
-            relu(&match self.shortcut {
-                Shortcut::Add => add(&ys, xs)?,
-                Shortcut::PoolAndConcat => concat(&[&POOL.forward(xs)?, &ys], 1)?, // c_in + (c_out - c_in) channels
-            })
+            match self.shortcut {
+                Shortcut::Add => self.expand.forward_add(&ys, || Ok(Some(xs.clone())), Some(Pointwise::Relu), train),
+                Shortcut::PoolAndConcat => {
+                    let ys = self.expand.forward_t(&ys, train)?;
+                    relu(&concat(&[&POOL.forward(xs)?, &ys], 1)?) // c_in + (c_out - c_in) channels
+                }
+            }
         })
     }
 }
@@ -243,7 +246,7 @@ impl Model for ShuffleNetV1 {
 
 impl ModuleT for ShuffleNetV1 {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        self.forward_head(&self.forward_features(xs, train)?, train)
+        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

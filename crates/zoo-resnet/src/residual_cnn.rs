@@ -18,6 +18,7 @@
 
 use crate::resnet::{Block, BlockConfig, Kind};
 use candle_core::{Module, Result, Tensor, bail};
+use zoo_core::tape::on_tape;
 use zoo_core::{
     Classifier, Conv2d, Conv2dConfig, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo, ModuleT, VarBuilder,
     flatten, pad_channels, trace,
@@ -149,7 +150,7 @@ impl Model for ResidualCnn {
 
 impl ModuleT for ResidualCnn {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        self.forward_head(&self.forward_features(xs, train)?, train)
+        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

@@ -20,6 +20,7 @@
 use crate::se_resnet;
 use candle_core::{Module, Result, Tensor, bail};
 use zoo_core::model::Builder;
+use zoo_core::tape::on_tape;
 use zoo_core::weights::Rename;
 use zoo_core::{
     BatchNorm, BatchNormConfig, Classifier, Conv2d, Conv2dConfig, ConvBn, Dimensions, Init, Input, MaxPool2d, Model,
@@ -156,15 +157,14 @@ impl Skip {
         })
     }
 
-    fn add_to(&self, ys: Tensor, xs: &Tensor, train: bool) -> Result<Tensor> {
-        match self {
-            Self::None => Ok(ys),
-            Self::Identity => add(&ys, xs),
-            Self::Pad { stride, below, above } => {
-                add(&ys, &pad_channels(&every_nth_pixel(xs, *stride)?, *below, *above)?)
-            }
-            Self::Project(conv) => add(&ys, &conv.forward_t(xs, train)?),
-        }
+    /// What is added to the branch.
+    fn forward(&self, xs: &Tensor, train: bool) -> Result<Option<Tensor>> {
+        Ok(match self {
+            Self::None => None,
+            Self::Identity => Some(xs.clone()),
+            Self::Pad { stride, below, above } => Some(pad_channels(&every_nth_pixel(xs, *stride)?, *below, *above)?),
+            Self::Project(conv) => Some(conv.forward_t(xs, train)?),
+        })
     }
 }
 
@@ -243,14 +243,21 @@ impl Block {
 impl ModuleT for Block {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         trace::block(self.name(), &self.place, || {
+            let Some((last, layers)) = self.branch.split_last() else {
+                bail!("{}: a block without layers", self.place)
+            };
             let mut ys = xs.clone();
-            for layer in &self.branch {
+            for layer in layers {
                 ys = layer.forward_t(&ys, train)?; // 3x3, 3x3 or 1x1, 3x3, 1x1; ReLU behind each but the last
             }
             if let Some(se) = &self.se {
-                ys = se.forward_t(&ys, train)?;
+                let ys = se.forward_t(&last.forward_t(&ys, train)?, train)?;
+                return relu(&match self.skip.forward(xs, train)? {
+                    Some(skip) => add(&ys, &skip)?,
+                    None => ys,
+                });
             }
-            relu(&self.skip.add_to(ys, xs, train)?)
+            last.forward_add(&ys, || self.skip.forward(xs, train), Some(Pointwise::Relu), train)
         })
     }
 }
@@ -455,7 +462,7 @@ impl Model for ResNet {
 
 impl ModuleT for ResNet {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        self.forward_head(&self.forward_features(xs, train)?, train)
+        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

@@ -3,7 +3,7 @@
 use super::cpu::pool as kernel;
 use super::max_pool::Window;
 use super::{Path, compose, elements, for_real, path};
-use crate::trace;
+use crate::{tape, trace};
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 
 /// The mean under each window: (b, c, h, w) -> (b, c, oh, ow), as `torch.nn.functional.avg_pool2d`.
@@ -34,8 +34,8 @@ pub fn avg_pool2d(
     match path(xs) {
         Path::Shape => trace::shape_only(&window.output, xs.dtype(), xs.device()),
         Path::Compose => compose::avg_pool2d(xs, &window, count_include_pad),
-        Path::KernelInF32 => xs.to_dtype(DType::F32)?.contiguous()?.apply_op1(op)?.to_dtype(xs.dtype()),
-        Path::Kernel => xs.contiguous()?.apply_op1(op),
+        Path::KernelInF32 => tape::apply1(&xs.to_dtype(DType::F32)?.contiguous()?, op)?.to_dtype(xs.dtype()),
+        Path::Kernel => tape::apply1(&tape::contiguous(&xs)?, op),
     }
 }
 

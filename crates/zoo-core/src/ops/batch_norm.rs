@@ -1,8 +1,10 @@
 //! Batch normalisation: Ioffe and Szegedy 2015, "Batch Normalization: Accelerating Deep Network Training by Reducing
 //! Internal Covariate Shift" (arXiv:1502.03167).
 
-use super::cpu::batch_norm::{self as kernel, Dims};
-use super::{Path, compose, elements, for_real, path};
+use super::cpu::batch_norm::{self as kernel, Affine, CutBy, Dims};
+use super::cpu::clamp::Clamp;
+use super::{Path, Pointwise, Real, compose, elements, for_dtype, for_real, path, pointwise, read, tensor};
+use crate::tape::{self, Gradient};
 use crate::trace;
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 
@@ -64,31 +66,197 @@ pub fn batch_norm(
     eps: f64,
     through_stats: bool,
 ) -> Result<Tensor> {
-    let (b, c, s) = dims(xs)?;
-    if let Some(t) = [weight, bias, mean, var].into_iter().find(|t| t.dims() != [c]) {
-        bail!("batch_norm: input {:?} wants weight, bias and statistics of shape [{c}], got {:?}", xs.dims(), t.dims())
-    }
-    let scale = |dtype| -> Result<(Tensor, Tensor)> {
-        Ok((mean.detach().to_dtype(dtype)?, (var.detach().to_dtype(dtype)? + eps)?.sqrt()?.recip()?))
-    };
-    match path(xs) {
-        Path::Shape => trace::shape_only(xs.dims(), xs.dtype(), xs.device()),
-        Path::Compose => {
-            let ys = compose::batch_norm(&xs.reshape((b, c, s))?, weight, bias, (mean, var), eps, through_stats)?;
-            ys.reshape(xs.shape())
-        }
-        Path::KernelInF32 => {
-            let (mean, inv_std) = scale(DType::F32)?;
-            let op = BatchNorm { dims: (b, c, s), mean, inv_std, through_stats };
-            let [xs32, weight, bias] = [xs, weight, bias].map(|t| t.to_dtype(DType::F32));
-            xs32?.contiguous()?.apply_op3(&weight?, &bias?, op)?.to_dtype(xs.dtype())
-        }
-        Path::Kernel => {
-            let (mean, inv_std) = scale(xs.dtype())?;
-            let op = BatchNorm { dims: (b, c, s), mean, inv_std, through_stats };
-            xs.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op)
+    batch_norm_act(xs, &Norm { weight, bias, mean, var, eps, through_stats }, None, None)
+}
+
+/// What a batch normalisation reads besides its input, each tensor (c).
+pub(crate) struct Norm<'a> {
+    pub weight: &'a Tensor,
+    pub bias: &'a Tensor,
+    pub mean: &'a Tensor,
+    pub var: &'a Tensor,
+    pub eps: f64,
+    pub through_stats: bool,
+}
+
+impl Norm<'_> {
+    pub(crate) fn check(&self, dims: &[usize]) -> Result<()> {
+        let c = dims[1];
+        match [self.weight, self.bias, self.mean, self.var].into_iter().find(|t| t.dims() != [c]) {
+            Some(t) => {
+                bail!("batch_norm: input {dims:?} wants weight, bias and statistics of shape [{c}], got {:?}", t.dims())
+            }
+            None => Ok(()),
         }
     }
+
+    /// The numbers themselves.
+    pub(crate) fn rows<T: Real>(&self) -> Result<Rows<T>> {
+        let row = |t: &Tensor| t.detach().to_dtype(T::DTYPE)?.contiguous()?.to_vec1::<T>();
+        let inv_std: Vec<T> =
+            row(self.var)?.into_iter().map(|v| T::from_f64(1.0 / (v.to_f64() + self.eps).sqrt())).collect();
+        let scale = row(self.weight)?.iter().zip(&inv_std).map(|(&w, &i)| w * i).collect();
+        Ok(Rows { mean: row(self.mean)?, inv_std, scale, shift: row(self.bias)?, through_stats: self.through_stats })
+    }
+}
+
+/// The coefficients of one normalisation: y = (x - mean) · scale + shift.
+pub(crate) struct Rows<T> {
+    pub mean: Vec<T>,
+    /// 1 / √(σ² + eps)
+    pub inv_std: Vec<T>,
+    /// weight / √(σ² + eps)
+    pub scale: Vec<T>,
+    pub shift: Vec<T>,
+    pub through_stats: bool,
+}
+
+/// Gradients of a normalisation.
+pub(crate) struct NormGrads<T> {
+    /// Of what was added behind it, if asked for and if it is another than the output's.
+    pub skip: Option<Vec<T>>,
+    pub weight: Vec<T>,
+    pub bias: Vec<T>,
+}
+
+impl<T: Real> Rows<T> {
+    pub(crate) fn affine(&self) -> Affine<'_, T> {
+        Affine { mean: &self.mean, scale: &self.scale, shift: &self.shift }
+    }
+
+    /// With x̂ = (x - μ) / std, n values a channel and g the gradient of y behind the clamp:
+    /// d bias = Σ g, d weight = Σ g·x̂, and dx = weight / std · (g - (Σ g + x̂ · Σ g·x̂) / n);
+    /// with constant statistics dx = weight / std · g.
+    ///
+    /// `input` gets what computes dx, from the gradient that it is given.
+    pub(crate) fn gradients<R>(
+        &self,
+        dims: Dims,
+        xs: &mut Xs<T>,
+        grad: &[T],
+        (clamp, output): (Clamp, Option<&[T]>),
+        wants_skip: bool,
+        input: impl FnOnce(&mut Xs<T>, &[T], &kernel::InputGrad<T>, (Clamp, CutBy<T>)) -> R,
+    ) -> (R, NormGrads<T>) {
+        let cut = output.map_or(CutBy::Input(self.affine()), CutBy::Output);
+        let keep = wants_skip && clamp != Clamp::None;
+        let (sums, kept) = kernel::grad_sums(dims, xs.as_slice(), grad, &self.mean, (clamp, cut), keep);
+        let (bias, dots) = sums.split_at(dims.1);
+        let weight: Vec<T> = dots.iter().zip(&self.inv_std).map(|(&s, &i)| s * i).collect();
+        let count = T::from_f64((dims.0 * dims.2) as f64);
+        let (b, d): (Vec<T>, Vec<T>) = (0..dims.1)
+            .map(|c| (self.scale[c] * weight[c] * self.inv_std[c] / count, self.scale[c] * bias[c] / count))
+            .unzip();
+        let rest = self.through_stats.then_some((&b[..], &d[..]));
+        let by = kernel::InputGrad { mean: &self.mean, a: &self.scale, rest };
+        let dx = match &kept {
+            Some(kept) => input(xs, kept, &by, (Clamp::None, cut)),
+            None => input(xs, grad, &by, (clamp, cut)),
+        };
+        (dx, NormGrads { skip: kept, weight, bias: bias.to_vec() })
+    }
+}
+
+/// The input of a normalisation: somebody else's, or its own to write over.
+pub(crate) enum Xs<'a, T> {
+    Shared(&'a [T]),
+    Own(Vec<T>),
+}
+
+impl<T: Real> Xs<'_, T> {
+    pub(crate) fn as_slice(&self) -> &[T] {
+        match self {
+            Self::Shared(xs) => xs,
+            Self::Own(xs) => xs,
+        }
+    }
+}
+
+/// Batch normalisation, then the sum with `skip`, then an activation: y = act(norm(x) + skip).
+pub(crate) fn batch_norm_act(
+    xs: &Tensor,
+    norm: &Norm,
+    skip: Option<&Tensor>,
+    activation: Option<Pointwise>,
+) -> Result<Tensor> {
+    let dims = dims(xs)?;
+    norm.check(xs.dims())?;
+    if let Some(skip) = skip
+        && (skip.dims() != xs.dims() || skip.dtype() != xs.dtype())
+    {
+        bail!("batch_norm: {:?} cannot be added to input {:?}", skip.shape(), xs.shape())
+    }
+    match (path(xs), Clamp::of(activation)) {
+        (Path::Kernel, Some(clamp)) if skip.is_none() || tape::is_recording() || !graph(xs, norm, skip) => {
+            fused(&tape::contiguous(xs)?, norm, dims, skip, clamp)
+        }
+        (kind, _) => {
+            let ys = match kind {
+                Path::Shape => trace::shape_only(xs.dims(), xs.dtype(), xs.device())?,
+                Path::Compose => {
+                    let Norm { weight, bias, mean, var, eps, through_stats } = *norm;
+                    let rows = xs.reshape(dims)?;
+                    compose::batch_norm(&rows, weight, bias, (mean, var), eps, through_stats)?.reshape(xs.shape())?
+                }
+                Path::Kernel => fused(&tape::contiguous(xs)?, norm, dims, None, Clamp::None)?,
+                Path::KernelInF32 => {
+                    let [weight, bias, mean, var] =
+                        [norm.weight, norm.bias, norm.mean, norm.var].map(|t| t.to_dtype(DType::F32));
+                    let (weight, bias, mean, var) = (&weight?, &bias?, &mean?, &var?);
+                    let norm = Norm { weight, bias, mean, var, ..*norm };
+                    let xs32 = xs.to_dtype(DType::F32)?.contiguous()?;
+                    fused(&xs32, &norm, dims, None, Clamp::None)?.to_dtype(xs.dtype())?
+                }
+            };
+            let ys = match skip {
+                Some(skip) => super::add(&ys, skip)?,
+                None => ys,
+            };
+            activation.map_or(Ok(ys.clone()), |function| pointwise(&ys, function))
+        }
+    }
+}
+
+/// Whether candle has to know of the operation, which for four tensors it cannot.
+fn graph(xs: &Tensor, norm: &Norm, skip: Option<&Tensor>) -> bool {
+    [Some(xs), Some(norm.weight), Some(norm.bias), skip].into_iter().flatten().any(Tensor::track_op)
+}
+
+fn fused(xs: &Tensor, norm: &Norm, dims: Dims, skip: Option<&Tensor>, clamp: Clamp) -> Result<Tensor> {
+    for_dtype!("batch_norm", xs.dtype(), T => {
+        let rows = norm.rows::<T>()?;
+        let Some(skip) = skip else {
+            let op = BatchNorm { dims, rows, clamp };
+            return tape::apply3(xs, &norm.weight.contiguous()?, &norm.bias.contiguous()?, op);
+        };
+        let skip = tape::contiguous(skip)?;
+        let ys = read::<T, _>(xs, |x| read::<T, _>(&skip, |skip| kernel::affine(dims, x, rows.affine(), Some(skip), clamp)))??;
+        let ys = tensor(ys, xs.shape())?;
+        let (x, y) = (xs.clone(), ys.clone());
+        tape::record("batch_norm", &[xs, norm.weight, norm.bias, &skip], &ys, move |grad| {
+            let (dx, grads) = read::<T, _>(&x, |xs| {
+                read::<T, _>(&y, |y| {
+                    read::<T, _>(&grad.tensor, |grad| {
+                        let mut xs = Xs::Shared(xs);
+                        rows.gradients(dims, &mut xs, grad, (clamp, Some(y)), true, |xs, grad, by, clamp| {
+                            kernel::input_grad(dims, xs.as_slice(), grad, by, clamp)
+                        })
+                    })
+                })
+            })???;
+            let skip = match grads.skip {
+                Some(skip) => Gradient::new(tensor(skip, x.shape())?),
+                None => Gradient { owned: false, ..grad },
+            };
+            Ok(vec![
+                Some(Gradient::new(tensor(dx, x.shape())?)),
+                Some(Gradient::new(tensor(grads.weight, dims.1)?)),
+                Some(Gradient::new(tensor(grads.bias, dims.1)?)),
+                Some(skip),
+            ])
+        });
+        Ok(ys)
+    })
 }
 
 /// Input -> (2, c): mean and biased variance.
@@ -107,15 +275,14 @@ impl CustomOp1 for Stats {
     }
 }
 
-struct BatchNorm {
+/// (input, weight, bias) -> output; weight and bias are in the rows already.
+struct BatchNorm<T> {
     dims: Dims,
-    mean: Tensor,
-    /// 1 / √(σ² + eps)
-    inv_std: Tensor,
-    through_stats: bool,
+    rows: Rows<T>,
+    clamp: Clamp,
 }
 
-impl CustomOp3 for BatchNorm {
+impl<T: Real> CustomOp3 for BatchNorm<T> {
     fn name(&self) -> &'static str {
         "batch_norm"
     }
@@ -124,24 +291,15 @@ impl CustomOp3 for BatchNorm {
         &self,
         x: &CpuStorage,
         xl: &Layout,
-        w: &CpuStorage,
-        wl: &Layout,
-        b: &CpuStorage,
-        bl: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        for_real!(self.name(), x, T => {
-            let (weight, bias) = (elements::<T>(self.name(), w, wl)?, elements::<T>(self.name(), b, bl)?);
-            let (mean, inv_std) = (self.mean.to_vec1::<T>()?, self.inv_std.to_vec1::<T>()?);
-            let scale = weight.iter().zip(inv_std).map(|(&w, i)| w * i);
-            let coefficients: Vec<T> = mean.iter().copied().chain(scale).chain(bias.iter().copied()).collect();
-            let ys = kernel::affine(self.dims, elements(self.name(), x, xl)?, &coefficients);
-            Ok((T::to_cpu_storage_owned(ys), xl.shape().clone()))
-        })
+        let ys = kernel::affine(self.dims, elements(self.name(), x, xl)?, self.rows.affine(), None, self.clamp);
+        Ok((T::to_cpu_storage_owned(ys), xl.shape().clone()))
     }
 
-    /// With x̂ = (x - μ) / std and n values a channel:
-    /// d bias = Σ dy, d weight = Σ dy·x̂, and dx = weight / std · (dy - (Σ dy + x̂ · Σ dy·x̂) / n);
-    /// with constant statistics dx = weight / std · dy.
     fn bwd(
         &self,
         xs: &Tensor,
@@ -151,71 +309,20 @@ impl CustomOp3 for BatchNorm {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
-        let sums = xs.apply_op3_no_bwd(&grad, &self.mean, &GradSums(self.dims))?;
-        let (dy_sum, dyx_sum) = (sums.get(0)?, (sums.get(1)? * &self.inv_std)?);
-        let dx = if xs.track_op() {
-            let count = (self.dims.0 * self.dims.2) as f64;
-            let a = (weight.detach() * &self.inv_std)?;
-            let (from_dyx, from_dy) = if self.through_stats {
-                (((&a * &dyx_sum)? * (&self.inv_std / count)?)?, ((&a * &dy_sum)? / count)?)
-            } else {
-                (a.zeros_like()?, a.zeros_like()?)
-            };
-            let coefficients = Tensor::stack(&[&self.mean, &a, &from_dyx, &from_dy], 0)?;
-            Some(xs.apply_op3_no_bwd(&grad, &coefficients, &InputGrad(self.dims))?)
-        } else {
-            None
+        let wants_input = tape::tracks(xs);
+        let (dx, grads) = read::<T, _>(xs, |x| {
+            read::<T, _>(&grad, |grad| {
+                let mut x = Xs::Shared(x);
+                self.rows.gradients(self.dims, &mut x, grad, (self.clamp, None), false, |x, grad, by, clamp| {
+                    wants_input.then(|| kernel::input_grad(self.dims, x.as_slice(), grad, by, clamp))
+                })
+            })
+        })??;
+        let dx = dx.map(|dx| tensor(dx, xs.shape())).transpose()?;
+        let row = |wanted: &Tensor, row: Vec<T>| match tape::tracks(wanted) {
+            true => tensor(row, self.dims.1).map(Some),
+            false => Ok(None),
         };
-        Ok((dx, weight.track_op().then_some(dyx_sum), bias.track_op().then_some(dy_sum)))
-    }
-}
-
-/// (input, gradient of the output, means) -> (2, c): Σ dy and Σ dy·(x - μ).
-struct GradSums(Dims);
-
-impl CustomOp3 for GradSums {
-    fn name(&self) -> &'static str {
-        "batch_norm gradient sums"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        xl: &Layout,
-        g: &CpuStorage,
-        gl: &Layout,
-        m: &CpuStorage,
-        ml: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let op = CustomOp3::name(self);
-        for_real!(op, x, T => {
-            let sums = kernel::grad_sums::<T>(self.0, elements(op, x, xl)?, elements(op, g, gl)?, elements(op, m, ml)?);
-            Ok((T::to_cpu_storage_owned(sums), (2, self.0.1).into()))
-        })
-    }
-}
-
-/// (input, gradient of the output, coefficients (4, c)) -> gradient of the input.
-struct InputGrad(Dims);
-
-impl CustomOp3 for InputGrad {
-    fn name(&self) -> &'static str {
-        "batch_norm gradient"
-    }
-
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        xl: &Layout,
-        g: &CpuStorage,
-        gl: &Layout,
-        c: &CpuStorage,
-        cl: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let op = CustomOp3::name(self);
-        for_real!(op, x, T => {
-            let dx = kernel::input_grad::<T>(self.0, elements(op, x, xl)?, elements(op, g, gl)?, elements(op, c, cl)?);
-            Ok((T::to_cpu_storage_owned(dx), xl.shape().clone()))
-        })
+        Ok((dx, row(weight, grads.weight)?, row(bias, grads.bias)?))
     }
 }

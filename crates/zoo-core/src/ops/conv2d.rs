@@ -2,7 +2,7 @@
 
 use super::cpu::conv2d as kernel;
 use super::{Path, compose, elements, for_real, output_size, path};
-use crate::trace;
+use crate::{tape, trace};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 
 /// How a convolution walks over its input; pairs are (vertical, horizontal).
@@ -40,7 +40,7 @@ pub(crate) struct Geometry {
 }
 
 impl Geometry {
-    fn new(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, params: Conv2dParams) -> Result<Self> {
+    pub fn new(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, params: Conv2dParams) -> Result<Self> {
         let (x, k) = (xs.dims(), weight.dims());
         let (&[b, c_in, h, w], &[c_out, c_group, kh, kw]) = (x, k) else {
             bail!("conv2d: wants input (b, c_in, h, w) and weight (c_out, c_in / groups, kh, kw), got {x:?} and {k:?}")
@@ -129,10 +129,10 @@ pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, params: Conv2
 }
 
 fn kernel_conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: Geometry) -> Result<Tensor> {
-    let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);
+    let (xs, weight) = (tape::contiguous(xs)?, weight.contiguous()?);
     match bias {
-        Some(bias) => xs.apply_op3(&weight, &bias.contiguous()?, Forward(geometry)),
-        None => xs.apply_op2(&weight, Forward(geometry)),
+        Some(bias) => tape::apply3(&xs, &weight, &bias.contiguous()?, Forward(geometry)),
+        None => tape::apply2(&xs, &weight, Forward(geometry)),
     }
 }
 
@@ -141,8 +141,8 @@ struct Forward(Geometry);
 impl Forward {
     fn gradients(&self, xs: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
-        let dx = xs.track_op().then(|| grad.apply_op2_no_bwd(weight, &InputGrad(self.0))).transpose()?;
-        let dw = weight.track_op().then(|| xs.apply_op2_no_bwd(&grad, &WeightGrad(self.0))).transpose()?;
+        let dx = tape::tracks(xs).then(|| grad.apply_op2_no_bwd(weight, &InputGrad(self.0))).transpose()?;
+        let dw = tape::tracks(weight).then(|| xs.apply_op2_no_bwd(&grad, &WeightGrad(self.0))).transpose()?;
         Ok((dx, dw))
     }
 
@@ -158,7 +158,7 @@ impl CustomOp2 for Forward {
 
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
         for_real!("conv2d", x, T => {
-            let ys = kernel::forward::<T>(&self.0, elements("conv2d", x, xl)?, elements("conv2d", w, wl)?, None);
+            let ys = kernel::forward::<T>(&self.0, elements("conv2d", x, xl)?, elements("conv2d", w, wl)?, &kernel::Finish::bias(None));
             Ok((T::to_cpu_storage_owned(ys), self.output_shape()))
         })
     }
@@ -184,7 +184,7 @@ impl CustomOp3 for Forward {
     ) -> Result<(CpuStorage, Shape)> {
         for_real!("conv2d", x, T => {
             let bias = Some(elements::<T>("conv2d", b, bl)?);
-            let ys = kernel::forward::<T>(&self.0, elements("conv2d", x, xl)?, elements("conv2d", w, wl)?, bias);
+            let ys = kernel::forward::<T>(&self.0, elements("conv2d", x, xl)?, elements("conv2d", w, wl)?, &kernel::Finish::bias(bias));
             Ok((T::to_cpu_storage_owned(ys), self.output_shape()))
         })
     }
@@ -198,7 +198,7 @@ impl CustomOp3 for Forward {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (dx, dw) = self.gradients(xs, weight, grad)?;
-        let db = bias.track_op().then(|| grad.contiguous()?.apply_op1_no_bwd(&BiasGrad(self.0))).transpose()?;
+        let db = tape::tracks(bias).then(|| grad.contiguous()?.apply_op1_no_bwd(&BiasGrad(self.0))).transpose()?;
         Ok((dx, dw, db))
     }
 }

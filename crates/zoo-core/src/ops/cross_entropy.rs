@@ -1,7 +1,7 @@
 //! Softmax cross-entropy, fused and stable.
 
 use super::{Path, Real, compose, elements, for_real, path};
-use crate::trace;
+use crate::{tape, trace};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 use std::sync::Arc;
 
@@ -48,8 +48,8 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, label_smoothing: f64) ->
     }
     let op = CrossEntropy { targets, classes, label_smoothing };
     match path {
-        Path::KernelInF32 => logits.to_dtype(DType::F32)?.contiguous()?.apply_op1(op)?.to_dtype(logits.dtype()),
-        _ => logits.contiguous()?.apply_op1(op),
+        Path::KernelInF32 => tape::apply1(&logits.to_dtype(DType::F32)?.contiguous()?, op)?.to_dtype(logits.dtype()),
+        _ => tape::apply1(&tape::contiguous(&logits)?, op),
     }
 }
 

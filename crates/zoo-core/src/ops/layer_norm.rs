@@ -2,7 +2,7 @@
 
 use super::cpu::layer_norm as kernel;
 use super::{Path, compose, elements, for_real, path};
-use crate::trace;
+use crate::{tape, trace};
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 
 /// y = (x - μ) / √(σ² + eps) · weight + bias, with mean and biased variance over the last dimensions, those of `weight`: as
@@ -36,9 +36,9 @@ pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resu
         Path::Compose => compose::layer_norm(&rows()?, &flat(weight)?, &flat(bias)?, eps)?.reshape(xs.shape()),
         Path::KernelInF32 => {
             let [rows, weight, bias] = [rows()?, flat(weight)?, flat(bias)?].map(|t| t.to_dtype(DType::F32));
-            rows?.apply_op3(&weight?, &bias?, LayerNorm { eps })?.to_dtype(xs.dtype())?.reshape(xs.shape())
+            tape::apply3(&rows?, &weight?, &bias?, LayerNorm { eps })?.to_dtype(xs.dtype())?.reshape(xs.shape())
         }
-        Path::Kernel => rows()?.apply_op3(&flat(weight)?, &flat(bias)?, LayerNorm { eps })?.reshape(xs.shape()),
+        Path::Kernel => tape::apply3(&rows()?, &flat(weight)?, &flat(bias)?, LayerNorm { eps })?.reshape(xs.shape()),
     }
 }
 
@@ -80,8 +80,9 @@ impl CustomOp3 for LayerNorm {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
-        let dx = xs.track_op().then(|| xs.apply_op3_no_bwd(&grad, weight, &InputGrad { eps: self.eps })).transpose()?;
-        if !weight.track_op() && !bias.track_op() {
+        let dx =
+            tape::tracks(xs).then(|| xs.apply_op3_no_bwd(&grad, weight, &InputGrad { eps: self.eps })).transpose()?;
+        if !tape::tracks(weight) && !tape::tracks(bias) {
             return Ok((dx, None, None));
         }
         let sums = xs.apply_op2_no_bwd(&grad, &WeightGrad { eps: self.eps })?;

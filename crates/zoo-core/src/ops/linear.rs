@@ -2,7 +2,7 @@
 
 use super::cpu::gemm::{Mat, all_threads, gemm};
 use super::{Path, Real, compose, elements, for_real, path};
-use crate::trace;
+use crate::{tape, trace};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 
 /// y = x · weightᵀ + bias over the last dimension, as `torch.nn.functional.linear`.
@@ -37,7 +37,7 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     }
     let sizes = Sizes { rows: lead.iter().product(), c_in, c_out };
     trace::count_macs((sizes.rows * c_in * c_out) as u64);
-    let rows = xs.reshape((sizes.rows, c_in))?;
+    let rows = tape::reshape(xs, (sizes.rows, c_in))?;
     let ys = match path(xs) {
         Path::Shape => trace::shape_only(&[sizes.rows, c_out], xs.dtype(), xs.device())?,
         Path::Compose => compose::linear(&rows, weight, bias)?,
@@ -48,14 +48,14 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
         }
         Path::Kernel => kernel(&rows, weight, bias, sizes)?,
     };
-    ys.reshape([lead, &[c_out]].concat())
+    tape::reshape(&ys, [lead, &[c_out]].concat())
 }
 
 fn kernel(rows: &Tensor, weight: &Tensor, bias: Option<&Tensor>, sizes: Sizes) -> Result<Tensor> {
     let (rows, weight) = (rows.contiguous()?, weight.contiguous()?);
     match bias {
-        Some(bias) => rows.apply_op3(&weight, &bias.contiguous()?, Forward(sizes)),
-        None => rows.apply_op2(&weight, Forward(sizes)),
+        Some(bias) => tape::apply3(&rows, &weight, &bias.contiguous()?, Forward(sizes)),
+        None => tape::apply2(&rows, &weight, Forward(sizes)),
     }
 }
 
@@ -81,8 +81,8 @@ impl Forward {
 
     fn gradients(&self, xs: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
-        let dx = xs.track_op().then(|| grad.apply_op2_no_bwd(weight, &InputGrad(self.0))).transpose()?;
-        let dw = weight.track_op().then(|| xs.apply_op2_no_bwd(&grad, &WeightGrad(self.0))).transpose()?;
+        let dx = tape::tracks(xs).then(|| grad.apply_op2_no_bwd(weight, &InputGrad(self.0))).transpose()?;
+        let dw = tape::tracks(weight).then(|| xs.apply_op2_no_bwd(&grad, &WeightGrad(self.0))).transpose()?;
         Ok((dx, dw))
     }
 }
@@ -134,7 +134,7 @@ impl CustomOp3 for Forward {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let (dx, dw) = self.gradients(xs, weight, grad)?;
-        let db = bias.track_op().then(|| grad.contiguous()?.apply_op1_no_bwd(&BiasGrad(self.0))).transpose()?;
+        let db = tape::tracks(bias).then(|| grad.contiguous()?.apply_op1_no_bwd(&BiasGrad(self.0))).transpose()?;
         Ok((dx, dw, db))
     }
 }

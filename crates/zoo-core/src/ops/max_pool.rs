@@ -2,7 +2,7 @@
 
 use super::cpu::pool as kernel;
 use super::{Path, compose, elements, for_real, path};
-use crate::trace;
+use crate::{tape, trace};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 
 /// The sizes of one pooling, checked once; pairs are (vertical, horizontal).
@@ -78,8 +78,10 @@ pub fn max_pool2d(
         Path::Shape => trace::shape_only(&window.output, xs.dtype(), xs.device()),
         Path::Compose => compose::max_pool2d(xs, &window),
         // Every half value is an f32 value, so comparing in f32 changes nothing.
-        Path::KernelInF32 => xs.to_dtype(DType::F32)?.contiguous()?.apply_op1(MaxPool(window))?.to_dtype(xs.dtype()),
-        Path::Kernel => xs.contiguous()?.apply_op1(MaxPool(window)),
+        Path::KernelInF32 => {
+            tape::apply1(&xs.to_dtype(DType::F32)?.contiguous()?, MaxPool(window))?.to_dtype(xs.dtype())
+        }
+        Path::Kernel => tape::apply1(&tape::contiguous(&xs)?, MaxPool(window)),
     }
 }
 

@@ -12,9 +12,11 @@
 pub(crate) mod compose;
 pub(crate) mod cpu;
 
+mod add;
 mod avg_pool;
 mod batch_norm;
 mod conv2d;
+mod conv_bn;
 mod cross_entropy;
 mod layer_norm;
 mod linear;
@@ -24,9 +26,14 @@ pub mod optim;
 mod pointwise;
 mod softmax;
 
+pub(crate) use add::AddTo;
+pub use add::add;
 pub use avg_pool::{adaptive_avg_pool2d, avg_pool2d};
 pub use batch_norm::{BatchStats, batch_norm, batch_stats};
+pub(crate) use batch_norm::{Norm, batch_norm_act};
+pub(crate) use conv_bn::{Scale, conv_bn_eval, conv_bn_train};
 pub use conv2d::{Conv2dParams, conv2d};
+pub(crate) use cpu::clamp::Clamp;
 pub use cpu::simd::{self, Level};
 pub use cross_entropy::cross_entropy;
 pub use layer_norm::layer_norm;
@@ -36,8 +43,8 @@ pub use max_pool::max_pool2d;
 pub use pointwise::{Pointwise, pointwise};
 pub use softmax::softmax;
 
-use crate::trace;
-use candle_core::{CpuStorage, DType, Layout, Result, Tensor, WithDType, bail};
+use crate::{tape, trace};
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
 use cpu::simd::Simd;
 use std::cell::Cell;
 
@@ -97,6 +104,38 @@ pub(crate) fn elements<'a, T: Real>(op: &str, storage: &'a CpuStorage, layout: &
     }
 }
 
+/// Runs a generic body for an element type.
+macro_rules! for_dtype {
+    ($op:expr, $dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            candle_core::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            candle_core::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            other => candle_core::bail!("{}: no CPU kernel for {other:?}", $op),
+        }
+    };
+}
+pub(crate) use for_dtype;
+
+/// Lends the elements of a contiguous tensor on the CPU.
+pub(crate) fn read<T: Real, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
+    let (storage, layout) = tensor.storage_and_layout();
+    match &*storage {
+        Storage::Cpu(storage) => Ok(f(elements("read", storage, layout)?)),
+        _ => bail!("read: wants a tensor on the CPU"),
+    }
+}
+
+/// A tensor of elements that a kernel has made.
+pub(crate) fn tensor<T: Real>(elements: Vec<T>, shape: impl Into<Shape>) -> Result<Tensor> {
+    Tensor::from_vec(elements, shape.into(), &Device::Cpu)
+}
+
 /// Where an operation runs.
 pub(crate) enum Path {
     /// Nowhere: a tracer looks on, and only the output's shape is wanted.
@@ -125,6 +164,11 @@ pub fn composed<R>(f: impl FnOnce() -> R) -> R {
     }
     let _restore = Restore(COMPOSED.replace(true));
     f()
+}
+
+/// Whether a tensor is for our kernels and asks for no gradient: an operation that fuses several may take it.
+pub(crate) fn is_plain(xs: &Tensor) -> bool {
+    matches!(path(xs), Path::Kernel) && !tape::tracks(xs)
 }
 
 /// Chooses the path from device and element type.

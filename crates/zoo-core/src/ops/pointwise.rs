@@ -1,7 +1,7 @@
 //! Activation functions, element by element, each with the derivative that PyTorch uses at the kinks.
 
 use super::{Path, Real, compose, elements, for_real, path};
-use crate::trace;
+use crate::{tape, trace};
 use candle_core::cpu::erf::{erf_f32, erf_f64};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType};
 use rayon::prelude::*;
@@ -194,8 +194,8 @@ pub fn pointwise(xs: &Tensor, function: Pointwise) -> Result<Tensor> {
     match path(xs) {
         Path::Shape => trace::shape_only(xs.dims(), xs.dtype(), xs.device()),
         Path::Compose => compose::pointwise(xs, function),
-        Path::KernelInF32 => xs.to_dtype(DType::F32)?.contiguous()?.apply_op1(function)?.to_dtype(xs.dtype()),
-        Path::Kernel => xs.contiguous()?.apply_op1(function),
+        Path::KernelInF32 => tape::apply1(&xs.to_dtype(DType::F32)?.contiguous()?, function)?.to_dtype(xs.dtype()),
+        Path::Kernel => tape::apply1(&tape::contiguous(&xs)?, function),
     }
 }
 

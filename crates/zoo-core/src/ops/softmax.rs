@@ -2,7 +2,7 @@
 
 use super::pointwise::Functions;
 use super::{Path, elements, for_real, path};
-use crate::trace;
+use crate::{tape, trace};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 use rayon::prelude::*;
 
@@ -24,8 +24,8 @@ pub fn softmax(xs: &Tensor) -> Result<Tensor> {
     match path(xs) {
         Path::Shape => trace::shape_only(xs.dims(), xs.dtype(), xs.device()),
         Path::Compose => candle_nn::ops::softmax(xs, D::Minus1),
-        Path::KernelInF32 => xs.to_dtype(DType::F32)?.contiguous()?.apply_op1(Softmax)?.to_dtype(xs.dtype()),
-        Path::Kernel => xs.contiguous()?.apply_op1(Softmax),
+        Path::KernelInF32 => tape::apply1(&xs.to_dtype(DType::F32)?.contiguous()?, Softmax)?.to_dtype(xs.dtype()),
+        Path::Kernel => tape::apply1(&tape::contiguous(&xs)?, Softmax),
     }
 }
 

@@ -1,68 +1,454 @@
-//! Batch normalisation on the host. Inputs are (b, c, s) with s pixels a plane; every loop is parallel over planes or
-//! channels. Sums of f32 run in sixteen f32 lanes within a plane and in f64 across planes.
+//! Batch normalisation on the host, with what usually follows it: y = clamp((x - mean) · scale + shift + skip).
+//!
+//! Inputs are (b, c, s) with s pixels a plane. Every pass runs over runs of planes in parallel; a plane's sums are made while
+//! it is in the first-level cache, in vector lanes, and added up over the planes of a channel in f64, in their order:
+//! no bit depends on the number of threads.
 
-use super::{lanes, sum};
+use super::buffer::{Shared, written};
+use super::clamp::Clamp;
+use super::simd::{Kernel, Simd, dispatch};
 use crate::ops::Real;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// (b, channels, pixels a plane)
 pub(crate) type Dims = (usize, usize, usize);
 
-/// For each channel, Σ over its planes of `f(plane index)`, in f64.
-fn channel_sums(dims: Dims, f: impl Fn(usize) -> f64 + Sync) -> Vec<f64> {
+/// Elements of a task.
+const TASK: usize = 1 << 15;
+
+/// Runs `f` over runs of planes, in parallel.
+fn for_planes((b, c, s): Dims, f: impl Fn(Range<usize>) + Sync) {
+    let (planes, run) = (b * c, (TASK / s.max(1)).max(1));
+    (0..planes.div_ceil(run)).into_par_iter().for_each(|i| f(i * run..planes.min((i + 1) * run)));
+}
+
+/// Two numbers of each plane, added up over the planes of each channel by `add`.
+fn by_channel<R: Send>(
+    dims: Dims,
+    f: impl Fn(Range<usize>, Shared<[f64; 2]>) + Sync,
+    add: impl Fn(&mut dyn Iterator<Item = [f64; 2]>) -> R + Sync,
+) -> Vec<R> {
     let (b, c, _) = dims;
-    (0..c).into_par_iter().map(|ch| (0..b).map(|n| f(n * c + ch)).sum()).collect()
+    let mut planes = vec![[0.0; 2]; b * c];
+    let shared = Shared::new(&mut planes);
+    for_planes(dims, |run| f(run, shared));
+    (0..c).map(|channel| add(&mut planes[channel..].iter().step_by(c).copied())).collect()
 }
 
-/// Mean and biased variance of each channel: 2·c numbers. Two passes, so that a large mean costs no digits.
+/// Mean and biased variance of each channel: 2·c numbers.
 pub(crate) fn stats<T: Real>(dims: Dims, xs: &[T]) -> Vec<T> {
-    let (b, c, s) = dims;
-    let count = (b * s) as f64;
-    let plane = |i: usize| &xs[i * s..][..s];
-    let means: Vec<f64> = channel_sums(dims, |i| sum(plane(i)).to_f64()).into_iter().map(|t| t / count).collect();
-    let variances = channel_sums(dims, |i| {
-        let (x, mean) = (plane(i), T::from_f64(means[i % c]));
-        lanes(s, |j| (x[j] - mean) * (x[j] - mean)).to_f64()
-    });
-    means.iter().copied().chain(variances.into_iter().map(|t| t / count)).map(T::from_f64).collect()
+    struct Plane<'a, T>(&'a [T]);
+    impl<T: Real> Kernel<T> for Plane<'_, T> {
+        /// Mean, and Σ (x - mean)²: two passes, so that a large mean costs no digits.
+        type Output = [f64; 2];
+
+        #[inline(always)]
+        unsafe fn run<V: Simd<Elem = T>>(self) -> [f64; 2] {
+            let (xs, n) = (self.0.as_ptr(), self.0.len());
+            // SAFETY: below `dispatch`; `sum_over` keeps inside 0..n.
+            unsafe {
+                let sum = sum_over::<V>(n, |i, count| V::load_first(xs.add(i), count), |i| V::load(xs.add(i)));
+                let mean = sum / n as f64;
+                let center = V::splat(T::from_f64(mean));
+                let square = |x: V| {
+                    let d = x.sub(center);
+                    d.mul(d)
+                };
+                let whole = n - n % V::LANES;
+                let mut squares = sum_over::<V>(whole, |_, _| V::zero(), |i| square(V::load(xs.add(i))));
+                for i in whole..n {
+                    let d = (*xs.add(i) - T::from_f64(mean)).to_f64();
+                    squares += d * d;
+                }
+                // The mean was rounded to be subtracted: take back what that adds.
+                let slip = mean - T::from_f64(mean).to_f64();
+                [mean, squares - n as f64 * slip * slip]
+            }
+        }
+    }
+    let (b, _, s) = dims;
+    assert_eq!(xs.len(), b * dims.1 * s);
+    let channels = by_channel(
+        dims,
+        |run, planes| {
+            for plane in run {
+                let both = dispatch(Plane(&xs[plane * s..][..s]));
+                // SAFETY: each plane has its place.
+                unsafe { *planes.at(plane) = both };
+            }
+        },
+        |planes| {
+            let planes: Vec<[f64; 2]> = planes.collect();
+            let mean = planes.iter().map(|p| p[0]).sum::<f64>() / b as f64;
+            let spread: f64 = planes.iter().map(|p| p[1] + s as f64 * (p[0] - mean) * (p[0] - mean)).sum();
+            (mean, (spread / (b * s) as f64).max(0.0))
+        },
+    );
+    channels.iter().map(|c| c.0).chain(channels.iter().map(|c| c.1)).map(T::from_f64).collect()
 }
 
-/// y = (x - mean) · scale + shift with one row of each in `coefficients` (3, c).
-pub(crate) fn affine<T: Real>(dims: Dims, xs: &[T], coefficients: &[T]) -> Vec<T> {
-    let (_, c, s) = dims;
-    let mut ys = vec![T::zero(); xs.len()];
-    ys.par_chunks_exact_mut(s).zip(xs.par_chunks_exact(s)).enumerate().for_each(|(i, (y, x))| {
-        let [mean, scale, shift] = [0, 1, 2].map(|row| coefficients[row * c + i % c]);
-        y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - mean) * scale + shift);
-    });
-    ys
+/// Σ over vectors of 0..n, in four chains of lanes.
+///
+/// # Safety
+/// Below `dispatch`; `whole(i)` reads LANES elements from i on, `part(i, count)` the first `count`.
+#[inline(always)]
+unsafe fn sum_over<V: Simd>(n: usize, part: impl Fn(usize, usize) -> V, whole: impl Fn(usize) -> V) -> f64 {
+    use candle_core::WithDType;
+    // SAFETY: the caller stands below `dispatch`.
+    unsafe {
+        let mut sums = [V::zero(); 4];
+        let mut i = 0;
+        while i + 4 * V::LANES <= n {
+            for (j, sum) in sums.iter_mut().enumerate() {
+                *sum = sum.add(whole(i + j * V::LANES));
+            }
+            i += 4 * V::LANES;
+        }
+        while i + V::LANES <= n {
+            sums[0] = sums[0].add(whole(i));
+            i += V::LANES;
+        }
+        if i < n {
+            sums[1] = sums[1].add(part(i, n - i));
+        }
+        sums[0].add(sums[1]).add(sums[2].add(sums[3])).sum().to_f64()
+    }
 }
 
-/// Σ dy and Σ dy · (x - mean) of each channel: 2·c numbers.
-pub(crate) fn grad_sums<T: Real>(dims: Dims, xs: &[T], grad: &[T], means: &[T]) -> Vec<T> {
+/// Mean, scale and shift of each channel.
+#[derive(Clone, Copy)]
+pub(crate) struct Affine<'a, T> {
+    pub mean: &'a [T],
+    /// weight / std
+    pub scale: &'a [T],
+    pub shift: &'a [T],
+}
+
+impl<T: Real> Affine<'_, T> {
+    fn check(&self, (_, c, _): Dims) {
+        assert_eq!((self.mean.len(), self.scale.len(), self.shift.len()), (c, c, c));
+    }
+}
+
+/// y = clamp((x - mean) · scale + shift + skip)
+pub(crate) fn affine<T: Real>(dims: Dims, xs: &[T], by: Affine<T>, skip: Option<&[T]>, clamp: Clamp) -> Vec<T> {
+    struct Plane<'a, T> {
+        xs: &'a [T],
+        ys: *mut T,
+        skip: Option<&'a [T]>,
+        mean: T,
+        scale: T,
+        shift: T,
+        clamp: Clamp,
+    }
+    impl<T: Real> Kernel<T> for Plane<'_, T> {
+        type Output = ();
+
+        #[inline(always)]
+        unsafe fn run<V: Simd<Elem = T>>(self) {
+            // SAFETY: below `dispatch`; `xs`, `ys` and `skip` have the same length.
+            unsafe {
+                let (mean, scale, shift) = (V::splat(self.mean), V::splat(self.scale), V::splat(self.shift));
+                let n = self.xs.len();
+                for i in (0..n).step_by(V::LANES) {
+                    let count = V::LANES.min(n - i);
+                    let mut y = V::load_first(self.xs.as_ptr().add(i), count).sub(mean).mul_add(scale, shift);
+                    if let Some(skip) = self.skip {
+                        y = y.add(V::load_first(skip.as_ptr().add(i), count));
+                    }
+                    self.clamp.apply(y).store_first(self.ys.add(i), count);
+                }
+            }
+        }
+    }
     let (_, c, s) = dims;
-    let plane = |of: &'_ [T], i: usize| -> std::ops::Range<usize> {
-        debug_assert!((i + 1) * s <= of.len());
-        i * s..(i + 1) * s
+    by.check(dims);
+    assert!(xs.len() == dims.0 * c * s && skip.is_none_or(|skip| skip.len() == xs.len()));
+    let write = |ys: Shared<T>| {
+        for_planes(dims, |run| {
+            for plane in run {
+                let (start, channel) = (plane * s, plane % c);
+                dispatch(Plane {
+                    xs: &xs[start..][..s],
+                    // SAFETY: the output has the input's length.
+                    ys: unsafe { ys.at(start) },
+                    skip: skip.map(|skip| &skip[start..][..s]),
+                    mean: by.mean[channel],
+                    scale: by.scale[channel],
+                    shift: by.shift[channel],
+                    clamp,
+                });
+            }
+        });
     };
-    let dy_sums = channel_sums(dims, |i| sum(&grad[plane(grad, i)]).to_f64());
-    let dot_sums = channel_sums(dims, |i| {
-        let (x, dy, mean) = (&xs[plane(xs, i)], &grad[plane(grad, i)], means[i % c]);
-        lanes(s, |j| dy[j] * (x[j] - mean)).to_f64()
-    });
-    dy_sums.into_iter().chain(dot_sums).map(T::from_f64).collect()
+    // SAFETY: the planes cover the output.
+    unsafe { written(xs.len(), write) }
 }
 
-/// dx = a · dy - b · (x - mean) - d with rows mean, a, b, d in `coefficients` (4, c).
-pub(crate) fn input_grad<T: Real>(dims: Dims, xs: &[T], grad: &[T], coefficients: &[T]) -> Vec<T> {
-    let (_, c, s) = dims;
-    let mut dx = vec![T::zero(); xs.len()];
-    let planes = dx.par_chunks_exact_mut(s).zip(xs.par_chunks_exact(s)).zip(grad.par_chunks_exact(s));
-    planes.enumerate().for_each(|(i, ((dx, x), dy))| {
-        let [mean, a, b, d] = [0, 1, 2, 3].map(|row| coefficients[row * c + i % c]);
-        dx.iter_mut().zip(x).zip(dy).for_each(|((dx, &x), &dy)| *dx = a * dy - b * (x - mean) - d);
+/// y ← clamp(y + skip), in place.
+pub(crate) fn finish<T: Real>(ys: &mut [T], skip: Option<&[T]>, clamp: Clamp) {
+    struct Run<'a, T>(&'a mut [T], Option<&'a [T]>, Clamp);
+    impl<T: Real> Kernel<T> for Run<'_, T> {
+        type Output = ();
+
+        #[inline(always)]
+        unsafe fn run<V: Simd<Elem = T>>(self) {
+            let n = self.0.len();
+            // SAFETY: below `dispatch`; both slices have n elements.
+            unsafe {
+                for i in (0..n).step_by(V::LANES) {
+                    let count = V::LANES.min(n - i);
+                    let to = self.0.as_mut_ptr().add(i);
+                    let mut y = V::load_first(to, count);
+                    if let Some(skip) = self.1 {
+                        y = y.add(V::load_first(skip.as_ptr().add(i), count));
+                    }
+                    self.2.apply(y).store_first(to, count);
+                }
+            }
+        }
+    }
+    assert!(skip.is_none_or(|skip| skip.len() == ys.len()));
+    ys.par_chunks_mut(TASK).enumerate().for_each(|(i, ys)| {
+        let skip = skip.map(|skip| &skip[i * TASK..][..ys.len()]);
+        dispatch(Run(ys, skip, clamp));
     });
-    dx
+}
+
+/// to ← to + from
+pub(crate) fn add_to<T: Real>(to: &mut [T], from: &[T]) {
+    finish(to, Some(from), Clamp::None);
+}
+
+/// Where a clamp looks to know what it cut.
+#[derive(Clone, Copy)]
+pub(crate) enum CutBy<'a, T> {
+    /// The clamp's output.
+    Output(&'a [T]),
+    /// Its input, computed again from x.
+    Input(Affine<'a, T>),
+}
+
+/// A plane's view of the backward pass.
+struct Grads<'a, T> {
+    xs: *const T,
+    grad: *const T,
+    n: usize,
+    output: Option<&'a [T]>,
+    mean: T,
+    scale: T,
+    shift: T,
+    clamp: Clamp,
+}
+
+impl<T: Real> Grads<'_, T> {
+    /// (gradient that passes the clamp, x - mean) of some lanes.
+    #[inline(always)]
+    unsafe fn at<V: Simd<Elem = T>>(&self, i: usize, count: usize) -> (V, V) {
+        // SAFETY: below `dispatch`, i + count ≤ n.
+        unsafe {
+            let grad = V::load_first(self.grad.add(i), count);
+            let centered = V::load_first(self.xs.add(i), count).sub(V::splat(self.mean));
+            let grad = match (self.clamp, self.output) {
+                (Clamp::None, _) => grad,
+                (clamp, Some(output)) => clamp.gradient(V::load_first(output.as_ptr().add(i), count), grad),
+                (clamp, None) => clamp.gradient(centered.mul_add(V::splat(self.scale), V::splat(self.shift)), grad),
+            };
+            (grad, centered)
+        }
+    }
+}
+
+fn grads<'a, T: Real>(
+    (_, c, s): Dims,
+    plane: usize,
+    xs: *const T,
+    grad: *const T,
+    mean: &[T],
+    (clamp, cut): (Clamp, CutBy<'a, T>),
+) -> Grads<'a, T> {
+    let (start, channel) = (plane * s, plane % c);
+    let (output, scale, shift) = match cut {
+        CutBy::Output(ys) => (Some(&ys[start..][..s]), T::zero(), T::zero()),
+        CutBy::Input(by) => (None, by.scale[channel], by.shift[channel]),
+    };
+    let (xs, grad) = (xs.wrapping_add(start), grad.wrapping_add(start));
+    Grads { xs, grad, n: s, output, mean: mean[channel], scale, shift, clamp }
+}
+
+/// Σ g and Σ g · (x - mean) of each channel, 2·c numbers, where g is the gradient behind the clamp; with `keep`, g itself too.
+pub(crate) fn grad_sums<T: Real>(
+    dims: Dims,
+    xs: &[T],
+    grad: &[T],
+    mean: &[T],
+    clamp: (Clamp, CutBy<T>),
+    keep: bool,
+) -> (Vec<T>, Option<Vec<T>>) {
+    struct Plane<'a, T>(Grads<'a, T>, Option<*mut T>);
+    impl<T: Real> Kernel<T> for Plane<'_, T> {
+        type Output = [f64; 2];
+
+        #[inline(always)]
+        unsafe fn run<V: Simd<Elem = T>>(self) -> [f64; 2] {
+            let Self(plane, keep) = self;
+            // SAFETY: below `dispatch`, inside the plane.
+            unsafe {
+                let mut sums = [V::zero(); 4];
+                let mut i = 0;
+                while i + 2 * V::LANES <= plane.n {
+                    for j in 0..2 {
+                        let at = i + j * V::LANES;
+                        let (g, x) = plane.at::<V>(at, V::LANES);
+                        if let Some(keep) = keep {
+                            g.store(keep.add(at));
+                        }
+                        sums[j] = sums[j].add(g);
+                        sums[2 + j] = g.mul_add(x, sums[2 + j]);
+                    }
+                    i += 2 * V::LANES;
+                }
+                while i < plane.n {
+                    let count = V::LANES.min(plane.n - i);
+                    // Lanes behind the last pixel hold g = 0; x - mean there is finite unless the mean is not.
+                    let (g, x) = plane.at::<V>(i, count);
+                    if let Some(keep) = keep {
+                        g.store_first(keep.add(i), count);
+                    }
+                    sums[0] = sums[0].add(g);
+                    sums[2] = g.mul_add(x, sums[2]);
+                    i += V::LANES;
+                }
+                [sums[0].add(sums[1]).sum().to_f64(), sums[2].add(sums[3]).sum().to_f64()]
+            }
+        }
+    }
+    assert!(xs.len() == dims.0 * dims.1 * dims.2 && grad.len() == xs.len() && mean.len() == dims.1);
+    if let CutBy::Output(ys) = clamp.1 {
+        assert_eq!(ys.len(), xs.len());
+    }
+    let mut kept = keep.then(|| Vec::with_capacity(xs.len()));
+    let place = kept.as_mut().map(|kept: &mut Vec<T>| Shared::from_spare(kept));
+    let (x, g) = (Shared::reading(xs), Shared::reading(grad));
+    let sums = by_channel(
+        dims,
+        |run, planes| {
+            for plane in run {
+                // SAFETY: planes lie inside the slices, whose lengths were checked; each has its place.
+                unsafe {
+                    let keep = place.map(|place| place.at(plane * dims.2));
+                    let both = dispatch(Plane(grads(dims, plane, x.at(0), g.at(0), mean, clamp), keep));
+                    *planes.at(plane) = both;
+                }
+            }
+        },
+        |planes| planes.fold([0.0; 2], |[a, b], [c, d]| [a + c, b + d]),
+    );
+    if let Some(kept) = &mut kept {
+        // SAFETY: every plane was written, and they are the whole capacity asked for.
+        unsafe { kept.set_len(xs.len()) };
+    }
+    let sums = sums.iter().map(|s| s[0]).chain(sums.iter().map(|s| s[1])).map(T::from_f64).collect();
+    (sums, kept)
+}
+
+/// dx = a · g - b · (x - mean) - d with a, b, d by channel; without b and d, which no gradient passes through, dx = a · g.
+pub(crate) struct InputGrad<'a, T> {
+    pub mean: &'a [T],
+    pub a: &'a [T],
+    pub rest: Option<(&'a [T], &'a [T])>,
+}
+
+/// The gradient of x, written over `xs` itself if `into` is `None`.
+fn input_grad_into<T: Real>(
+    dims: Dims,
+    xs: Shared<T>,
+    to: Shared<T>,
+    grad: &[T],
+    by: &InputGrad<T>,
+    clamp: (Clamp, CutBy<T>),
+) {
+    struct Plane<'a, T> {
+        grads: Grads<'a, T>,
+        to: *mut T,
+        a: T,
+        rest: Option<(T, T)>,
+    }
+    impl<T: Real> Kernel<T> for Plane<'_, T> {
+        type Output = ();
+
+        #[inline(always)]
+        unsafe fn run<V: Simd<Elem = T>>(self) {
+            // SAFETY: below `dispatch`, inside the plane; a place is read before it is written.
+            unsafe {
+                let a = V::splat(self.a);
+                let rest = self.rest.map(|(b, d)| (V::splat(b), V::splat(d)));
+                for i in (0..self.grads.n).step_by(V::LANES) {
+                    let count = V::LANES.min(self.grads.n - i);
+                    let (g, x) = self.grads.at::<V>(i, count);
+                    let mut dx = a.mul(g);
+                    if let Some((b, d)) = rest {
+                        dx = dx.sub(b.mul_add(x, d));
+                    }
+                    dx.store_first(self.to.add(i), count);
+                }
+            }
+        }
+    }
+    let (_, c, s) = dims;
+    let g = Shared::reading(grad);
+    for_planes(dims, |run| {
+        for plane in run {
+            let channel = plane % c;
+            // SAFETY: the callers have checked that all have the dims' length.
+            unsafe {
+                dispatch(Plane {
+                    grads: grads(dims, plane, xs.at(0), g.at(0), by.mean, clamp),
+                    to: to.at(plane * s),
+                    a: by.a[channel],
+                    rest: by.rest.map(|(b, d)| (b[channel], d[channel])),
+                });
+            }
+        }
+    });
+}
+
+impl<T: Real> InputGrad<'_, T> {
+    fn check(&self, (b, c, s): Dims, xs: &[T], grad: &[T], cut: CutBy<T>) {
+        assert!(xs.len() == b * c * s && grad.len() == xs.len());
+        assert!(self.mean.len() == c && self.a.len() == c);
+        assert!(self.rest.is_none_or(|(b, d)| b.len() == c && d.len() == c));
+        if let CutBy::Output(ys) = cut {
+            assert_eq!(ys.len(), xs.len());
+        }
+    }
+}
+
+/// The gradient of x.
+pub(crate) fn input_grad<T: Real>(
+    dims: Dims,
+    xs: &[T],
+    grad: &[T],
+    by: &InputGrad<T>,
+    clamp: (Clamp, CutBy<T>),
+) -> Vec<T> {
+    by.check(dims, xs, grad, clamp.1);
+    // SAFETY: the planes cover the output.
+    unsafe { written(xs.len(), |to| input_grad_into(dims, Shared::reading(xs), to, grad, by, clamp)) }
+}
+
+/// The gradient of x, written over x.
+pub(crate) fn input_grad_over<T: Real>(
+    dims: Dims,
+    xs: &mut [T],
+    grad: &[T],
+    by: &InputGrad<T>,
+    clamp: (Clamp, CutBy<T>),
+) {
+    by.check(dims, xs, grad, clamp.1);
+    let xs = Shared::new(xs);
+    input_grad_into(dims, xs, xs, grad, by, clamp);
 }
 
 #[cfg(test)]

@@ -24,6 +24,16 @@ impl<T> Shared<T> {
         Self(slice.as_mut_ptr())
     }
 
+    /// The room of a vector behind its elements.
+    pub fn from_spare(vec: &mut Vec<T>) -> Self {
+        Self(vec.spare_capacity_mut().as_mut_ptr().cast())
+    }
+
+    /// A pointer to read from only.
+    pub fn reading(slice: &[T]) -> Self {
+        Self(slice.as_ptr().cast_mut())
+    }
+
     /// The pointer, `offset` elements on.
     ///
     /// # Safety

@@ -17,7 +17,9 @@
 //! Outputs of the first two do not depend on how the work is cut; the weight gradient is cut by shape alone, and its parts
 //! are added in their order: the bits never depend on the number of threads.
 
+use super::batch_norm;
 use super::buffer::{Shared, with_scratch, written};
+use super::clamp::Clamp;
 use super::depthwise;
 use super::product::tile;
 use super::simd::{Kernel, Level, Simd, dispatch_at};
@@ -53,9 +55,31 @@ impl Geometry {
     }
 }
 
-pub(crate) fn forward<T: Real>(g: &Geometry, xs: &[T], weight: &[T], bias: Option<&[T]>) -> Vec<T> {
+/// What happens to the outputs before they are stored: y = clamp(scale · sum + bias + skip), scale and bias by channel.
+pub(crate) struct Finish<'a, T> {
+    pub scale: Option<&'a [T]>,
+    pub bias: Option<&'a [T]>,
+    pub skip: Option<&'a [T]>,
+    pub clamp: Clamp,
+}
+
+impl<'a, T> Finish<'a, T> {
+    pub fn bias(bias: Option<&'a [T]>) -> Self {
+        Self { scale: None, bias, skip: None, clamp: Clamp::None }
+    }
+}
+
+pub(crate) fn forward<T: Real>(g: &Geometry, xs: &[T], weight: &[T], finish: &Finish<T>) -> Vec<T> {
     if g.is_depthwise() {
-        return depthwise::forward(g, xs, weight, bias);
+        let scaled = finish.scale.map(|scale| -> Vec<T> {
+            let taps = weight.chunks_exact(g.depth()).zip(scale);
+            taps.flat_map(|(taps, &scale)| taps.iter().map(move |&w| w * scale)).collect()
+        });
+        let mut ys = depthwise::forward(g, xs, scaled.as_deref().unwrap_or(weight), finish.bias);
+        if finish.skip.is_some() || finish.clamp != Clamp::None {
+            batch_norm::finish(&mut ys, finish.skip, finish.clamp);
+        }
+        return ys;
     }
     assert_eq!(weight.len(), g.c_out * g.depth());
     let p = g.params;
@@ -76,10 +100,12 @@ pub(crate) fn forward<T: Real>(g: &Geometry, xs: &[T], weight: &[T], bias: Optio
     };
     let depth = g.depth();
     let weights = PackedRows::new(p.groups, g.group_out(), depth, |group, row, k| {
-        weight[(group * g.group_out() + row) * depth + k]
+        let channel = group * g.group_out() + row;
+        let weight = weight[channel * depth + k];
+        finish.scale.map_or(weight, |scale| weight * scale[channel])
     });
     // SAFETY: the output's pixels are those of `gather`, each written by the task that has it.
-    unsafe { written(g.b * g.output_image(), |ys| gather.run(xs, &weights, bias, ys)) }
+    unsafe { written(g.b * g.output_image(), |ys| gather.run(xs, &weights, finish, ys)) }
 }
 
 pub(crate) fn input_grad<T: Real>(g: &Geometry, grad: &[T], weight: &[T]) -> Vec<T> {
@@ -127,7 +153,7 @@ pub(crate) fn input_grad<T: Real>(g: &Geometry, grad: &[T], weight: &[T]) -> Vec
                 let (ky, kx) = (rows[tap / cols.len()].0, cols[tap % cols.len()].0);
                 weight[(((group * g.group_out() + channel) * g.group_in() + row) * g.kh + ky) * g.kw + kx]
             });
-            gather.run(grad, &weights, None, dx);
+            gather.run(grad, &weights, &Finish::bias(None), dx);
         }
     };
     // SAFETY: the remainders modulo the stride cover every input pixel once.
@@ -269,10 +295,12 @@ impl Gather {
     }
 
     /// Computes every output. `out` must have room for `images · groups · out_channels` planes of `out_plane`.
-    fn run<T: Real>(&self, input: &[T], weights: &PackedRows<T>, bias: Option<&[T]>, out: Shared<T>) {
+    fn run<T: Real>(&self, input: &[T], weights: &PackedRows<T>, finish: &Finish<T>, out: Shared<T>) {
         assert_eq!(input.len(), self.images * self.groups * self.channels * self.plane.0 * self.plane.1);
         assert_eq!((weights.rows, weights.depth), (self.out_channels, self.depth()));
-        assert!(bias.is_none_or(|bias| bias.len() == self.groups * self.out_channels));
+        assert!(finish.bias.is_none_or(|bias| bias.len() == self.groups * self.out_channels));
+        let outputs = self.images * self.groups * self.out_channels * self.out_plane.0 * self.out_plane.1;
+        assert!(finish.skip.is_none_or(|skip| skip.len() == outputs));
         let cut = self.cut::<T>(weights.shape);
         let slack = 4 * weights.shape.lanes;
         let packed = if cut.unfolded { cut.image } else { cut.images * cut.image } + slack;
@@ -301,7 +329,7 @@ impl Gather {
                     cut: &cut,
                     input,
                     weights,
-                    bias,
+                    finish,
                     out,
                     images,
                     rows,
@@ -322,7 +350,7 @@ struct Band<'a, T> {
     cut: &'a Cut,
     input: &'a [T],
     weights: &'a PackedRows<T>,
-    bias: Option<&'a [T]>,
+    finish: &'a Finish<'a, T>,
     out: Shared<T>,
     images: Range<usize>,
     rows: Range<usize>,
@@ -500,18 +528,18 @@ impl<T: Real> Band<'_, T> {
             if v + 1 < vectors {
                 let sums = tile::<V, M, 2>(depth, a, M, [from(v), from(v + 1)], offsets);
                 for (j, v) in [v, v + 1].into_iter().enumerate() {
-                    self.finish::<V, M>(block, at(v), std::array::from_fn(|i| sums[i][j]));
+                    self.store::<V, M>(block, at(v), std::array::from_fn(|i| sums[i][j]));
                 }
             } else {
                 let sums = tile::<V, M, 1>(depth, a, M, [from(v)], offsets);
-                self.finish::<V, M>(block, at(v), std::array::from_fn(|i| sums[i][0]));
+                self.store::<V, M>(block, at(v), std::array::from_fn(|i| sums[i][0]));
             }
         }
     }
 
     /// Adds the bias and stores one vector of pixels of the rows of a block.
     #[inline(always)]
-    unsafe fn finish<V: Simd<Elem = T>, const M: usize>(
+    unsafe fn store<V: Simd<Elem = T>, const M: usize>(
         &self,
         block: usize,
         (image, pixel): (usize, usize),
@@ -523,20 +551,28 @@ impl<T: Real> Band<'_, T> {
         let first = block * M;
         // SAFETY: the rows stop at the group's channels, the lanes at the pixels of the band.
         unsafe {
+            let mut place = 0;
             let (to, step) = if self.is_direct() {
                 let plane = g.out.0 * g.out.1;
                 let channel = ((self.images.start + image) * g.groups + self.group) * g.out_channels + first;
-                (self.out.at(channel * plane + self.rows.start * g.out.1 + pixel), plane)
+                place = channel * plane + self.rows.start * g.out.1 + pixel;
+                (self.out.at(place), plane)
             } else {
                 let step = pixels.next_multiple_of(LINE);
                 let row = image * self.blocks.len() * M + (first - self.blocks.start * M);
                 (self.staged.add(row * step + pixel), step)
             };
             for (i, sum) in sums.into_iter().enumerate().take(g.out_channels - first) {
-                let sum = match self.bias {
-                    Some(bias) => sum.add(V::splat(*bias.get_unchecked(self.group * g.out_channels + first + i))),
-                    None => sum,
-                };
+                let mut sum = sum;
+                if let Some(bias) = self.finish.bias {
+                    sum = sum.add(V::splat(*bias.get_unchecked(self.group * g.out_channels + first + i)));
+                }
+                if self.is_direct() {
+                    if let Some(skip) = self.finish.skip {
+                        sum = sum.add(V::load_first(skip.as_ptr().add(place + i * step), count));
+                    }
+                    sum = self.finish.clamp.apply(sum);
+                }
                 if count == V::LANES {
                     sum.store(to.add(i * step));
                 } else {
@@ -558,16 +594,19 @@ impl<T: Real> Band<'_, T> {
         for (slot, image) in self.images.clone().enumerate() {
             for channel in channels.clone() {
                 let row = if self.cut.unfolded { channel - first } else { slot * staged_rows + channel - first };
-                let skip = if self.cut.unfolded { slot * g.out.0 * g.out.1 } else { 0 };
+                let left_out = if self.cut.unfolded { slot * g.out.0 * g.out.1 } else { 0 };
                 let to = ((image * g.groups + self.group) * g.out_channels + channel) * plane;
                 for (i, y) in self.rows.clone().enumerate() {
                     let line = to + (g.out_start.0 + y * g.out_stride.0) * g.out_plane.1 + g.out_start.1;
                     for x in 0..g.out.1 {
-                        // SAFETY: `staged` holds the band's outputs, the output plane these pixels.
-                        unsafe {
-                            *self.out.at(line + x * g.out_stride.1) =
-                                *self.staged.add(row * step + skip + i * g.out.1 + x);
+                        let place = line + x * g.out_stride.1;
+                        // SAFETY: `staged` holds the band's outputs.
+                        let mut value = unsafe { *self.staged.add(row * step + left_out + i * g.out.1 + x) };
+                        if let Some(skip) = self.finish.skip {
+                            value += skip[place];
                         }
+                        // SAFETY: the output plane has these pixels.
+                        unsafe { *self.out.at(place) = self.finish.clamp.apply_to(value) };
                     }
                 }
             }
@@ -994,8 +1033,18 @@ mod speed {
         ] {
             let p = (k - 1) / 2;
             let o = (h + 2 * p - k) / s + 1;
-            let g = Geometry { b, c_in: ci, h, w: h, c_out: co, kh: k, kw: k, oh: o, ow: o,
-                params: Conv2dParams { stride: (s, s), padding: (p, p), dilation: (1, 1), groups } };
+            let g = Geometry {
+                b,
+                c_in: ci,
+                h,
+                w: h,
+                c_out: co,
+                kh: k,
+                kw: k,
+                oh: o,
+                ow: o,
+                params: Conv2dParams { stride: (s, s), padding: (p, p), dilation: (1, 1), groups },
+            };
             let x = vec![0.5f32; b * ci * h * h];
             let w = vec![0.25f32; co * ci / groups * k * k];
             let dy = vec![0.125f32; b * co * o * o];
@@ -1004,12 +1053,22 @@ mod speed {
                 f();
                 let mut best = f64::MAX;
                 let begin = std::time::Instant::now();
-                while begin.elapsed().as_secs_f64() < 0.15 { let t = std::time::Instant::now(); f(); best = best.min(t.elapsed().as_secs_f64()); }
+                while begin.elapsed().as_secs_f64() < 0.15 {
+                    let t = std::time::Instant::now();
+                    f();
+                    best = best.min(t.elapsed().as_secs_f64());
+                }
                 flop / best / 1e9
             };
-            let f = time(&mut || { std::hint::black_box(forward(&g, &x, &w, None)); });
-            let d = time(&mut || { std::hint::black_box(input_grad(&g, &dy, &w)); });
-            let wg = time(&mut || { std::hint::black_box(weight_grad(&g, &x, &dy)); });
+            let f = time(&mut || {
+                std::hint::black_box(forward(&g, &x, &w, &Finish::bias(None)));
+            });
+            let d = time(&mut || {
+                std::hint::black_box(input_grad(&g, &dy, &w));
+            });
+            let wg = time(&mut || {
+                std::hint::black_box(weight_grad(&g, &x, &dy));
+            });
             println!("b{b} {ci}->{co} {h}x{h} k{k} s{s} g{groups}: forward {f:.0} input {d:.0} weight {wg:.0} GFLOP/s");
         }
     }

@@ -128,6 +128,8 @@ pub(crate) trait Simd: Copy {
     unsafe fn round(self) -> Self;
     /// 2^self for integers in the range of normal numbers.
     unsafe fn exp2_of_integer(self) -> Self;
+    /// `a` where self ≤ `limit`, otherwise `b`; a NaN in self gives `b`.
+    unsafe fn if_at_most(self, limit: Self, a: Self, b: Self) -> Self;
     /// Transposes LANES rows of LANES elements.
     unsafe fn transpose(from: *const Self::Elem, from_stride: usize, to: *mut Self::Elem, to_stride: usize);
 
@@ -286,6 +288,10 @@ macro_rules! portable {
                 Self(std::array::from_fn(|i| if self.0[i] > limit.0[i] { a.0[i] } else { b.0[i] }))
             }
             #[inline(always)]
+            unsafe fn if_at_most(self, limit: Self, a: Self, b: Self) -> Self {
+                Self(std::array::from_fn(|i| if self.0[i] <= limit.0[i] { a.0[i] } else { b.0[i] }))
+            }
+            #[inline(always)]
             unsafe fn round(self) -> Self {
                 // Adding 1.5 · 2^mantissa leaves no bits for a fraction.
                 const MAGIC: $t = 1.5 * (1u64 << $mantissa) as $t;
@@ -349,6 +355,8 @@ pub(crate) mod x86 {
         method!(mul_add(self: Self, a: Self, b: Self) -> Self = Self(_mm512_fmadd_ps(self.0, a.0, b.0)));
         method!(if_greater(self: Self, limit: Self, a: Self, b: Self) -> Self =
             Self(_mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_GT_OQ>(self.0, limit.0), b.0, a.0)));
+        method!(if_at_most(self: Self, limit: Self, a: Self, b: Self) -> Self =
+            Self(_mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LE_OQ>(self.0, limit.0), b.0, a.0)));
         method!(round(self: Self) -> Self = Self(_mm512_roundscale_ps::<0>(self.0)));
         method!(exp2_of_integer(self: Self) -> Self = {
             let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(self.0), _mm512_set1_epi32(127));
@@ -407,6 +415,8 @@ pub(crate) mod x86 {
         method!(mul_add(self: Self, a: Self, b: Self) -> Self = Self(_mm512_fmadd_pd(self.0, a.0, b.0)));
         method!(if_greater(self: Self, limit: Self, a: Self, b: Self) -> Self =
             Self(_mm512_mask_blend_pd(_mm512_cmp_pd_mask::<_CMP_GT_OQ>(self.0, limit.0), b.0, a.0)));
+        method!(if_at_most(self: Self, limit: Self, a: Self, b: Self) -> Self =
+            Self(_mm512_mask_blend_pd(_mm512_cmp_pd_mask::<_CMP_LE_OQ>(self.0, limit.0), b.0, a.0)));
         method!(round(self: Self) -> Self = Self(_mm512_roundscale_pd::<0>(self.0)));
         method!(exp2_of_integer(self: Self) -> Self = {
             let integers = _mm512_cvtepi32_epi64(_mm512_cvtpd_epi32(self.0));
@@ -445,6 +455,8 @@ pub(crate) mod x86 {
         method!(mul_add(self: Self, a: Self, b: Self) -> Self = Self(_mm256_fmadd_ps(self.0, a.0, b.0)));
         method!(if_greater(self: Self, limit: Self, a: Self, b: Self) -> Self =
             Self(_mm256_blendv_ps(b.0, a.0, _mm256_cmp_ps::<_CMP_GT_OQ>(self.0, limit.0))));
+        method!(if_at_most(self: Self, limit: Self, a: Self, b: Self) -> Self =
+            Self(_mm256_blendv_ps(b.0, a.0, _mm256_cmp_ps::<_CMP_LE_OQ>(self.0, limit.0))));
         method!(round(self: Self) -> Self = Self(_mm256_round_ps::<0>(self.0)));
         method!(exp2_of_integer(self: Self) -> Self = {
             let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(self.0), _mm256_set1_epi32(127));
@@ -469,6 +481,8 @@ pub(crate) mod x86 {
         method!(mul_add(self: Self, a: Self, b: Self) -> Self = Self(_mm256_fmadd_pd(self.0, a.0, b.0)));
         method!(if_greater(self: Self, limit: Self, a: Self, b: Self) -> Self =
             Self(_mm256_blendv_pd(b.0, a.0, _mm256_cmp_pd::<_CMP_GT_OQ>(self.0, limit.0))));
+        method!(if_at_most(self: Self, limit: Self, a: Self, b: Self) -> Self =
+            Self(_mm256_blendv_pd(b.0, a.0, _mm256_cmp_pd::<_CMP_LE_OQ>(self.0, limit.0))));
         method!(round(self: Self) -> Self = Self(_mm256_round_pd::<0>(self.0)));
         method!(exp2_of_integer(self: Self) -> Self = {
             let exponent = _mm256_add_epi64(_mm256_cvtepi32_epi64(_mm256_cvtpd_epi32(self.0)), _mm256_set1_epi64x(1023));
@@ -505,7 +519,8 @@ mod tests {
             // SAFETY: run by `dispatch`; every slice has LANES elements, the blocks LANES².
             unsafe {
                 let (x, y) = (V::load(xs.as_ptr()), V::load(ys.as_ptr()));
-                let ops: [(&str, V, &dyn Fn(usize) -> f64); 8] = [
+                let ops: [(&str, V, &dyn Fn(usize) -> f64); 9] = [
+                    ("if_at_most", x.if_at_most(y, x, y), &|i| a(i).min(b(i))),
                     ("add", x.add(y), &|i| a(i) + b(i)),
                     ("sub", x.sub(y), &|i| a(i) - b(i)),
                     ("mul", x.mul(y), &|i| a(i) * b(i)),

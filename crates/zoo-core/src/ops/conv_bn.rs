@@ -1,0 +1,148 @@
+//! Convolution, batch normalisation, the sum with a shortcut and an activation as one operation.
+//!
+//! In training, on the tape: y = act(norm(conv(x)) + skip) keeps the convolution's output for the backward pass, which writes its
+//! gradient over it. In evaluation the normalisation is folded into the weights and the whole is one convolution.
+
+use super::batch_norm::{BatchStats, Norm, Xs};
+use super::conv2d::Geometry;
+use super::cpu::batch_norm as norm_kernel;
+use super::cpu::clamp::Clamp;
+use super::cpu::conv2d::{self as kernel, Finish};
+use super::{Conv2dParams, Real, for_dtype, read, tensor};
+use crate::tape::{self, Gradient};
+use candle_core::{Result, Shape, Tensor, WithDType};
+
+/// The affine part of a normalisation that has no statistics yet.
+pub(crate) struct Scale<'a> {
+    pub weight: &'a Tensor,
+    pub bias: &'a Tensor,
+    pub eps: f64,
+}
+
+/// Training, on the tape: the output, and the batch's statistics.
+pub(crate) fn conv_bn_train(
+    xs: &Tensor,
+    (weight, bias): (&Tensor, Option<&Tensor>),
+    params: Conv2dParams,
+    scale: &Scale,
+    skip: Option<&Tensor>,
+    clamp: Clamp,
+    check: impl FnOnce(&BatchStats) -> Result<()>,
+) -> Result<Tensor> {
+    let g = Geometry::new(xs, weight, bias, params)?;
+    for_dtype!("conv_bn", xs.dtype(), T => train::<T>(xs, (weight, bias), g, scale, skip, clamp, check))
+}
+
+fn train<T: Real>(
+    xs: &Tensor,
+    (weight, bias): (&Tensor, Option<&Tensor>),
+    g: Geometry,
+    scale: &Scale,
+    skip: Option<&Tensor>,
+    clamp: Clamp,
+    check: impl FnOnce(&BatchStats) -> Result<()>,
+) -> Result<Tensor> {
+    let (xs, weight) = (&tape::contiguous(xs)?, &weight.contiguous()?);
+    let skip = skip.map(tape::contiguous).transpose()?;
+    let dims = (g.b, g.c_out, g.output_plane());
+    let shape = Shape::from((g.b, g.c_out, g.oh, g.ow));
+    let conv_bias = bias.map(|bias| bias.to_vec1::<T>()).transpose()?;
+    let finish = Finish::bias(conv_bias.as_deref());
+    let conv = read::<T, _>(xs, |x| read::<T, _>(weight, |w| kernel::forward(&g, x, w, &finish)))??;
+    let (mean, var) = {
+        let stats = norm_kernel::stats(dims, &conv);
+        let (mean, var) = stats.split_at(g.c_out);
+        (tensor(mean.to_vec(), g.c_out)?, tensor(var.to_vec(), g.c_out)?)
+    };
+    check(&BatchStats { mean: mean.clone(), var: var.clone(), count: dims.0 * dims.2 })?;
+    let (gamma, beta) = (scale.weight, scale.bias);
+    let norm = Norm { weight: gamma, bias: beta, mean: &mean, var: &var, eps: scale.eps, through_stats: true };
+    norm.check(shape.dims())?;
+    let rows = norm.rows::<T>()?;
+    let ys = match &skip {
+        Some(skip) => read::<T, _>(skip, |skip| norm_kernel::affine(dims, &conv, rows.affine(), Some(skip), clamp))?,
+        None => norm_kernel::affine(dims, &conv, rows.affine(), None, clamp),
+    };
+    let ys = tensor(ys, shape.clone())?;
+    let mut inputs = vec![xs, weight, gamma, beta];
+    inputs.extend(skip.as_ref());
+    inputs.extend(bias);
+    let has_bias = bias.is_some();
+    // Without a shortcut the clamp's input follows from the convolution's output; with one, its output has to be kept.
+    let output = skip.is_some().then(|| ys.clone());
+    let (x, w) = (xs.clone(), weight.clone());
+    tape::record("conv_bn", &inputs, &ys, move |grad| {
+        let grads = |output: Option<&[T]>| {
+            read::<T, _>(&grad.tensor, |grad| {
+                let mut conv = Xs::Own(conv);
+                let wants_skip = output.is_some();
+                let (dy, grads) =
+                    rows.gradients(dims, &mut conv, grad, (clamp, output), wants_skip, |xs, grad, by, clamp| {
+                        let Xs::Own(xs) = xs else { unreachable!("the convolution's output is this operation's own") };
+                        norm_kernel::input_grad_over(dims, xs, grad, by, clamp);
+                        std::mem::take(xs)
+                    });
+                (dy, grads)
+            })
+        };
+        let (dy, grads) = match &output {
+            Some(output) => read::<T, _>(output, |output| grads(Some(output)))??,
+            None => grads(None)?,
+        };
+        let skip = match grads.skip {
+            Some(skip) => Gradient::new(tensor(skip, shape)?),
+            None => Gradient { owned: false, ..grad },
+        };
+        let has_skip = output.is_some();
+        drop(output);
+        let row = |row: Vec<T>| -> Result<Option<Gradient>> { Ok(Some(Gradient::new(tensor(row, g.c_out)?))) };
+        let dw = if tape::tracks(&w) {
+            Some(Gradient::new(tensor(read::<T, _>(&x, |x| kernel::weight_grad(&g, x, &dy))?, w.shape())?))
+        } else {
+            None
+        };
+        let dx = if tape::tracks(&x) {
+            Some(Gradient::new(tensor(read::<T, _>(&w, |w| kernel::input_grad(&g, &dy, w))?, x.shape())?))
+        } else {
+            None
+        };
+        let mut all = vec![dx, dw, row(grads.weight)?, row(grads.bias)?];
+        all.extend(has_skip.then_some(Some(skip)));
+        if has_bias {
+            all.push(row(kernel::bias_grad(&g, &dy))?);
+        }
+        Ok(all)
+    });
+    Ok(ys)
+}
+
+/// Evaluation, off every graph: y = act(conv(x, weight · s) + bias' + skip) with s = γ / √(σ² + eps).
+pub(crate) fn conv_bn_eval(
+    xs: &Tensor,
+    weight: &Tensor,
+    bias: Option<&Tensor>,
+    params: Conv2dParams,
+    norm: &Norm,
+    skip: Option<&Tensor>,
+    clamp: Clamp,
+) -> Result<Tensor> {
+    let g = Geometry::new(xs, weight, bias, params)?;
+    let shape = Shape::from((g.b, g.c_out, g.oh, g.ow));
+    norm.check(shape.dims())?;
+    let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);
+    let skip = skip.map(Tensor::contiguous).transpose()?;
+    for_dtype!("conv_bn", xs.dtype(), T => {
+        let rows = norm.rows::<T>()?;
+        let bias = bias.map(|bias| bias.to_vec1::<T>()).transpose()?.unwrap_or_else(|| vec![T::from_f64(0.0); g.c_out]);
+        let shift: Vec<T> = (0..g.c_out).map(|c| rows.shift[c] + (bias[c] - rows.mean[c]) * rows.scale[c]).collect();
+        let run = |skip: Option<&[T]>| {
+            let finish = Finish { scale: Some(&rows.scale), bias: Some(&shift), skip, clamp };
+            read::<T, _>(&xs, |x| read::<T, _>(&weight, |w| kernel::forward(&g, x, w, &finish)))?
+        };
+        let ys = match &skip {
+            Some(skip) => read::<T, _>(skip, |skip| run(Some(skip)))??,
+            None => run(None)?,
+        };
+        tensor(ys, shape)
+    })
+}

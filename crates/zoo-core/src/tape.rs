@@ -1,0 +1,436 @@
+//! A pass recorded by ourselves: candle's autograd as the interface, without its traffic.
+//!
+//! Candle's backward pass adds every gradient to a tensor of zeros that it makes first: four passes over memory for each
+//! tensor of the graph, which take longer than many a convolution. And it keeps every activation until the loss is
+//! dropped. So the networks of the zoo run inside [`on_tape`]: there the operations of [`crate::ops`] go on a tape of our own, and
+//! candle's graph sees the whole pass as one operation whose inputs are the variables. A gradient that arrives first is moved, the
+//! next one is added in place, kernels may write over what they own, an activation is freed when its gradient has passed.
+//!
+//! Nothing changes for a caller: `loss.backward()` walks candle's graph down to the tape's outputs, plays the tape backwards
+//! once, and puts every variable's gradient into candle's `GradStore`.
+//!
+//! Operations of candle do not know the tape. One that works on recorded tensors goes through [`candle`], which differentiates it
+//! by candle's own graph; an operation that does not is found out when the recording ends, and is an error.
+
+use crate::ops::{Path, path};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, TensorId, Var, bail};
+use std::cell::RefCell;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+thread_local! {
+    static RECORDING: RefCell<Option<Recording>> = const { RefCell::new(None) };
+    /// What the tape that is being played tracks.
+    static PLAYING: RefCell<Option<Arc<HashSet<TensorId>>>> = const { RefCell::new(None) };
+}
+
+/// A gradient on its way down the tape.
+pub(crate) struct Gradient {
+    pub tensor: Tensor,
+    /// Nobody else reads this tensor's memory: it may be written over.
+    pub owned: bool,
+}
+
+impl Gradient {
+    /// One that a kernel has just made.
+    pub fn new(tensor: Tensor) -> Self {
+        Self { tensor, owned: true }
+    }
+
+    fn add(self, other: Self) -> Result<Self> {
+        let (to, from) = if self.owned { (self, other) } else { (other, self) };
+        if to.owned && to.tensor.is_contiguous() {
+            to.tensor.inplace_op2(&from.tensor.contiguous()?, &crate::ops::AddTo)?;
+            return Ok(to);
+        }
+        Ok(Self::new((to.tensor + from.tensor)?))
+    }
+}
+
+type Backward = Box<dyn FnOnce(Gradient) -> Result<Vec<Option<Gradient>>> + Send>;
+
+/// One recorded operation.
+struct Node {
+    name: &'static str,
+    inputs: Vec<Option<TensorId>>,
+    output: TensorId,
+    backward: Backward,
+}
+
+#[derive(Default)]
+struct Recording {
+    nodes: Vec<Node>,
+    tracked: HashSet<TensorId>,
+    /// Every variable that an operation has read, once.
+    variables: Vec<Tensor>,
+}
+
+impl Recording {
+    fn tracks(&mut self, tensor: &Tensor) -> bool {
+        if tensor.is_variable() && self.tracked.insert(tensor.id()) {
+            self.variables.push(tensor.clone());
+        }
+        self.tracked.contains(&tensor.id())
+    }
+}
+
+/// Whether operations of this thread go on a tape now.
+pub(crate) fn is_recording() -> bool {
+    RECORDING.with_borrow(Option::is_some)
+}
+
+/// Whether a tensor asks for its gradient, of candle's graph or of the tape.
+pub(crate) fn tracks(tensor: &Tensor) -> bool {
+    tensor.track_op()
+        || PLAYING.with_borrow(|playing| playing.as_ref().is_some_and(|tracked| tracked.contains(&tensor.id())))
+        || RECORDING.with_borrow(|tape| tape.as_ref().is_some_and(|tape| tape.tracked.contains(&tensor.id())))
+}
+
+/// Puts an operation on the tape. `backward` maps the output's gradient to one for each input, `None` where there is none.
+pub(crate) fn record(
+    name: &'static str,
+    inputs: &[&Tensor],
+    output: &Tensor,
+    backward: impl FnOnce(Gradient) -> Result<Vec<Option<Gradient>>> + Send + 'static,
+) {
+    RECORDING.with_borrow_mut(|tape| {
+        let Some(tape) = tape else { return };
+        let inputs: Vec<Option<TensorId>> = inputs.iter().map(|t| tape.tracks(t).then(|| t.id())).collect();
+        if inputs.iter().any(Option::is_some) {
+            tape.tracked.insert(output.id());
+            tape.nodes.push(Node { name, inputs, output: output.id(), backward: Box::new(backward) });
+        }
+    });
+}
+
+fn made(gradient: Option<Tensor>) -> Option<Gradient> {
+    gradient.map(Gradient::new)
+}
+
+/// Runs an operation of one tensor, on the tape if there is one, otherwise on candle's graph.
+pub(crate) fn apply1(xs: &Tensor, op: impl CustomOp1 + Send + Sync + 'static) -> Result<Tensor> {
+    if !is_recording() {
+        return xs.apply_op1(op);
+    }
+    let ys = xs.apply_op1_no_bwd(&op)?;
+    let (x, y) = (xs.clone(), ys.clone());
+    record(op.name(), &[xs], &ys, move |grad| Ok(vec![made(op.bwd(&x, &y, &grad.tensor)?)]));
+    Ok(ys)
+}
+
+/// Runs an operation of two tensors.
+pub(crate) fn apply2(a: &Tensor, b: &Tensor, op: impl CustomOp2 + Send + Sync + 'static) -> Result<Tensor> {
+    if !is_recording() {
+        return a.apply_op2(b, op);
+    }
+    let ys = a.apply_op2_no_bwd(b, &op)?;
+    let (x0, x1, y) = (a.clone(), b.clone(), ys.clone());
+    let name = CustomOp2::name(&op);
+    record(name, &[a, b], &ys, move |grad| {
+        let (d0, d1) = op.bwd(&x0, &x1, &y, &grad.tensor)?;
+        Ok(vec![made(d0), made(d1)])
+    });
+    Ok(ys)
+}
+
+/// Runs an operation of three tensors.
+pub(crate) fn apply3(a: &Tensor, b: &Tensor, c: &Tensor, op: impl CustomOp3 + Send + Sync + 'static) -> Result<Tensor> {
+    if !is_recording() {
+        return a.apply_op3(b, c, op);
+    }
+    let ys = a.apply_op3_no_bwd(b, c, &op)?;
+    let (x0, x1, x2, y) = (a.clone(), b.clone(), c.clone(), ys.clone());
+    let name = CustomOp3::name(&op);
+    record(name, &[a, b, c], &ys, move |grad| {
+        let (d0, d1, d2) = op.bwd(&x0, &x1, &x2, &y, &grad.tensor)?;
+        Ok(vec![made(d0), made(d1), made(d2)])
+    });
+    Ok(ys)
+}
+
+/// A tensor under another shape. A view, on the tape as well.
+///
+/// # Errors
+/// A shape of another number of elements.
+pub fn reshape(xs: &Tensor, shape: impl Into<Shape>) -> Result<Tensor> {
+    let shape = shape.into();
+    if !is_recording() {
+        return xs.reshape(shape);
+    }
+    let ys = xs.contiguous()?.reshape(shape)?;
+    if ys.id() != xs.id() {
+        let shape = xs.shape().clone();
+        record("reshape", &[xs], &ys, move |grad| {
+            let tensor = grad.tensor.contiguous()?.reshape(shape)?;
+            Ok(vec![Some(Gradient { tensor, owned: grad.owned })])
+        });
+    }
+    Ok(ys)
+}
+
+/// The same elements in row-major order, on the tape as well.
+pub(crate) fn contiguous(xs: &Tensor) -> Result<Tensor> {
+    let ys = xs.contiguous()?;
+    if ys.id() != xs.id() {
+        record("contiguous", &[xs], &ys, |grad| Ok(vec![Some(grad)]));
+    }
+    Ok(ys)
+}
+
+/// Runs operations of candle on tensors that may be on the tape. Off the tape it is `f(inputs)`. On it, `f` gets copies that
+/// candle's graph starts from, and its backward pass is candle's: right for any operation, and no faster than candle.
+///
+/// # Errors
+/// What `f` refuses.
+pub fn candle(inputs: &[&Tensor], f: impl FnOnce(&[Tensor]) -> Result<Tensor>) -> Result<Tensor> {
+    let owned = || inputs.iter().map(|&t| t.clone()).collect::<Vec<_>>();
+    if !is_recording() {
+        return f(&owned());
+    }
+    let leaves: Vec<(Tensor, bool)> = inputs
+        .iter()
+        .map(|&t| match t.is_variable() {
+            false if tracks(t) => Ok((Var::from_tensor(t)?.into_inner(), true)),
+            is_variable => Ok((t.clone(), is_variable)),
+        })
+        .collect::<Result<_>>()?;
+    // `f` may call operations of ours: for them, too, there is no tape now.
+    let tape = RECORDING.take();
+    let result = f(&leaves.iter().map(|(leaf, _)| leaf.clone()).collect::<Vec<_>>());
+    RECORDING.set(tape);
+    let inner = result?;
+    let ys = inner.detach().contiguous()?;
+    record("candle", inputs, &ys, move |grad| {
+        let mut grads = (&inner * grad.tensor)?.sum_all()?.backward()?;
+        Ok(leaves.iter().map(|(leaf, wanted)| made(grads.remove(leaf).filter(|_| *wanted))).collect())
+    });
+    Ok(ys)
+}
+
+/// Runs a training pass on a tape: `f` gets `xs`, and what it returns is on candle's graph, an operation of the variables that
+/// `f` has read, and of `xs` if that asks for its gradient. In evaluation, inside another tape, while a graph is
+/// drawn, and where there are no kernels, this is `f(xs)`.
+///
+/// `f` must not keep tensors that it makes for later: outside they are constants.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use zoo_core::{Linear, ModuleT, VarStore, relu, tape::on_tape};
+/// let store = VarStore::new(0, DType::F32, &Device::Cpu);
+/// let (a, b) = (Linear::new(3, 8, store.root().pp("a"))?, Linear::new(8, 2, store.root().pp("b"))?);
+/// let xs = Tensor::ones((4, 3), DType::F32, &Device::Cpu)?;
+/// let ys = on_tape(&xs, true, |xs| b.forward_t(&relu(&a.forward_t(xs, true)?)?, true))?;
+/// let gradients = ys.sum_all()?.backward()?;
+/// assert!(store.parameters().iter().all(|(_, var)| gradients.get(var).is_some()));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
+/// # Errors
+/// What `f` refuses, and an operation of candle's own on a recorded tensor that did not go through [`candle`].
+pub fn on_tape(xs: &Tensor, train: bool, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    let mut outputs = outputs_on_tape(xs, train, |xs| Ok(vec![f(xs)?]))?;
+    match outputs.pop() {
+        Some(output) => Ok(output),
+        None => bail!("tape: a pass without an output"),
+    }
+}
+
+/// [`on_tape`] for a pass with several outputs.
+///
+/// # Errors
+/// As [`on_tape`].
+pub fn outputs_on_tape(
+    xs: &Tensor,
+    train: bool,
+    f: impl FnOnce(&Tensor) -> Result<Vec<Tensor>>,
+) -> Result<Vec<Tensor>> {
+    if !train || is_recording() || !matches!(path(xs), Path::Kernel) {
+        return f(xs);
+    }
+    let source = xs.contiguous()?;
+    let input = source.detach();
+    let mut recording = Recording::default();
+    if source.track_op() {
+        recording.tracked.insert(input.id());
+    }
+    RECORDING.set(Some(recording));
+    let outputs = f(&input);
+    let recording = RECORDING.take().unwrap_or_default();
+    let outputs = outputs?;
+    let Recording { nodes, tracked, variables } = recording;
+
+    let read: HashSet<TensorId> = nodes
+        .iter()
+        .flat_map(|node| node.inputs.iter().flatten().copied())
+        .chain(outputs.iter().map(Tensor::id))
+        .collect();
+    if let Some(node) = nodes.iter().find(|node| !read.contains(&node.output)) {
+        bail!(
+            "tape: nothing on the tape reads what `{}` has made; if an operation of candle does, it must go through \
+             zoo_core::tape::candle",
+            node.name
+        )
+    }
+    if source.track_op() && !nodes.is_empty() && !read.contains(&input.id()) {
+        bail!("tape: nothing on the tape reads the input, which asks for its gradient; see zoo_core::tape::candle")
+    }
+    if nodes.is_empty() {
+        return Ok(outputs);
+    }
+    let tape =
+        Tape(Arc::new(Mutex::new(State { nodes: Some(nodes), tracked: Arc::new(tracked), grads: HashMap::new() })));
+    // A chain of scalars through all variables, at whose upper end the outputs hang. Walking it from above, candle asks
+    // each link for its variables' gradients; the first link to be asked has the gradients of all outputs.
+    let mut link = Tensor::zeros((), xs.dtype(), xs.device())?;
+    if source.track_op() {
+        link = link.apply_op2(&source, Link { tape: tape.clone(), ids: vec![input.id()] })?;
+    }
+    for pair in variables.chunks(2) {
+        let op = Link { tape: tape.clone(), ids: pair.iter().map(Tensor::id).collect() };
+        link = match pair {
+            [a, b] => link.apply_op3(a, b, op)?,
+            [a] => link.apply_op2(a, op)?,
+            _ => link,
+        };
+    }
+    outputs.into_iter().map(|ys| link.apply_op1(Output { tape: tape.clone(), ys })).collect()
+}
+
+struct State {
+    /// `None` once played.
+    nodes: Option<Vec<Node>>,
+    tracked: Arc<HashSet<TensorId>>,
+    /// Of the outputs until the tape is played, of the variables afterwards.
+    grads: HashMap<TensorId, Gradient>,
+}
+
+#[derive(Clone)]
+struct Tape(Arc<Mutex<State>>);
+
+impl Tape {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Plays the tape unless it was, and takes the gradient of a variable.
+    fn gradient(&self, id: TensorId) -> Result<Option<Tensor>> {
+        let mut state = self.state();
+        if let Some(nodes) = state.nodes.take() {
+            struct Stop;
+            impl Drop for Stop {
+                fn drop(&mut self) {
+                    PLAYING.set(None);
+                }
+            }
+            PLAYING.set(Some(state.tracked.clone()));
+            let _stop = Stop;
+            for node in nodes.into_iter().rev() {
+                let Some(grad) = state.grads.remove(&node.output) else { continue };
+                for (id, grad) in node.inputs.into_iter().zip((node.backward)(grad)?) {
+                    let (Some(id), Some(grad)) = (id, grad) else { continue };
+                    let grad = match state.grads.remove(&id) {
+                        Some(earlier) => earlier.add(grad)?,
+                        None => grad,
+                    };
+                    state.grads.insert(id, grad);
+                }
+            }
+        }
+        Ok(state.grads.remove(&id).map(|grad| grad.tensor))
+    }
+}
+
+/// An output of the tape: (the chain's upper end) -> the tensor that was computed.
+struct Output {
+    tape: Tape,
+    ys: Tensor,
+}
+
+impl CustomOp1 for Output {
+    fn name(&self) -> &'static str {
+        "tape"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        let ys = self.ys.contiguous()?;
+        let (storage, layout) = ys.storage_and_layout();
+        match (&*storage, layout.contiguous_offsets()) {
+            (candle_core::Storage::Cpu(CpuStorage::F32(all)), Some((a, b))) => {
+                Ok((CpuStorage::F32(all[a..b].to_vec()), ys.shape().clone()))
+            }
+            (candle_core::Storage::Cpu(CpuStorage::F64(all)), Some((a, b))) => {
+                Ok((CpuStorage::F64(all[a..b].to_vec()), ys.shape().clone()))
+            }
+            _ => bail!("tape: an output must be f32 or f64 on the CPU, got {:?}", ys.dtype()),
+        }
+    }
+
+    fn bwd(&self, link: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let mut state = self.tape.state();
+        if state.nodes.is_none() {
+            bail!("tape: this pass has been walked backwards already; run the network forward again")
+        }
+        let grad = Gradient { tensor: grad.contiguous()?, owned: false };
+        let grad = match state.grads.remove(&self.ys.id()) {
+            Some(earlier) => earlier.add(grad)?,
+            None => grad,
+        };
+        state.grads.insert(self.ys.id(), grad);
+        Ok(Some(link.zeros_like()?))
+    }
+}
+
+/// A link of the chain of scalars, with up to two variables.
+struct Link {
+    tape: Tape,
+    ids: Vec<TensorId>,
+}
+
+impl Link {
+    fn pass(storage: &CpuStorage) -> Result<(CpuStorage, Shape)> {
+        Ok((storage.clone(), Shape::from(())))
+    }
+}
+
+impl CustomOp2 for Link {
+    fn name(&self) -> &'static str {
+        "tape link"
+    }
+
+    fn cpu_fwd(&self, link: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        Self::pass(link)
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((Some(grad.clone()), self.tape.gradient(self.ids[0])?))
+    }
+}
+
+impl CustomOp3 for Link {
+    fn name(&self) -> &'static str {
+        "tape link"
+    }
+
+    fn cpu_fwd(
+        &self,
+        link: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        Self::pass(link)
+    }
+
+    fn bwd(
+        &self,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        Ok((Some(grad.clone()), self.tape.gradient(self.ids[0])?, self.tape.gradient(self.ids[1])?))
+    }
+}
