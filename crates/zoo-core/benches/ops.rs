@@ -35,10 +35,10 @@ fn measure(
     group.bench_function(format!("{name}/forward"), |b| b.iter(|| black_box(op(&detached).expect("shapes fit"))));
     group.throughput(backward);
     for (i, (input, var)) in inputs.iter().enumerate().filter(|(_, (input, _))| !input.is_empty()) {
-        let mut inputs = detached.clone();
-        inputs[i] = var.as_tensor().clone();
-        let ys = op(&inputs).expect("shapes fit");
         group.bench_function(format!("{name}/{input} gradient"), |b| {
+            let mut inputs = detached.clone();
+            inputs[i] = var.as_tensor().clone();
+            let ys = op(&inputs).expect("shapes fit");
             b.iter(|| black_box(ys.backward().expect("tracked")));
         });
     }

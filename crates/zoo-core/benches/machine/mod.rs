@@ -105,7 +105,9 @@ fn multiply_add_avx512(rounds: usize, a: f32, b: f32) -> usize {
     for _ in 0..rounds {
         sums.iter_mut().for_each(|sum| *sum = _mm512_fmadd_ps(*sum, a, b));
     }
-    sums.into_iter().for_each(|sum| drop(black_box(_mm512_reduce_add_ps(sum))));
+    for sum in sums {
+        black_box(_mm512_reduce_add_ps(sum));
+    }
     2 * 16 * SUMS * rounds
 }
 
@@ -118,7 +120,9 @@ fn multiply_add_avx2(rounds: usize, a: f32, b: f32) -> usize {
     for _ in 0..rounds {
         sums.iter_mut().for_each(|sum| *sum = _mm256_fmadd_ps(*sum, a, b));
     }
-    sums.into_iter().for_each(|sum| drop(black_box(_mm256_cvtss_f32(sum))));
+    for sum in sums {
+        black_box(_mm256_cvtss_f32(sum));
+    }
     2 * 8 * SUMS * rounds
 }
 
