@@ -452,11 +452,11 @@ impl Conv {
         let mut output = Vec::with_capacity(upstream.len());
         let (mut dx, mut dw, mut db) = (vec![ZERO; xs.len()], vec![ZERO; weight.len()], vec![ZERO; self.c_out]);
         for n in 0..self.b {
-            for o in 0..self.c_out {
+            for (o, db) in db.iter_mut().enumerate() {
                 for (i, j) in (0..oh).flat_map(|i| (0..ow).map(move |j| (i, j))) {
                     let dy = num(upstream[output.len()]);
                     let mut y = inputs.get(2).map_or(ZERO, |bias| num(bias.values[o]));
-                    db[o] += dy;
+                    *db += dy;
                     for (c, ki) in (0..group_in).flat_map(|c| (0..kh).map(move |ki| (c, ki))) {
                         let Some(row) = (i * stride.0 + ki * dilation.0).checked_sub(padding.0).filter(|&r| r < h)
                         else {
@@ -597,7 +597,7 @@ fn check_linear(
     let [mut output, dx, dw] = product(&inputs[0].nums(), &weight, &upstream, (rows, c_in, c_out));
     let mut db = vec![ZERO; c_out];
     for (i, (y, &dy)) in output.iter_mut().zip(&upstream).enumerate() {
-        *y = *y + inputs.get(2).map_or(ZERO, |bias| num(bias.values[i % c_out]));
+        *y += inputs.get(2).map_or(ZERO, |bias| num(bias.values[i % c_out]));
         db[i % c_out] += num(dy);
     }
     let grads = vec![dx, transposed(&dw, c_in, c_out), db];
@@ -773,12 +773,12 @@ fn a_large_mean_costs_the_variance_no_digits() {
                 let var = ops::batch_stats(&xs).unwrap().var.to_vec1::<f32>().unwrap();
                 (var, normal.flatten_all().unwrap().to_vec1::<f32>().unwrap())
             });
-            for channel in 0..c {
+            for (channel, &got) in var.iter().enumerate() {
                 let x: Vec<Num> = (xs.nums().into_iter().enumerate())
                     .filter_map(|(i, x)| (i / s % c == channel).then_some(x))
                     .collect();
                 let want = moments(&x).1.value;
-                assert!((f64::from(var[channel]) / want - 1.0).abs() < 1e-4, "{level:?}: {} for {want}", var[channel]);
+                assert!((f64::from(got) / want - 1.0).abs() < 1e-4, "{level:?}: {got} for {want}");
             }
             for (got, xs) in normal.chunks(s).zip(xs.nums().chunks(s)) {
                 let (mean, var) = moments(xs);
@@ -912,15 +912,7 @@ const FUNCTIONS: [Pointwise; 11] = [
 fn function(f: Pointwise, at: f64) -> (Num, Num) {
     let (x, one, half) = (num(at), num(1.0), num(0.5));
     // Not min and max, which would swallow a NaN.
-    let six = |y: f64| {
-        if y <= 0.0 {
-            0.0
-        } else if y >= 6.0 {
-            6.0
-        } else {
-            y
-        }
-    };
+    let six = |y: f64| y.clamp(0.0, 6.0);
     let sigmoid = || one / (one + (-x).exp());
     match f {
         Pointwise::Relu if at <= 0.0 => (ZERO, ZERO),
