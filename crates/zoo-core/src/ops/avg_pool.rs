@@ -116,8 +116,10 @@ pub fn adaptive_avg_pool2d(xs: &Tensor, size: (usize, usize)) -> Result<Tensor> 
         }
         Tensor::from_vec(matrix, (n, cells), xs.device())?.to_dtype(xs.dtype())
     };
-    let rows = xs.reshape((b * c * h, w))?.matmul(&means(w, ow)?)?; // (b·c·h, ow)
-    let cols = rows.reshape((b * c, h, ow))?.transpose(1, 2)?.contiguous()?.reshape((b * c * ow, h))?;
-    let cells = cols.matmul(&means(h, oh)?)?.reshape((b * c, ow, oh))?;
-    cells.transpose(1, 2)?.contiguous()?.reshape((b, c, oh, ow))
+    tape::candle(&[xs], |xs| {
+        let rows = xs[0].reshape((b * c * h, w))?.matmul(&means(w, ow)?)?; // (b·c·h, ow)
+        let cols = rows.reshape((b * c, h, ow))?.transpose(1, 2)?.contiguous()?.reshape((b * c * ow, h))?;
+        let cells = cols.matmul(&means(h, oh)?)?.reshape((b * c, ow, oh))?;
+        cells.transpose(1, 2)?.contiguous()?.reshape((b, c, oh, ow))
+    })
 }

@@ -30,7 +30,12 @@ use rayon::prelude::*;
 use std::ops::Range;
 
 /// What a task's packed input may take of the second-level cache, in bytes.
-const CACHE: usize = 640 << 10;
+const CACHE: usize = 1 << 20;
+
+/// Room for `n` elements in an odd number of cache lines: rows that far apart spread over all sets of a cache.
+fn odd_lines(n: usize) -> usize {
+    (n.div_ceil(LINE) | 1) * LINE
+}
 
 /// The packed rows are cut off at a multiple of this many elements, a cache line of f32.
 const LINE: usize = 16;
@@ -98,12 +103,11 @@ pub(crate) fn forward<T: Real>(g: &Geometry, xs: &[T], weight: &[T], finish: &Fi
         out_start: (0, 0),
         out_stride: (1, 1),
     };
-    let depth = g.depth();
-    let weights = PackedRows::new(p.groups, g.group_out(), depth, |group, row, k| {
-        let channel = group * g.group_out() + row;
-        let weight = weight[channel * depth + k];
-        finish.scale.map_or(weight, |scale| weight * scale[channel])
-    });
+    let (depth, taps) = (g.depth(), g.kh * g.kw);
+    let place =
+        |group: usize, channel: usize, tap: usize| (group * g.group_out() * depth + channel * taps + tap, depth);
+    let sizes = (p.groups, g.group_out(), g.group_in(), taps);
+    let weights = PackedRows::new(weight, sizes, place, finish.scale);
     // SAFETY: the output's pixels are those of `gather`, each written by the task that has it.
     unsafe { written(g.b * g.output_image(), |ys| gather.run(xs, &weights, finish, ys)) }
 }
@@ -147,12 +151,13 @@ pub(crate) fn input_grad<T: Real>(g: &Geometry, grad: &[T], weight: &[T]) -> Vec
                 out_start: start,
                 out_stride: p.stride,
             };
-            let taps = rows.len() * cols.len();
-            let weights = PackedRows::new(p.groups, g.group_in(), g.group_out() * taps, |group, row, k| {
-                let (channel, tap) = (k / taps, k % taps);
+            let place = |group: usize, channel: usize, tap: usize| {
                 let (ky, kx) = (rows[tap / cols.len()].0, cols[tap % cols.len()].0);
-                weight[(((group * g.group_out() + channel) * g.group_in() + row) * g.kh + ky) * g.kw + kx]
-            });
+                let row = (group * g.group_out() + channel) * g.group_in();
+                ((row * g.kh + ky) * g.kw + kx, g.kh * g.kw)
+            };
+            let sizes = (p.groups, g.group_in(), g.group_out(), rows.len() * cols.len());
+            let weights = PackedRows::new(weight, sizes, place, None);
             gather.run(grad, &weights, &Finish::bias(None), dx);
         }
     };
@@ -244,7 +249,9 @@ impl Gather {
                 (1, self.out.0.div_ceil(bands).max(least))
             } else {
                 let fair = self.images.div_ceil(4 * threads);
-                ((room / self.out.0).clamp(1, 16).min(fair), self.out.0)
+                let images = (room / self.out.0).clamp(1, 16).min(fair);
+                // Vectors go in pairs.
+                (if images > 1 { images & !1 } else { 1 }, self.out.0)
             }
         };
         let tasks = self.images.div_ceil(images) * self.out.0.div_ceil(rows) * self.groups;
@@ -266,14 +273,12 @@ impl Gather {
             .collect();
         let (channel, image, offsets);
         if unfolded {
-            let width = (images * pixels).next_multiple_of(LINE);
+            let width = odd_lines(images * pixels);
             channel = self.taps() * width;
             image = self.depth() * width;
             offsets = (0..self.depth()).map(|k| (k * width) as u32).collect();
         } else {
-            let elements = (self.cols.len() * packed_rows * self.out.1).next_multiple_of(LINE);
-            // Channels a multiple of 4 KiB apart would share a set of the first-level cache.
-            channel = if (elements * size_of::<T>()).is_multiple_of(2048) { elements + LINE } else { elements };
+            channel = odd_lines(self.cols.len() * packed_rows * self.out.1);
             image = self.channels * channel;
             offsets = (0..self.depth())
                 .map(|k| {
@@ -651,18 +656,32 @@ impl TileShape {
 }
 
 impl<T: Real> PackedRows<T> {
-    fn new(groups: usize, rows: usize, depth: usize, value: impl Fn(usize, usize, usize) -> T + Sync) -> Self {
+    /// Factor `channel · taps + tap` of row r of a group is element `start + r · step` of `weight`, with
+    /// `(start, step) = place(group, channel, tap)`; `scale`, if given, has a factor for each row of each group.
+    fn new(
+        weight: &[T],
+        (groups, rows, channels, taps): (usize, usize, usize, usize),
+        place: impl Fn(usize, usize, usize) -> (usize, usize) + Sync,
+        scale: Option<&[T]>,
+    ) -> Self {
         let shape = TileShape::now::<T>();
-        let block = shape.rows;
+        let (block, depth) = (shape.rows, channels * taps);
         let blocks = rows.div_ceil(block);
         let mut data = vec![T::zero(); groups * blocks * block * depth];
         if depth > 0 {
             data.par_chunks_exact_mut(block * depth).enumerate().for_each(|(i, data)| {
                 let (group, first) = (i / blocks, i % blocks * block);
-                for row in first..rows.min(first + block) {
-                    for (k, to) in data[row - first..].iter_mut().step_by(block).enumerate() {
-                        *to = value(group, row, k);
+                let count = block.min(rows - first);
+                let factors = (0..channels).flat_map(|channel| (0..taps).map(move |tap| (channel, tap)));
+                for (to, (channel, tap)) in data.chunks_exact_mut(block).zip(factors) {
+                    let (start, step) = place(group, channel, tap);
+                    for (r, to) in to.iter_mut().take(count).enumerate() {
+                        *to = weight[start + (first + r) * step];
                     }
+                }
+                if let Some(scale) = scale {
+                    let scale = &scale[group * rows + first..][..count];
+                    data.chunks_exact_mut(block).for_each(|to| to.iter_mut().zip(scale).for_each(|(w, &s)| *w *= s));
                 }
             });
         }
@@ -703,7 +722,7 @@ pub(crate) fn weight_grad<T: Real>(g: &Geometry, xs: &[T], grad: &[T]) -> Vec<T>
             let channels = chunk * CHUNK..g.group_out().min((chunk + 1) * CHUNK);
             let images = part * images..g.b.min((part + 1) * images);
             let mut sums = vec![T::zero(); channels.len().next_multiple_of(shape.lanes) * walk.row];
-            let input = walk.input_elements(g.group_in(), shape.lanes);
+            let input = walk.input_elements(shape.lanes);
             let outputs = channels.len().next_multiple_of(shape.lanes) * walk.offsets.len();
             with_scratch(input + outputs, |scratch: *mut T| {
                 // SAFETY: the scratch holds the packed gradient behind the packed input.
@@ -741,7 +760,9 @@ struct PixelSum {
     rows: usize,
     /// Packed rows and columns of an input image, pixels with all channels of a group.
     packed: (usize, usize),
-    /// Horizontal taps whose inputs are consecutive: all of a row of taps unless dilated.
+    /// Elements from a packed pixel to the next.
+    pitch: usize,
+    /// Horizontal taps whose inputs are consecutive, taken together where one tap's channels fill no pair of vectors.
     merged: usize,
     /// Start of each run of `merged` taps behind an output pixel's first input.
     runs: Vec<usize>,
@@ -756,22 +777,24 @@ struct PixelSum {
 impl PixelSum {
     fn new<T: Real>(g: &Geometry, shape: TileShape) -> Self {
         let (p, channels) = (g.params, g.group_in());
-        let merged = if p.dilation.1 == 1 { g.kw } else { 1 };
+        let fills = channels.is_multiple_of(2 * shape.lanes);
+        let pitch = if fills { odd_lines(channels) } else { channels };
+        let merged = if p.dilation.1 == 1 && !fills { g.kw } else { 1 };
         let width = (g.ow - 1) * p.stride.1 + (g.kw - 1) * p.dilation.1 + 1;
         let height = |rows: usize| (rows - 1) * p.stride.0 + (g.kh - 1) * p.dilation.0 + 1;
         let budget = CACHE / size_of::<T>();
-        let whole = height(g.oh) * width * channels;
+        let whole = height(g.oh) * width * pitch;
         let (images, rows) = if whole <= budget {
             ((budget / whole).clamp(1, (4 * PIXELS).div_ceil(g.output_plane())), g.oh)
         } else {
-            let rows = (1..=g.oh).rev().find(|&rows| height(rows) * width * channels <= budget);
+            let rows = (1..=g.oh).rev().find(|&rows| height(rows) * width * pitch <= budget);
             (1, rows.unwrap_or(1))
         };
         let packed = (height(rows), width);
         let runs = (0..g.kh * g.kw / merged)
             .map(|run| {
                 let (ky, kx) = (run * merged / g.kw, run * merged % g.kw);
-                (ky * p.dilation.0 * width + kx * p.dilation.1) * channels
+                (ky * p.dilation.0 * width + kx * p.dilation.1) * pitch
             })
             .collect::<Vec<_>>();
         let run_padded = (merged * channels).next_multiple_of(shape.lanes);
@@ -779,15 +802,15 @@ impl PixelSum {
         for image in 0..images {
             for (y, x) in (0..rows).flat_map(|y| (0..g.ow).map(move |x| (y, x))) {
                 let pixel = (image * packed.0 + y * p.stride.0) * width + x * p.stride.1;
-                offsets.push((pixel * channels) as u32);
+                offsets.push((pixel * pitch) as u32);
             }
         }
-        Self { images, rows, packed, merged, row: runs.len() * run_padded, runs, run_padded, offsets }
+        Self { images, rows, packed, pitch, merged, row: runs.len() * run_padded, runs, run_padded, offsets }
     }
 
     /// Elements of the packed input; vectors may run over its end.
-    fn input_elements(&self, channels: usize, lanes: usize) -> usize {
-        (self.images * self.packed.0 * self.packed.1 * channels + 2 * lanes).next_multiple_of(LINE)
+    fn input_elements(&self, lanes: usize) -> usize {
+        (self.images * self.packed.0 * self.packed.1 * self.pitch + 2 * lanes).next_multiple_of(LINE)
     }
 }
 
@@ -843,7 +866,7 @@ impl<T: Real> PixelTask<'_, T> {
     #[inline(always)]
     unsafe fn pack_input<V: Simd<Elem = T>>(&self, slot: usize, image: usize, top: usize) {
         let (g, channels) = (self.g, self.g.group_in());
-        let (height, width) = self.walk.packed;
+        let ((height, width), pitch) = (self.walk.packed, self.walk.pitch);
         let padding = g.params.padding;
         let plane = g.input_plane();
         let first = (top * g.params.stride.0) as isize - padding.0 as isize;
@@ -853,14 +876,14 @@ impl<T: Real> PixelTask<'_, T> {
         // SAFETY: the packed image is `height · width · channels` elements, its rows and columns bounded above; the planes are
         // `xs`, read in whole vectors only where they hold them.
         unsafe {
-            let to = self.input.add(slot * height * width * channels);
+            let to = self.input.add(slot * height * width * pitch);
             for row in 0..height {
-                let line = to.add(row * width * channels);
+                let line = to.add(row * width * pitch);
                 if rows.contains(&row) {
-                    std::ptr::write_bytes(line, 0, valid.start * channels);
-                    std::ptr::write_bytes(line.add(valid.end * channels), 0, (width - valid.end) * channels);
+                    std::ptr::write_bytes(line, 0, valid.start * pitch);
+                    std::ptr::write_bytes(line.add(valid.end * pitch), 0, (width - valid.end) * pitch);
                 } else {
-                    std::ptr::write_bytes(line, 0, width * channels);
+                    std::ptr::write_bytes(line, 0, width * pitch);
                 }
             }
             if rows.is_empty() || valid.is_empty() {
@@ -871,7 +894,7 @@ impl<T: Real> PixelTask<'_, T> {
             let pixels = rows.len() * g.w;
             let place = |pixel: usize| {
                 let (row, col) = (rows.start + pixel / g.w, padding.1 + pixel % g.w);
-                (col < width).then(|| (row * width + col) * channels)
+                (col < width).then(|| (row * width + col) * pitch)
             };
             if channels < V::LANES || pixels < V::LANES {
                 for channel in 0..channels {
@@ -895,7 +918,7 @@ impl<T: Real> PixelTask<'_, T> {
                     let (mut row, mut col) = (rows.start + start / g.w, padding.1 + start % g.w);
                     for i in 0..V::LANES {
                         if col < width {
-                            V::load(block.as_ptr().add(i * V::LANES)).store(to.add((row * width + col) * channels + c));
+                            V::load(block.as_ptr().add(i * V::LANES)).store(to.add((row * width + col) * pitch + c));
                         }
                         col += 1;
                         if col == padding.1 + g.w {
