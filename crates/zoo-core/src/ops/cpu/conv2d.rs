@@ -3,7 +3,7 @@
 //! Layouts are row-major: images (b, c, h, w), weights (c_out, c_in / groups, kh, kw).
 
 use super::gemm::{Mat, gemm, threads_inside};
-use super::{dot, sum};
+use super::{depthwise, sum};
 use crate::ops::conv2d::Geometry;
 use crate::ops::{Real, valid_outputs};
 use rayon::prelude::*;
@@ -132,14 +132,13 @@ fn add_tap<T: Real>(g: &Geometry, tap: &Tap, scale: T, row: &[T], plane: &mut [T
 }
 
 pub(crate) fn forward<T: Real>(g: &Geometry, xs: &[T], weight: &[T], bias: Option<&[T]>) -> Vec<T> {
+    if g.is_depthwise() {
+        return depthwise::forward(g, xs, weight, bias);
+    }
     let mut ys = vec![T::zero(); g.b * g.output_image()];
     if let Some(bias) = bias {
         let planes = ys.par_chunks_exact_mut(g.output_plane());
         planes.enumerate().for_each(|(i, plane)| plane.fill(bias[i % g.c_out]));
-    }
-    if g.is_depthwise() {
-        depthwise_forward(g, xs, weight, &mut ys);
-        return ys;
     }
     let (depth, plane, group_out) = (g.depth(), g.output_plane(), g.group_out());
     let images = ys.par_chunks_exact_mut(g.output_image()).zip(xs.par_chunks_exact(g.input_image()));
@@ -165,11 +164,10 @@ fn unfolded<'a, T: Real>(g: &Geometry, image: &'a [T], scratch: &'a mut Vec<T>) 
 }
 
 pub(crate) fn input_grad<T: Real>(g: &Geometry, grad: &[T], weight: &[T]) -> Vec<T> {
-    let mut dx = vec![T::zero(); g.b * g.input_image()];
     if g.is_depthwise() {
-        depthwise_input_grad(g, grad, weight, &mut dx);
-        return dx;
+        return depthwise::input_grad(g, grad, weight);
     }
+    let mut dx = vec![T::zero(); g.b * g.input_image()];
     let (depth, plane, group_out) = (g.depth(), g.output_plane(), g.group_out());
     let images = dx.par_chunks_exact_mut(g.input_image()).zip(grad.par_chunks_exact(g.output_image()));
     images.for_each_init(Vec::new, |columns, (dx, dy)| {
@@ -191,7 +189,7 @@ pub(crate) fn input_grad<T: Real>(g: &Geometry, grad: &[T], weight: &[T]) -> Vec
 
 pub(crate) fn weight_grad<T: Real>(g: &Geometry, xs: &[T], grad: &[T]) -> Vec<T> {
     if g.is_depthwise() {
-        return depthwise_weight_grad(g, xs, grad);
+        return depthwise::weight_grad(g, xs, grad);
     }
     let (depth, plane, group_out) = (g.depth(), g.output_plane(), g.group_out());
     let elements = g.c_out * depth;
@@ -237,59 +235,4 @@ pub(crate) fn bias_grad<T: Real>(g: &Geometry, grad: &[T]) -> Vec<T> {
             planes.fold(T::zero(), |total, plane| total + sum(plane))
         })
         .collect()
-}
-
-fn depthwise_forward<T: Real>(g: &Geometry, xs: &[T], weight: &[T], ys: &mut [T]) {
-    let (plane_in, multiplier, stride) = (g.input_plane(), g.group_out(), g.params.stride.1);
-    ys.par_chunks_exact_mut(g.output_plane()).enumerate().for_each(|(i, y)| {
-        let (n, c_out) = (i / g.c_out, i % g.c_out);
-        let x = &xs[(n * g.c_in + c_out / multiplier) * plane_in..][..plane_in];
-        let taps = &weight[c_out * g.kh * g.kw..][..g.kh * g.kw];
-        for (tap, &w) in g.taps().zip(taps) {
-            tap.for_rows(g, |out, inp, n| {
-                let y = &mut y[out..out + n];
-                if stride == 1 {
-                    y.iter_mut().zip(&x[inp..inp + n]).for_each(|(y, &x)| *y += w * x);
-                } else {
-                    y.iter_mut().zip(x[inp..].iter().step_by(stride)).for_each(|(y, &x)| *y += w * x);
-                }
-            });
-        }
-    });
-}
-
-fn depthwise_input_grad<T: Real>(g: &Geometry, grad: &[T], weight: &[T], dx: &mut [T]) {
-    let (plane_out, multiplier, taps) = (g.output_plane(), g.group_out(), g.kh * g.kw);
-    dx.par_chunks_exact_mut(g.input_plane()).enumerate().for_each(|(i, dx)| {
-        let (n, c_in) = (i / g.c_in, i % g.c_in);
-        for c_out in c_in * multiplier..(c_in + 1) * multiplier {
-            let dy = &grad[(n * g.c_out + c_out) * plane_out..][..plane_out];
-            for (tap, &w) in g.taps().zip(&weight[c_out * taps..][..taps]) {
-                add_tap(g, &tap, w, dy, dx);
-            }
-        }
-    });
-}
-
-fn depthwise_weight_grad<T: Real>(g: &Geometry, xs: &[T], grad: &[T]) -> Vec<T> {
-    let (plane_in, plane_out, multiplier) = (g.input_plane(), g.output_plane(), g.group_out());
-    let (taps, stride) = (g.kh * g.kw, g.params.stride.1);
-    let mut dw = vec![T::zero(); g.c_out * taps];
-    dw.par_chunks_exact_mut(taps).enumerate().for_each(|(c_out, dw)| {
-        for n in 0..g.b {
-            let x = &xs[(n * g.c_in + c_out / multiplier) * plane_in..][..plane_in];
-            let dy = &grad[(n * g.c_out + c_out) * plane_out..][..plane_out];
-            for (tap, dw) in g.taps().zip(dw.iter_mut()) {
-                tap.for_rows(g, |out, inp, n| {
-                    let dy = &dy[out..out + n];
-                    *dw += if stride == 1 {
-                        dot(dy, &x[inp..inp + n])
-                    } else {
-                        x[inp..].iter().step_by(stride).zip(dy).fold(T::zero(), |sum, (&x, &dy)| sum + x * dy)
-                    };
-                });
-            }
-        }
-    });
-    dw
 }
