@@ -267,6 +267,33 @@ unsafe fn plane_three_by_two<V: Simd>(p: &Plane, x: *const V::Elem, k: &[V; 9], 
     }
 }
 
+/// Spreads outputs and their right neighbours over the even and odd columns of a row, on top of `start`: even columns see
+/// one output, odd ones see it and the next.
+///
+/// # Safety
+/// Below `dispatch`.
+#[inline(always)]
+unsafe fn spread<V: Simd>(k: &[V], (here, next): (V, V), (even, odd): (V, V)) -> (V, V) {
+    // SAFETY: the caller's.
+    unsafe { (here.mul_add(k[1], even), next.mul_add(k[2], here.mul_add(k[0], odd))) }
+}
+
+/// Stores the first `n` columns of a row from its even and odd ones.
+///
+/// # Safety
+/// Below `dispatch`; `to` holds n elements.
+#[inline(always)]
+unsafe fn put_interleaved<V: Simd>((even, odd): (V, V), to: *mut V::Elem, n: usize, add: bool) {
+    // SAFETY: the caller's.
+    unsafe {
+        let (a, b) = even.interleave(odd);
+        put(a, to, n.min(V::LANES), add);
+        if n > V::LANES {
+            put(b, to.add(V::LANES), (n - V::LANES).min(V::LANES), add);
+        }
+    }
+}
+
 /// One plane of the way back through a 3x3 layer of stride 2. `k` is turned around, as for every way back.
 ///
 /// # Safety
@@ -276,34 +303,23 @@ unsafe fn plane_three_by_two_back<V: Simd>(p: &Plane, dy: *const V::Elem, k: &[V
     let ((oh, ow), (h, w)) = (p.input, p.output);
     // SAFETY: rows lie in 0..h and 0..oh, columns are cut at w and ow.
     unsafe {
+        let nothing = (V::zero(), V::zero());
         for column in (0..ow).step_by(V::LANES) {
-            let lanes = [0, 1].map(|shift| inside::<V>((column + shift) as isize, ow));
-            let load = |row: usize| {
-                let at = dy.add(row * ow + column);
-                (V::load_where(at, lanes[0]), V::load_where(at.wrapping_add(1), lanes[1]))
-            };
-            // Even columns see one output, odd ones see it and the next.
-            let spread = |k: &[V], (here, next): (V, V), (even, odd): (V, V)| {
-                (here.mul_add(k[1], even), next.mul_add(k[2], here.mul_add(k[0], odd)))
-            };
-            let left = w - 2 * column;
-            let store = |row: usize, (even, odd): (V, V)| {
-                let (a, b) = even.interleave(odd);
-                let to = dx.add(row * w + 2 * column);
-                put(a, to, left.min(V::LANES), add);
-                if left > V::LANES {
-                    put(b, to.add(V::LANES), (left - V::LANES).min(V::LANES), add);
-                }
-            };
-            let nothing = (V::zero(), V::zero());
-            let mut here = load(0);
+            let (at, right) = (inside::<V>(column as isize, ow), inside::<V>(column as isize + 1, ow));
+            let (dy, dx, n) = (dy.add(column), dx.add(2 * column), w - 2 * column);
+            let mut here = (V::load_where(dy, at), V::load_where(dy.wrapping_add(1), right));
             for o in 0..oh {
-                store(2 * o, spread(&k[3..6], here, nothing));
-                let next = if o + 1 < oh { load(o + 1) } else { nothing };
-                if 2 * o + 1 < h {
-                    store(2 * o + 1, spread(&k[6..9], next, spread(&k[0..3], here, nothing)));
+                put_interleaved(spread(&k[3..6], here, nothing), dx.add(2 * o * w), n, add);
+                let mut below = nothing;
+                if o + 1 < oh {
+                    let dy = dy.add((o + 1) * ow);
+                    below = (V::load_where(dy, at), V::load_where(dy.wrapping_add(1), right));
                 }
-                here = next;
+                if 2 * o + 1 < h {
+                    let sum = spread(&k[6..9], below, spread(&k[0..3], here, nothing));
+                    put_interleaved(sum, dx.add((2 * o + 1) * w), n, add);
+                }
+                here = below;
             }
         }
     }
