@@ -1,8 +1,11 @@
 //! Pooling on the host, plane by plane.
 
+use super::buffer::written;
+use super::simd::{Kernel, Simd, dispatch};
 use crate::ops::Real;
 use crate::ops::max_pool::Window;
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 impl Window {
@@ -17,14 +20,24 @@ impl Window {
         )
     }
 
+    /// Whether windows of 2x2 tile the image and leave nothing out.
+    fn is_two_by_two(&self) -> bool {
+        (self.kernel, self.stride, self.padding) == ((2, 2), (2, 2), (0, 0))
+            && (2 * self.oh, 2 * self.ow) == (self.h, self.w)
+    }
+
+    /// Planes that one task works on: some 64 KiB.
+    fn planes_a_task<T>(&self) -> usize {
+        ((64 << 10) / (size_of::<T>() * self.plane_in())).max(1)
+    }
+
     fn outputs(&self) -> impl Iterator<Item = (usize, usize)> {
         let ow = self.ow;
         (0..self.oh).flat_map(move |oy| (0..ow).map(move |ox| (oy, ox)))
     }
 
-    /// The place of the largest element in a window, the first of equals; a NaN wins, as in PyTorch.
-    fn argmax<T: Real>(&self, x: &[T], oy: usize, ox: usize) -> usize {
-        let (rows, cols) = self.inside(oy, ox);
+    /// The place of the largest element in a window (its rows and columns), the first of equals; a NaN wins, as in PyTorch.
+    fn argmax<T: Real>(&self, x: &[T], rows: Range<usize>, cols: Range<usize>) -> usize {
         let mut best = rows.start * self.w + cols.start;
         for row in rows {
             for i in row * self.w + cols.start..row * self.w + cols.end {
@@ -59,52 +72,218 @@ impl Window {
     }
 }
 
+/// The larger one of what is held and what comes next; a NaN wins over everything, as in PyTorch.
+///
+/// # Safety
+/// Below `dispatch`.
+#[inline(always)]
+unsafe fn take<V: Simd>(next: V, held: V, taken: V, kept: V) -> V {
+    // SAFETY: the caller's.
+    unsafe { next.if_nan(taken, next.if_greater(held, taken, kept)) }
+}
+
 pub(crate) fn max_forward<T: Real>(w: &Window, xs: &[T]) -> Vec<T> {
-    let mut ys = vec![T::zero(); w.planes * w.plane_out()];
-    ys.par_chunks_exact_mut(w.plane_out()).zip(xs.par_chunks_exact(w.plane_in())).for_each(|(y, x)| {
-        for (y, (oy, ox)) in y.iter_mut().zip(w.outputs()) {
-            *y = x[w.argmax(x, oy, ox)];
+    assert_eq!(xs.len(), w.planes * w.plane_in());
+    let task = w.planes_a_task::<T>();
+    let fill = |ys: &mut [MaybeUninit<T>]| {
+        let tasks = ys.par_chunks_mut(task * w.plane_out()).zip(xs.par_chunks(task * w.plane_in()));
+        tasks.for_each(|(ys, xs)| dispatch(MaxForward { w, xs, ys }));
+    };
+    // SAFETY: the kernel writes every output of every plane.
+    unsafe { written(w.planes * w.plane_out(), fill) }
+}
+
+struct MaxForward<'a, T> {
+    w: &'a Window,
+    xs: &'a [T],
+    ys: &'a mut [MaybeUninit<T>],
+}
+
+/// First the largest of each column under a row of windows, then the largest of those columns under each window.
+impl<T: Real> Kernel<T> for MaxForward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) {
+        let w = self.w;
+        let (step, padding) = (w.stride.1, w.padding.1);
+        // A row with its padding, and room for a last vector of windows that reaches beyond.
+        let reach = (w.ow.next_multiple_of(V::LANES) + V::LANES) * step + w.kernel.1;
+        let mut columns = vec![T::from_f64(f64::NEG_INFINITY); reach.max(padding + w.w + V::LANES)];
+        for (x, y) in self.xs.chunks_exact(w.plane_in()).zip(self.ys.chunks_exact_mut(w.plane_out())) {
+            let (x, y) = (x.as_ptr(), y.as_mut_ptr().cast::<T>());
+            for oy in 0..w.oh {
+                let (rows, _) = w.inside(oy, 0);
+                // SAFETY: below `dispatch`; rows lie inside the plane, `columns` holds what the last vectors read.
+                unsafe {
+                    let columns = columns.as_mut_ptr();
+                    for column in (0..w.w).step_by(V::LANES) {
+                        let n = V::LANES.min(w.w - column);
+                        let mut largest = V::load_first(x.add(rows.start * w.w + column), n);
+                        for row in rows.start + 1..rows.end {
+                            let next = V::load_first(x.add(row * w.w + column), n);
+                            largest = take(next, largest, next, largest);
+                        }
+                        largest.store_first(columns.add(padding + column), n);
+                    }
+                    for ox in (0..w.ow).step_by(V::LANES) {
+                        let mut largest = load_every::<V>(columns.add(ox * step), step);
+                        for tap in 1..w.kernel.1 {
+                            let next = load_every::<V>(columns.add(ox * step + tap), step);
+                            largest = take(next, largest, next, largest);
+                        }
+                        largest.store_first(y.add(oy * w.ow + ox), V::LANES.min(w.ow - ox));
+                    }
+                }
+            }
         }
-    });
-    ys
+    }
+}
+
+/// The elements at 0, `step`, 2·`step`, …
+///
+/// # Safety
+/// Below `dispatch`; `from` holds `step` vectors.
+#[inline(always)]
+unsafe fn load_every<V: Simd>(from: *const V::Elem, step: usize) -> V {
+    // SAFETY: the caller's.
+    unsafe {
+        match step {
+            1 => V::load(from),
+            2 => V::load(from).deinterleave(V::load(from.add(V::LANES))).0,
+            _ => {
+                let mut out = [*from; 16];
+                for (lane, out) in out.iter_mut().enumerate().take(V::LANES) {
+                    *out = *from.add(lane * step);
+                }
+                V::load(out.as_ptr())
+            }
+        }
+    }
 }
 
 /// The whole gradient of an output goes to the one input that won.
 pub(crate) fn max_backward<T: Real>(w: &Window, xs: &[T], grad: &[T]) -> Vec<T> {
+    assert_eq!((xs.len(), grad.len()), (w.planes * w.plane_in(), w.planes * w.plane_out()));
+    let task = w.planes_a_task::<T>();
+    if w.is_two_by_two() {
+        let fill = |dx: &mut [MaybeUninit<T>]| {
+            let planes = dx.par_chunks_mut(task * w.plane_in()).zip(xs.par_chunks(task * w.plane_in()));
+            planes
+                .zip(grad.par_chunks(task * w.plane_out()))
+                .for_each(|((dx, xs), dy)| dispatch(MaxBackwardTwo { w, xs, dy, dx }));
+        };
+        // SAFETY: the windows tile the plane, and each writes its four pixels.
+        return unsafe { written(xs.len(), fill) };
+    }
     let mut dx = vec![T::zero(); xs.len()];
     let planes = dx.par_chunks_exact_mut(w.plane_in()).zip(xs.par_chunks_exact(w.plane_in()));
-    planes.zip(grad.par_chunks_exact(w.plane_out())).for_each(|((dx, x), dy)| {
-        for (&dy, (oy, ox)) in dy.iter().zip(w.outputs()) {
-            dx[w.argmax(x, oy, ox)] += dy;
-        }
-    });
-    dx
-}
-
-pub(crate) fn avg_forward<T: Real>(w: &Window, count_include_pad: bool, xs: &[T]) -> Vec<T> {
-    let mut ys = vec![T::zero(); w.planes * w.plane_out()];
-    ys.par_chunks_exact_mut(w.plane_out()).zip(xs.par_chunks_exact(w.plane_in())).for_each(|(y, x)| {
-        for (y, (oy, ox)) in y.iter_mut().zip(w.outputs()) {
-            let (rows, cols) = w.inside(oy, ox);
-            let total = rows
-                .map(|row| super::sum(&x[row * w.w + cols.start..row * w.w + cols.end]))
-                .fold(T::zero(), |total, row| total + row);
-            *y = total / T::from_f64(w.divisor(oy, ox, count_include_pad) as f64);
-        }
-    });
-    ys
-}
-
-pub(crate) fn avg_backward<T: Real>(w: &Window, count_include_pad: bool, grad: &[T]) -> Vec<T> {
-    let mut dx = vec![T::zero(); w.planes * w.plane_in()];
-    dx.par_chunks_exact_mut(w.plane_in()).zip(grad.par_chunks_exact(w.plane_out())).for_each(|(dx, dy)| {
-        for (&dy, (oy, ox)) in dy.iter().zip(w.outputs()) {
-            let share = dy / T::from_f64(w.divisor(oy, ox, count_include_pad) as f64);
-            let (rows, cols) = w.inside(oy, ox);
-            for row in rows {
-                dx[row * w.w + cols.start..row * w.w + cols.end].iter_mut().for_each(|dx| *dx += share);
+    planes.zip(grad.par_chunks_exact(w.plane_out())).with_min_len(task).for_each(|((dx, x), dy)| {
+        for oy in 0..w.oh {
+            let (rows, _) = w.inside(oy, 0);
+            for ox in 0..w.ow {
+                let (_, cols) = w.inside(0, ox);
+                dx[w.argmax(x, rows.clone(), cols)] += dy[oy * w.ow + ox];
             }
         }
     });
     dx
+}
+
+/// 2x2 windows that tile the image.
+struct MaxBackwardTwo<'a, T> {
+    w: &'a Window,
+    xs: &'a [T],
+    dy: &'a [T],
+    dx: &'a mut [MaybeUninit<T>],
+}
+
+impl<T: Real> Kernel<T> for MaxBackwardTwo<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) {
+        let (width, ow) = (self.w.w, self.w.ow);
+        // Rows of windows follow each other through all planes of the task.
+        let rows = self.xs.chunks_exact(2 * width).zip(self.dx.chunks_exact_mut(2 * width));
+        for ((x, dx), dy) in rows.zip(self.dy.chunks_exact(ow)) {
+            for ox in (0..ow).step_by(V::LANES) {
+                let n = V::LANES.min(ow - ox);
+                let (first, second) = ((2 * n).min(V::LANES), (2 * n).saturating_sub(V::LANES));
+                // SAFETY: below `dispatch`; n windows lie in the rows from here on.
+                unsafe {
+                    let (x, dx) = (x.as_ptr().add(2 * ox), dx.as_mut_ptr().cast::<T>().add(2 * ox));
+                    let (zero, dy) = (V::zero(), V::load_first(dy.as_ptr().add(ox), n));
+                    let beyond = if second > 0 { V::LANES } else { 0 };
+                    let (a, b) = V::load_first(x, first).deinterleave(V::load_first(x.add(beyond), second));
+                    let below = x.add(width);
+                    let (c, d) = V::load_first(below, first).deinterleave(V::load_first(below.add(beyond), second));
+                    // Who holds the largest so far holds the gradient.
+                    let held = take(b, a, b, a);
+                    let (mut da, mut db) = (take(b, a, zero, dy), take(b, a, dy, zero));
+                    let mut dc = take(c, held, dy, zero);
+                    (da, db) = (take(c, held, zero, da), take(c, held, zero, db));
+                    let held = take(c, held, c, held);
+                    let dd = take(d, held, dy, zero);
+                    (da, db, dc) = (take(d, held, zero, da), take(d, held, zero, db), take(d, held, zero, dc));
+                    for (left, right, to) in [(da, db, dx), (dc, dd, dx.add(width))] {
+                        let (low, high) = left.interleave(right);
+                        low.store_first(to, first);
+                        if second > 0 {
+                            high.store_first(to.add(V::LANES), second);
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+pub(crate) fn avg_forward<T: Real>(w: &Window, count_include_pad: bool, xs: &[T]) -> Vec<T> {
+    assert_eq!(xs.len(), w.planes * w.plane_in());
+    let fill = |ys: &mut [MaybeUninit<T>]| {
+        let planes = ys.par_chunks_exact_mut(w.plane_out()).zip(xs.par_chunks_exact(w.plane_in()));
+        planes.with_min_len(w.planes_a_task::<T>()).for_each(|(y, x)| {
+            for (y, (oy, ox)) in y.iter_mut().zip(w.outputs()) {
+                let (rows, cols) = w.inside(oy, ox);
+                let total = if cols.len() == w.w {
+                    super::sum(&x[rows.start * w.w..rows.end * w.w])
+                } else {
+                    let row = |row: usize| &x[row * w.w + cols.start..row * w.w + cols.end];
+                    rows.flat_map(row).fold(T::zero(), |total, &x| total + x)
+                };
+                y.write(total / T::from_f64(w.divisor(oy, ox, count_include_pad) as f64));
+            }
+        });
+    };
+    // SAFETY: every output of every plane is written.
+    unsafe { written(w.planes * w.plane_out(), fill) }
+}
+
+pub(crate) fn avg_backward<T: Real>(w: &Window, count_include_pad: bool, grad: &[T]) -> Vec<T> {
+    assert_eq!(grad.len(), w.planes * w.plane_out());
+    let fill = |dx: &mut [MaybeUninit<T>]| {
+        let planes = dx.par_chunks_exact_mut(w.plane_in()).zip(grad.par_chunks_exact(w.plane_out()));
+        planes.with_min_len(w.planes_a_task::<T>()).for_each(|(dx, dy)| {
+            if w.plane_out() == 1 && w.inside(0, 0) == (0..w.h, 0..w.w) {
+                let share = dy[0] / T::from_f64(w.divisor(0, 0, count_include_pad) as f64);
+                dx.fill(MaybeUninit::new(share));
+                return;
+            }
+            // The plane is in the cache of the core by then.
+            dx.fill(MaybeUninit::new(T::zero()));
+            for (&dy, (oy, ox)) in dy.iter().zip(w.outputs()) {
+                let share = dy / T::from_f64(w.divisor(oy, ox, count_include_pad) as f64);
+                let (rows, cols) = w.inside(oy, ox);
+                for row in rows {
+                    for dx in &mut dx[row * w.w + cols.start..row * w.w + cols.end] {
+                        // SAFETY: filled with zeros above.
+                        *unsafe { dx.assume_init_mut() } += share;
+                    }
+                }
+            }
+        });
+    };
+    // SAFETY: every plane is filled first.
+    unsafe { written(w.planes * w.plane_in(), fill) }
 }
