@@ -37,18 +37,6 @@ pub(crate) fn join<T: Real>(count: usize, parts: &[&[T]], below: usize, above: u
     unsafe { written(count * row, fill) }
 }
 
-/// Of `count` rows the elements from `start` to `start + n`.
-pub(crate) fn cut<T: Real>(count: usize, xs: &[T], start: usize, n: usize) -> Vec<T> {
-    let row = xs.len() / count;
-    assert!(start + n <= row);
-    let fill = |out: &mut [MaybeUninit<T>]| {
-        let rows = out.par_chunks_exact_mut(n).zip(xs.par_chunks_exact(row));
-        rows.for_each(|(out, xs)| copy(out, &xs[start..start + n]));
-    };
-    // SAFETY: each row of the output is copied whole.
-    unsafe { written(count * n, fill) }
-}
-
 /// Planes of `plane` elements in the order that `source` tells: plane i comes from plane source(i).
 pub(crate) fn arrange<T: Real>(xs: &[T], plane: usize, source: impl Fn(usize) -> usize + Sync) -> Vec<T> {
     assert!(xs.len().is_multiple_of(plane));

@@ -26,6 +26,12 @@ impl Window {
             && (2 * self.oh, 2 * self.ow) == (self.h, self.w)
     }
 
+    /// Length of a row with its padding, and room for a last vector of windows that reaches beyond.
+    fn padded<V: Simd>(&self) -> usize {
+        let read = (self.ow.next_multiple_of(V::LANES) + V::LANES) * self.stride.1 + self.kernel.1;
+        read.max(self.padding.1 + self.w + V::LANES)
+    }
+
     /// Planes that one task works on: some 64 KiB.
     fn planes_a_task<T>(&self) -> usize {
         ((64 << 10) / (size_of::<T>() * self.plane_in())).max(1)
@@ -34,20 +40,6 @@ impl Window {
     fn outputs(&self) -> impl Iterator<Item = (usize, usize)> {
         let ow = self.ow;
         (0..self.oh).flat_map(move |oy| (0..ow).map(move |ox| (oy, ox)))
-    }
-
-    /// The place of the largest element in a window (its rows and columns), the first of equals; a NaN wins, as in PyTorch.
-    fn argmax<T: Real>(&self, x: &[T], rows: Range<usize>, cols: Range<usize>) -> usize {
-        let mut best = rows.start * self.w + cols.start;
-        for row in rows {
-            for i in row * self.w + cols.start..row * self.w + cols.end {
-                #[allow(clippy::eq_op, reason = "the portable test for NaN")]
-                if x[i] > x[best] || x[i] != x[i] {
-                    best = i;
-                }
-            }
-        }
-        best
     }
 
     /// What the sum over window `(oy, ox)` is divided by. Without the padding that is the pixels inside the image; with it,
@@ -107,9 +99,7 @@ impl<T: Real> Kernel<T> for MaxForward<'_, T> {
     unsafe fn run<V: Simd<Elem = T>>(self) {
         let w = self.w;
         let (step, padding) = (w.stride.1, w.padding.1);
-        // A row with its padding, and room for a last vector of windows that reaches beyond.
-        let reach = (w.ow.next_multiple_of(V::LANES) + V::LANES) * step + w.kernel.1;
-        let mut columns = vec![T::from_f64(f64::NEG_INFINITY); reach.max(padding + w.w + V::LANES)];
+        let mut columns = vec![T::from_f64(f64::NEG_INFINITY); w.padded::<V>()];
         for (x, y) in self.xs.chunks_exact(w.plane_in()).zip(self.ys.chunks_exact_mut(w.plane_out())) {
             let (x, y) = (x.as_ptr(), y.as_mut_ptr().cast::<T>());
             for oy in 0..w.oh {
@@ -176,18 +166,75 @@ pub(crate) fn max_backward<T: Real>(w: &Window, xs: &[T], grad: &[T]) -> Vec<T> 
         // SAFETY: the windows tile the plane, and each writes its four pixels.
         return unsafe { written(xs.len(), fill) };
     }
-    let mut dx = vec![T::zero(); xs.len()];
-    let planes = dx.par_chunks_exact_mut(w.plane_in()).zip(xs.par_chunks_exact(w.plane_in()));
-    planes.zip(grad.par_chunks_exact(w.plane_out())).with_min_len(task).for_each(|((dx, x), dy)| {
-        for oy in 0..w.oh {
-            let (rows, _) = w.inside(oy, 0);
-            for ox in 0..w.ow {
-                let (_, cols) = w.inside(0, ox);
-                dx[w.argmax(x, rows.clone(), cols)] += dy[oy * w.ow + ox];
+    assert!(w.kernel.0 * w.kernel.1 <= 1 << 24, "max_pool2d: an f32 counts the pixels of a window to 2^24 only");
+    let fill = |dx: &mut [MaybeUninit<T>]| {
+        let planes = dx.par_chunks_mut(task * w.plane_in()).zip(xs.par_chunks(task * w.plane_in()));
+        planes
+            .zip(grad.par_chunks(task * w.plane_out()))
+            .for_each(|((dx, xs), dy)| dispatch(MaxBackward { w, xs, dy, dx }));
+    };
+    // SAFETY: the kernel fills each plane with zeros first.
+    unsafe { written(xs.len(), fill) }
+}
+
+/// Windows of any kind. The winners of a vector of windows are found at once, without a branch that would be guessed wrong.
+struct MaxBackward<'a, T> {
+    w: &'a Window,
+    xs: &'a [T],
+    dy: &'a [T],
+    dx: &'a mut [MaybeUninit<T>],
+}
+
+impl<T: Real> Kernel<T> for MaxBackward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) {
+        let w = self.w;
+        let (step, padding, lowest) = (w.stride.1, w.padding.1, T::from_f64(f64::NEG_INFINITY));
+        let row = w.padded::<V>();
+        let mut padded = vec![lowest; w.h * row];
+        // The first tap of each window that lies inside the image wins where all is -inf: the padding never does.
+        let taps = (0..w.ow.next_multiple_of(V::LANES)).map(|ox| T::from_f64(padding.saturating_sub(ox * step) as f64));
+        let first_taps: Vec<T> = taps.collect();
+        let planes = self.xs.chunks_exact(w.plane_in()).zip(self.dx.chunks_exact_mut(w.plane_in()));
+        for ((x, dx), dy) in planes.zip(self.dy.chunks_exact(w.plane_out())) {
+            for (to, x) in padded.chunks_exact_mut(row).zip(x.chunks_exact(w.w)) {
+                to[padding..padding + w.w].copy_from_slice(x);
+            }
+            dx.fill(MaybeUninit::new(T::zero()));
+            for oy in 0..w.oh {
+                let (rows, _) = w.inside(oy, 0);
+                for ox in (0..w.ow).step_by(V::LANES) {
+                    // The winning tap, counted from the window's first row inside the image.
+                    let mut places = [T::zero(); 16];
+                    // SAFETY: below `dispatch`; the padded rows hold what the last vectors read.
+                    unsafe {
+                        let mut largest = V::splat(lowest);
+                        let mut place = V::load(first_taps.as_ptr().add(ox));
+                        for (down, row_in) in rows.clone().enumerate() {
+                            let from = padded.as_ptr().add(row_in * row + ox * step);
+                            for tap in 0..w.kernel.1 {
+                                let next = load_every::<V>(from.add(tap), step);
+                                let here = V::splat(T::from_f64((down * w.kernel.1 + tap) as f64));
+                                place = take(next, largest, here, place);
+                                largest = take(next, largest, next, largest);
+                            }
+                        }
+                        place.store(places.as_mut_ptr());
+                    }
+                    let lanes = V::LANES.min(w.ow - ox);
+                    for (lane, (&dy, place)) in dy[oy * w.ow + ox..][..lanes].iter().zip(places).enumerate() {
+                        let place = place.to_f64() as u32 as usize;
+                        let (down, tap) = (place / w.kernel.1, place % w.kernel.1);
+                        let at = (rows.start + down) * w.w + (ox + lane) * step + tap - padding;
+                        // SAFETY: filled with zeros above.
+                        *unsafe { dx[at].assume_init_mut() } += dy;
+                    }
+                }
             }
         }
-    });
-    dx
+    }
 }
 
 /// 2x2 windows that tile the image.
@@ -239,20 +286,30 @@ impl<T: Real> Kernel<T> for MaxBackwardTwo<'_, T> {
     }
 }
 
+impl Window {
+    /// The divisor of each window of a plane.
+    fn divisors<T: Real>(&self, count_include_pad: bool) -> Vec<T> {
+        self.outputs().map(|(oy, ox)| T::from_f64(self.divisor(oy, ox, count_include_pad) as f64)).collect()
+    }
+
+    fn is_global(&self) -> bool {
+        self.plane_out() == 1 && self.inside(0, 0) == (0..self.h, 0..self.w)
+    }
+}
+
 pub(crate) fn avg_forward<T: Real>(w: &Window, count_include_pad: bool, xs: &[T]) -> Vec<T> {
     assert_eq!(xs.len(), w.planes * w.plane_in());
+    let divisors = w.divisors::<T>(count_include_pad);
+    let task = w.planes_a_task::<T>();
     let fill = |ys: &mut [MaybeUninit<T>]| {
-        let planes = ys.par_chunks_exact_mut(w.plane_out()).zip(xs.par_chunks_exact(w.plane_in()));
-        planes.with_min_len(w.planes_a_task::<T>()).for_each(|(y, x)| {
-            for (y, (oy, ox)) in y.iter_mut().zip(w.outputs()) {
-                let (rows, cols) = w.inside(oy, ox);
-                let total = if cols.len() == w.w {
-                    super::sum(&x[rows.start * w.w..rows.end * w.w])
-                } else {
-                    let row = |row: usize| &x[row * w.w + cols.start..row * w.w + cols.end];
-                    rows.flat_map(row).fold(T::zero(), |total, &x| total + x)
-                };
-                y.write(total / T::from_f64(w.divisor(oy, ox, count_include_pad) as f64));
+        let tasks = ys.par_chunks_mut(task * w.plane_out()).zip(xs.par_chunks(task * w.plane_in()));
+        tasks.for_each(|(ys, xs)| {
+            if w.is_global() {
+                for (y, x) in ys.iter_mut().zip(xs.chunks_exact(w.plane_in())) {
+                    y.write(super::sum(x) / divisors[0]);
+                }
+            } else {
+                dispatch(AvgForward { w, divisors: &divisors, xs, ys });
             }
         });
     };
@@ -260,30 +317,103 @@ pub(crate) fn avg_forward<T: Real>(w: &Window, count_include_pad: bool, xs: &[T]
     unsafe { written(w.planes * w.plane_out(), fill) }
 }
 
-pub(crate) fn avg_backward<T: Real>(w: &Window, count_include_pad: bool, grad: &[T]) -> Vec<T> {
-    assert_eq!(grad.len(), w.planes * w.plane_out());
-    let fill = |dx: &mut [MaybeUninit<T>]| {
-        let planes = dx.par_chunks_exact_mut(w.plane_in()).zip(grad.par_chunks_exact(w.plane_out()));
-        planes.with_min_len(w.planes_a_task::<T>()).for_each(|(dx, dy)| {
-            if w.plane_out() == 1 && w.inside(0, 0) == (0..w.h, 0..w.w) {
-                let share = dy[0] / T::from_f64(w.divisor(0, 0, count_include_pad) as f64);
-                dx.fill(MaybeUninit::new(share));
-                return;
-            }
-            // The plane is in the cache of the core by then.
-            dx.fill(MaybeUninit::new(T::zero()));
-            for (&dy, (oy, ox)) in dy.iter().zip(w.outputs()) {
-                let share = dy / T::from_f64(w.divisor(oy, ox, count_include_pad) as f64);
-                let (rows, cols) = w.inside(oy, ox);
-                for row in rows {
-                    for dx in &mut dx[row * w.w + cols.start..row * w.w + cols.end] {
-                        // SAFETY: filled with zeros above.
-                        *unsafe { dx.assume_init_mut() } += share;
+struct AvgForward<'a, T> {
+    w: &'a Window,
+    divisors: &'a [T],
+    xs: &'a [T],
+    ys: &'a mut [MaybeUninit<T>],
+}
+
+/// First the sum of each column under a row of windows, then the sum of those under each window.
+impl<T: Real> Kernel<T> for AvgForward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) {
+        let w = self.w;
+        let mut columns = vec![T::zero(); w.padded::<V>()];
+        for (x, y) in self.xs.chunks_exact(w.plane_in()).zip(self.ys.chunks_exact_mut(w.plane_out())) {
+            let (x, y) = (x.as_ptr(), y.as_mut_ptr().cast::<T>());
+            for oy in 0..w.oh {
+                let (rows, _) = w.inside(oy, 0);
+                // SAFETY: below `dispatch`; rows lie inside the plane, `columns` holds what the last vectors read.
+                unsafe {
+                    let columns = columns.as_mut_ptr();
+                    for column in (0..w.w).step_by(V::LANES) {
+                        let n = V::LANES.min(w.w - column);
+                        let mut sum = V::zero();
+                        for row in rows.clone() {
+                            sum = sum.add(V::load_first(x.add(row * w.w + column), n));
+                        }
+                        sum.store_first(columns.add(w.padding.1 + column), n);
+                    }
+                    for ox in (0..w.ow).step_by(V::LANES) {
+                        let n = V::LANES.min(w.ow - ox);
+                        let mut sum = V::zero();
+                        for tap in 0..w.kernel.1 {
+                            sum = sum.add(load_every::<V>(columns.add(ox * w.stride.1 + tap), w.stride.1));
+                        }
+                        let at = oy * w.ow + ox;
+                        sum.div(V::load_first(self.divisors.as_ptr().add(at), n)).store_first(y.add(at), n);
                     }
                 }
             }
-        });
+        }
+    }
+}
+
+pub(crate) fn avg_backward<T: Real>(w: &Window, count_include_pad: bool, grad: &[T]) -> Vec<T> {
+    assert_eq!(grad.len(), w.planes * w.plane_out());
+    let divisors = w.divisors::<T>(count_include_pad);
+    let task = w.planes_a_task::<T>();
+    let fill = |dx: &mut [MaybeUninit<T>]| {
+        let tasks = dx.par_chunks_mut(task * w.plane_in()).zip(grad.par_chunks(task * w.plane_out()));
+        tasks.for_each(|(dx, dy)| dispatch(AvgBackward { w, divisors: &divisors, dy, dx }));
     };
     // SAFETY: every plane is filled first.
     unsafe { written(w.planes * w.plane_in(), fill) }
+}
+
+struct AvgBackward<'a, T> {
+    w: &'a Window,
+    divisors: &'a [T],
+    dy: &'a [T],
+    dx: &'a mut [MaybeUninit<T>],
+}
+
+/// A row of shares is laid over the columns once, then added to each of the rows under its windows.
+impl<T: Real> Kernel<T> for AvgBackward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) {
+        let (w, step) = (self.w, self.w.stride.1);
+        let mut columns = vec![T::zero(); w.padded::<V>()];
+        for (dx, dy) in self.dx.chunks_exact_mut(w.plane_in()).zip(self.dy.chunks_exact(w.plane_out())) {
+            if w.is_global() {
+                dx.fill(MaybeUninit::new(dy[0] / self.divisors[0]));
+                continue;
+            }
+            dx.fill(MaybeUninit::new(T::zero()));
+            for oy in 0..w.oh {
+                columns.fill(T::zero());
+                let row = oy * w.ow..(oy + 1) * w.ow;
+                for (ox, (&dy, &divisor)) in dy[row.clone()].iter().zip(&self.divisors[row]).enumerate() {
+                    let share = dy / divisor;
+                    columns[ox * step..][..w.kernel.1].iter_mut().for_each(|column| *column += share);
+                }
+                for row in w.inside(oy, 0).0 {
+                    for column in (0..w.w).step_by(V::LANES) {
+                        let n = V::LANES.min(w.w - column);
+                        // SAFETY: below `dispatch`; n columns of a row that is filled above.
+                        unsafe {
+                            let to = dx.as_mut_ptr().cast::<T>().add(row * w.w + column);
+                            let share = V::load_first(columns.as_ptr().add(w.padding.1 + column), n);
+                            V::load_first(to, n).add(share).store_first(to, n);
+                        }
+                    }
+                }
+            }
+        }
+    }
 }
