@@ -1,7 +1,7 @@
 //! Steps without weights that join or rearrange tensors: what shortcuts, dense connections and grouped convolutions need.
 
 use crate::{ops, tape, trace};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{Result, Tensor};
 
 /// a + b, element by element: where a shortcut meets its branch.
 ///
@@ -16,7 +16,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// Shapes that differ elsewhere, or nothing to join.
 pub fn concat(parts: &[&Tensor], dim: usize) -> Result<Tensor> {
-    trace::op("Concat", String::new, parts, || tape::candle(parts, |parts| Tensor::cat(parts, dim)))
+    trace::op("Concat", String::new, parts, || ops::concat(parts, dim))
 }
 
 /// All dimensions but the first as one: (b, …) -> (b, n).
@@ -35,12 +35,7 @@ pub fn flatten(xs: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// An input of fewer than two dimensions.
 pub fn pad_channels(xs: &Tensor, below: usize, above: usize) -> Result<Tensor> {
-    trace::op(
-        "PadChannels",
-        || format!("{below} + {above}"),
-        &[xs],
-        || tape::candle(&[xs], |xs| xs[0].pad_with_zeros(1, below, above)),
-    )
+    trace::op("PadChannels", || format!("{below} + {above}"), &[xs], || ops::pad_channels(xs, below, above))
 }
 
 /// Deals the channels out: channel j of group i becomes channel i of group j (Zhang et al. 2017, arXiv:1707.01083, figure
@@ -57,18 +52,6 @@ pub fn pad_channels(xs: &Tensor, below: usize, above: usize) -> Result<Tensor> {
 /// # Errors
 /// An input that is not (b, c, h, w), or channels that the groups do not divide.
 pub fn channel_shuffle(xs: &Tensor, groups: usize) -> Result<Tensor> {
-    let (b, c, h, w) = xs.dims4()?;
-    if groups == 0 || !c.is_multiple_of(groups) {
-        bail!("channel_shuffle: {groups} groups do not divide the channels of {:?}", xs.dims())
-    }
-    trace::op(
-        "ChannelShuffle",
-        || format!("{groups} groups"),
-        &[xs],
-        || {
-            tape::candle(&[xs], |xs| {
-                xs[0].reshape((b, groups, c / groups, h * w))?.transpose(1, 2)?.contiguous()?.reshape((b, c, h, w))
-            })
-        },
-    )
+    let run = || ops::channel_shuffle(xs, groups);
+    trace::op("ChannelShuffle", || format!("{groups} groups"), &[xs], run)
 }

@@ -12,7 +12,7 @@
 //! Operations of candle do not know the tape. One that works on recorded tensors goes through [`candle`], which differentiates it
 //! by candle's own graph; an operation that does not is found out when the recording ends, and is an error.
 
-use crate::ops::{Path, path};
+use crate::ops::{AddTo, Path, has_whole_rows, path};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, TensorId, Var, bail};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
@@ -40,7 +40,8 @@ impl Gradient {
     fn add(self, other: Self) -> Result<Self> {
         let (to, from) = if self.owned { (self, other) } else { (other, self) };
         if to.owned && to.tensor.is_contiguous() {
-            to.tensor.inplace_op2(&from.tensor.contiguous()?, &crate::ops::AddTo)?;
+            let from = if has_whole_rows(&from.tensor) { from.tensor } else { from.tensor.contiguous()? };
+            to.tensor.inplace_op2(&from, &AddTo)?;
             return Ok(to);
         }
         Ok(Self::new((to.tensor + from.tensor)?))
@@ -103,8 +104,12 @@ pub(crate) fn record(
     });
 }
 
-fn made(gradient: Option<Tensor>) -> Option<Gradient> {
-    gradient.map(Gradient::new)
+/// What an operation has made of `grad`: its own, unless it handed on the memory that it got.
+fn made(gradient: Option<Tensor>, grad: &Gradient) -> Option<Gradient> {
+    gradient.map(|tensor| {
+        let is_handed_on = std::ptr::eq(&*tensor.storage_and_layout().0, &*grad.tensor.storage_and_layout().0);
+        Gradient { owned: !is_handed_on, tensor }
+    })
 }
 
 /// Runs an operation of one tensor, on the tape if there is one, otherwise on candle's graph.
@@ -114,7 +119,7 @@ pub(crate) fn apply1(xs: &Tensor, op: impl CustomOp1 + Send + Sync + 'static) ->
     }
     let ys = xs.apply_op1_no_bwd(&op)?;
     let (x, y) = (xs.clone(), ys.clone());
-    record(op.name(), &[xs], &ys, move |grad| Ok(vec![made(op.bwd(&x, &y, &grad.tensor)?)]));
+    record(op.name(), &[xs], &ys, move |grad| Ok(vec![made(op.bwd(&x, &y, &grad.tensor)?, &grad)]));
     Ok(ys)
 }
 
@@ -128,7 +133,7 @@ pub(crate) fn apply2(a: &Tensor, b: &Tensor, op: impl CustomOp2 + Send + Sync + 
     let name = CustomOp2::name(&op);
     record(name, &[a, b], &ys, move |grad| {
         let (d0, d1) = op.bwd(&x0, &x1, &y, &grad.tensor)?;
-        Ok(vec![made(d0), made(d1)])
+        Ok(vec![made(d0, &grad), made(d1, &grad)])
     });
     Ok(ys)
 }
@@ -143,7 +148,7 @@ pub(crate) fn apply3(a: &Tensor, b: &Tensor, c: &Tensor, op: impl CustomOp3 + Se
     let name = CustomOp3::name(&op);
     record(name, &[a, b, c], &ys, move |grad| {
         let (d0, d1, d2) = op.bwd(&x0, &x1, &x2, &y, &grad.tensor)?;
-        Ok(vec![made(d0), made(d1), made(d2)])
+        Ok([d0, d1, d2].map(|d| made(d, &grad)).into())
     });
     Ok(ys)
 }
@@ -202,7 +207,7 @@ pub fn candle(inputs: &[&Tensor], f: impl FnOnce(&[Tensor]) -> Result<Tensor>) -
     let ys = inner.detach().contiguous()?;
     record("candle", inputs, &ys, move |grad| {
         let mut grads = (&inner * grad.tensor)?.sum_all()?.backward()?;
-        Ok(leaves.iter().map(|(leaf, wanted)| made(grads.remove(leaf).filter(|_| *wanted))).collect())
+        Ok(leaves.iter().map(|(leaf, wanted)| grads.remove(leaf).filter(|_| *wanted).map(Gradient::new)).collect())
     });
     Ok(ys)
 }
@@ -325,7 +330,10 @@ impl Tape {
             PLAYING.set(Some(state.tracked.clone()));
             let _stop = Stop;
             for node in nodes.into_iter().rev() {
-                let Some(grad) = state.grads.remove(&node.output) else { continue };
+                let Some(mut grad) = state.grads.remove(&node.output) else { continue };
+                if !grad.tensor.is_contiguous() {
+                    grad = Gradient::new(grad.tensor.contiguous()?);
+                }
                 for (id, grad) in node.inputs.into_iter().zip((node.backward)(grad)?) {
                     let (Some(id), Some(grad)) = (id, grad) else { continue };
                     let grad = match state.grads.remove(&id) {

@@ -96,6 +96,40 @@ fn pooling() {
 }
 
 #[test]
+fn joining_and_rearranging() {
+    let channels = [2usize, 1, 3, 1, 2];
+    for dim in [0, 1, 3] {
+        let shapes: Vec<Vec<usize>> = channels
+            .iter()
+            .map(|&n| {
+                let mut dims = vec![2, 2, 2, 3];
+                dims[dim] = n;
+                dims
+            })
+            .collect();
+        for n in 1..=shapes.len() {
+            let shapes: Vec<&[usize]> = shapes[..n].iter().map(Vec::as_slice).collect();
+            let joined = |t: &[Tensor]| ops::concat(&t.iter().collect::<Vec<_>>(), dim);
+            check_both(&format!("concat {n} along {dim}"), &shapes, joined);
+        }
+    }
+    for (below, above) in [(0, 2), (1, 0), (2, 3), (0, 0)] {
+        check_both("pad_channels", &[&[2, 3, 2, 2]], |t| ops::pad_channels(&t[0], below, above));
+    }
+    for groups in [1, 2, 3, 6] {
+        check_both("channel_shuffle", &[&[2, 6, 2, 1]], |t| ops::channel_shuffle(&t[0], groups));
+        let xs = random("shuffle", &[2, 6, 2, 1]);
+        let (a, b) = (ops::channel_shuffle(&xs, groups), ops::composed(|| ops::channel_shuffle(&xs, groups)));
+        let values = |t: Result<Tensor>| t.unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        assert_eq!(values(a), values(b), "{groups} groups");
+    }
+    check_both("add", &[&[2, 3, 2], &[2, 3, 2]], |t| ops::add(&t[0], &t[1]));
+    check_both("add to itself", &[&[2, 3, 2]], |t| ops::add(&t[0], &t[0]));
+    let (a, b) = (random("a", &[2, 3]), random("b", &[3, 3]));
+    assert!(ops::add(&a, &b).is_err() && ops::concat(&[&a, &b], 1).is_err() && ops::concat(&[], 0).is_err());
+}
+
+#[test]
 fn batch_normalisation() {
     for dims in [&[3usize, 2, 2, 3] as &[usize], &[5, 3], &[4, 2, 1, 1]] {
         let c = [dims[1]];

@@ -1,10 +1,11 @@
 //! The sum of two tensors: where a shortcut meets its branch, and where two gradients meet.
 
 use super::cpu::batch_norm::add_to;
-use super::{Path, elements, for_dtype, path, read, tensor};
-use crate::tape::{self, Gradient};
-use crate::trace;
-use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, WithDType, bail};
+use super::cpu::copy;
+use super::{Path, Real, elements, for_real, path};
+use crate::{tape, trace};
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, CustomOp2, InplaceOp2, Layout, Result, Shape, Tensor, WithDType, bail};
 
 /// a + b, element by element, of one shape and type.
 ///
@@ -23,23 +24,27 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
     }
     match path(a) {
         Path::Shape => trace::shape_only(a.dims(), a.dtype(), a.device()),
-        Path::Kernel if tape::is_recording() || !(a.track_op() || b.track_op()) => {
-            let (a, b) = (tape::contiguous(a)?, tape::contiguous(b)?);
-            let sum = for_dtype!("add", a.dtype(), T => {
-                let sum = read::<T, _>(&a, |a| read::<T, _>(&b, |b| {
-                    let mut sum = a.to_vec();
-                    add_to(&mut sum, b);
-                    sum
-                }))??;
-                tensor(sum, a.shape())?
-            });
-            tape::record("add", &[&a, &b], &sum, |grad| {
-                let half = || Some(Gradient { tensor: grad.tensor.clone(), owned: false });
-                Ok(vec![half(), half()])
-            });
-            Ok(sum)
-        }
+        Path::Kernel if a.elem_count() > 0 => tape::apply2(&tape::contiguous(a)?, &tape::contiguous(b)?, Add),
         _ => a + b,
+    }
+}
+
+struct Add;
+
+impl CustomOp2 for Add {
+    fn name(&self) -> &'static str {
+        "add"
+    }
+
+    fn cpu_fwd(&self, a: &CpuStorage, al: &Layout, b: &CpuStorage, bl: &Layout) -> Result<(CpuStorage, Shape)> {
+        for_real!("add", a, T => {
+            let ys = copy::add::<T>(elements("add", a, al)?, elements("add", b, bl)?);
+            Ok((T::to_cpu_storage_owned(ys), al.shape().clone()))
+        })
+    }
+
+    fn bwd(&self, a: &Tensor, b: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((tape::tracks(a).then(|| grad.clone()), tape::tracks(b).then(|| grad.clone())))
     }
 }
 
@@ -56,10 +61,34 @@ impl InplaceOp2 for AddTo {
             bail!("add in place: wants contiguous tensors, got strides {:?}", to_layout.stride())
         };
         match to {
-            CpuStorage::F32(to) => add_to(&mut to[start..end], elements("add in place", from, from_layout)?),
-            CpuStorage::F64(to) => add_to(&mut to[start..end], elements("add in place", from, from_layout)?),
-            _ => bail!("add in place: no CPU kernel for {:?}", f32::DTYPE),
+            CpuStorage::F32(to) => add_rows(&mut to[start..end], from, from_layout),
+            CpuStorage::F64(to) => add_rows(&mut to[start..end], from, from_layout),
+            other => bail!("add in place: no CPU kernel for {:?}", other.dtype()),
         }
-        Ok(())
     }
+}
+
+/// Adds a tensor that is contiguous within its rows, as a slice of channels is.
+fn add_rows<T: Real>(to: &mut [T], from: &CpuStorage, layout: &Layout) -> Result<()> {
+    if layout.is_contiguous() {
+        add_to(to, elements("add in place", from, layout)?);
+        return Ok(());
+    }
+    let rows = layout.dims()[0];
+    let from = &T::cpu_storage_as_slice(from)?[layout.start_offset()..];
+    let (row, step) = (to.len() / rows, layout.stride()[0]);
+    to.chunks_exact_mut(row).zip(from.chunks(step)).for_each(|(to, from)| add_to(to, &from[..row]));
+    Ok(())
+}
+
+/// Whether [`AddTo`] can read a tensor.
+pub(crate) fn has_whole_rows(from: &Tensor) -> bool {
+    let (dims, stride) = (from.dims(), from.stride());
+    let mut each = 1;
+    let rows = dims.iter().zip(stride).skip(1).rev().all(|(&n, &step)| {
+        let fits = n == 1 || step == each;
+        each *= n;
+        fits
+    });
+    from.is_contiguous() || (rows && from.rank() > 1 && stride[0] >= each && from.elem_count() > 0)
 }

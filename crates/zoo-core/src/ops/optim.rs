@@ -3,6 +3,7 @@
 //! The formulas and their order of operations are PyTorch's (`torch.optim`), so that trajectories agree to rounding. On the
 //! CPU a step allocates nothing; on any other device, and for half types, it is composed of candle's ops.
 
+use super::cpu::simd::{Kernel, Simd, dispatch};
 use super::{Path, Real, cpu, elements, path};
 use candle_core::{CpuStorage, DType, InplaceOp1, InplaceOp2, Layout, Result, Tensor, Var, bail};
 use rayon::prelude::*;
@@ -70,27 +71,57 @@ pub fn sgd_step(param: &Var, grad: &Tensor, buffer: Option<&Var>, step: &SgdStep
 
 fn sgd_kernel<T: Element>(param: &Tensor, grad: &Tensor, buffer: Option<&Var>, step: &SgdStep) -> Result<()> {
     let [lr, momentum, decay] = [step.lr, step.momentum, step.weight_decay].map(T::from_f64);
-    let nesterov = step.nesterov;
+    let numbers = SgdNumbers { lr, momentum, decay, nesterov: step.nesterov };
     update_from(param, grad, |p: &mut [T], g: &[T]| match buffer {
         None => {
-            in_chunks((p, g), |(p, g)| {
-                for (p, &g) in p.iter_mut().zip(g) {
-                    *p -= lr * (g + decay * *p);
-                }
-            });
+            in_chunks((p, g), |(p, g)| dispatch(Sgd { numbers, p, g, buffer: None }));
             Ok(())
         }
         Some(buffer) => update(buffer, |b: &mut [T]| {
-            in_chunks(((&mut *p, g), b), |((p, g), b)| {
-                for ((p, &g), b) in p.iter_mut().zip(g).zip(b) {
+            in_chunks(((&mut *p, g), b), |((p, g), b)| dispatch(Sgd { numbers, p, g, buffer: Some(b) }));
+            Ok(())
+        }),
+    })
+}
+
+#[derive(Clone, Copy)]
+struct SgdNumbers<T> {
+    lr: T,
+    momentum: T,
+    decay: T,
+    nesterov: bool,
+}
+
+struct Sgd<'a, T> {
+    numbers: SgdNumbers<T>,
+    p: &'a mut [T],
+    g: &'a [T],
+    buffer: Option<&'a mut [T]>,
+}
+
+/// Plain loops: the compiler lays them into the registers of the level, in the order of operations that stands here.
+impl<T: Element> Kernel<T> for Sgd<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) {
+        let SgdNumbers { lr, momentum, decay, nesterov } = self.numbers;
+        let pairs = self.p.iter_mut().zip(self.g);
+        match self.buffer {
+            None => {
+                for (p, &g) in pairs {
+                    *p -= lr * (g + decay * *p);
+                }
+            }
+            Some(buffer) => {
+                for ((p, &g), b) in pairs.zip(buffer) {
                     let d = g + decay * *p;
                     *b = momentum * *b + d;
                     *p -= lr * if nesterov { d + momentum * *b } else { *b };
                 }
-            });
-            Ok(())
-        }),
-    })
+            }
+        }
+    }
 }
 
 fn sgd_composed(param: &Var, grad: &Tensor, buffer: Option<&Var>, step: &SgdStep) -> Result<()> {
@@ -139,22 +170,51 @@ fn adam_kernel<T: Element>(
     let (shrink, l2) = if step.decoupled { (1.0 - step.lr * step.weight_decay, 0.0) } else { (1.0, step.weight_decay) };
     let [size, root, shrink, l2, eps] = [size, root, shrink, l2, step.eps].map(T::from_f64);
     let [rest1, beta2, rest2] = [1.0 - step.beta1, step.beta2, 1.0 - step.beta2].map(T::from_f64);
+    let numbers = AdamNumbers { size, root, shrink, l2, eps, rest1, beta2, rest2 };
     update_from(param, grad, |p: &mut [T], g: &[T]| {
         update(exp_avg, |m: &mut [T]| {
             update(exp_avg_sq, |v: &mut [T]| {
-                in_chunks((((&mut *p, g), &mut *m), v), |(((p, g), m), v)| {
-                    for (((p, &g), m), v) in p.iter_mut().zip(g).zip(m).zip(v) {
-                        *p *= shrink;
-                        let g = g + l2 * *p;
-                        *m += rest1 * (g - *m);
-                        *v = beta2 * *v + rest2 * g * g;
-                        *p -= size * (*m / (v.sqrt() / root + eps));
-                    }
-                });
+                in_chunks((((&mut *p, g), &mut *m), v), |(((p, g), m), v)| dispatch(Adam { numbers, p, g, m, v }));
                 Ok(())
             })
         })
     })
+}
+
+#[derive(Clone, Copy)]
+struct AdamNumbers<T> {
+    size: T,
+    root: T,
+    shrink: T,
+    l2: T,
+    eps: T,
+    rest1: T,
+    beta2: T,
+    rest2: T,
+}
+
+struct Adam<'a, T> {
+    numbers: AdamNumbers<T>,
+    p: &'a mut [T],
+    g: &'a [T],
+    m: &'a mut [T],
+    v: &'a mut [T],
+}
+
+impl<T: Element> Kernel<T> for Adam<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) {
+        let AdamNumbers { size, root, shrink, l2, eps, rest1, beta2, rest2 } = self.numbers;
+        for (((p, &g), m), v) in self.p.iter_mut().zip(self.g).zip(self.m).zip(self.v) {
+            *p *= shrink;
+            let g = g + l2 * *p;
+            *m += rest1 * (g - *m);
+            *v = beta2 * *v + rest2 * g * g;
+            *p -= size * (*m / (v.sqrt() / root + eps));
+        }
+    }
 }
 
 fn adam_composed(param: &Var, grad: &Tensor, exp_avg: &Var, exp_avg_sq: &Var, step: &AdamStep) -> Result<()> {
@@ -277,6 +337,7 @@ trait Element: Real {
 macro_rules! element {
     ($T:ty, $variant:ident) => {
         impl Element for $T {
+            #[inline(always)]
             fn sqrt(self) -> Self {
                 <$T>::sqrt(self)
             }

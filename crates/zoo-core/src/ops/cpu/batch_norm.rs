@@ -4,7 +4,7 @@
 //! it is in the first-level cache, in vector lanes, and added up over the planes of a channel in f64, in their order:
 //! no bit depends on the number of threads.
 
-use super::buffer::{Shared, written};
+use super::buffer::{Shared, written_by_tasks};
 use super::clamp::Clamp;
 use super::simd::{Kernel, Simd, dispatch};
 use crate::ops::Real;
@@ -82,7 +82,8 @@ pub(crate) fn stats<T: Real>(dims: Dims, xs: &[T]) -> Vec<T> {
             let planes: Vec<[f64; 2]> = planes.collect();
             let mean = planes.iter().map(|p| p[0]).sum::<f64>() / b as f64;
             let spread: f64 = planes.iter().map(|p| p[1] + s as f64 * (p[0] - mean) * (p[0] - mean)).sum();
-            (mean, (spread / (b * s) as f64).max(0.0))
+            // Roundings can leave less than nothing; NaN stays NaN.
+            (mean, if spread < 0.0 { 0.0 } else { spread / (b * s) as f64 })
         },
     );
     channels.iter().map(|c| c.0).chain(channels.iter().map(|c| c.1)).map(T::from_f64).collect()
@@ -183,7 +184,7 @@ pub(crate) fn affine<T: Real>(dims: Dims, xs: &[T], by: Affine<T>, skip: Option<
         });
     };
     // SAFETY: the planes cover the output.
-    unsafe { written(xs.len(), write) }
+    unsafe { written_by_tasks(xs.len(), write) }
 }
 
 /// y ← clamp(y + skip), in place.
@@ -346,7 +347,7 @@ pub(crate) fn grad_sums<T: Real>(
         |planes| planes.fold([0.0; 2], |[a, b], [c, d]| [a + c, b + d]),
     );
     if let Some(kept) = &mut kept {
-        // SAFETY: every plane was written, and they are the whole capacity asked for.
+        // SAFETY: every plane was written_by_tasks, and they are the whole capacity asked for.
         unsafe { kept.set_len(xs.len()) };
     }
     let sums = sums.iter().map(|s| s[0]).chain(sums.iter().map(|s| s[1])).map(T::from_f64).collect();
@@ -435,7 +436,7 @@ pub(crate) fn input_grad<T: Real>(
 ) -> Vec<T> {
     by.check(dims, xs, grad, clamp.1);
     // SAFETY: the planes cover the output.
-    unsafe { written(xs.len(), |to| input_grad_into(dims, Shared::reading(xs), to, grad, by, clamp)) }
+    unsafe { written_by_tasks(xs.len(), |to| input_grad_into(dims, Shared::reading(xs), to, grad, by, clamp)) }
 }
 
 /// The gradient of x, written over x.

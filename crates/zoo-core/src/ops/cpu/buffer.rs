@@ -2,6 +2,7 @@
 
 use crate::ops::Real;
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 
 /// A pointer that tasks share, each writing places of its own.
 pub(crate) struct Shared<T>(*mut T);
@@ -49,10 +50,22 @@ impl<T> Shared<T> {
 ///
 /// # Safety
 /// `fill` must have written all `n` elements when it returns.
-pub(crate) unsafe fn written<T: Real>(n: usize, fill: impl FnOnce(Shared<T>)) -> Vec<T> {
+pub(crate) unsafe fn written_by_tasks<T: Real>(n: usize, fill: impl FnOnce(Shared<T>)) -> Vec<T> {
     let mut out: Vec<T> = Vec::with_capacity(n);
     fill(Shared(out.as_mut_ptr()));
     // SAFETY: the capacity is n, and the caller vouches for the elements.
+    unsafe { out.set_len(n) };
+    out
+}
+
+/// [`written_by_tasks`] for one that is filled as a slice.
+///
+/// # Safety
+/// `fill` writes every element.
+pub(crate) unsafe fn written<T: Copy>(n: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
+    let mut out = Vec::with_capacity(n);
+    fill(&mut out.spare_capacity_mut()[..n]);
+    // SAFETY: the capacity is there, and `fill` has written it.
     unsafe { out.set_len(n) };
     out
 }

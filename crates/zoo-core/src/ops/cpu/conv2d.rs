@@ -18,7 +18,7 @@
 //! are added in their order: the bits never depend on the number of threads.
 
 use super::batch_norm;
-use super::buffer::{Shared, with_scratch, written};
+use super::buffer::{Shared, with_scratch, written_by_tasks};
 use super::clamp::Clamp;
 use super::depthwise;
 use super::product::tile;
@@ -109,7 +109,7 @@ pub(crate) fn forward<T: Real>(g: &Geometry, xs: &[T], weight: &[T], finish: &Fi
     let sizes = (p.groups, g.group_out(), g.group_in(), taps);
     let weights = PackedRows::new(weight, sizes, place, finish.scale);
     // SAFETY: the output's pixels are those of `gather`, each written by the task that has it.
-    unsafe { written(g.b * g.output_image(), |ys| gather.run(xs, &weights, finish, ys)) }
+    unsafe { written_by_tasks(g.b * g.output_image(), |ys| gather.run(xs, &weights, finish, ys)) }
 }
 
 pub(crate) fn input_grad<T: Real>(g: &Geometry, grad: &[T], weight: &[T]) -> Vec<T> {
@@ -162,7 +162,7 @@ pub(crate) fn input_grad<T: Real>(g: &Geometry, grad: &[T], weight: &[T]) -> Vec
         }
     };
     // SAFETY: the remainders modulo the stride cover every input pixel once.
-    unsafe { written(g.b * g.input_image(), write) }
+    unsafe { written_by_tasks(g.b * g.input_image(), write) }
 }
 
 /// out\[n, o, y, x\] = bias\[o\] + Σ over c and taps of w\[o, c, tap\] · in\[n, c, y·stride + row(tap), x·stride + col(tap)\]

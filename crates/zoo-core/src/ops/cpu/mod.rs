@@ -5,6 +5,7 @@ pub(crate) mod batch_norm;
 pub(crate) mod buffer;
 pub(crate) mod clamp;
 pub(crate) mod conv2d;
+pub(crate) mod copy;
 pub(crate) mod depthwise;
 pub(crate) mod gemm;
 pub(crate) mod layer_norm;

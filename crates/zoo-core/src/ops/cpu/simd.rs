@@ -161,6 +161,15 @@ pub(crate) trait Simd: Copy {
         }
         lanes[0]
     }
+
+    /// The lanes whose bit in `lanes` is set, zeros elsewhere; touches no other element.
+    unsafe fn load_where(from: *const Self::Elem, lanes: u32) -> Self;
+    /// The elements at even and at odd places of `self` followed by `other`.
+    unsafe fn deinterleave(self, other: Self) -> (Self, Self);
+    /// self\[0\], other\[0\], self\[1\], other\[1\], …
+    unsafe fn interleave(self, other: Self) -> (Self, Self);
+    /// `a` where self is NaN, otherwise `b`.
+    unsafe fn if_nan(self, a: Self, b: Self) -> Self;
 }
 
 /// Work over vectors: `run` must be `#[inline(always)]`, and so must everything it calls.
@@ -306,6 +315,35 @@ macro_rules! portable {
                 }))
             }
             transpose_by_element!();
+            #[inline(always)]
+            unsafe fn load_where(from: *const $t, lanes: u32) -> Self {
+                if lanes == (1 << $n) - 1 {
+                    // SAFETY: the caller's pointer holds every lane.
+                    return unsafe { Self::load(from) };
+                }
+                let mut out = [0.0; $n];
+                for (i, out) in out.iter_mut().enumerate() {
+                    if lanes >> i & 1 == 1 {
+                        // SAFETY: the caller's pointer holds the lanes that are set.
+                        *out = unsafe { *from.wrapping_add(i) };
+                    }
+                }
+                Self(out)
+            }
+            #[inline(always)]
+            unsafe fn deinterleave(self, other: Self) -> (Self, Self) {
+                let at = |i: usize| if i < $n { self.0[i] } else { other.0[i - $n] };
+                (Self(std::array::from_fn(|i| at(2 * i))), Self(std::array::from_fn(|i| at(2 * i + 1))))
+            }
+            #[inline(always)]
+            unsafe fn interleave(self, other: Self) -> (Self, Self) {
+                let at = |i: usize| if i % 2 == 0 { self.0[i / 2] } else { other.0[i / 2] };
+                (Self(std::array::from_fn(at)), Self(std::array::from_fn(|i| at(i + $n))))
+            }
+            #[inline(always)]
+            unsafe fn if_nan(self, a: Self, b: Self) -> Self {
+                Self(std::array::from_fn(|i| if self.0[i].is_nan() { a.0[i] } else { b.0[i] }))
+            }
         }
     };
 }
@@ -395,6 +433,26 @@ pub(crate) mod x86 {
                 }
             }
         }
+
+        method!(load_where(from: *const f32, lanes: u32) -> Self = Self(_mm512_maskz_loadu_ps(lanes as __mmask16, from)));
+        method!(deinterleave(self: Self, other: Self) -> (Self, Self) = {
+            let even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+            let odd = _mm512_add_epi32(even, _mm512_set1_epi32(1));
+            (
+                Self(_mm512_permutex2var_ps(self.0, even, other.0)),
+                Self(_mm512_permutex2var_ps(self.0, odd, other.0)),
+            )
+        });
+        method!(interleave(self: Self, other: Self) -> (Self, Self) = {
+            let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+            let high = _mm512_add_epi32(low, _mm512_set1_epi32(8));
+            (
+                Self(_mm512_permutex2var_ps(self.0, low, other.0)),
+                Self(_mm512_permutex2var_ps(self.0, high, other.0)),
+            )
+        });
+        method!(if_nan(self: Self, a: Self, b: Self) -> Self =
+            Self(_mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0), b.0, a.0)));
     }
 
     impl Simd for F64x8 {
@@ -424,6 +482,26 @@ pub(crate) mod x86 {
             Self(_mm512_castsi512_pd(_mm512_slli_epi64::<52>(exponent)))
         });
         transpose_by_element!();
+
+        method!(load_where(from: *const f64, lanes: u32) -> Self = Self(_mm512_maskz_loadu_pd(lanes as __mmask8, from)));
+        method!(deinterleave(self: Self, other: Self) -> (Self, Self) = {
+            let even = _mm512_setr_epi64(0, 2, 4, 6, 8, 10, 12, 14);
+            let odd = _mm512_add_epi64(even, _mm512_set1_epi64(1));
+            (
+                Self(_mm512_permutex2var_pd(self.0, even, other.0)),
+                Self(_mm512_permutex2var_pd(self.0, odd, other.0)),
+            )
+        });
+        method!(interleave(self: Self, other: Self) -> (Self, Self) = {
+            let low = _mm512_setr_epi64(0, 8, 1, 9, 2, 10, 3, 11);
+            let high = _mm512_add_epi64(low, _mm512_set1_epi64(4));
+            (
+                Self(_mm512_permutex2var_pd(self.0, low, other.0)),
+                Self(_mm512_permutex2var_pd(self.0, high, other.0)),
+            )
+        });
+        method!(if_nan(self: Self, a: Self, b: Self) -> Self =
+            Self(_mm512_mask_blend_pd(_mm512_cmp_pd_mask::<_CMP_UNORD_Q>(self.0, self.0), b.0, a.0)));
     }
 
     /// Lanes below `n` have their high bit set, as AVX2's masked moves want it.
@@ -463,6 +541,26 @@ pub(crate) mod x86 {
             Self(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
         });
         transpose_by_element!();
+
+        method!(load_where(from: *const f32, lanes: u32) -> Self = {
+            let bits = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+            let mask = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32(lanes as i32), bits), bits);
+            Self(_mm256_maskload_ps(from, mask))
+        });
+        method!(deinterleave(self: Self, other: Self) -> (Self, Self) = {
+            let even = _mm256_castps_pd(_mm256_shuffle_ps::<0x88>(self.0, other.0));
+            let odd = _mm256_castps_pd(_mm256_shuffle_ps::<0xdd>(self.0, other.0));
+            (
+                Self(_mm256_castpd_ps(_mm256_permute4x64_pd::<0xd8>(even))),
+                Self(_mm256_castpd_ps(_mm256_permute4x64_pd::<0xd8>(odd))),
+            )
+        });
+        method!(interleave(self: Self, other: Self) -> (Self, Self) = {
+            let (a, b) = (_mm256_unpacklo_ps(self.0, other.0), _mm256_unpackhi_ps(self.0, other.0));
+            (Self(_mm256_permute2f128_ps::<0x20>(a, b)), Self(_mm256_permute2f128_ps::<0x31>(a, b)))
+        });
+        method!(if_nan(self: Self, a: Self, b: Self) -> Self =
+            Self(_mm256_blendv_ps(b.0, a.0, _mm256_cmp_ps::<_CMP_UNORD_Q>(self.0, self.0))));
     }
 
     impl Simd for F64x4 {
@@ -489,6 +587,22 @@ pub(crate) mod x86 {
             Self(_mm256_castsi256_pd(_mm256_slli_epi64::<52>(exponent)))
         });
         transpose_by_element!();
+
+        method!(load_where(from: *const f64, lanes: u32) -> Self = {
+            let bits = _mm256_setr_epi64x(1, 2, 4, 8);
+            let mask = _mm256_cmpeq_epi64(_mm256_and_si256(_mm256_set1_epi64x(i64::from(lanes)), bits), bits);
+            Self(_mm256_maskload_pd(from, mask))
+        });
+        method!(deinterleave(self: Self, other: Self) -> (Self, Self) = (
+            Self(_mm256_permute4x64_pd::<0xd8>(_mm256_unpacklo_pd(self.0, other.0))),
+            Self(_mm256_permute4x64_pd::<0xd8>(_mm256_unpackhi_pd(self.0, other.0))),
+        ));
+        method!(interleave(self: Self, other: Self) -> (Self, Self) = {
+            let (a, b) = (_mm256_unpacklo_pd(self.0, other.0), _mm256_unpackhi_pd(self.0, other.0));
+            (Self(_mm256_permute2f128_pd::<0x20>(a, b)), Self(_mm256_permute2f128_pd::<0x31>(a, b)))
+        });
+        method!(if_nan(self: Self, a: Self, b: Self) -> Self =
+            Self(_mm256_blendv_pd(b.0, a.0, _mm256_cmp_pd::<_CMP_UNORD_Q>(self.0, self.0))));
     }
 }
 
@@ -546,6 +660,25 @@ mod tests {
                 let nan = V::splat(num(f64::NAN));
                 nan.max(y).store(out.as_mut_ptr());
                 check("max of NaN", &out, &b);
+                nan.if_nan(x, y).store(out.as_mut_ptr());
+                check("NaN is NaN", &out, &a);
+                x.if_nan(nan, y).store(out.as_mut_ptr());
+                check("numbers are not", &out, &b);
+                for lanes in [0, 1, 0b101, 0b0110 & ((1 << n) - 1), (1 << n) - 2, (1 << n) - 1] {
+                    V::load_where(xs.as_ptr(), lanes).store(out.as_mut_ptr());
+                    check("load_where", &out, &|i| if lanes >> i & 1 == 1 { a(i) } else { 0.0 });
+                }
+                let joined = |i: usize| if i < n { a(i) } else { b(i - n) };
+                let (even, odd) = x.deinterleave(y);
+                even.store(out.as_mut_ptr());
+                check("even", &out, &|i| joined(2 * i));
+                odd.store(out.as_mut_ptr());
+                check("odd", &out, &|i| joined(2 * i + 1));
+                let (low, high) = even.interleave(odd);
+                low.store(out.as_mut_ptr());
+                check("low", &out, &a);
+                high.store(out.as_mut_ptr());
+                check("high", &out, &b);
                 let block: Vec<T> = (0..n * (n + 3)).map(|i| num(i as f64)).collect();
                 let mut turned = vec![T::zero(); n * (n + 1)];
                 V::transpose(block.as_ptr(), n + 3, turned.as_mut_ptr(), n + 1);
