@@ -2,11 +2,15 @@
 //! planes, and **reduce in an order that does not depend on the number of threads**: the same input gives the same bits.
 
 pub(crate) mod batch_norm;
+pub(crate) mod buffer;
 pub(crate) mod conv2d;
 pub(crate) mod gemm;
 pub(crate) mod layer_norm;
+pub(crate) mod math;
+pub(crate) mod pointwise;
 pub(crate) mod pool;
 pub mod simd;
+pub(crate) mod softmax;
 
 use super::Real;
 

@@ -159,6 +159,9 @@ pub(crate) trait Simd: Copy {
         }
         lanes[0]
     }
+
+    /// `a` where self ≤ `limit`, otherwise `b`; a NaN in self gives `b`.
+    unsafe fn if_at_most(self, limit: Self, a: Self, b: Self) -> Self;
 }
 
 /// Work over vectors: `run` must be `#[inline(always)]`, and so must everything it calls.
@@ -292,6 +295,10 @@ macro_rules! portable {
                 }))
             }
             transpose_by_element!();
+            #[inline(always)]
+            unsafe fn if_at_most(self, limit: Self, a: Self, b: Self) -> Self {
+                Self(std::array::from_fn(|i| if self.0[i] <= limit.0[i] { a.0[i] } else { b.0[i] }))
+            }
         }
     };
 }
@@ -379,6 +386,9 @@ pub(crate) mod x86 {
                 }
             }
         }
+
+        method!(if_at_most(self: Self, limit: Self, a: Self, b: Self) -> Self =
+            Self(_mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LE_OQ>(self.0, limit.0), b.0, a.0)));
     }
 
     impl Simd for F64x8 {
@@ -406,6 +416,8 @@ pub(crate) mod x86 {
             Self(_mm512_castsi512_pd(_mm512_slli_epi64::<52>(exponent)))
         });
         transpose_by_element!();
+        method!(if_at_most(self: Self, limit: Self, a: Self, b: Self) -> Self =
+            Self(_mm512_mask_blend_pd(_mm512_cmp_pd_mask::<_CMP_LE_OQ>(self.0, limit.0), b.0, a.0)));
     }
 
     /// Lanes below `n` have their high bit set, as AVX2's masked moves want it.
@@ -443,6 +455,8 @@ pub(crate) mod x86 {
             Self(_mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent)))
         });
         transpose_by_element!();
+        method!(if_at_most(self: Self, limit: Self, a: Self, b: Self) -> Self =
+            Self(_mm256_blendv_ps(b.0, a.0, _mm256_cmp_ps::<_CMP_LE_OQ>(self.0, limit.0))));
     }
 
     impl Simd for F64x4 {
@@ -467,6 +481,8 @@ pub(crate) mod x86 {
             Self(_mm256_castsi256_pd(_mm256_slli_epi64::<52>(exponent)))
         });
         transpose_by_element!();
+        method!(if_at_most(self: Self, limit: Self, a: Self, b: Self) -> Self =
+            Self(_mm256_blendv_pd(b.0, a.0, _mm256_cmp_pd::<_CMP_LE_OQ>(self.0, limit.0))));
     }
 }
 
@@ -497,7 +513,7 @@ mod tests {
             // SAFETY: run by `dispatch`; every slice has LANES elements, the blocks LANES².
             unsafe {
                 let (x, y) = (V::load(xs.as_ptr()), V::load(ys.as_ptr()));
-                let ops: [(&str, V, &dyn Fn(usize) -> f64); 8] = [
+                let ops: [(&str, V, &dyn Fn(usize) -> f64); 9] = [
                     ("add", x.add(y), &|i| a(i) + b(i)),
                     ("sub", x.sub(y), &|i| a(i) - b(i)),
                     ("mul", x.mul(y), &|i| a(i) * b(i)),
@@ -505,6 +521,7 @@ mod tests {
                     ("mul_add", x.mul_add(y, x), &|i| a(i) * b(i) + a(i)),
                     ("max", x.max(y), &|i| a(i).max(b(i))),
                     ("round", x.round(), &|i| a(i).round_ties_even()),
+                    ("if_at_most", x.if_at_most(y, x, y), &|i| a(i).min(b(i))),
                     ("exp2", x.round().exp2_of_integer(), &|i| a(i).round_ties_even().exp2()),
                 ];
                 for (name, vector, f) in ops {
