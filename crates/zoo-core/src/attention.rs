@@ -1,8 +1,11 @@
 //! Scaled dot-product attention.
 
+use crate::combine::add;
 use crate::drop::Dropout;
 use crate::init::Init;
-use crate::linear::Linear;
+use crate::linear::{Linear, drop, residual_branch};
+use crate::norm::LayerNorm;
+use crate::ops::branch::Inner;
 use crate::ops::{matmul, softmax};
 use crate::trace;
 use crate::vars::VarBuilder;
@@ -86,6 +89,22 @@ impl SelfAttention {
             attention_dropout: Dropout::new(dropout.0, &vb)?,
             dropout: Dropout::new(dropout.1, &vb)?,
         })
+    }
+
+    /// xs + drop_path(attention(norm(xs))): a block's residual branch, as one operation where nothing drops.
+    ///
+    /// # Errors
+    /// Shapes that do not fit together.
+    pub fn residual(&self, xs: &Tensor, norm: &LayerNorm, drop_path: Option<&Dropout>, train: bool) -> Result<Tensor> {
+        let drops = [Some(&self.attention_dropout), Some(&self.dropout), drop_path];
+        if !drops.into_iter().flatten().any(|drop| drop.drops(train)) {
+            let inner = Inner::Attention(self.heads);
+            if let Some(ys) = residual_branch(xs, inner, norm, &self.qkv, &self.proj, train)? {
+                return Ok(ys);
+            }
+        }
+        let ys = self.forward_t(&norm.forward_t(xs, train)?, train)?;
+        add(xs, &drop(drop_path, ys, train)?)
     }
 }
 

@@ -16,11 +16,10 @@
 //! | `template_mixer_b4` | 4 | 64 | 192 | 8 | 698,186 |
 //! | `template_mixer_b2` | 2 | 256 | 192 | 8 | 1,756,106 |
 
-use crate::mlp_mixer::transpose;
 use candle_core::{D, Result, Tensor, bail};
 use zoo_core::model::Builder;
 use zoo_core::{
-    Classifier, Dimensions, Init, Input, LayerNorm, Linear, MlpBlock, Model, ModelInfo, ModuleT, VarBuilder, add, trace,
+    Classifier, Dimensions, Init, Input, LayerNorm, Linear, MlpBlock, Model, ModelInfo, ModuleT, VarBuilder, trace,
 };
 
 /// A Mixer of the template suite.
@@ -85,11 +84,8 @@ impl Layer {
 impl ModuleT for Layer {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         trace::block("Layer", &self.place, || {
-            let ys = self.norm1.forward_t(&transpose(xs)?, train)?; // (b, s, c) -> (b, c, s)
-            let ys = transpose(&self.mlp_tokens.forward_t(&ys, train)?)?; // (b, c, s) -> (b, s, c)
-            let xs = add(xs, &ys)?;
-            let ys = self.mlp_channels.forward_t(&self.norm2.forward_t(&xs, train)?, train)?;
-            add(&xs, &ys)
+            let xs = self.mlp_tokens.residual_of_tokens(xs, (&self.norm1, true), None, train)?;
+            self.mlp_channels.residual(&xs, &self.norm2, None, train)
         })
     }
 }

@@ -18,7 +18,7 @@ use candle_core::{Result, Tensor, bail};
 use zoo_core::weights::Rename;
 use zoo_core::{
     Classifier, Dimensions, Dropout, Init, Input, LayerNorm, MlpBlock, Model, ModelInfo, ModuleT, PatchEmbed,
-    SelfAttention, VarBuilder, add, trace, weight_for,
+    SelfAttention, VarBuilder, trace, weight_for,
 };
 
 /// What stands for the image before the classifier.
@@ -166,10 +166,8 @@ impl ModuleT for Block {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         trace::block("ViTBlock", &self.place, || {
             let [drop_attn, drop_mlp] = &self.drop_path;
-            let attn = self.attn.forward_t(&self.norm1.forward_t(xs, train)?, train)?;
-            let xs = add(xs, &drop_attn.forward_t(&attn, train)?)?;
-            let mlp = self.mlp.forward_t(&self.norm2.forward_t(&xs, train)?, train)?;
-            add(&xs, &drop_mlp.forward_t(&mlp, train)?)
+            let xs = self.attn.residual(xs, &self.norm1, Some(drop_attn), train)?;
+            self.mlp.residual(&xs, &self.norm2, Some(drop_mlp), train)
         })
     }
 }

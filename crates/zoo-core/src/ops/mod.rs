@@ -14,6 +14,7 @@ pub(crate) mod cpu;
 
 mod avg_pool;
 mod batch_norm;
+pub(crate) mod branch;
 mod conv2d;
 mod cross_entropy;
 mod layer_norm;
@@ -21,6 +22,7 @@ mod linear;
 mod matmul;
 mod max_pool;
 pub mod optim;
+pub(crate) mod params;
 mod pointwise;
 mod softmax;
 

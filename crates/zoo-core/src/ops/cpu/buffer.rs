@@ -22,6 +22,13 @@ pub(crate) fn repeat<'a, T: Real>(out: &'a mut [MaybeUninit<T>], row: &[T]) -> &
     unsafe { assume_init(out) }
 }
 
+/// Writes zeros over the block, which is a slice of numbers from then on.
+pub(crate) fn zeroed<T: Real>(out: &mut [MaybeUninit<T>]) -> &mut [T] {
+    out.iter_mut().for_each(|x| _ = x.write(T::zero()));
+    // SAFETY: all are written.
+    unsafe { assume_init(out) }
+}
+
 /// Copies `from` over the block, which is a slice of numbers from then on.
 pub(crate) fn copy<'a, T: Real>(out: &'a mut [MaybeUninit<T>], from: &[T]) -> &'a mut [T] {
     assert_eq!(out.len(), from.len());

@@ -1,7 +1,6 @@
 //! Elementary functions on vectors, a few units in the last place from the true values in f32 and in f64.
 
 use super::simd::Simd;
-use crate::ops::Real;
 use candle_core::WithDType;
 
 /// Whether the lanes are f32.
@@ -184,6 +183,7 @@ pub(crate) const NORMAL_DENSITY: f64 = 0.398_942_280_401_432_7;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::Real;
     use crate::ops::cpu::simd::{Kernel, dispatch};
     use candle_core::cpu::erf::erf_f64;
 

@@ -1,6 +1,6 @@
 //! Activation functions and their derivatives on the host, vector by vector.
 
-use super::math::{NORMAL_DENSITY, exp, normal, num, sigmoid, tanh};
+use super::math::{NORMAL_DENSITY, normal, num, sigmoid, tanh};
 use super::simd::{Kernel, Simd, dispatch};
 use crate::ops::Real;
 use crate::ops::pointwise::{GELU_TANH, Pointwise};
