@@ -98,3 +98,95 @@ impl CustomOp2 for Op {
         Ok((xs.track_op().then_some(dx), self.params.hand_on(sums)?))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::drop::Dropout;
+    use crate::init::Init;
+    use crate::linear::MlpBlock;
+    use crate::norm::LayerNorm;
+    use crate::ops::composed;
+    use crate::vars::VarStore;
+    use crate::{SelfAttention, VarBuilder};
+    use candle_core::{DType, Device, Result, Tensor, Var};
+
+    type Forward = Box<dyn Fn(&Tensor, bool) -> Result<Tensor>>;
+
+    fn numbers(dims: &[usize], step: usize) -> Result<Tensor> {
+        let values = (0..dims.iter().product()).map(|i: usize| ((i * step + i / 7) % 31) as f64 / 15.0 - 1.0);
+        Tensor::from_vec(values.collect::<Vec<_>>(), dims, &Device::Cpu)
+    }
+
+    /// Output and gradients of the branch as one operation are those of its layers.
+    fn check((b, n, c): (usize, usize, usize), build: impl Fn(&VarBuilder) -> Result<Forward>) -> Result<()> {
+        let store = VarStore::new(0, DType::F64, &Device::Cpu);
+        let forward = build(&store.root())?;
+        for (i, (_, var)) in store.parameters().iter().enumerate() {
+            let scale = 1.0 / (var.elem_count() as f64 / var.dim(0)? as f64).sqrt();
+            var.set(&((numbers(var.dims(), 11 + i)? * scale)? + 0.1)?)?;
+        }
+        let xs = Var::from_tensor(&numbers(&[b, n, c], 17)?)?;
+        let run = || -> Result<(Tensor, Vec<Tensor>)> {
+            let ys = forward(&xs, true)?;
+            let grads = (&ys * numbers(&[b, n, c], 13)?)?.sum_all()?.backward()?;
+            let vars: Vec<_> = store.parameters().iter().map(|(_, var)| var.as_tensor().clone()).collect();
+            let vars = [vec![xs.as_tensor().clone()], vars].concat();
+            Ok((ys, vars.iter().map(|var| grads.get(var).expect("a gradient").clone()).collect()))
+        };
+        let ((ys, grads), (want, want_grads)) = (run()?, composed(run)?);
+        let without_graph = forward(&xs.as_detached_tensor(), false)?;
+        let all = grads.iter().zip(&want_grads).chain([(&ys, &want), (&without_graph, &want)]);
+        for (i, (a, b)) in all.enumerate() {
+            assert_eq!(a.dims(), b.dims());
+            let scale = b.abs()?.max_all()?.to_scalar::<f64>()?.max(1.0);
+            let error = (a - b)?.abs()?.max_all()?.to_scalar::<f64>()?;
+            assert!(error <= 1e-12 * scale, "{i}: {error} of {scale} for {b:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn branches_are_their_layers() -> Result<()> {
+        let init = Init::TORCH_WEIGHT;
+        for (b, n, c, hidden) in [(2, 3, 5, 7), (23, 17, 20, 33), (3, 150, 16, 24), (2, 3, 1024, 1025)] {
+            check((b, n, c), |vb| {
+                let norm = LayerNorm::new(c, 1e-6, vb.pp("norm"))?;
+                let mlp = MlpBlock::new((c, hidden, c), 0.0, init, Init::ZEROS, vb.pp("mlp"))?;
+                Ok(Box::new(move |xs, train| mlp.residual(xs, &norm, None, train)))
+            })?;
+            if c > 100 {
+                continue;
+            }
+            for over_tokens in [false, true] {
+                check((b, n, c), |vb| {
+                    let norm = LayerNorm::new(if over_tokens { n } else { c }, 1e-5, vb.pp("norm"))?;
+                    let mlp = MlpBlock::new((n, hidden, n), 0.0, init, Init::ZEROS, vb.pp("mlp"))?;
+                    Ok(Box::new(move |xs, train| mlp.residual_of_tokens(xs, (&norm, over_tokens), None, train)))
+                })?;
+            }
+            let heads = if c == 5 { 5 } else { 4 };
+            check((b, n, c), |vb| {
+                let norm = LayerNorm::new(c, 1e-6, vb.pp("norm"))?;
+                let attn = SelfAttention::new(c, heads, (0.0, 0.0), init, vb.pp("attn"))?;
+                Ok(Box::new(move |xs, train| attn.residual(xs, &norm, None, train)))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// With dropout the layers run one by one, and in evaluation the branch is one operation again.
+    #[test]
+    fn dropout_takes_the_layers() -> Result<()> {
+        let store = VarStore::new(0, DType::F64, &Device::Cpu);
+        let vb = store.root();
+        let norm = LayerNorm::new(6, 1e-6, vb.pp("norm"))?;
+        let mlp = MlpBlock::new((6, 8, 6), 0.0, Init::TORCH_WEIGHT, Init::ZEROS, vb.pp("mlp"))?;
+        let path = Dropout::path(0.99, &vb)?;
+        let xs = numbers(&[4, 3, 6], 5)?;
+        let distance = |a: &Tensor, b: &Tensor| (a - b)?.abs()?.max_all()?.to_scalar::<f64>();
+        assert_eq!(distance(&mlp.residual(&xs, &norm, Some(&path), true)?, &xs)?, 0.0);
+        let plain = mlp.residual(&xs, &norm, None, true)?;
+        assert_eq!(distance(&mlp.residual(&xs, &norm, Some(&path), false)?, &plain)?, 0.0);
+        Ok(())
+    }
+}

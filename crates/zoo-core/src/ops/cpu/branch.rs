@@ -42,7 +42,7 @@ pub(crate) struct Weights<'a, T> {
 }
 
 /// Rows that a matrix product wants, to be worth the packing of its other side.
-const ROWS: usize = 256;
+const ROWS: usize = 128;
 /// Weights beyond this many leave the cache anyway: then the threads share one product.
 const LARGE: usize = 1 << 20;
 /// Parts of the batch that sum their gradients each for itself.
@@ -76,7 +76,7 @@ impl Branch {
         let [.., second, _] = self.lengths();
         match self.inner {
             Inner::GeluOfTokens(_) => 1,
-            _ if second.max(self.lengths()[2]) >= LARGE => (4 * ROWS).div_ceil(self.n).min(batch),
+            _ if second.max(self.lengths()[2]) >= LARGE => (8 * ROWS).div_ceil(self.n).min(batch),
             _ => ROWS.div_ceil(self.n).min(batch),
         }
     }
@@ -182,14 +182,16 @@ impl Branch {
         let batch = xs.len() / image;
         let images = self.images(batch);
         let p = self.parallelism(batch);
+        // Memory for what lies between is laid out once for each run of chunks.
+        let run = batch.div_ceil(images).div_ceil(PARTS);
         let mut kept = Vec::new();
         let ys = filled(xs.len(), |ys| {
             let chunks = || xs.par_chunks(images * image);
             let scratch = || (vec![T::zero(); images * image], vec![T::zero(); images * self.act_len()]);
-            let ys = ys.par_chunks_mut(images * image).zip(chunks());
+            let ys = ys.par_chunks_mut(images * image).zip(chunks()).with_min_len(run);
             if keep {
                 kept = filled(batch * self.mid_len(), |mids| {
-                    let chunks = ys.zip(mids.par_chunks_mut(images * self.mid_len()));
+                    let chunks = ys.zip(mids.par_chunks_mut(images * self.mid_len())).with_min_len(run);
                     chunks.for_each_init(scratch, |scratch, ((y, x), mid)| self.chunk(x, &w, mid, y, scratch, p));
                 });
             } else {
