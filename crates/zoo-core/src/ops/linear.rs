@@ -1,8 +1,8 @@
 //! The affine map of a fully connected layer.
 
-use super::cpu::branch::add_column_sums;
 use super::cpu::buffer::{filled, repeat, zeroed};
 use super::cpu::gemm::{Mat, all_threads, gemm, threads_inside};
+use super::cpu::rows::add_column_sums;
 use super::{Path, Real, compose, elements, for_real, path};
 use crate::trace;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType, bail};

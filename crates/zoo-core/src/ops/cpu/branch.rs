@@ -6,6 +6,7 @@ use super::buffer::{assume_init, filled, repeat};
 use super::gemm::{Mat, all_threads, gemm, threads_inside};
 use super::layer_norm as norm;
 use super::pointwise::{gelu, gelu_and_grad};
+use super::rows::{add_column, add_column_sums, add_row, add_row_sums};
 use crate::ops::Real;
 use gemm::Parallelism;
 use rayon::prelude::*;
@@ -127,15 +128,10 @@ impl Branch {
     ) {
         let (n, c) = (self.n, self.c);
         if self.on_tokens() {
-            let y = columns(y, w.second.1, c);
-            y.iter_mut().zip(x).for_each(|(y, &x)| *y += x);
+            let y = add_column(x, w.second.1, y);
             gemm((n, c, self.act), y, true, Mat::rows(w.second.0, self.act), Mat::rows(act, c), p);
         } else {
-            for (y, x) in y.chunks_exact_mut(c).zip(x.chunks_exact(c)) {
-                y.iter_mut().zip(x).zip(w.second.1).for_each(|((y, &x), &b)| _ = y.write(x + b));
-            }
-            // SAFETY: the rows fill y.
-            let y = unsafe { assume_init(y) };
+            let y = add_row(x, w.second.1, y);
             let rhs = Mat::transposed(w.second.0, self.act);
             gemm((images * n, c, self.act), y, true, Mat::rows(act, self.act), rhs, p);
         }
@@ -320,16 +316,4 @@ fn columns<'a, T: Real>(out: &'a mut [MaybeUninit<T>], column: &[T], cols: usize
     }
     // SAFETY: the rows fill the block.
     unsafe { assume_init(out) }
-}
-
-fn add_row_sums<T: Real>(xs: &[T], sums: &mut [T]) {
-    let rows = xs.chunks_exact(xs.len() / sums.len());
-    sums.iter_mut().zip(rows).for_each(|(sum, row)| *sum += super::sum(row));
-}
-
-/// Σ over the rows of each column, added to `sums`.
-pub(crate) fn add_column_sums<T: Real>(xs: &[T], sums: &mut [T]) {
-    for row in xs.chunks_exact(sums.len()) {
-        sums.iter_mut().zip(row).for_each(|(sum, &x)| *sum += x);
-    }
 }

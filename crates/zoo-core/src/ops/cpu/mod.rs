@@ -11,6 +11,7 @@ pub(crate) mod layer_norm;
 pub(crate) mod math;
 pub(crate) mod pointwise;
 pub(crate) mod pool;
+pub(crate) mod rows;
 pub mod simd;
 pub(crate) mod softmax;
 
