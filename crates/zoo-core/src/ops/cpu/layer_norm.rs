@@ -240,9 +240,9 @@ impl<T: Real> Kernel<T> for ColumnsBackward<'_, T> {
                     db[i] += dy.sum();
                 }
                 let (mean_g, minus_gx) = (sum_g.mul(num(1.0 / rows as f64)), sum_gx.mul(num(-1.0 / rows as f64)));
-                for i in 0..rows {
+                for (i, &weight) in weight.iter().enumerate() {
                     let normal = part::<V>(x.add(i * cols), j, cols).sub(mean).mul(inv_std);
-                    let g = part::<V>(dy.add(i * cols), j, cols).mul(V::splat(weight[i]));
+                    let g = part::<V>(dy.add(i * cols), j, cols).mul(V::splat(weight));
                     let inner = normal.mul_add(minus_gx, g.sub(mean_g));
                     let onto = match onto {
                         Some(onto) => part::<V>(onto.add(i * cols), j, cols),

@@ -133,7 +133,7 @@ const TAIL_F32: (f64, [f64; 11]) = (
 const TAIL_F64: (f64, [f64; 23]) = (
     4.5,
     [
-        0.763_230_528_970_203_1,
+        0.763_230_528_970_203,
         -0.640_257_760_252_616_4,
         0.446_452_517_055_678_8,
         -0.253_141_799_951_03,
@@ -221,7 +221,8 @@ mod tests {
     }
 
     fn check<T: Real>(epsilon: f64, tiny: f64) {
-        let functions: [(Function, f64, &dyn Fn(f64) -> f64); 5] = [
+        type Want<'a> = &'a dyn Fn(f64) -> f64;
+        let functions: [(Function, f64, Want); 5] = [
             (Function::Exp, 4.0, &f64::exp),
             (Function::ExpNegative, 4.0, &f64::exp),
             (Function::Tanh, 6.0, &f64::tanh),
