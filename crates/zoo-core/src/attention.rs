@@ -1,11 +1,14 @@
 //! Scaled dot-product attention.
 
+use crate::combine::add;
 use crate::drop::Dropout;
 use crate::init::Init;
-use crate::linear::Linear;
+use crate::linear::{Linear, drop, residual_branch};
+use crate::norm::LayerNorm;
+use crate::ops::branch::Inner;
 use crate::ops::{matmul, softmax};
-use crate::trace;
 use crate::vars::VarBuilder;
+use crate::{tape, trace};
 use candle_core::{D, Result, Tensor, bail};
 use candle_nn::ModuleT;
 
@@ -87,6 +90,22 @@ impl SelfAttention {
             dropout: Dropout::new(dropout.1, &vb)?,
         })
     }
+
+    /// xs + drop_path(attention(norm(xs))): a block's residual branch, as one operation where nothing drops.
+    ///
+    /// # Errors
+    /// Shapes that do not fit together.
+    pub fn residual(&self, xs: &Tensor, norm: &LayerNorm, drop_path: Option<&Dropout>, train: bool) -> Result<Tensor> {
+        let drops = [Some(&self.attention_dropout), Some(&self.dropout), drop_path];
+        if !drops.into_iter().flatten().any(|drop| drop.drops(train)) {
+            let inner = Inner::Attention(self.heads);
+            if let Some(ys) = residual_branch(xs, inner, norm, &self.qkv, &self.proj, train)? {
+                return Ok(ys);
+            }
+        }
+        let ys = self.forward_t(&norm.forward_t(xs, train)?, train)?;
+        add(xs, &drop(drop_path, ys, train)?)
+    }
 }
 
 impl ModuleT for SelfAttention {
@@ -98,9 +117,12 @@ impl ModuleT for SelfAttention {
             &[&qkv],
             || {
                 let dim = xs.dim(2)?;
-                let part = |i: usize| split_heads(&qkv.narrow(2, i * dim, dim)?, self.heads);
-                let (q, k, v) = (part(0)?, part(1)?, part(2)?);
-                merge_heads(&scaled_dot_product_attention((&q, &k, &v), None, Some(&self.attention_dropout), train)?)
+                tape::candle(&[&qkv], |qkv| {
+                    let part = |i: usize| split_heads(&qkv[0].narrow(2, i * dim, dim)?, self.heads);
+                    let (q, k, v) = (part(0)?, part(1)?, part(2)?);
+                    let dropout = Some(&self.attention_dropout);
+                    merge_heads(&scaled_dot_product_attention((&q, &k, &v), None, dropout, train)?)
+                })
             },
         )?;
         self.dropout.forward_t(&self.proj.forward_t(&mixed, train)?, train)

@@ -19,6 +19,14 @@ pub fn concat(parts: &[&Tensor], dim: usize) -> Result<Tensor> {
     trace::op("Concat", String::new, parts, || ops::concat(parts, dim))
 }
 
+/// (b, s, c) -> (b, c, s): channels as rows.
+///
+/// # Errors
+/// An input of fewer than three dimensions.
+pub fn transpose(xs: &Tensor) -> Result<Tensor> {
+    trace::op("Transpose", String::new, &[xs], || tape::candle(&[xs], |xs| xs[0].transpose(1, 2)?.contiguous()))
+}
+
 /// All dimensions but the first as one: (b, …) -> (b, n).
 ///
 /// # Errors

@@ -57,6 +57,11 @@ impl Dropout {
     pub fn path(p: f64, vb: &VarBuilder) -> Result<Self> {
         Self::with(p, Unit::Sample, vb)
     }
+
+    /// Whether it drops anything, or hands its input on.
+    pub(crate) fn drops(&self, train: bool) -> bool {
+        train && self.p > 0.0 && !self.stream.is_off()
+    }
 }
 
 /// `count` values that are 0 with probability `p` and 1 / (1 - p) otherwise.
@@ -67,7 +72,7 @@ fn mask(rng: &mut Rng, p: f64, count: usize) -> Vec<f32> {
 
 impl ModuleT for Dropout {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        if !train || self.p == 0.0 || self.stream.is_off() {
+        if !self.drops(train) {
             return Ok(xs.clone());
         }
         let together = match self.unit {

@@ -1,8 +1,11 @@
 //! Fully connected layers.
 
 use crate::activation::activate;
+use crate::combine::{add, transpose};
 use crate::drop::Dropout;
 use crate::init::Init;
+use crate::norm::LayerNorm;
+use crate::ops::branch::{Inner, branch};
 use crate::ops::{Pointwise, linear};
 use crate::trace;
 use crate::vars::{VarBuilder, weight_for};
@@ -61,6 +64,11 @@ impl Linear {
         let weight = vb.param((out_features, in_features), "weight", init)?;
         let bias = bias.map(|init| vb.param(out_features, "bias", init)).transpose()?;
         Ok(Self { weight, bias, place: vb.path().to_string() })
+    }
+
+    /// Weight and bias, where it has one.
+    pub(crate) fn parts(&self, train: bool) -> Option<(Tensor, Tensor)> {
+        Some((weight_for(&self.weight, train), weight_for(self.bias.as_ref()?, train)))
     }
 }
 
@@ -169,6 +177,77 @@ impl MlpBlock {
             activation: Pointwise::Gelu,
             dropout: Dropout::new(dropout, &vb)?,
         })
+    }
+
+    /// xs + drop_path(mlp(norm(xs))): a block's residual branch, as one operation where nothing drops. (b, n, c) -> (b, n, c)
+    ///
+    /// # Errors
+    /// Shapes that do not fit together.
+    pub fn residual(&self, xs: &Tensor, norm: &LayerNorm, drop_path: Option<&Dropout>, train: bool) -> Result<Tensor> {
+        if let Some(ys) = self.fused(Inner::Gelu, xs, norm, drop_path, train)? {
+            return Ok(ys);
+        }
+        let ys = self.forward_t(&norm.forward_t(xs, train)?, train)?;
+        add(xs, &drop(drop_path, ys, train)?)
+    }
+
+    /// As [`MlpBlock::residual`], but the perceptron mixes the tokens of a channel, not the channels of a token: xs +
+    /// drop_path(mlp(norm(xs)ᵀ)ᵀ), or with a norm over the tokens as well, xs + drop_path(mlp(norm(xsᵀ))ᵀ).
+    ///
+    /// # Errors
+    /// Shapes that do not fit together.
+    pub fn residual_of_tokens(
+        &self,
+        xs: &Tensor,
+        (norm, over_tokens): (&LayerNorm, bool),
+        drop_path: Option<&Dropout>,
+        train: bool,
+    ) -> Result<Tensor> {
+        if let Some(ys) = self.fused(Inner::GeluOfTokens(!over_tokens), xs, norm, drop_path, train)? {
+            return Ok(ys);
+        }
+        let ys = match over_tokens {
+            true => norm.forward_t(&transpose(xs)?, train)?,
+            false => transpose(&norm.forward_t(xs, train)?)?,
+        };
+        let ys = transpose(&self.forward_t(&ys, train)?)?; // (b, c, n) -> (b, n, c)
+        add(xs, &drop(drop_path, ys, train)?)
+    }
+
+    fn fused(
+        &self,
+        inner: Inner,
+        xs: &Tensor,
+        norm: &LayerNorm,
+        drop_path: Option<&Dropout>,
+        train: bool,
+    ) -> Result<Option<Tensor>> {
+        let drops = self.dropout.drops(train) || drop_path.is_some_and(|drop| drop.drops(train));
+        if drops || self.activation != Pointwise::Gelu {
+            return Ok(None);
+        }
+        residual_branch(xs, inner, norm, &self.fc1, &self.fc2, train)
+    }
+}
+
+/// xs + second(inner(first(norm(xs)))) as one operation, where there is a kernel for it.
+pub(crate) fn residual_branch(
+    xs: &Tensor,
+    inner: Inner,
+    norm: &LayerNorm,
+    first: &Linear,
+    second: &Linear,
+    train: bool,
+) -> Result<Option<Tensor>> {
+    let (Some(first), Some(second)) = (first.parts(train), second.parts(train)) else { return Ok(None) };
+    let (norm, eps) = norm.parts(train);
+    branch(xs, inner, ((&norm.0, &norm.1), eps), (&first.0, &first.1), (&second.0, &second.1))
+}
+
+pub(crate) fn drop(dropout: Option<&Dropout>, xs: Tensor, train: bool) -> Result<Tensor> {
+    match dropout {
+        Some(dropout) => dropout.forward_t(&xs, train),
+        None => Ok(xs),
     }
 }
 

@@ -190,6 +190,11 @@ impl LayerNorm {
         let weight = vb.param(shape.clone(), "weight", Init::ONES)?;
         Ok(Self { weight, bias: vb.param(shape, "bias", Init::ZEROS)?, eps, place: vb.path().to_string() })
     }
+
+    /// Weight, bias and ε.
+    pub(crate) fn parts(&self, train: bool) -> ((Tensor, Tensor), f64) {
+        ((weight_for(&self.weight, train), weight_for(&self.bias, train)), self.eps)
+    }
 }
 
 impl ModuleT for LayerNorm {

@@ -1,9 +1,9 @@
 //! Images as sequences of patches.
 
-use crate::conv::{Conv2d, Conv2dConfig};
 use crate::init::Init;
-use crate::trace;
-use crate::vars::VarBuilder;
+use crate::ops::{self, Conv2dParams, conv2d, linear};
+use crate::vars::{VarBuilder, weight_for};
+use crate::{tape, trace};
 use candle_core::{Result, Tensor, bail};
 use candle_nn::ModuleT;
 
@@ -13,8 +13,11 @@ use candle_nn::ModuleT;
 /// Key: `proj`.
 #[derive(Debug, Clone)]
 pub struct PatchEmbed {
-    proj: Conv2d,
+    /// (dim, in_chans, p, p): a convolution's.
+    weight: Tensor,
+    bias: Tensor,
     patch: usize,
+    place: String,
 }
 
 impl PatchEmbed {
@@ -41,19 +44,36 @@ impl PatchEmbed {
         if patch == 0 {
             bail!("{}: a patch has at least one pixel", vb.path())
         }
-        let config = Conv2dConfig::new(patch).stride(patch).init(init).bias_init(bias);
-        Ok(Self { proj: Conv2d::new(in_chans, dim, config, vb.pp("proj"))?, patch })
+        let vb = vb.pp("proj");
+        let weight = vb.param((dim, in_chans, patch, patch), "weight", init)?;
+        Ok(Self { weight, bias: vb.param(dim, "bias", bias)?, patch, place: vb.path().to_string() })
     }
 }
 
 impl ModuleT for PatchEmbed {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let (_, _, h, w) = xs.dims4()?;
-        if !h.is_multiple_of(self.patch) || !w.is_multiple_of(self.patch) {
-            bail!("patch_embed: patches of {0}x{0} do not divide an image of {h}x{w}", self.patch)
+        let ((b, c, h, w), p) = (xs.dims4()?, self.patch);
+        if !h.is_multiple_of(p) || !w.is_multiple_of(p) {
+            bail!("patch_embed: patches of {p}x{p} do not divide an image of {h}x{w}")
         }
-        let map = self.proj.forward_t(xs, train)?;
+        let (weight, bias) = (weight_for(&self.weight, train), weight_for(&self.bias, train));
+        let (dim, in_chans) = (weight.dim(0)?, weight.dim(1)?);
+        if matches!(ops::path(xs), ops::Path::Kernel) && c == in_chans {
+            // One matrix product on the patches as rows: (b, c, h, w) -> (b, h/p · w/p, c · p · p)
+            let rows = tape::candle(&[xs], |xs| {
+                let cells = xs[0].reshape(vec![b, c, h / p, p, w / p, p])?.permute([0, 2, 4, 1, 3, 5])?;
+                cells.contiguous()?.reshape((b, (h / p) * (w / p), c * p * p))
+            })?;
+            return linear(&rows, &weight.reshape((dim, c * p * p))?, Some(&bias));
+        }
+        let params = Conv2dParams { stride: (p, p), ..Conv2dParams::default() };
+        let stride = if p == 1 { String::new() } else { format!(", stride {p}") };
+        let (weights, detail) = ([Some(&self.weight), Some(&self.bias)], || format!("{p}x{p}{stride}"));
+        let map =
+            trace::layer("Conv2d", &self.place, &weights, detail, &[xs], || conv2d(xs, &weight, Some(&bias), params))?;
         // (b, dim, h/p, w/p) -> (b, h/p · w/p, dim)
-        trace::op("Tokens", String::new, &[&map], || map.flatten_from(2)?.transpose(1, 2)?.contiguous())
+        trace::op("Tokens", String::new, &[&map], || {
+            tape::candle(&[&map], |map| map[0].flatten_from(2)?.transpose(1, 2)?.contiguous())
+        })
     }
 }

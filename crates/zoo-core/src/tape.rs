@@ -68,7 +68,8 @@ struct Recording {
 
 impl Recording {
     fn tracks(&mut self, tensor: &Tensor) -> bool {
-        if tensor.is_variable() && self.tracked.insert(tensor.id()) {
+        // A variable, or what candle has made of one.
+        if tensor.track_op() && self.tracked.insert(tensor.id()) {
             self.variables.push(tensor.clone());
         }
         self.tracked.contains(&tensor.id())

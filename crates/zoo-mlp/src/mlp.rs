@@ -8,6 +8,7 @@
 //! | `mlp` | 3072 512 256 10 | 1,707,274 |
 
 use candle_core::{Module, Result, Tensor};
+use zoo_core::tape::on_tape;
 use zoo_core::{
     BatchNorm, BatchNormConfig, Classifier, Dimensions, Init, Input, Linear, Model, ModelInfo, ModuleT, Pointwise,
     VarBuilder, flatten, softmax,
@@ -157,7 +158,7 @@ impl Model for Mlp {
 
 impl ModuleT for Mlp {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        self.forward_head(&self.forward_features(xs, train)?, train)
+        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

@@ -19,9 +19,10 @@
 
 use candle_core::{Result, Tensor, bail};
 use zoo_core::model::Builder;
+use zoo_core::tape::{self, on_tape};
 use zoo_core::{
     Classifier, Dimensions, Dropout, Init, Input, LayerNorm, MlpBlock, Model, ModelInfo, ModuleT, PatchEmbed,
-    VarBuilder, add, trace,
+    VarBuilder, trace,
 };
 
 /// A Mixer.
@@ -103,11 +104,6 @@ impl Config {
     }
 }
 
-/// (b, s, c) <-> (b, c, s)
-pub(crate) fn transpose(xs: &Tensor) -> Result<Tensor> {
-    trace::op("Transpose", String::new, &[xs], || xs.transpose(1, 2)?.contiguous())
-}
-
 /// timm's initialisation of a perceptron: Glorot's rule, biases next to 0.
 fn mlp(width: usize, hidden: usize, dropout: f64, vb: VarBuilder) -> Result<MlpBlock> {
     let bias = Init::Normal { mean: 0.0, std: 1e-6 };
@@ -148,11 +144,8 @@ impl ModuleT for MixerBlock {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         trace::block("MixerBlock", &self.place, || {
             let [drop1, drop2] = &self.drop_paths;
-            let ys = transpose(&self.norm1.forward_t(xs, train)?)?; // (b, s, c) -> (b, c, s)
-            let ys = transpose(&self.mlp_tokens.forward_t(&ys, train)?)?; // (b, c, s) -> (b, s, c)
-            let xs = add(xs, &drop1.forward_t(&ys, train)?)?;
-            let ys = self.mlp_channels.forward_t(&self.norm2.forward_t(&xs, train)?, train)?;
-            add(&xs, &drop2.forward_t(&ys, train)?)
+            let xs = self.mlp_tokens.residual_of_tokens(xs, (&self.norm1, false), Some(drop1), train)?;
+            self.mlp_channels.residual(&xs, &self.norm2, Some(drop2), train)
         })
     }
 }
@@ -217,7 +210,12 @@ impl Model for MlpMixer {
     }
 
     fn pre_logits(&self, features: &Tensor, train: bool) -> Result<Tensor> {
-        let mean = trace::op("AvgPool", || "over tokens".to_string(), &[features], || features.mean(1))?;
+        let mean = trace::op(
+            "AvgPool",
+            || "over tokens".to_string(),
+            &[features],
+            || tape::candle(&[features], |t| t[0].mean(1)),
+        )?;
         self.head_dropout.forward_t(&mean, train)
     }
 
@@ -232,7 +230,7 @@ impl Model for MlpMixer {
 
 impl ModuleT for MlpMixer {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        self.forward_head(&self.forward_features(xs, train)?, train)
+        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

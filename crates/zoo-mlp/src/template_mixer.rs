@@ -16,11 +16,11 @@
 //! | `template_mixer_b4` | 4 | 64 | 192 | 8 | 698,186 |
 //! | `template_mixer_b2` | 2 | 256 | 192 | 8 | 1,756,106 |
 
-use crate::mlp_mixer::transpose;
 use candle_core::{D, Result, Tensor, bail};
 use zoo_core::model::Builder;
+use zoo_core::tape::{self, on_tape};
 use zoo_core::{
-    Classifier, Dimensions, Init, Input, LayerNorm, Linear, MlpBlock, Model, ModelInfo, ModuleT, VarBuilder, add, trace,
+    Classifier, Dimensions, Init, Input, LayerNorm, Linear, MlpBlock, Model, ModelInfo, ModuleT, VarBuilder, trace,
 };
 
 /// A Mixer of the template suite.
@@ -85,11 +85,8 @@ impl Layer {
 impl ModuleT for Layer {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         trace::block("Layer", &self.place, || {
-            let ys = self.norm1.forward_t(&transpose(xs)?, train)?; // (b, s, c) -> (b, c, s)
-            let ys = transpose(&self.mlp_tokens.forward_t(&ys, train)?)?; // (b, c, s) -> (b, s, c)
-            let xs = add(xs, &ys)?;
-            let ys = self.mlp_channels.forward_t(&self.norm2.forward_t(&xs, train)?, train)?;
-            add(&xs, &ys)
+            let xs = self.mlp_tokens.residual_of_tokens(xs, (&self.norm1, true), None, train)?;
+            self.mlp_channels.residual(&xs, &self.norm2, None, train)
         })
     }
 }
@@ -144,7 +141,7 @@ impl Model for TemplateMixer {
     /// (b, in_chans, image_size, image_size) -> (b, tokens, dim)
     fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         let (b, c, h, w) = xs.dims4()?;
-        let rows = |xs: &Tensor| xs.reshape((b, self.tokens, c * h * w / self.tokens));
+        let rows = |xs: &Tensor| tape::reshape(xs, (b, self.tokens, c * h * w / self.tokens));
         let rows = trace::op("Rows", || format!("{} of the memory", self.tokens), &[xs], || rows(xs))?;
         let mut xs = self.embed.forward_t(&rows, train)?;
         for (i, layer) in self.layers.iter().enumerate() {
@@ -155,7 +152,12 @@ impl Model for TemplateMixer {
 
     /// (b, tokens, dim) -> (b, tokens)
     fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> {
-        trace::op("AvgPool", || "over channels".to_string(), &[features], || features.mean(D::Minus1))
+        trace::op(
+            "AvgPool",
+            || "over channels".to_string(),
+            &[features],
+            || tape::candle(&[features], |t| t[0].mean(D::Minus1)),
+        )
     }
 
     fn classifier(&self) -> &Classifier {
@@ -169,7 +171,7 @@ impl Model for TemplateMixer {
 
 impl ModuleT for TemplateMixer {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        self.forward_head(&self.forward_features(xs, train)?, train)
+        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

@@ -15,10 +15,11 @@
 //! | `cifar_vit_tiny_patch4` | 4, on 32x32 pixels | 192 | 12 | 3 | 5,362,762 |
 
 use candle_core::{Result, Tensor, bail};
+use zoo_core::tape::{self, on_tape};
 use zoo_core::weights::Rename;
 use zoo_core::{
     Classifier, Dimensions, Dropout, Init, Input, LayerNorm, MlpBlock, Model, ModelInfo, ModuleT, PatchEmbed,
-    SelfAttention, VarBuilder, add, trace, weight_for,
+    SelfAttention, VarBuilder, trace, weight_for,
 };
 
 /// What stands for the image before the classifier.
@@ -166,10 +167,8 @@ impl ModuleT for Block {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         trace::block("ViTBlock", &self.place, || {
             let [drop_attn, drop_mlp] = &self.drop_path;
-            let attn = self.attn.forward_t(&self.norm1.forward_t(xs, train)?, train)?;
-            let xs = add(xs, &drop_attn.forward_t(&attn, train)?)?;
-            let mlp = self.mlp.forward_t(&self.norm2.forward_t(&xs, train)?, train)?;
-            add(&xs, &drop_mlp.forward_t(&mlp, train)?)
+            let xs = self.attn.residual(xs, &self.norm1, Some(drop_attn), train)?;
+            self.mlp.residual(&xs, &self.norm2, Some(drop_mlp), train)
         })
     }
 }
@@ -252,12 +251,13 @@ impl VisionTransformer {
             tokens =
                 trace::layer("ClassToken", &self.place("cls_token"), &[Some(token)], String::new, &[&tokens], || {
                     let token = weight_for(token, train).broadcast_as((b, 1, token.dim(2)?))?;
-                    Tensor::cat(&[&token, &tokens], 1)
+                    zoo_core::ops::concat(&[&token, &tokens], 1)
                 })?;
         }
         let (weights, place) = ([Some(&self.pos_embed)], self.place("pos_embed"));
         let placed = trace::layer("PositionEmbedding", &place, &weights, String::new, &[&tokens], || {
-            tokens.broadcast_add(&weight_for(&self.pos_embed, train))
+            let positions = weight_for(&self.pos_embed, train);
+            tape::candle(&[&tokens, &positions], |t| t[0].broadcast_add(&t[1]))
         })?;
         self.dropout.forward_t(&placed, train)
     }
@@ -284,10 +284,13 @@ impl Model for VisionTransformer {
     /// (b, n, dim) -> (b, dim)
     fn pre_logits(&self, features: &Tensor, train: bool) -> Result<Tensor> {
         let pooled = match self.pooling {
-            Pooling::ClassToken => trace::op("ClassToken", String::new, &[features], || features.get_on_dim(1, 0))?,
+            Pooling::ClassToken => trace::op("ClassToken", String::new, &[features], || {
+                tape::candle(&[features], |t| t[0].get_on_dim(1, 0))
+            })?,
             Pooling::Mean => {
                 let first = usize::from(self.cls_token.is_some());
-                let mean = || features.narrow(1, first, features.dim(1)? - first)?.mean(1);
+                let n = features.dim(1)? - first;
+                let mean = || tape::candle(&[features], |t| t[0].narrow(1, first, n)?.mean(1));
                 self.norm.forward_t(&trace::op("MeanTokens", String::new, &[features], mean)?, train)?
             }
         };
@@ -305,7 +308,7 @@ impl Model for VisionTransformer {
 
 impl ModuleT for VisionTransformer {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        self.forward_head(&self.forward_features(xs, train)?, train)
+        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

@@ -1,9 +1,10 @@
 //! Layer normalisation: Ba, Kiros and Hinton 2016, "Layer Normalization" (arXiv:1607.06450).
 
+use super::cpu::buffer::{filled, repeat};
 use super::cpu::layer_norm as kernel;
 use super::{Path, compose, elements, for_real, path};
 use crate::{tape, trace};
-use candle_core::{CpuStorage, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 
 /// y = (x - μ) / √(σ² + eps) · weight + bias, with mean and biased variance over the last dimensions, those of `weight`: as
 /// `torch.nn.functional.layer_norm`. Input (…, *weight's shape), bias of weight's shape.
@@ -30,7 +31,7 @@ pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resu
         )
     }
     let flat = |t: &Tensor| t.flatten_all()?.contiguous();
-    let rows = || xs.reshape((xs.elem_count() / n, n))?.contiguous();
+    let rows = || tape::contiguous(&tape::reshape(xs, (xs.elem_count() / n, n))?);
     match path(xs) {
         Path::Shape => trace::shape_only(xs.dims(), xs.dtype(), xs.device()),
         Path::Compose => compose::layer_norm(&rows()?, &flat(weight)?, &flat(bias)?, eps)?.reshape(xs.shape()),
@@ -38,7 +39,10 @@ pub fn layer_norm(xs: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Resu
             let [rows, weight, bias] = [rows()?, flat(weight)?, flat(bias)?].map(|t| t.to_dtype(DType::F32));
             tape::apply3(&rows?, &weight?, &bias?, LayerNorm { eps })?.to_dtype(xs.dtype())?.reshape(xs.shape())
         }
-        Path::Kernel => tape::apply3(&rows()?, &flat(weight)?, &flat(bias)?, LayerNorm { eps })?.reshape(xs.shape()),
+        Path::Kernel => {
+            let ys = tape::apply3(&rows()?, &flat(weight)?, &flat(bias)?, LayerNorm { eps })?;
+            tape::reshape(&ys, xs.shape())
+        }
     }
 }
 
@@ -64,7 +68,8 @@ impl CustomOp3 for LayerNorm {
         let op = CustomOp3::name(self);
         for_real!(op, x, T => {
             let (weight, bias) = (elements::<T>(op, w, wl)?, elements::<T>(op, b, bl)?);
-            let ys = kernel::forward(elements(op, x, xl)?, weight, bias, self.eps);
+            let xs = elements(op, x, xl)?;
+            let ys = filled(xs.len(), |ys| kernel::forward(xs, weight, bias, self.eps, ys));
             Ok((T::to_cpu_storage_owned(ys), xl.shape().clone()))
         })
     }
@@ -79,23 +84,23 @@ impl CustomOp3 for LayerNorm {
         _: &Tensor,
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let grad = grad.contiguous()?;
-        let dx =
-            tape::tracks(xs).then(|| xs.apply_op3_no_bwd(&grad, weight, &InputGrad { eps: self.eps })).transpose()?;
-        if !tape::tracks(weight) && !tape::tracks(bias) {
-            return Ok((dx, None, None));
-        }
-        let sums = xs.apply_op2_no_bwd(&grad, &WeightGrad { eps: self.eps })?;
-        Ok((dx, Some(sums.get(0)?), Some(sums.get(1)?)))
+        let (rows, n) = xs.dims2()?;
+        let all = xs.apply_op3_no_bwd(&grad.contiguous()?, weight, &Gradients { eps: self.eps })?;
+        let part = |row: usize, rows: usize| all.narrow(0, row, rows);
+        let dx = tape::tracks(xs).then(|| part(0, rows)).transpose()?;
+        let sum = |row: usize| part(row, 1)?.reshape(n)?.copy();
+        let dw = tape::tracks(weight).then(|| sum(rows)).transpose()?;
+        let db = tape::tracks(bias).then(|| sum(rows + 1)).transpose()?;
+        Ok((dx, dw, db))
     }
 }
 
-/// (input, gradient of the output, weight) -> gradient of the input.
-struct InputGrad {
+/// (input, gradient of the output, weight) -> the gradients of input, weight and bias below each other: (rows + 2, n).
+struct Gradients {
     eps: f64,
 }
 
-impl CustomOp3 for InputGrad {
+impl CustomOp3 for Gradients {
     fn name(&self) -> &'static str {
         "layer_norm gradient"
     }
@@ -109,30 +114,15 @@ impl CustomOp3 for InputGrad {
         w: &CpuStorage,
         wl: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let op = CustomOp3::name(self);
+        let (op, (rows, n)) = (CustomOp3::name(self), xl.shape().dims2()?);
         for_real!(op, x, T => {
-            let (grad, weight) = (elements::<T>(op, g, gl)?, elements::<T>(op, w, wl)?);
-            let dx = kernel::input_grad(elements(op, x, xl)?, grad, weight, self.eps);
-            Ok((T::to_cpu_storage_owned(dx), xl.shape().clone()))
-        })
-    }
-}
-
-/// (input, gradient of the output) -> (2, n): gradients of weight and bias.
-struct WeightGrad {
-    eps: f64,
-}
-
-impl CustomOp2 for WeightGrad {
-    fn name(&self) -> &'static str {
-        "layer_norm weight gradient"
-    }
-
-    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, g: &CpuStorage, gl: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (op, n) = (CustomOp2::name(self), xl.dims()[1]);
-        for_real!(op, x, T => {
-            let sums = kernel::weight_grad::<T>(n, elements(op, x, xl)?, elements(op, g, gl)?, self.eps);
-            Ok((T::to_cpu_storage_owned(sums), (2, n).into()))
+            let (xs, grad, weight) = (elements(op, x, xl)?, elements(op, g, gl)?, elements::<T>(op, w, wl)?);
+            let all = filled((rows + 2) * n, |all| {
+                let (dx, sums) = all.split_at_mut(rows * n);
+                let sums = repeat(sums, &vec![0.0; n]);
+                kernel::backward((xs, grad), weight, self.eps, None, dx, sums.split_at_mut(n));
+            });
+            Ok((T::to_cpu_storage_owned(all), (rows + 2, n).into()))
         })
     }
 }

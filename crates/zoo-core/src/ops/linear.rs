@@ -1,9 +1,12 @@
 //! The affine map of a fully connected layer.
 
-use super::cpu::gemm::{Mat, all_threads, gemm};
+use super::cpu::buffer::{filled, repeat, zeroed};
+use super::cpu::gemm::{Mat, all_threads, gemm, threads_inside};
+use super::cpu::rows::add_column_sums;
 use super::{Path, Real, compose, elements, for_real, path};
 use crate::{tape, trace};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType, bail};
+use rayon::prelude::*;
 
 /// y = x · weightᵀ + bias over the last dimension, as `torch.nn.functional.linear`.
 ///
@@ -37,26 +40,33 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     }
     let sizes = Sizes { rows: lead.iter().product(), c_in, c_out };
     trace::count_macs((sizes.rows * c_in * c_out) as u64);
-    let rows = tape::reshape(xs, (sizes.rows, c_in))?;
-    let ys = match path(xs) {
-        Path::Shape => trace::shape_only(&[sizes.rows, c_out], xs.dtype(), xs.device())?,
-        Path::Compose => compose::linear(&rows, weight, bias)?,
+    let dims = [lead, &[c_out]].concat();
+    match path(xs) {
+        Path::Shape => trace::shape_only(&dims, xs.dtype(), xs.device()),
+        Path::Compose => compose::linear(&xs.reshape((sizes.rows, c_in))?, weight, bias)?.reshape(dims),
         Path::KernelInF32 => {
             let bias = bias.map(|b| b.to_dtype(DType::F32)).transpose()?;
-            kernel(&rows.to_dtype(DType::F32)?, &weight.to_dtype(DType::F32)?, bias.as_ref(), sizes)?
-                .to_dtype(xs.dtype())?
+            kernel(&xs.to_dtype(DType::F32)?, &weight.to_dtype(DType::F32)?, bias.as_ref(), sizes)?.to_dtype(xs.dtype())
         }
-        Path::Kernel => kernel(&rows, weight, bias, sizes)?,
-    };
-    tape::reshape(&ys, [lead, &[c_out]].concat())
+        Path::Kernel => kernel(xs, weight, bias, sizes),
+    }
 }
 
-fn kernel(rows: &Tensor, weight: &Tensor, bias: Option<&Tensor>, sizes: Sizes) -> Result<Tensor> {
-    let (rows, weight) = (rows.contiguous()?, weight.contiguous()?);
+fn kernel(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, sizes: Sizes) -> Result<Tensor> {
+    let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);
     match bias {
-        Some(bias) => tape::apply3(&rows, &weight, &bias.contiguous()?, Forward(sizes)),
-        None => tape::apply2(&rows, &weight, Forward(sizes)),
+        Some(bias) => tape::apply3(&xs, &weight, &bias.contiguous()?, Forward(sizes)),
+        None => tape::apply2(&xs, &weight, Forward(sizes)),
     }
+}
+
+/// The shape of `layout` with another last dimension.
+fn with_last(layout: &Layout, last: usize) -> Shape {
+    let mut dims = layout.dims().to_vec();
+    if let Some(n) = dims.last_mut() {
+        *n = last;
+    }
+    dims.into()
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -66,17 +76,26 @@ struct Sizes {
     c_out: usize,
 }
 
+/// Rows that one task takes: enough to be worth packing the weight.
+const CHUNK: usize = 512;
+
 struct Forward(Sizes);
 
 impl Forward {
     fn run<T: Real>(&self, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
         let Sizes { rows, c_in, c_out } = self.0;
-        let mut ys = match bias {
-            Some(bias) => bias.repeat(rows),
-            None => vec![T::zero(); rows * c_out],
-        };
-        gemm((rows, c_out, c_in), &mut ys, true, Mat::rows(x, c_in), Mat::transposed(w, c_in), all_threads());
-        ys
+        filled(rows * c_out, |ys| {
+            let chunks = ys.par_chunks_mut(CHUNK * c_out).zip(x.par_chunks(CHUNK * c_in));
+            let p = threads_inside(rows.div_ceil(CHUNK));
+            chunks.for_each(|(y, x)| {
+                let y = match bias {
+                    Some(bias) => repeat(y, bias),
+                    None => zeroed(y),
+                };
+                let (x, w) = (Mat::rows(x, c_in), Mat::transposed(w, c_in));
+                gemm((y.len() / c_out, c_out, c_in), y, true, x, w, p);
+            });
+        })
     }
 
     fn gradients(&self, xs: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
@@ -95,7 +114,7 @@ impl CustomOp2 for Forward {
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
         for_real!("linear", x, T => {
             let ys = self.run::<T>(elements("linear", x, xl)?, elements("linear", w, wl)?, None);
-            Ok((T::to_cpu_storage_owned(ys), (self.0.rows, self.0.c_out).into()))
+            Ok((T::to_cpu_storage_owned(ys), with_last(xl, self.0.c_out)))
         })
     }
 
@@ -121,7 +140,7 @@ impl CustomOp3 for Forward {
         for_real!("linear", x, T => {
             let bias = Some(elements::<T>("linear", b, bl)?);
             let ys = self.run::<T>(elements("linear", x, xl)?, elements("linear", w, wl)?, bias);
-            Ok((T::to_cpu_storage_owned(ys), (self.0.rows, self.0.c_out).into()))
+            Ok((T::to_cpu_storage_owned(ys), with_last(xl, self.0.c_out)))
         })
     }
 
@@ -151,10 +170,14 @@ impl CustomOp2 for InputGrad {
         let Sizes { rows, c_in, c_out } = self.0;
         for_real!(self.name(), g, T => {
             let (grad, weight) = (elements::<T>(self.name(), g, gl)?, elements::<T>(self.name(), w, wl)?);
-            let mut dx = vec![0.0; rows * c_in];
-            let (grad, weight) = (Mat::rows(grad, c_out), Mat::rows(weight, c_in));
-            gemm((rows, c_in, c_out), &mut dx, false, grad, weight, all_threads());
-            Ok((T::to_cpu_storage_owned(dx), (rows, c_in).into()))
+            let dx = filled(rows * c_in, |dx| {
+                let p = threads_inside(rows.div_ceil(CHUNK));
+                dx.par_chunks_mut(CHUNK * c_in).zip(grad.par_chunks(CHUNK * c_out)).for_each(|(dx, grad)| {
+                    let (grad, weight) = (Mat::rows(grad, c_out), Mat::rows(weight, c_in));
+                    gemm((dx.len() / c_in, c_in, c_out), zeroed(dx), true, grad, weight, p);
+                });
+            });
+            Ok((T::to_cpu_storage_owned(dx), with_last(gl, c_in)))
         })
     }
 }
@@ -189,10 +212,15 @@ impl CustomOp1 for BiasGrad {
 
     fn cpu_fwd(&self, g: &CpuStorage, gl: &Layout) -> Result<(CpuStorage, Shape)> {
         for_real!(self.name(), g, T => {
-            let mut db = vec![0.0; self.0.c_out];
-            for row in elements::<T>(self.name(), g, gl)?.chunks_exact(self.0.c_out) {
-                db.iter_mut().zip(row).for_each(|(db, &dy)| *db += dy);
-            }
+            let n = self.0.c_out;
+            let blocks = elements::<T>(self.name(), g, gl)?.par_chunks(CHUNK * n).map(|rows| {
+                let mut sums = vec![0.0; n];
+                add_column_sums(rows, &mut sums);
+                sums
+            });
+            // Each block sums its rows, then the blocks are added in order.
+            let mut db = vec![0.0; n];
+            blocks.collect::<Vec<_>>().iter().for_each(|sums| add_column_sums(sums, &mut db));
             Ok((T::to_cpu_storage_owned(db), self.0.c_out.into()))
         })
     }

@@ -15,6 +15,7 @@ pub(crate) mod cpu;
 mod add;
 mod avg_pool;
 mod batch_norm;
+pub(crate) mod branch;
 mod conv2d;
 mod conv_bn;
 mod cross_entropy;
@@ -24,6 +25,7 @@ mod linear;
 mod matmul;
 mod max_pool;
 pub mod optim;
+pub(crate) mod params;
 mod pointwise;
 mod softmax;
 

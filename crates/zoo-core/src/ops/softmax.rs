@@ -1,6 +1,7 @@
 //! Softmax over the last dimension.
 
-use super::pointwise::Functions;
+use super::cpu::buffer::filled;
+use super::cpu::softmax as kernel;
 use super::{Path, elements, for_real, path};
 use crate::{tape, trace};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Layout, Result, Shape, Tensor, WithDType, bail};
@@ -43,9 +44,9 @@ impl CustomOp1 for Softmax {
         let n = xl.dims()[xl.dims().len() - 1];
         for_real!("softmax", x, T => {
             let xs = elements::<T>("softmax", x, xl)?;
-            let mut ys: Vec<T> = vec![0.0; xs.len()];
-            ys.par_chunks_mut(n * ROWS).zip(xs.par_chunks(n * ROWS)).for_each(|(ys, xs)| {
-                ys.chunks_exact_mut(n).zip(xs.chunks_exact(n)).for_each(|(y, x)| row(x, y));
+            let ys = filled(xs.len(), |ys| {
+                let blocks = ys.par_chunks_mut(n * ROWS).zip(xs.par_chunks(n * ROWS));
+                blocks.for_each(|(ys, xs)| kernel::forward(n, xs, ys));
             });
             Ok((T::to_cpu_storage_owned(ys), xl.shape().clone()))
         })
@@ -55,13 +56,6 @@ impl CustomOp1 for Softmax {
     fn bwd(&self, _: &Tensor, ys: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
         ys.apply_op2_no_bwd(&grad.contiguous()?, &SoftmaxGrad).map(Some)
     }
-}
-
-fn row<T: Functions>(x: &[T], y: &mut [T]) {
-    let max = x.iter().copied().fold(T::from_f64(f64::NEG_INFINITY), |a, b| if b > a { b } else { a });
-    y.iter_mut().zip(x).for_each(|(y, &x)| *y = (x - max).exp());
-    let total = super::cpu::sum(y);
-    y.iter_mut().for_each(|y| *y /= total);
 }
 
 /// (output, gradient of the output) -> gradient of the input.
@@ -76,13 +70,9 @@ impl CustomOp2 for SoftmaxGrad {
         let (op, n) = (self.name(), yl.dims()[yl.dims().len() - 1]);
         for_real!(op, y, T => {
             let (ys, grad) = (elements::<T>(op, y, yl)?, elements::<T>(op, g, gl)?);
-            let mut dx: Vec<T> = vec![0.0; ys.len()];
-            let blocks = dx.par_chunks_mut(n * ROWS).zip(ys.par_chunks(n * ROWS)).zip(grad.par_chunks(n * ROWS));
-            blocks.for_each(|((dx, ys), grad)| {
-                for ((dx, y), dy) in dx.chunks_exact_mut(n).zip(ys.chunks_exact(n)).zip(grad.chunks_exact(n)) {
-                    let along = super::cpu::dot(y, dy);
-                    dx.iter_mut().zip(y).zip(dy).for_each(|((dx, &y), &dy)| *dx = y * (dy - along));
-                }
+            let dx = filled(ys.len(), |dx| {
+                let blocks = dx.par_chunks_mut(n * ROWS).zip(ys.par_chunks(n * ROWS)).zip(grad.par_chunks(n * ROWS));
+                blocks.for_each(|((dx, ys), grad)| kernel::backward(n, ys, grad, dx));
             });
             Ok((T::to_cpu_storage_owned(dx), yl.shape().clone()))
         })

@@ -28,6 +28,12 @@ impl<'a, T> Mat<'a, T> {
     }
 }
 
+/// A matrix to write to, its rows `rs` apart.
+pub(crate) struct MatMut<'a, T> {
+    pub data: &'a mut [T],
+    pub rs: usize,
+}
+
 /// `dst` (m, n; row-major) = `lhs` (m, k) · `rhs` (k, n), added to what `dst` holds if `accumulate`.
 pub(crate) fn gemm<T: Real>(
     (m, n, k): (usize, usize, usize),
@@ -37,10 +43,24 @@ pub(crate) fn gemm<T: Real>(
     rhs: Mat<T>,
     parallelism: Parallelism,
 ) {
+    product((m, n, k), MatMut { data: dst, rs: n }, accumulate, T::one(), lhs, rhs, parallelism);
+}
+
+/// `dst` (m, n) = `scale` · `lhs` (m, k) · `rhs` (k, n), added to what `dst` holds if `accumulate`.
+pub(crate) fn product<T: Real>(
+    (m, n, k): (usize, usize, usize),
+    dst: MatMut<T>,
+    accumulate: bool,
+    scale: T,
+    lhs: Mat<T>,
+    rhs: Mat<T>,
+    parallelism: Parallelism,
+) {
     if m == 0 || n == 0 {
         return;
     }
-    assert!(k > 0 && dst.len() >= m * n, "gemm: {m}x{n} from k = {k} into {} elements", dst.len());
+    let last = (m - 1) * dst.rs + n;
+    assert!(k > 0 && dst.rs >= n && dst.data.len() >= last, "gemm: {m}x{n} from k = {k} into {}", dst.data.len());
     lhs.assert_holds(m, k);
     rhs.assert_holds(k, n);
     // SAFETY: the three asserts above bound every (i, j) that gemm touches inside its slice; `dst` is borrowed mutably,
@@ -50,9 +70,9 @@ pub(crate) fn gemm<T: Real>(
             m,
             n,
             k,
-            dst.as_mut_ptr(),
+            dst.data.as_mut_ptr(),
             1,
-            n as isize,
+            dst.rs as isize,
             accumulate,
             lhs.data.as_ptr(),
             lhs.cs as isize,
@@ -61,7 +81,7 @@ pub(crate) fn gemm<T: Real>(
             rhs.cs as isize,
             rhs.rs as isize,
             if accumulate { T::one() } else { T::zero() },
-            T::one(),
+            scale,
             false,
             false,
             false,

@@ -1,69 +1,277 @@
-//! Layer normalisation on the host: rows of n elements, parallel over blocks of rows whose size does not depend on the
-//! number of threads.
+//! Layer normalisation on the host: of rows of n elements, or of the columns of a matrix.
 
-use super::{dot, lanes, sum};
+use super::math::num;
+use super::simd::{Kernel, Simd, dispatch};
 use crate::ops::Real;
+use candle_core::WithDType;
 use rayon::prelude::*;
+use std::mem::MaybeUninit;
 
 /// Rows that one task takes.
-const ROWS: usize = 32;
+const ROWS: usize = 64;
+
+/// A register's load of lanes i.., fewer at the end of n.
+#[inline(always)]
+unsafe fn part<V: Simd>(from: *const V::Elem, i: usize, n: usize) -> V {
+    // SAFETY: the caller stands below `dispatch`, with n elements behind `from`.
+    unsafe { if i + V::LANES <= n { V::load(from.add(i)) } else { V::load_first(from.add(i), n - i) } }
+}
+
+#[inline(always)]
+unsafe fn store_part<V: Simd>(x: V, to: *mut V::Elem, i: usize, n: usize) {
+    // SAFETY: as above.
+    unsafe { if i + V::LANES <= n { x.store(to.add(i)) } else { x.store_first(to.add(i), n - i) } }
+}
 
 /// Mean and 1 / √(σ² + eps) of a row, in two passes, so that a large mean costs no digits.
-fn stats<T: Real>(row: &[T], eps: f64) -> (T, T) {
-    let n = row.len() as f64;
-    let mean = T::from_f64(sum(row).to_f64() / n);
-    let variance = lanes(row.len(), |i| (row[i] - mean) * (row[i] - mean)).to_f64() / n;
-    (mean, T::from_f64(1.0 / (variance + eps).sqrt()))
-}
-
-pub(crate) fn forward<T: Real>(xs: &[T], weight: &[T], bias: &[T], eps: f64) -> Vec<T> {
-    let n = weight.len();
-    let mut ys = vec![T::zero(); xs.len()];
-    ys.par_chunks_mut(n * ROWS).zip(xs.par_chunks(n * ROWS)).for_each(|(ys, xs)| {
-        for (y, x) in ys.chunks_exact_mut(n).zip(xs.chunks_exact(n)) {
-            let (mean, inv_std) = stats(x, eps);
-            let affine = y.iter_mut().zip(x).zip(weight.iter().zip(bias));
-            affine.for_each(|((y, &x), (&w, &b))| *y = (x - mean) * inv_std * w + b);
+#[inline(always)]
+unsafe fn stats<V: Simd>(x: *const V::Elem, n: usize, eps: f64) -> (V, V) {
+    let (whole, rest) = (n - n % V::LANES, n % V::LANES);
+    // SAFETY: as above.
+    unsafe {
+        let mut sum = V::zero();
+        for i in (0..n).step_by(V::LANES) {
+            sum = sum.add(part(x, i, n));
         }
-    });
-    ys
-}
-
-pub(crate) fn input_grad<T: Real>(xs: &[T], grad: &[T], weight: &[T], eps: f64) -> Vec<T> {
-    let n = weight.len();
-    let mut dx = vec![T::zero(); xs.len()];
-    let blocks = dx.par_chunks_mut(n * ROWS).zip(xs.par_chunks(n * ROWS)).zip(grad.par_chunks(n * ROWS));
-    blocks.for_each(|((dx, xs), grad)| {
-        for ((dx, x), dy) in dx.chunks_exact_mut(n).zip(xs.chunks_exact(n)).zip(grad.chunks_exact(n)) {
-            let (mean, inv_std) = stats(x, eps);
-            let count = T::from_f64(n as f64);
-            let mean_g = dot(dy, weight) / count;
-            let mean_gx = lanes(n, |i| dy[i] * weight[i] * (x[i] - mean) * inv_std) / count;
-            let row = dx.iter_mut().zip(x).zip(dy.iter().zip(weight));
-            row.for_each(|((dx, &x), (&dy, &w))| *dx = inv_std * (dy * w - mean_g - (x - mean) * inv_std * mean_gx));
+        let mean_of_row = <V::Elem as WithDType>::from_f64(sum.sum().to_f64() / n as f64);
+        let mean = V::splat(mean_of_row);
+        let mut squares = V::zero();
+        for i in (0..whole).step_by(V::LANES) {
+            let d = V::load(x.add(i)).sub(mean);
+            squares = d.mul_add(d, squares);
         }
-    });
-    dx
-}
-
-/// Σ dy·x̂ and Σ dy over the rows: 2·n numbers. Each block sums its rows, then the blocks are added in order, in f64.
-pub(crate) fn weight_grad<T: Real>(n: usize, xs: &[T], grad: &[T], eps: f64) -> Vec<T> {
-    let blocks = xs.par_chunks(n * ROWS).zip(grad.par_chunks(n * ROWS)).map(|(xs, grad)| {
-        let mut sums = vec![T::zero(); 2 * n];
-        let (dw, db) = sums.split_at_mut(n);
-        for (x, dy) in xs.chunks_exact(n).zip(grad.chunks_exact(n)) {
-            let (mean, inv_std) = stats(x, eps);
-            let row = dw.iter_mut().zip(db.iter_mut()).zip(x.iter().zip(dy));
-            row.for_each(|((dw, db), (&x, &dy))| {
-                *dw += dy * (x - mean) * inv_std;
-                *db += dy;
-            });
+        let mut squares = squares.sum().to_f64();
+        for i in n - rest..n {
+            let d = (*x.add(i) - mean_of_row).to_f64();
+            squares += d * d;
         }
-        sums
-    });
-    let mut total = vec![0.0; 2 * n];
-    for block in blocks.collect::<Vec<_>>() {
-        total.iter_mut().zip(block).for_each(|(total, part)| *total += part.to_f64());
+        (mean, num(1.0 / (squares / n as f64 + eps).sqrt()))
     }
-    total.into_iter().map(T::from_f64).collect()
+}
+
+struct Forward<'a, T> {
+    xs: &'a [T],
+    weight: &'a [T],
+    bias: &'a [T],
+    eps: f64,
+    ys: *mut T,
+}
+
+impl<T: Real> Kernel<T> for Forward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) {
+        let n = self.weight.len();
+        let (weight, bias) = (self.weight.as_ptr(), self.bias.as_ptr());
+        for row in 0..self.xs.len() / n {
+            // SAFETY: run by `dispatch`; input and output hold the rows, weight and bias one.
+            unsafe {
+                let (x, y) = (self.xs.as_ptr().add(row * n), self.ys.add(row * n));
+                let (mean, inv_std) = stats::<V>(x, n, self.eps);
+                for i in (0..n).step_by(V::LANES) {
+                    let normal = part::<V>(x, i, n).sub(mean).mul(inv_std);
+                    store_part(normal.mul_add(part(weight, i, n), part(bias, i, n)), y, i, n);
+                }
+            }
+        }
+    }
+}
+
+struct Backward<'a, T> {
+    xs: &'a [T],
+    grad: &'a [T],
+    weight: &'a [T],
+    eps: f64,
+    /// What dx is added to; it may be dx.
+    onto: Option<*const T>,
+    dx: *mut T,
+    dw: &'a mut [T],
+    db: &'a mut [T],
+}
+
+impl<T: Real> Kernel<T> for Backward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) {
+        let n = self.weight.len();
+        let weight = self.weight.as_ptr();
+        let (dw, db) = (self.dw.as_mut_ptr(), self.db.as_mut_ptr());
+        for row in 0..self.xs.len() / n {
+            // SAFETY: run by `dispatch`; input and gradients hold the rows, weight and its gradients one.
+            unsafe {
+                let (x, dy) = (self.xs.as_ptr().add(row * n), self.grad.as_ptr().add(row * n));
+                let dx = self.dx.add(row * n);
+                let (mean, inv_std) = stats::<V>(x, n, self.eps);
+                let (mut sum_g, mut sum_gx) = (V::zero(), V::zero());
+                for i in (0..n).step_by(V::LANES) {
+                    let normal = part::<V>(x, i, n).sub(mean).mul(inv_std);
+                    let dy = part::<V>(dy, i, n);
+                    let g = dy.mul(part(weight, i, n));
+                    sum_g = sum_g.add(g);
+                    sum_gx = g.mul_add(normal, sum_gx);
+                    store_part(dy.mul_add(normal, part(dw, i, n)), dw, i, n);
+                    store_part(dy.add(part(db, i, n)), db, i, n);
+                }
+                let mean_g = num::<V>(sum_g.sum().to_f64() / n as f64);
+                let minus_gx = num::<V>(-sum_gx.sum().to_f64() / n as f64);
+                for i in (0..n).step_by(V::LANES) {
+                    let normal = part::<V>(x, i, n).sub(mean).mul(inv_std);
+                    let g = part::<V>(dy, i, n).mul(part(weight, i, n));
+                    let inner = normal.mul_add(minus_gx, g.sub(mean_g));
+                    let onto = match self.onto {
+                        Some(onto) => part::<V>(onto.add(row * n), i, n),
+                        None => V::zero(),
+                    };
+                    store_part(inner.mul_add(inv_std, onto), dx, i, n);
+                }
+            }
+        }
+    }
+}
+
+/// Rows as long as the weight.
+pub(crate) fn forward<T: Real>(xs: &[T], weight: &[T], bias: &[T], eps: f64, ys: &mut [MaybeUninit<T>]) {
+    let n = weight.len();
+    assert!(bias.len() == n && xs.len() == ys.len() && xs.len().is_multiple_of(n));
+    ys.par_chunks_mut(n * ROWS).zip(xs.par_chunks(n * ROWS)).for_each(|(ys, xs)| {
+        dispatch(Forward { xs, weight, bias, eps, ys: ys.as_mut_ptr().cast() });
+    });
+}
+
+/// dx = `onto` + the gradient of the input, and Σ dy·x̂ and Σ dy over the rows, added to `dw` and `db`. Each block sums its
+/// rows, then the blocks are added in order.
+pub(crate) fn backward<T: Real>(
+    (xs, grad): (&[T], &[T]),
+    weight: &[T],
+    eps: f64,
+    onto: Option<&[T]>,
+    dx: &mut [MaybeUninit<T>],
+    (dw, db): (&mut [T], &mut [T]),
+) {
+    let n = weight.len();
+    assert!(xs.len() == grad.len() && xs.len() == dx.len() && xs.len().is_multiple_of(n));
+    assert!(dw.len() == n && db.len() == n && onto.is_none_or(|onto| onto.len() == xs.len()));
+    let block = n * ROWS;
+    let blocks = dx.par_chunks_mut(block).enumerate().zip(xs.par_chunks(block)).zip(grad.par_chunks(block));
+    let sums = blocks.map(|(((i, dx), xs), grad)| {
+        let (mut dw, mut db) = (vec![T::zero(); n], vec![T::zero(); n]);
+        let onto = onto.map(|onto| onto[i * block..].as_ptr());
+        let dx = dx.as_mut_ptr().cast();
+        dispatch(Backward { xs, grad, weight, eps, onto, dx, dw: &mut dw, db: &mut db });
+        (dw, db)
+    });
+    for (block_dw, block_db) in sums.collect::<Vec<_>>() {
+        dw.iter_mut().zip(block_dw).for_each(|(sum, x)| *sum += x);
+        db.iter_mut().zip(block_db).for_each(|(sum, x)| *sum += x);
+    }
+}
+
+/// Mean and 1 / √(σ² + eps) of each of a register's columns of a matrix (rows, cols).
+#[inline(always)]
+unsafe fn column_stats<V: Simd>(x: *const V::Elem, j: usize, (rows, cols): (usize, usize), eps: f64) -> (V, V) {
+    // SAFETY: as above, `x` holds the matrix.
+    unsafe {
+        let count = num::<V>(1.0 / rows as f64);
+        let mut sum = V::zero();
+        for i in 0..rows {
+            sum = sum.add(part(x.add(i * cols), j, cols));
+        }
+        let mean = sum.mul(count);
+        let mut squares = V::zero();
+        for i in 0..rows {
+            let d = part::<V>(x.add(i * cols), j, cols).sub(mean);
+            squares = d.mul_add(d, squares);
+        }
+        let mut lanes = [<V::Elem as WithDType>::from_f64(0.0); 16];
+        squares.mul(count).store(lanes.as_mut_ptr());
+        lanes.iter_mut().for_each(|x| *x = <V::Elem as WithDType>::from_f64(1.0 / (x.to_f64() + eps).sqrt()));
+        (mean, V::load(lanes.as_ptr()))
+    }
+}
+
+struct ColumnsForward<'a, T>(Forward<'a, T>);
+
+impl<T: Real> Kernel<T> for ColumnsForward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) {
+        let Forward { xs, weight, bias, eps, ys } = self.0;
+        let (rows, cols) = (weight.len(), xs.len() / weight.len());
+        for j in (0..cols).step_by(V::LANES) {
+            // SAFETY: run by `dispatch`; input and output hold the matrix.
+            unsafe {
+                let (mean, inv_std) = column_stats::<V>(xs.as_ptr(), j, (rows, cols), eps);
+                for i in 0..rows {
+                    let normal = part::<V>(xs.as_ptr().add(i * cols), j, cols).sub(mean).mul(inv_std);
+                    let y = normal.mul_add(V::splat(weight[i]), V::splat(bias[i]));
+                    store_part(y, ys.add(i * cols), j, cols);
+                }
+            }
+        }
+    }
+}
+
+struct ColumnsBackward<'a, T>(Backward<'a, T>);
+
+impl<T: Real> Kernel<T> for ColumnsBackward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) {
+        let Backward { xs, grad, weight, eps, onto, dx, dw, db } = self.0;
+        let (rows, cols) = (weight.len(), xs.len() / weight.len());
+        for j in (0..cols).step_by(V::LANES) {
+            // SAFETY: run by `dispatch`; input and gradients hold the matrix. Lanes beyond the last column hold zeros in
+            // the gradient, and add none to the sums.
+            unsafe {
+                let (x, dy) = (xs.as_ptr(), grad.as_ptr());
+                let (mean, inv_std) = column_stats::<V>(x, j, (rows, cols), eps);
+                let (mut sum_g, mut sum_gx) = (V::zero(), V::zero());
+                for i in 0..rows {
+                    let normal = part::<V>(x.add(i * cols), j, cols).sub(mean).mul(inv_std);
+                    let dy = part::<V>(dy.add(i * cols), j, cols);
+                    let g = dy.mul(V::splat(weight[i]));
+                    sum_g = sum_g.add(g);
+                    sum_gx = g.mul_add(normal, sum_gx);
+                    dw[i] += dy.mul(normal).sum();
+                    db[i] += dy.sum();
+                }
+                let (mean_g, minus_gx) = (sum_g.mul(num(1.0 / rows as f64)), sum_gx.mul(num(-1.0 / rows as f64)));
+                for (i, &weight) in weight.iter().enumerate() {
+                    let normal = part::<V>(x.add(i * cols), j, cols).sub(mean).mul(inv_std);
+                    let g = part::<V>(dy.add(i * cols), j, cols).mul(V::splat(weight));
+                    let inner = normal.mul_add(minus_gx, g.sub(mean_g));
+                    let onto = match onto {
+                        Some(onto) => part::<V>(onto.add(i * cols), j, cols),
+                        None => V::zero(),
+                    };
+                    store_part(inner.mul_add(inv_std, onto), dx.add(i * cols), j, cols);
+                }
+            }
+        }
+    }
+}
+
+/// Columns as long as the weight, of one matrix.
+pub(crate) fn columns_forward<T: Real>(xs: &[T], weight: &[T], bias: &[T], eps: f64, ys: &mut [T]) {
+    assert!(bias.len() == weight.len() && xs.len() == ys.len() && xs.len().is_multiple_of(weight.len()));
+    dispatch(ColumnsForward(Forward { xs, weight, bias, eps, ys: ys.as_mut_ptr() }));
+}
+
+/// As [`backward`], for the columns of one matrix.
+pub(crate) fn columns_backward<T: Real>(
+    (xs, grad): (&[T], &[T]),
+    weight: &[T],
+    eps: f64,
+    onto: Option<&[T]>,
+    dx: &mut [MaybeUninit<T>],
+    (dw, db): (&mut [T], &mut [T]),
+) {
+    assert!(xs.len() == grad.len() && xs.len() == dx.len() && xs.len().is_multiple_of(weight.len()));
+    assert!(dw.len() == weight.len() && db.len() == weight.len() && onto.is_none_or(|onto| onto.len() == xs.len()));
+    let onto = onto.map(<[T]>::as_ptr);
+    dispatch(ColumnsBackward(Backward { xs, grad, weight, eps, onto, dx: dx.as_mut_ptr().cast(), dw, db }));
 }

@@ -1,7 +1,9 @@
 //! Kernels for the host. They work on plain slices whose lengths the callers have checked, are parallel over images or
 //! planes, and **reduce in an order that does not depend on the number of threads**: the same input gives the same bits.
 
+pub(crate) mod attention;
 pub(crate) mod batch_norm;
+pub(crate) mod branch;
 pub(crate) mod buffer;
 pub(crate) mod clamp;
 pub(crate) mod conv2d;
@@ -9,9 +11,13 @@ pub(crate) mod copy;
 pub(crate) mod depthwise;
 pub(crate) mod gemm;
 pub(crate) mod layer_norm;
+pub(crate) mod math;
+pub(crate) mod pointwise;
 pub(crate) mod pool;
 mod product;
+pub(crate) mod rows;
 pub mod simd;
+pub(crate) mod softmax;
 
 use super::Real;
 

@@ -642,6 +642,7 @@ mod tests {
                     ("mul_add", x.mul_add(y, x), &|i| a(i) * b(i) + a(i)),
                     ("max", x.max(y), &|i| a(i).max(b(i))),
                     ("round", x.round(), &|i| a(i).round_ties_even()),
+                    ("if_at_most", x.if_at_most(y, x, y), &|i| a(i).min(b(i))),
                     ("exp2", x.round().exp2_of_integer(), &|i| a(i).round_ties_even().exp2()),
                 ];
                 for (name, vector, f) in ops {

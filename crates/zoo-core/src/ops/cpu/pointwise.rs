@@ -1,0 +1,201 @@
+//! Activation functions and their derivatives on the host, vector by vector.
+
+use super::math::{NORMAL_DENSITY, normal, num, sigmoid, tanh};
+use super::simd::{Kernel, Simd, dispatch};
+use crate::ops::Real;
+use crate::ops::pointwise::{GELU_TANH, Pointwise};
+use std::mem::MaybeUninit;
+
+/// Runs `$body` for each vector of a block, the last one with fewer lanes: `|inputs…| -> output`.
+macro_rules! each {
+    ($V:ident, $n:expr, [$($x:ident = $from:expr),*] -> $to:expr, $body:expr) => {{
+        let whole = $n - $n % $V::LANES;
+        for i in (0..whole).step_by($V::LANES) {
+            $(let $x = $V::load($from.add(i));)*
+            $V::store($body, $to.add(i));
+        }
+        if whole < $n {
+            $(let $x = $V::load_first($from.add(whole), $n - whole);)*
+            $V::store_first($body, $to.add(whole), $n - whole);
+        }
+    }};
+}
+
+/// min(max(x, 0), 6); NaN stays.
+#[inline(always)]
+unsafe fn clamp_six<V: Simd>(x: V) -> V {
+    // SAFETY: the caller stands below `dispatch`.
+    unsafe {
+        let six = num::<V>(6.0);
+        let low = x.if_at_most(V::zero(), V::zero(), x);
+        six.if_at_most(low, six, low)
+    }
+}
+
+/// tanh's argument in GELU's tanh form: √(2/π)(x + 0.044715 x³).
+#[inline(always)]
+unsafe fn gelu_inner<V: Simd>(x: V) -> V {
+    // SAFETY: as above.
+    unsafe {
+        let cubic = x.mul(x).mul_add(num(GELU_TANH.1), num(1.0));
+        x.mul(cubic).mul(num(GELU_TANH.0))
+    }
+}
+
+struct Forward<'a, T>(Pointwise, &'a [T], *mut T);
+
+impl<T: Real> Kernel<T> for Forward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) {
+        let (n, from, to) = (self.1.len(), self.1.as_ptr(), self.2);
+        // SAFETY: run by `dispatch`; both pointers hold n elements.
+        unsafe {
+            let (zero, one) = (V::zero(), num::<V>(1.0));
+            match self.0 {
+                Pointwise::Relu => each!(V, n, [x = from] -> to, x.if_at_most(zero, zero, x)),
+                Pointwise::Relu6 => each!(V, n, [x = from] -> to, clamp_six(x)),
+                Pointwise::LeakyRelu(slope) => {
+                    let slope = num::<V>(slope);
+                    each!(V, n, [x = from] -> to, x.if_at_most(zero, x.mul(slope), x))
+                }
+                Pointwise::Gelu => each!(V, n, [x = from] -> to, x.mul(normal(x).0)),
+                Pointwise::GeluTanh => {
+                    let half = num::<V>(0.5);
+                    each!(V, n, [x = from] -> to, half.mul(x).mul(one.add(tanh(gelu_inner(x)))))
+                }
+                Pointwise::Silu => each!(V, n, [x = from] -> to, x.mul(sigmoid(x))),
+                Pointwise::Sigmoid => each!(V, n, [x = from] -> to, sigmoid(x)),
+                Pointwise::Tanh => each!(V, n, [x = from] -> to, tanh(x)),
+                Pointwise::HardSigmoid => {
+                    each!(V, n, [x = from] -> to, clamp_six(x.add(num(3.0))).div(num(6.0)))
+                }
+                Pointwise::HardSwish => {
+                    each!(V, n, [x = from] -> to, x.mul(clamp_six(x.add(num(3.0)))).div(num(6.0)))
+                }
+            }
+        }
+    }
+}
+
+struct Backward<'a, T>(Pointwise, &'a [T], &'a [T], *mut T);
+
+impl<T: Real> Kernel<T> for Backward<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) {
+        let (n, from, grad, to) = (self.1.len(), self.1.as_ptr(), self.2.as_ptr(), self.3);
+        // SAFETY: run by `dispatch`; all pointers hold n elements.
+        unsafe {
+            let (zero, one, three) = (V::zero(), num::<V>(1.0), num::<V>(3.0));
+            match self.0 {
+                Pointwise::Relu => each!(V, n, [x = from, dy = grad] -> to, x.if_at_most(zero, zero, dy)),
+                Pointwise::Relu6 => {
+                    let six = num::<V>(6.0);
+                    each!(V, n, [x = from, dy = grad] -> to, six.if_at_most(x, zero, x.if_at_most(zero, zero, dy)))
+                }
+                Pointwise::LeakyRelu(slope) => {
+                    let slope = num::<V>(slope);
+                    each!(V, n, [x = from, dy = grad] -> to, x.if_greater(zero, dy, dy.mul(slope)))
+                }
+                Pointwise::Gelu => each!(V, n, [x = from, dy = grad] -> to, gelu_slope(x).1.mul(dy)),
+                Pointwise::GeluTanh => {
+                    let (half, a) = (num::<V>(0.5), num::<V>(GELU_TANH.0));
+                    each!(V, n, [x = from, dy = grad] -> to, {
+                        let t = tanh(gelu_inner(x));
+                        let inner = a.mul(x.mul(x).mul_add(num(3.0 * GELU_TANH.1), one));
+                        let slope = half.mul(x).mul(one.sub(t.mul(t))).mul_add(inner, half.mul(one.add(t)));
+                        slope.mul(dy)
+                    })
+                }
+                Pointwise::Silu => each!(V, n, [x = from, dy = grad] -> to, {
+                    let s = sigmoid(x);
+                    s.mul(one.add(x.mul(one.sub(s)))).mul(dy)
+                }),
+                Pointwise::Sigmoid => each!(V, n, [x = from, dy = grad] -> to, {
+                    let s = sigmoid(x);
+                    s.mul(one.sub(s)).mul(dy)
+                }),
+                Pointwise::Tanh => each!(V, n, [x = from, dy = grad] -> to, {
+                    let t = tanh(x);
+                    one.sub(t.mul(t)).mul(dy)
+                }),
+                Pointwise::HardSigmoid => {
+                    let (low, sixth) = (num::<V>(-3.0), num::<V>(1.0 / 6.0));
+                    each!(V, n, [x = from, dy = grad] -> to, {
+                        x.if_greater(low, three.if_greater(x, sixth, zero), zero).mul(dy)
+                    })
+                }
+                Pointwise::HardSwish => {
+                    let (low, half) = (num::<V>(-3.0), num::<V>(0.5));
+                    each!(V, n, [x = from, dy = grad] -> to, {
+                        let between = three.if_greater(x, x.div(three).add(half), one);
+                        x.if_at_most(low, zero, between).mul(dy)
+                    })
+                }
+            }
+        }
+    }
+}
+
+/// (GELU(x), GELU'(x))
+#[inline(always)]
+unsafe fn gelu_slope<V: Simd>(x: V) -> (V, V) {
+    // SAFETY: as above.
+    unsafe {
+        let (cdf, density) = normal(x);
+        (x.mul(cdf), x.mul(density).mul_add(num(NORMAL_DENSITY), cdf))
+    }
+}
+
+struct GeluBoth<'a, T>(&'a [T], *mut T, *mut T);
+
+impl<T: Real> Kernel<T> for GeluBoth<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) {
+        let (n, from, out, grad) = (self.0.len(), self.0.as_ptr(), self.1, self.2);
+        // SAFETY: run by `dispatch`; all pointers hold n elements.
+        unsafe {
+            let whole = n - n % V::LANES;
+            for i in (0..whole).step_by(V::LANES) {
+                let (y, slope) = gelu_slope(V::load(from.add(i)));
+                y.store(out.add(i));
+                slope.mul(V::load(grad.add(i))).store(grad.add(i));
+            }
+            if whole < n {
+                let rest = n - whole;
+                let (y, slope) = gelu_slope(V::load_first(from.add(whole), rest));
+                y.store_first(out.add(whole), rest);
+                slope.mul(V::load_first(grad.add(whole), rest)).store_first(grad.add(whole), rest);
+            }
+        }
+    }
+}
+
+/// ys = GELU(xs), and grad becomes GELU'(xs) · grad: both at the price of one.
+pub(crate) fn gelu_and_grad<T: Real>(xs: &[T], ys: &mut [T], grad: &mut [T]) {
+    assert!(xs.len() == ys.len() && xs.len() == grad.len());
+    dispatch(GeluBoth(xs, ys.as_mut_ptr(), grad.as_mut_ptr()));
+}
+
+/// ys = GELU(xs)
+pub(crate) fn gelu<T: Real>(xs: &[T], ys: &mut [T]) {
+    assert_eq!(xs.len(), ys.len());
+    dispatch(Forward(Pointwise::Gelu, xs, ys.as_mut_ptr()));
+}
+
+/// ys = f(xs)
+pub(crate) fn forward<T: Real>(function: Pointwise, xs: &[T], ys: &mut [MaybeUninit<T>]) {
+    assert_eq!(xs.len(), ys.len());
+    dispatch(Forward(function, xs, ys.as_mut_ptr().cast()));
+}
+
+/// dx = f'(xs) · grad
+pub(crate) fn backward<T: Real>(function: Pointwise, xs: &[T], grad: &[T], dx: &mut [MaybeUninit<T>]) {
+    assert!(xs.len() == dx.len() && xs.len() == grad.len());
+    dispatch(Backward(function, xs, grad, dx.as_mut_ptr().cast()));
+}

@@ -1,0 +1,130 @@
+//! Softmax of rows on the host.
+
+use super::math::{exp_negative, num};
+use super::simd::{Kernel, Simd, dispatch};
+use crate::ops::Real;
+use candle_core::WithDType;
+use std::mem::MaybeUninit;
+
+/// Rows of `n`, in place if both pointers are the same.
+struct Softmax<T> {
+    n: usize,
+    rows: usize,
+    from: *const T,
+    to: *mut T,
+}
+
+impl<T: Real> Kernel<T> for Softmax<T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) {
+        let Self { n, rows, from, to } = self;
+        let (whole, rest) = (n - n % V::LANES, n % V::LANES);
+        for row in 0..rows {
+            // SAFETY: run by `dispatch`; both pointers hold `rows` rows of n elements.
+            unsafe {
+                let (x, y) = (from.add(row * n), to.add(row * n));
+                let lowest = <T as WithDType>::from_f64(f64::NEG_INFINITY);
+                // A NaN gets past the maximum, and from the exponential into the sum.
+                let mut max = V::splat(lowest);
+                for i in (0..whole).step_by(V::LANES) {
+                    max = V::load(x.add(i)).max(max);
+                }
+                let mut lanes = [lowest; 16];
+                max.store(lanes.as_mut_ptr());
+                let mut max = lanes.into_iter().fold(lowest, |a, b| if b > a { b } else { a });
+                for i in whole..n {
+                    max = if *x.add(i) > max { *x.add(i) } else { max };
+                }
+                let (max, mut total) = (V::splat(max), V::zero());
+                for i in (0..whole).step_by(V::LANES) {
+                    let e = exp_negative(V::load(x.add(i)).sub(max));
+                    e.store(y.add(i));
+                    total = total.add(e);
+                }
+                let mut total = total.sum();
+                if rest > 0 {
+                    exp_negative(V::load_first(x.add(whole), rest).sub(max)).store_first(y.add(whole), rest);
+                    for i in whole..n {
+                        total += *y.add(i);
+                    }
+                }
+                let scale = num::<V>(1.0).div(V::splat(total));
+                for i in (0..whole).step_by(V::LANES) {
+                    V::load(y.add(i)).mul(scale).store(y.add(i));
+                }
+                if rest > 0 {
+                    V::load_first(y.add(whole), rest).mul(scale).store_first(y.add(whole), rest);
+                }
+            }
+        }
+    }
+}
+
+/// dx = y · (dy - Σ dy·y) · scale; dx may be dy.
+struct Gradient<T> {
+    n: usize,
+    rows: usize,
+    y: *const T,
+    dy: *const T,
+    dx: *mut T,
+    scale: f64,
+}
+
+impl<T: Real> Kernel<T> for Gradient<T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) {
+        let Self { n, rows, .. } = self;
+        let (whole, rest) = (n - n % V::LANES, n % V::LANES);
+        for row in 0..rows {
+            // SAFETY: run by `dispatch`; the pointers hold `rows` rows of n elements.
+            unsafe {
+                let (y, dy, dx) = (self.y.add(row * n), self.dy.add(row * n), self.dx.add(row * n));
+                let mut along = V::zero();
+                for i in (0..whole).step_by(V::LANES) {
+                    along = V::load(y.add(i)).mul_add(V::load(dy.add(i)), along);
+                }
+                if rest > 0 {
+                    along = V::load_first(y.add(whole), rest).mul_add(V::load_first(dy.add(whole), rest), along);
+                }
+                let (along, scale) = (V::splat(along.sum()), num::<V>(self.scale));
+                for i in (0..whole).step_by(V::LANES) {
+                    V::load(dy.add(i)).sub(along).mul(V::load(y.add(i))).mul(scale).store(dx.add(i));
+                }
+                if rest > 0 {
+                    let y = V::load_first(y.add(whole), rest);
+                    let dx_rest = V::load_first(dy.add(whole), rest).sub(along).mul(y).mul(scale);
+                    dx_rest.store_first(dx.add(whole), rest);
+                }
+            }
+        }
+    }
+}
+
+/// Softmax of each row of n elements.
+pub(crate) fn forward<T: Real>(n: usize, xs: &[T], ys: &mut [MaybeUninit<T>]) {
+    assert!(xs.len() == ys.len() && xs.len().is_multiple_of(n));
+    dispatch(Softmax { n, rows: xs.len() / n, from: xs.as_ptr(), to: ys.as_mut_ptr().cast() });
+}
+
+/// The same over what it reads.
+pub(crate) fn in_place<T: Real>(n: usize, xs: &mut [T]) {
+    assert!(xs.len().is_multiple_of(n));
+    dispatch(Softmax { n, rows: xs.len() / n, from: xs.as_ptr(), to: xs.as_mut_ptr() });
+}
+
+/// From the output and its gradient, the gradient of the input.
+pub(crate) fn backward<T: Real>(n: usize, ys: &[T], grad: &[T], dx: &mut [MaybeUninit<T>]) {
+    assert!(ys.len() == dx.len() && ys.len() == grad.len() && ys.len().is_multiple_of(n));
+    let (y, dy, dx) = (ys.as_ptr(), grad.as_ptr(), dx.as_mut_ptr().cast());
+    dispatch(Gradient { n, rows: ys.len() / n, y, dy, dx, scale: 1.0 });
+}
+
+/// `scale` times the gradient of the input, over that of the output.
+pub(crate) fn backward_in_place<T: Real>(n: usize, ys: &[T], grad: &mut [T], scale: f64) {
+    assert!(ys.len() == grad.len() && ys.len().is_multiple_of(n));
+    dispatch(Gradient { n, rows: ys.len() / n, y: ys.as_ptr(), dy: grad.as_ptr(), dx: grad.as_mut_ptr(), scale });
+}
