@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 /// Keeps the pages of activations between steps instead of giving them back to the kernel.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: zoo_core::memory::KeepPages = zoo_core::memory::KeepPages;
 
 #[derive(Parser)]
 #[command(name = "zoo", version, about = "The classic image networks on Candle")]

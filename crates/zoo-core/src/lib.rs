@@ -24,6 +24,7 @@
 
 pub mod init;
 pub mod loss;
+pub mod memory;
 pub mod model;
 pub mod ops;
 pub mod rng;

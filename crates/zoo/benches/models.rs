@@ -21,7 +21,7 @@ use zoo_core::trace::model_macs;
 
 /// As the `zoo` command does it, so that the figures are those of `zoo bench`.
 #[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+static ALLOCATOR: zoo_core::memory::KeepPages = zoo_core::memory::KeepPages;
 
 /// The networks of docs/performance.md with their batches.
 const NETWORKS: [(&str, usize); 10] = [
