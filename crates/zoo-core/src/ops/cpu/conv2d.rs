@@ -22,10 +22,11 @@ use super::buffer::{Shared, with_scratch, written_by_tasks};
 use super::clamp::Clamp;
 use super::depthwise;
 use super::product::tile;
-use super::simd::{Kernel, Level, Simd, dispatch_at};
+use super::simd::{Kernel, Level, Simd, dispatch_at, prefetch, prefetch_to_write};
 use super::sum;
 use crate::ops::Real;
 use crate::ops::conv2d::Geometry;
+use crate::ops::valid_outputs;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -204,6 +205,9 @@ struct Cut {
     image: usize,
     /// Where the inputs of each factor start.
     offsets: Vec<u32>,
+    /// The input row of the topmost tap of output row 0, and the packed rows of each remainder modulo the vertical stride.
+    first_row: isize,
+    remainder_rows: Vec<usize>,
 }
 
 impl Gather {
@@ -261,10 +265,11 @@ impl Gather {
         // Rows of the input by their remainder modulo the stride: those of one remainder stand one behind the other.
         let first = self.rows.iter().copied().min().unwrap_or(0);
         let relative = |row: isize| (row - first) as usize;
+        let remainder_rows: Vec<usize> = (0..self.stride.0).map(|r| self.remainder_rows(r, rows)).collect();
         let (mut starts, mut packed_rows) = (vec![0; self.stride.0], 0);
-        for (remainder, start) in starts.iter_mut().enumerate() {
+        for (start, rows) in starts.iter_mut().zip(&remainder_rows) {
             *start = packed_rows;
-            packed_rows += self.remainder_rows(remainder, rows);
+            packed_rows += rows;
         }
         let row_starts: Vec<usize> = self
             .rows
@@ -288,7 +293,7 @@ impl Gather {
                 })
                 .collect();
         }
-        Cut { images, rows, parts, blocks, unfolded, channel, image, offsets }
+        Cut { images, rows, parts, blocks, unfolded, channel, image, offsets, first_row: first, remainder_rows }
     }
 
     /// Packed rows of one remainder modulo the vertical stride, for a band of `rows` outputs.
@@ -407,49 +412,117 @@ impl<T: Real> Band<'_, T> {
     #[inline(always)]
     unsafe fn pack<V: Simd<Elem = T>>(&self, slot: usize, image: usize, channel: usize) {
         let (g, cut) = (self.gather, self.cut);
-        let (h, w) = g.plane;
         let start = self.plane(image, channel);
-        let first = g.rows.iter().copied().min().unwrap_or(0);
-        let (stride, width) = (g.stride.1, g.out.1);
+        let width = g.out.1;
         // SAFETY: the scratch holds `cut.images` images of `cut.image` elements and four vectors more; the source is read
         // inside the input alone, which every branch checks for itself.
         unsafe {
             let mut to = self.scratch.add(slot * cut.image + channel * cut.channel);
             for &col in &g.cols {
-                let reach = crate::ops::valid_outputs(width, w, stride, col);
+                let reach = valid_outputs(width, g.plane.1, g.stride.1, col);
                 for remainder in 0..g.stride.0 {
-                    for step in 0..g.remainder_rows(remainder, cut.rows) {
-                        let row = ((self.rows.start + step) * g.stride.0 + remainder) as isize + first;
-                        // Whole vectors are written in the order of their addresses, so what runs over the row's end is
-                        // overwritten by the next row, or lies in the slack.
-                        if row < 0 || row >= h as isize || reach.is_empty() {
-                            for x in (0..width).step_by(V::LANES) {
-                                V::zero().store(to.add(x));
-                            }
-                        } else {
-                            let from = (start + row as usize * w) as isize + col;
-                            let is_inside =
-                                from >= 0 && from as usize + width.next_multiple_of(V::LANES) <= self.input.len();
-                            if stride == 1 && is_inside {
-                                let from = self.input.as_ptr().add(from as usize);
-                                for x in (0..width).step_by(V::LANES) {
-                                    V::load(from.add(x)).store(to.add(x));
-                                }
-                                for x in (0..reach.start).chain(reach.end..width) {
-                                    *to.add(x) = T::zero();
-                                }
-                            } else {
-                                for x in (0..reach.start).chain(reach.end..width) {
-                                    *to.add(x) = T::zero();
-                                }
-                                for x in reach.clone() {
-                                    *to.add(x) = *self.input.get_unchecked((from + (x * stride) as isize) as usize);
-                                }
-                            }
+                    let first = (self.rows.start * g.stride.0 + remainder) as isize + cut.first_row;
+                    let rows = cut.remainder_rows[remainder];
+                    if g.stride == (1, 1) && width == g.plane.1 {
+                        self.pack_block::<V>(start, first, rows, col, &reach, to);
+                    } else {
+                        for step in 0..rows {
+                            let row = first + (step * g.stride.0) as isize;
+                            self.pack_row::<V>(start, row, col, &reach, to.add(step * width));
                         }
-                        to = to.add(width);
+                    }
+                    to = to.add(rows * width);
+                }
+            }
+        }
+    }
+
+    /// Rows as wide as the input's, one behind the other there as here: one run of memory, and zeros where the shift has
+    /// brought the neighbouring row's pixels.
+    #[inline(always)]
+    unsafe fn pack_block<V: Simd<Elem = T>>(
+        &self,
+        start: usize,
+        first: isize,
+        rows: usize,
+        col: isize,
+        reach: &Range<usize>,
+        to: *mut T,
+    ) {
+        let (h, w) = self.gather.plane;
+        let above = (-first).clamp(0, rows as isize) as usize;
+        let end = (h as isize - first).clamp(above as isize, rows as isize) as usize;
+        // SAFETY: as in `pack`; whole vectors are written in the order of their addresses, so what runs over the end is
+        // overwritten by what comes next, or lies in the slack.
+        unsafe {
+            let zeros = |from: usize, until: usize| {
+                for i in (from * w..until * w).step_by(V::LANES) {
+                    V::zero().store(to.add(i));
+                }
+            };
+            zeros(0, above);
+            let from = start as isize + (first + above as isize) * w as isize + col;
+            let count = (end - above) * w;
+            if from >= 0 && from as usize + count.next_multiple_of(V::LANES) <= self.input.len() {
+                let from = self.input.as_ptr().add(from as usize);
+                let to = to.add(above * w);
+                for i in (0..count).step_by(V::LANES) {
+                    V::load(from.add(i)).store(to.add(i));
+                }
+                for row in 0..end - above {
+                    for x in 0..reach.start {
+                        *to.add(row * w + x) = T::zero();
+                    }
+                    for x in reach.end..w {
+                        *to.add(row * w + x) = T::zero();
                     }
                 }
+            } else {
+                for row in above..end {
+                    self.pack_row::<V>(start, first + row as isize, col, reach, to.add(row * w));
+                }
+            }
+            zeros(end, rows);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn pack_row<V: Simd<Elem = T>>(
+        &self,
+        start: usize,
+        row: isize,
+        col: isize,
+        reach: &Range<usize>,
+        to: *mut T,
+    ) {
+        let (stride, width, (h, w)) = (self.gather.stride.1, self.gather.out.1, self.gather.plane);
+        // SAFETY: as in `pack_block`.
+        unsafe {
+            if row < 0 || row >= h as isize || reach.is_empty() {
+                for x in (0..width).step_by(V::LANES) {
+                    V::zero().store(to.add(x));
+                }
+                return;
+            }
+            let from = (start + row as usize * w) as isize + col;
+            let vectors = stride * width.next_multiple_of(V::LANES);
+            if stride <= 2 && from >= 0 && from as usize + vectors <= self.input.len() {
+                let from = self.input.as_ptr().add(from as usize);
+                for x in (0..width).step_by(V::LANES) {
+                    if stride == 1 {
+                        V::load(from.add(x)).store(to.add(x));
+                    } else {
+                        let (a, b) = (V::load(from.add(2 * x)), V::load(from.add(2 * x + V::LANES)));
+                        a.deinterleave(b).0.store(to.add(x));
+                    }
+                }
+            } else {
+                for x in reach.clone() {
+                    *to.add(x) = *self.input.get_unchecked((from + (x * stride) as isize) as usize);
+                }
+            }
+            for x in (0..reach.start).chain(reach.end..width) {
+                *to.add(x) = T::zero();
             }
         }
     }
@@ -499,23 +572,47 @@ impl<T: Real> Band<'_, T> {
         let (images, _, per_image) = self.vectors(V::LANES);
         let vectors = images * per_image;
         let weights_bytes = self.blocks.len() * M * self.weights.depth * size_of::<T>();
+        // The next task's input comes from memory while this one multiplies: a share of it with each pair of vectors.
+        let ahead = self.ahead();
+        let lines = (ahead.len() * size_of::<T>()).div_ceil(64);
+        let share = lines.div_ceil(self.blocks.len() * vectors.div_ceil(2));
+        let mut done = 0;
+        let mut fetch = || {
+            for line in done..(done + share).min(lines) {
+                prefetch(ahead.as_ptr().wrapping_byte_add(64 * line));
+            }
+            done += share;
+        };
         // SAFETY: each pair (block, vectors) writes outputs of its own.
         unsafe {
             if weights_bytes <= 128 << 10 {
                 // The weights stay in the cache: run over them for each pair of vectors.
                 for v in (0..vectors).step_by(2) {
                     for block in self.blocks.clone() {
+                        fetch();
                         self.pair::<V, M>(block, v, vectors, per_image);
                     }
                 }
             } else {
                 for block in self.blocks.clone() {
                     for v in (0..vectors).step_by(2) {
+                        fetch();
                         self.pair::<V, M>(block, v, vectors, per_image);
                     }
                 }
             }
         }
+    }
+
+    /// Input of the images behind this task's, as many; nothing where a task takes less than whole images.
+    fn ahead(&self) -> &[T] {
+        let g = self.gather;
+        if self.rows.len() < g.out.0 || g.groups > 1 {
+            return &[];
+        }
+        let image = g.channels * g.plane.0 * g.plane.1;
+        let end = self.images.end * image;
+        &self.input[end..(end + self.images.len() * image).min(self.input.len())]
     }
 
     #[inline(always)]
@@ -530,6 +627,12 @@ impl<T: Real> Band<'_, T> {
                 let (image, pixel) = at(v);
                 self.scratch.add(image * self.cut.image + pixel).cast_const()
             };
+            if self.is_direct() {
+                for v in v..vectors.min(v + 2) {
+                    let (to, step) = self.place(block * M, at(v));
+                    (0..M).for_each(|i| prefetch_to_write(self.out.at(0).wrapping_add(to + i * step)));
+                }
+            }
             if v + 1 < vectors {
                 let sums = tile::<V, M, 2>(depth, a, M, [from(v), from(v + 1)], offsets);
                 for (j, v) in [v, v + 1].into_iter().enumerate() {
@@ -540,6 +643,15 @@ impl<T: Real> Band<'_, T> {
                 self.store::<V, M>(block, at(v), std::array::from_fn(|i| sums[i][0]));
             }
         }
+    }
+
+    /// Where an output channel's pixel is written to, and how far behind it the next channel's.
+    #[inline(always)]
+    fn place(&self, channel: usize, (image, pixel): (usize, usize)) -> (usize, usize) {
+        let g = self.gather;
+        let plane = g.out.0 * g.out.1;
+        let channel = ((self.images.start + image) * g.groups + self.group) * g.out_channels + channel;
+        (channel * plane + self.rows.start * g.out.1 + pixel, plane)
     }
 
     /// Adds the bias and stores one vector of pixels of the rows of a block.
@@ -558,10 +670,9 @@ impl<T: Real> Band<'_, T> {
         unsafe {
             let mut place = 0;
             let (to, step) = if self.is_direct() {
-                let plane = g.out.0 * g.out.1;
-                let channel = ((self.images.start + image) * g.groups + self.group) * g.out_channels + first;
-                place = channel * plane + self.rows.start * g.out.1 + pixel;
-                (self.out.at(place), plane)
+                let step;
+                (place, step) = self.place(first, (image, pixel));
+                (self.out.at(place), step)
             } else {
                 let step = pixels.next_multiple_of(LINE);
                 let row = image * self.blocks.len() * M + (first - self.blocks.start * M);
@@ -603,6 +714,14 @@ impl<T: Real> Band<'_, T> {
                 let to = ((image * g.groups + self.group) * g.out_channels + channel) * plane;
                 for (i, y) in self.rows.clone().enumerate() {
                     let line = to + (g.out_start.0 + y * g.out_stride.0) * g.out_plane.1 + g.out_start.1;
+                    if self.finish.skip.is_none() && self.finish.clamp == Clamp::None {
+                        let from = row * step + left_out + i * g.out.1;
+                        for x in 0..g.out.1 {
+                            // SAFETY: as below.
+                            unsafe { *self.out.at(line + x * g.out_stride.1) = *self.staged.add(from + x) };
+                        }
+                        continue;
+                    }
                     for x in 0..g.out.1 {
                         let place = line + x * g.out_stride.1;
                         // SAFETY: `staged` holds the band's outputs.
@@ -1030,6 +1149,8 @@ pub(crate) fn bias_grad<T: Real>(g: &Geometry, grad: &[T]) -> Vec<T> {
 mod speed {
     use super::*;
     use crate::ops::Conv2dParams;
+    #[global_allocator]
+    static A: crate::memory::KeepPages = crate::memory::KeepPages;
     #[test]
     #[ignore]
     fn conv_speed() {

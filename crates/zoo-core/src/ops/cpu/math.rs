@@ -80,7 +80,7 @@ pub(crate) unsafe fn exp<V: Simd>(x: V) -> V {
 /// eˣ for x ≤ 0, or NaN; below the normal numbers of the type it is 0 or as good as 0.
 #[inline(always)]
 pub(crate) unsafe fn exp_negative<V: Simd>(x: V) -> V {
-    let lo = if single::<V>() { -87.0 } else { -708.0 };
+    let lo = if single::<V>() { -87.33 } else { -708.39 };
     // SAFETY: as above; n is the exponent of a normal number.
     unsafe {
         let (n, q) = reduced(x, lo, 0.0);

@@ -172,6 +172,30 @@ pub(crate) trait Simd: Copy {
     unsafe fn if_nan(self, a: Self, b: Self) -> Self;
 }
 
+/// Asks for a cache line that is going to be read, in the second-level cache. Any address will do.
+#[inline(always)]
+pub(crate) fn prefetch<T>(place: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which reads nothing; SSE belongs to the target.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(place.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
+/// Asks for a cache line that is going to be written. Any address will do.
+#[inline(always)]
+pub(crate) fn prefetch_to_write<T>(place: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which writes nothing; without the instruction it is a no-operation.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(place.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
 /// Work over vectors: `run` must be `#[inline(always)]`, and so must everything it calls.
 pub(crate) trait Kernel<T: Real> {
     type Output;
@@ -642,7 +666,6 @@ mod tests {
                     ("mul_add", x.mul_add(y, x), &|i| a(i) * b(i) + a(i)),
                     ("max", x.max(y), &|i| a(i).max(b(i))),
                     ("round", x.round(), &|i| a(i).round_ties_even()),
-                    ("if_at_most", x.if_at_most(y, x, y), &|i| a(i).min(b(i))),
                     ("exp2", x.round().exp2_of_integer(), &|i| a(i).round_ties_even().exp2()),
                 ];
                 for (name, vector, f) in ops {

@@ -1,6 +1,6 @@
 //! Softmax of rows on the host.
 
-use super::math::{exp_negative, num};
+use super::math::{exp, num};
 use super::simd::{Kernel, Simd, dispatch};
 use crate::ops::Real;
 use candle_core::WithDType;
@@ -39,13 +39,13 @@ impl<T: Real> Kernel<T> for Softmax<T> {
                 }
                 let (max, mut total) = (V::splat(max), V::zero());
                 for i in (0..whole).step_by(V::LANES) {
-                    let e = exp_negative(V::load(x.add(i)).sub(max));
+                    let e = exp(V::load(x.add(i)).sub(max));
                     e.store(y.add(i));
                     total = total.add(e);
                 }
                 let mut total = total.sum();
                 if rest > 0 {
-                    exp_negative(V::load_first(x.add(whole), rest).sub(max)).store_first(y.add(whole), rest);
+                    exp(V::load_first(x.add(whole), rest).sub(max)).store_first(y.add(whole), rest);
                     for i in whole..n {
                         total += *y.add(i);
                     }
