@@ -35,7 +35,7 @@ pub fn avg_pool2d(
         Path::Shape => trace::shape_only(&window.output, xs.dtype(), xs.device()),
         Path::Compose => compose::avg_pool2d(xs, &window, count_include_pad),
         Path::KernelInF32 => tape::apply1(&xs.to_dtype(DType::F32)?.contiguous()?, op)?.to_dtype(xs.dtype()),
-        Path::Kernel => tape::apply1(&tape::contiguous(&xs)?, op),
+        Path::Kernel => tape::apply1(&tape::contiguous(xs)?, op),
     }
 }
 

@@ -49,7 +49,7 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, label_smoothing: f64) ->
     let op = CrossEntropy { targets, classes, label_smoothing };
     match path {
         Path::KernelInF32 => tape::apply1(&logits.to_dtype(DType::F32)?.contiguous()?, op)?.to_dtype(logits.dtype()),
-        _ => tape::apply1(&tape::contiguous(&logits)?, op),
+        _ => tape::apply1(&tape::contiguous(logits)?, op),
     }
 }
 

@@ -81,7 +81,7 @@ pub fn max_pool2d(
         Path::KernelInF32 => {
             tape::apply1(&xs.to_dtype(DType::F32)?.contiguous()?, MaxPool(window))?.to_dtype(xs.dtype())
         }
-        Path::Kernel => tape::apply1(&tape::contiguous(&xs)?, MaxPool(window)),
+        Path::Kernel => tape::apply1(&tape::contiguous(xs)?, MaxPool(window)),
     }
 }
 

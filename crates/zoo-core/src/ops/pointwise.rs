@@ -69,7 +69,7 @@ pub fn pointwise(xs: &Tensor, function: Pointwise) -> Result<Tensor> {
         Path::Shape => trace::shape_only(xs.dims(), xs.dtype(), xs.device()),
         Path::Compose => compose::pointwise(xs, function),
         Path::KernelInF32 => tape::apply1(&xs.to_dtype(DType::F32)?.contiguous()?, function)?.to_dtype(xs.dtype()),
-        Path::Kernel => tape::apply1(&tape::contiguous(&xs)?, function),
+        Path::Kernel => tape::apply1(&tape::contiguous(xs)?, function),
     }
 }
 

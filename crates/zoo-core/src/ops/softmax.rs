@@ -26,7 +26,7 @@ pub fn softmax(xs: &Tensor) -> Result<Tensor> {
         Path::Shape => trace::shape_only(xs.dims(), xs.dtype(), xs.device()),
         Path::Compose => candle_nn::ops::softmax(xs, D::Minus1),
         Path::KernelInF32 => tape::apply1(&xs.to_dtype(DType::F32)?.contiguous()?, Softmax)?.to_dtype(xs.dtype()),
-        Path::Kernel => tape::apply1(&tape::contiguous(&xs)?, Softmax),
+        Path::Kernel => tape::apply1(&tape::contiguous(xs)?, Softmax),
     }
 }
 

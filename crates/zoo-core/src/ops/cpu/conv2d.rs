@@ -23,12 +23,13 @@ use super::clamp::Clamp;
 use super::depthwise;
 use super::product::tile;
 use super::simd::{Kernel, Level, Simd, dispatch_at, prefetch, prefetch_to_write};
-use super::sum;
+use super::{sum, winograd};
 use crate::ops::Real;
 use crate::ops::conv2d::Geometry;
 use crate::ops::valid_outputs;
 use rayon::prelude::*;
 use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 /// What a task's packed input may take of the second-level cache, in bytes.
 const CACHE: usize = 1 << 20;
@@ -103,7 +104,22 @@ pub(crate) fn forward<T: Real>(g: &Geometry, xs: &[T], weight: &[T], finish: &Fi
         out_plane: (g.oh, g.ow),
         out_start: (0, 0),
         out_stride: (1, 1),
+        tiles: None,
     };
+    if winograd::suits(g, (g.group_in(), g.group_out()), (g.oh, g.ow), weight) {
+        let at =
+            |group: usize, row: usize, channel: usize| ((group * g.group_out() + row) * g.group_in() + channel) * 9;
+        let turned = winograd::weights(weight, (p.groups, g.group_out(), g.group_in()), at, |tap| tap, finish.scale);
+        let sizes = (16 * p.groups, g.group_out(), g.group_in(), 1);
+        let place = |group: usize, channel: usize, _| (group * g.group_out() * g.group_in() + channel, g.group_in());
+        let weights = PackedRows::new(&turned, sizes, place, None);
+        let tiles = gather.by_tiles();
+        // SAFETY: as below.
+        let ys = unsafe { written_by_tasks(g.b * g.output_image(), |ys| tiles.run(xs, &weights, finish, ys)) };
+        if !tiles.is_poisoned() {
+            return ys;
+        }
+    }
     let (depth, taps) = (g.depth(), g.kh * g.kw);
     let place =
         |group: usize, channel: usize, tap: usize| (group * g.group_out() * depth + channel * taps + tap, depth);
@@ -151,7 +167,23 @@ pub(crate) fn input_grad<T: Real>(g: &Geometry, grad: &[T], weight: &[T]) -> Vec
                 out_plane: (g.h, g.w),
                 out_start: start,
                 out_stride: p.stride,
+                tiles: None,
             };
+            if winograd::suits(g, (g.group_out(), g.group_in()), (g.h, g.w), weight) {
+                let at = |group: usize, row: usize, channel: usize| {
+                    ((group * g.group_out() + channel) * g.group_in() + row) * 9
+                };
+                let sizes = (p.groups, g.group_in(), g.group_out());
+                let turned = winograd::weights(weight, sizes, at, |tap| 8 - tap, None);
+                let place =
+                    |group: usize, channel: usize, _| (group * g.group_in() * g.group_out() + channel, g.group_out());
+                let weights = PackedRows::new(&turned, (16 * p.groups, g.group_in(), g.group_out(), 1), place, None);
+                let tiles = gather.by_tiles();
+                tiles.run(grad, &weights, &Finish::bias(None), dx);
+                if !tiles.is_poisoned() {
+                    continue;
+                }
+            }
             let place = |group: usize, channel: usize, tap: usize| {
                 let (ky, kx) = (rows[tap / cols.len()].0, cols[tap % cols.len()].0);
                 let row = (group * g.group_out() + channel) * g.group_in();
@@ -186,6 +218,9 @@ struct Gather {
     out_plane: (usize, usize),
     out_start: (usize, usize),
     out_stride: (usize, usize),
+    /// The outputs are tiles of 2x2 pixels, computed by Winograd's algorithm; `rows`, `cols` and `stride` are a tile's. Whether
+    /// a task has met an input that is not finite.
+    tiles: Option<AtomicBool>,
 }
 
 /// How a [`Gather`] is cut into tasks, and where its packed input lies.
@@ -208,9 +243,31 @@ struct Cut {
     /// The input row of the topmost tap of output row 0, and the packed rows of each remainder modulo the vertical stride.
     first_row: isize,
     remainder_rows: Vec<usize>,
+    /// Where the channels of a pair of vectors of transformed tiles start.
+    steps: Vec<u32>,
 }
 
 impl Gather {
+    /// The same outputs, from tiles: each reads four rows and columns, two apart.
+    fn by_tiles(&self) -> Self {
+        let four = |taps: &[isize]| {
+            let first = taps.iter().copied().min().unwrap_or(0);
+            (0..4).map(|i| first + i).collect::<Vec<_>>()
+        };
+        Self {
+            rows: four(&self.rows),
+            cols: four(&self.cols),
+            stride: (2, 2),
+            out: (self.out.0.div_ceil(2), self.out.1.div_ceil(2)),
+            tiles: Some(AtomicBool::new(false)),
+            ..*self
+        }
+    }
+
+    fn is_poisoned(&self) -> bool {
+        self.tiles.as_ref().is_some_and(|poisoned| poisoned.load(Relaxed))
+    }
+
     fn taps(&self) -> usize {
         self.rows.len() * self.cols.len()
     }
@@ -276,6 +333,7 @@ impl Gather {
             .iter()
             .map(|&row| starts[relative(row) % self.stride.0] + relative(row) / self.stride.0)
             .collect();
+        let steps = (0..self.channels * usize::from(self.tiles.is_some())).map(|c| (c * 2 * lanes) as u32).collect();
         let (channel, image, offsets);
         if unfolded {
             let width = odd_lines(images * pixels);
@@ -293,7 +351,7 @@ impl Gather {
                 })
                 .collect();
         }
-        Cut { images, rows, parts, blocks, unfolded, channel, image, offsets, first_row: first, remainder_rows }
+        Cut { images, rows, parts, blocks, unfolded, channel, image, offsets, first_row: first, remainder_rows, steps }
     }
 
     /// Packed rows of one remainder modulo the vertical stride, for a band of `rows` outputs.
@@ -307,14 +365,17 @@ impl Gather {
     /// Computes every output. `out` must have room for `images · groups · out_channels` planes of `out_plane`.
     fn run<T: Real>(&self, input: &[T], weights: &PackedRows<T>, finish: &Finish<T>, out: Shared<T>) {
         assert_eq!(input.len(), self.images * self.groups * self.channels * self.plane.0 * self.plane.1);
-        assert_eq!((weights.rows, weights.depth), (self.out_channels, self.depth()));
+        let depth = if self.tiles.is_some() { self.channels } else { self.depth() };
+        assert_eq!((weights.rows, weights.depth), (self.out_channels, depth));
         assert!(finish.bias.is_none_or(|bias| bias.len() == self.groups * self.out_channels));
         let outputs = self.images * self.groups * self.out_channels * self.out_plane.0 * self.out_plane.1;
         assert!(finish.skip.is_none_or(|skip| skip.len() == outputs));
         let cut = self.cut::<T>(weights.shape);
         let slack = 4 * weights.shape.lanes;
         let packed = if cut.unfolded { cut.image } else { cut.images * cut.image } + slack;
-        let staged = if self.is_dense() && !cut.unfolded {
+        let staged = if self.tiles.is_some() {
+            winograd::scratch::<T>(self.channels, weights.shape.lanes, weights.block)
+        } else if self.is_dense() && !cut.unfolded {
             0
         } else {
             (cut.blocks * weights.block) * (cut.images * (cut.rows * self.out.1).next_multiple_of(LINE) + LINE)
@@ -386,6 +447,12 @@ impl<T: Real> Kernel<T> for Band<'_, T> {
                     }
                 }
             }
+            if self.gather.tiles.is_some() {
+                return match V::ROWS {
+                    8 => self.multiply_tiles::<V, 8>(),
+                    _ => self.multiply_tiles::<V, 4>(),
+                };
+            }
             match V::ROWS {
                 8 => self.multiply::<V, 8>(),
                 _ => self.multiply::<V, 4>(),
@@ -400,6 +467,123 @@ impl<T: Real> Kernel<T> for Band<'_, T> {
 impl<T: Real> Band<'_, T> {
     fn is_direct(&self) -> bool {
         self.gather.is_dense() && !self.cut.unfolded
+    }
+
+    /// Winograd's algorithm on the packed input, a few pairs of vectors of tiles at a time.
+    #[inline(always)]
+    unsafe fn multiply_tiles<V: Simd<Elem = T>, const M: usize>(&self) {
+        let g = self.gather;
+        let (images, tiles, per_image) = self.vectors(V::LANES);
+        let vectors = images * per_image;
+        let (channels, pairs) = (g.channels, winograd::pairs::<T>(g.channels, V::LANES));
+        let pair_size = 16 * channels * 2 * V::LANES;
+        let at = |v: usize| (v / per_image, v % per_image * V::LANES);
+        let offsets = self.cut.offsets.as_ptr();
+        // SAFETY: the scratch behind the packed input is as large as `winograd::scratch` says; blocks and pixels as in `pair`.
+        unsafe {
+            let product = self.staged.add(pairs * pair_size);
+            let rows = product.add(16 * M * 2 * V::LANES);
+            let mut poison = V::zero();
+            for first in (0..vectors).step_by(2 * pairs) {
+                let last = vectors.min(first + 2 * pairs);
+                for v in first..last {
+                    let (image, pixel) = at(v);
+                    let count = V::LANES.min(tiles - pixel);
+                    let from = self.scratch.add(image * self.cut.image + pixel);
+                    let to = self.staged.add((v - first) / 2 * pair_size + (v - first) % 2 * V::LANES);
+                    for c in 0..channels {
+                        let mut d = [V::zero(); 16];
+                        for (i, d) in d.iter_mut().enumerate() {
+                            *d = V::load(from.add(*offsets.add(16 * c + i) as usize));
+                        }
+                        // The inner pixels of all tiles are all pixels.
+                        for i in [5, 6, 9, 10] {
+                            let inner = match count == V::LANES {
+                                true => d[i],
+                                false => V::load_first(from.add(*offsets.add(16 * c + i) as usize), count),
+                            };
+                            poison = inner.mul_add(V::zero(), poison);
+                        }
+                        let turned = winograd::input(d);
+                        for (i, turned) in turned.into_iter().enumerate() {
+                            turned.store(to.add((i * channels + c) * 2 * V::LANES));
+                        }
+                    }
+                }
+                for block in self.blocks.clone() {
+                    for v in (first..last).step_by(2) {
+                        let b = self.staged.add((v - first) / 2 * pair_size).cast_const();
+                        for i in 0..16 {
+                            let a = self.weights.block_of(16 * self.group + i, block).as_ptr();
+                            let b = b.add(i * channels * 2 * V::LANES);
+                            let sums = tile::<V, M, 2>(channels, a, M, [b, b.add(V::LANES)], self.cut.steps.as_ptr());
+                            for (row, sums) in sums.into_iter().enumerate() {
+                                sums[0].store(product.add((i * M + row) * 2 * V::LANES));
+                                sums[1].store(product.add((i * M + row) * 2 * V::LANES + V::LANES));
+                            }
+                        }
+                        for v in v..last.min(v + 2) {
+                            let (image, pixel) = at(v);
+                            for row in 0..M.min(g.out_channels - block * M) {
+                                let from = product.add(row * 2 * V::LANES + v % 2 * V::LANES);
+                                let mut m = [V::zero(); 16];
+                                for (i, m) in m.iter_mut().enumerate() {
+                                    *m = V::load(from.add(i * M * 2 * V::LANES));
+                                }
+                                let [a, b, c, d] = winograd::output(m);
+                                for (line, (even, odd)) in [(a, b), (c, d)].into_iter().enumerate() {
+                                    let (low, high) = even.interleave(odd);
+                                    low.store(rows.add(2 * line * V::LANES));
+                                    high.store(rows.add((2 * line + 1) * V::LANES));
+                                }
+                                self.store_tiles::<V>(image, block * M + row, pixel, rows);
+                            }
+                        }
+                    }
+                }
+            }
+            if !winograd::is_finite(poison.sum())
+                && let Some(poisoned) = &g.tiles
+            {
+                poisoned.store(true, Relaxed);
+            }
+        }
+    }
+
+    /// Stores a vector of tiles of an output channel, which lie in `rows` as the upper and the lower pixels side by side.
+    #[inline(always)]
+    unsafe fn store_tiles<V: Simd<Elem = T>>(&self, image: usize, channel: usize, first: usize, rows: *const T) {
+        let (g, finish) = (self.gather, self.finish);
+        let ((h, w), width) = (g.out_plane, g.out.1);
+        let tiles = V::LANES.min(self.rows.len() * width - first);
+        let channel = self.group * g.out_channels + channel;
+        let plane = ((self.images.start + image) * g.groups * g.out_channels + channel) * h * w;
+        // SAFETY: the pixels are cut at the plane's edges; `finish` has been checked.
+        unsafe {
+            let bias = finish.bias.map(|bias| V::splat(*bias.get_unchecked(channel)));
+            let mut done = 0;
+            while done < tiles {
+                let (ty, tx) = (self.rows.start + (first + done) / width, (first + done) % width);
+                let run = (width - tx).min(tiles - done);
+                let pixels = (2 * run).min(w - 2 * tx);
+                for line in 0..2.min(h - 2 * ty) {
+                    let place = plane + (2 * ty + line) * w + 2 * tx;
+                    let from = rows.add(2 * line * V::LANES + 2 * done);
+                    for x in (0..pixels).step_by(V::LANES) {
+                        let count = V::LANES.min(pixels - x);
+                        let mut y = V::load_first(from.add(x), count);
+                        if let Some(bias) = bias {
+                            y = y.add(bias);
+                        }
+                        if let Some(skip) = finish.skip {
+                            y = y.add(V::load_first(skip.as_ptr().add(place + x), count));
+                        }
+                        finish.clamp.apply(y).store_first(self.out.at(place + x), count);
+                    }
+                }
+                done += run;
+            }
+        }
     }
 
     /// Where the input plane starts.
@@ -574,7 +758,7 @@ impl<T: Real> Band<'_, T> {
         let weights_bytes = self.blocks.len() * M * self.weights.depth * size_of::<T>();
         // The next task's input comes from memory while this one multiplies: a share of it with each pair of vectors.
         let ahead = self.ahead();
-        let lines = (ahead.len() * size_of::<T>()).div_ceil(64);
+        let lines = size_of_val(ahead).div_ceil(64);
         let share = lines.div_ceil(self.blocks.len() * vectors.div_ceil(2));
         let mut done = 0;
         let mut fetch = || {
@@ -1143,77 +1327,4 @@ pub(crate) fn bias_grad<T: Real>(g: &Geometry, grad: &[T]) -> Vec<T> {
             planes.fold(T::zero(), |total, plane| total + sum(plane))
         })
         .collect()
-}
-
-#[cfg(test)]
-mod speed {
-    use super::*;
-    use crate::ops::Conv2dParams;
-    #[global_allocator]
-    static A: crate::memory::KeepPages = crate::memory::KeepPages;
-    #[test]
-    #[ignore]
-    fn conv_speed() {
-        for (b, ci, h, co, k, s, groups) in [
-            (64usize, 3usize, 32usize, 16usize, 3usize, 1usize, 1usize),
-            (64, 16, 32, 16, 3, 1, 1),
-            (64, 16, 32, 32, 3, 2, 1),
-            (64, 32, 16, 32, 3, 1, 1),
-            (64, 64, 8, 64, 3, 1, 1),
-            (16, 64, 32, 64, 3, 1, 1),
-            (16, 128, 16, 128, 3, 1, 1),
-            (32, 256, 8, 256, 3, 1, 1),
-            (64, 512, 4, 512, 3, 1, 1),
-            (128, 512, 2, 512, 3, 1, 1),
-            (16, 64, 32, 128, 1, 1, 1),
-            (16, 256, 16, 128, 1, 1, 1),
-            (64, 1024, 2, 1024, 1, 1, 1),
-            (64, 96, 16, 24, 1, 1, 1),
-            (64, 24, 16, 144, 1, 1, 1),
-            (64, 240, 16, 60, 1, 1, 3),
-            (2, 64, 224, 64, 3, 1, 1),
-            (4, 3, 224, 64, 7, 2, 1),
-            (4, 512, 7, 512, 3, 1, 1),
-        ] {
-            let p = (k - 1) / 2;
-            let o = (h + 2 * p - k) / s + 1;
-            let g = Geometry {
-                b,
-                c_in: ci,
-                h,
-                w: h,
-                c_out: co,
-                kh: k,
-                kw: k,
-                oh: o,
-                ow: o,
-                params: Conv2dParams { stride: (s, s), padding: (p, p), dilation: (1, 1), groups },
-            };
-            let x = vec![0.5f32; b * ci * h * h];
-            let w = vec![0.25f32; co * ci / groups * k * k];
-            let dy = vec![0.125f32; b * co * o * o];
-            let flop = 2.0 * (b * co * o * o * ci / groups * k * k) as f64;
-            let time = |f: &mut dyn FnMut()| {
-                f();
-                let mut best = f64::MAX;
-                let begin = std::time::Instant::now();
-                while begin.elapsed().as_secs_f64() < 0.15 {
-                    let t = std::time::Instant::now();
-                    f();
-                    best = best.min(t.elapsed().as_secs_f64());
-                }
-                flop / best / 1e9
-            };
-            let f = time(&mut || {
-                std::hint::black_box(forward(&g, &x, &w, &Finish::bias(None)));
-            });
-            let d = time(&mut || {
-                std::hint::black_box(input_grad(&g, &dy, &w));
-            });
-            let wg = time(&mut || {
-                std::hint::black_box(weight_grad(&g, &x, &dy));
-            });
-            println!("b{b} {ci}->{co} {h}x{h} k{k} s{s} g{groups}: forward {f:.0} input {d:.0} weight {wg:.0} GFLOP/s");
-        }
-    }
 }

@@ -18,18 +18,13 @@ mod product;
 pub(crate) mod rows;
 pub mod simd;
 pub(crate) mod softmax;
+mod winograd;
 
 use super::Real;
 
 /// Σ x, over sixteen independent lanes: the compiler turns them into vector registers, and the error grows with n/16.
 pub(crate) fn sum<T: Real>(xs: &[T]) -> T {
     lanes(xs.len(), |i| xs[i])
-}
-
-/// Σ x·y, in the same lanes.
-pub(crate) fn dot<T: Real>(xs: &[T], ys: &[T]) -> T {
-    let ys = &ys[..xs.len()];
-    lanes(xs.len(), |i| xs[i] * ys[i])
 }
 
 /// Σ f(i) for i in 0..n, in sixteen lanes.

@@ -24,13 +24,13 @@ pub(crate) unsafe fn tile<V: Simd, const M: usize, const N: usize>(
         for k in 0..depth {
             let offset = *offsets.add(k) as usize;
             let mut vectors = [V::zero(); N];
-            for j in 0..N {
-                vectors[j] = V::load(b[j].add(offset));
+            for (vector, b) in vectors.iter_mut().zip(b) {
+                *vector = V::load(b.add(offset));
             }
-            for i in 0..M {
+            for (i, sums) in sums.iter_mut().enumerate() {
                 let factor = V::splat(*a.add(i));
-                for j in 0..N {
-                    sums[i][j] = factor.mul_add(vectors[j], sums[i][j]);
+                for (sum, vector) in sums.iter_mut().zip(vectors) {
+                    *sum = factor.mul_add(vector, *sum);
                 }
             }
             a = a.add(a_step);

@@ -156,7 +156,7 @@ pub(crate) trait Simd: Copy {
         while n > 1 {
             n /= 2;
             for i in 0..n {
-                lanes[i] = lanes[i] + lanes[i + n];
+                lanes[i] += lanes[i + n];
             }
         }
         lanes[0]
@@ -657,7 +657,8 @@ mod tests {
             // SAFETY: run by `dispatch`; every slice has LANES elements, the blocks LANES².
             unsafe {
                 let (x, y) = (V::load(xs.as_ptr()), V::load(ys.as_ptr()));
-                let ops: [(&str, V, &dyn Fn(usize) -> f64); 9] = [
+                type Lane<'a> = &'a dyn Fn(usize) -> f64;
+                let ops: [(&str, V, Lane); 9] = [
                     ("if_at_most", x.if_at_most(y, x, y), &|i| a(i).min(b(i))),
                     ("add", x.add(y), &|i| a(i) + b(i)),
                     ("sub", x.sub(y), &|i| a(i) - b(i)),
