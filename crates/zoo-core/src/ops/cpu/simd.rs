@@ -1,6 +1,6 @@
 //! Vectors of the machine: one trait, four kinds of register, chosen at run time.
 //!
-//! A kernel is written once over [`Simd`], a handful of lanes of f32 or f64, and started through [`dispatch`], which picks
+//! A kernel is written once over `Simd`, a handful of lanes of f32 or f64, and started through `dispatch`, which picks
 //! the widest registers that the machine has: AVX-512, AVX2 with FMA, or arrays that the compiler lays into whatever the
 //! target guarantees (SSE2 on x86-64, NEON on AArch64). [`force`] and the environment variable `ZOO_SIMD` choose a
 //! narrower kind, to test it or to compare.
