@@ -88,6 +88,9 @@ fn agrees_with_the_definition() -> Result<()> {
                 let grads = (&ys * tensor(&dy, [b, co, h, w])?)?.sum_all()?.backward()?;
                 let what = format!("{shape:?} {dtype:?} {}", level.name());
                 check(&format!("y of {what}"), &ys, &y, &y_scale, epsilon)?;
+                // In evaluation the forward pass, too, goes by tiles.
+                let plain = conv2d(&xs.detach(), &weight, None, params)?;
+                check(&format!("y in evaluation of {what}"), &plain, &y, &y_scale, epsilon)?;
                 check(&format!("dx of {what}"), grads.get(&xs).expect("tracked"), &dx, &dx_scale, epsilon)?;
             }
         }

@@ -130,13 +130,15 @@ pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, params: Conv2
 
 fn kernel_conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: Geometry) -> Result<Tensor> {
     let (xs, weight) = (tape::contiguous(xs)?, weight.contiguous()?);
+    let is_plain = ![Some(&xs), Some(&weight), bias].into_iter().flatten().any(tape::tracks);
     match bias {
-        Some(bias) => tape::apply3(&xs, &weight, &bias.contiguous()?, Forward(geometry)),
-        None => tape::apply2(&xs, &weight, Forward(geometry)),
+        Some(bias) => tape::apply3(&xs, &weight, &bias.contiguous()?, Forward(geometry, is_plain)),
+        None => tape::apply2(&xs, &weight, Forward(geometry, is_plain)),
     }
 }
 
-struct Forward(Geometry);
+/// Sizes, and whether no gradient will follow.
+struct Forward(Geometry, bool);
 
 impl Forward {
     fn gradients(&self, xs: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
@@ -144,6 +146,10 @@ impl Forward {
         let dx = tape::tracks(xs).then(|| grad.apply_op2_no_bwd(weight, &InputGrad(self.0))).transpose()?;
         let dw = tape::tracks(weight).then(|| xs.apply_op2_no_bwd(&grad, &WeightGrad(self.0))).transpose()?;
         Ok((dx, dw))
+    }
+
+    fn finish<'a, T>(&self, bias: Option<&'a [T]>) -> kernel::Finish<'a, T> {
+        kernel::Finish { by_tiles: self.1, ..kernel::Finish::bias(bias) }
     }
 
     fn output_shape(&self) -> Shape {
@@ -158,7 +164,7 @@ impl CustomOp2 for Forward {
 
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
         for_real!("conv2d", x, T => {
-            let ys = kernel::forward::<T>(&self.0, elements("conv2d", x, xl)?, elements("conv2d", w, wl)?, &kernel::Finish::bias(None));
+            let ys = kernel::forward::<T>(&self.0, elements("conv2d", x, xl)?, elements("conv2d", w, wl)?, &self.finish(None));
             Ok((T::to_cpu_storage_owned(ys), self.output_shape()))
         })
     }
@@ -184,7 +190,7 @@ impl CustomOp3 for Forward {
     ) -> Result<(CpuStorage, Shape)> {
         for_real!("conv2d", x, T => {
             let bias = Some(elements::<T>("conv2d", b, bl)?);
-            let ys = kernel::forward::<T>(&self.0, elements("conv2d", x, xl)?, elements("conv2d", w, wl)?, &kernel::Finish::bias(bias));
+            let ys = kernel::forward::<T>(&self.0, elements("conv2d", x, xl)?, elements("conv2d", w, wl)?, &self.finish(bias));
             Ok((T::to_cpu_storage_owned(ys), self.output_shape()))
         })
     }

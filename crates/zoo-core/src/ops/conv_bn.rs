@@ -136,7 +136,8 @@ pub(crate) fn conv_bn_eval(
         let bias = bias.map(|bias| bias.to_vec1::<T>()).transpose()?.unwrap_or_else(|| vec![T::from_f64(0.0); g.c_out]);
         let shift: Vec<T> = (0..g.c_out).map(|c| rows.shift[c] + (bias[c] - rows.mean[c]) * rows.scale[c]).collect();
         let run = |skip: Option<&[T]>| {
-            let finish = Finish { scale: Some(&rows.scale), bias: Some(&shift), skip, clamp };
+            let (scale, bias) = (Some(&rows.scale[..]), Some(&shift[..]));
+            let finish = Finish { scale, bias, skip, clamp, by_tiles: true };
             read::<T, _>(&xs, |x| read::<T, _>(&weight, |w| kernel::forward(&g, x, w, &finish)))?
         };
         let ys = match &skip {

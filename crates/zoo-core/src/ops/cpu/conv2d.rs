@@ -68,11 +68,14 @@ pub(crate) struct Finish<'a, T> {
     pub bias: Option<&'a [T]>,
     pub skip: Option<&'a [T]>,
     pub clamp: Clamp,
+    /// Whether the sums may be rounded as Winograd's algorithm rounds them. Not where a gradient follows: two or three times
+    /// the roundings turn the winners of poolings and the signs before ReLUs more often than PyTorch's do.
+    pub by_tiles: bool,
 }
 
 impl<'a, T> Finish<'a, T> {
     pub fn bias(bias: Option<&'a [T]>) -> Self {
-        Self { scale: None, bias, skip: None, clamp: Clamp::None }
+        Self { scale: None, bias, skip: None, clamp: Clamp::None, by_tiles: false }
     }
 }
 
@@ -106,7 +109,7 @@ pub(crate) fn forward<T: Real>(g: &Geometry, xs: &[T], weight: &[T], finish: &Fi
         out_stride: (1, 1),
         tiles: None,
     };
-    if winograd::suits(g, (g.group_in(), g.group_out()), (g.oh, g.ow), weight) {
+    if finish.by_tiles && winograd::suits(g, (g.group_in(), g.group_out()), (g.oh, g.ow), weight) {
         let at =
             |group: usize, row: usize, channel: usize| ((group * g.group_out() + row) * g.group_in() + channel) * 9;
         let turned = winograd::weights(weight, (p.groups, g.group_out(), g.group_in()), at, |tap| tap, finish.scale);

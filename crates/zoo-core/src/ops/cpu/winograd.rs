@@ -6,7 +6,7 @@
 //!
 //! Its roundings are those of the tile's sums, not of one window's: the error of a pixel scales with the largest Σ |w|·|x| of
 //! the four windows of its tile. A number that is not finite would reach pixels of its tile that no window brings it to, so
-//! such inputs and weights take the direct way.
+//! such inputs and weights take the direct way. So does the forward pass of training, see `Finish::by_tiles`.
 
 use super::simd::Simd;
 use crate::ops::Real;
