@@ -1,8 +1,8 @@
 //! An allocator that keeps its pages.
 //!
 //! A step of training allocates the same large blocks again and again. An allocator that gives them back to the system in between
-//! gets them page by page, zeroed, at the next use: cifar_resnet20 spends a fifth of its step on that. A binary that
-//! computes with the zoo therefore chooses [`KeepPages`]:
+//! gets them page by page, zeroed, at the next use: with im2col's kernels cifar_resnet20 trained 178 images/s so, and 217 with
+//! an allocator that keeps them. A binary that computes with the zoo therefore chooses [`KeepPages`]:
 //!
 //! ```
 //! #[global_allocator]
