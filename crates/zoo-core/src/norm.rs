@@ -3,8 +3,7 @@
 use crate::activation::activate;
 use crate::init::Init;
 use crate::ops::{
-    BatchStats, Clamp, Conv2dParams, Norm, Pointwise, Scale, batch_norm, batch_norm_act, batch_stats, conv_bn_train,
-    layer_norm,
+    BatchStats, Clamp, Conv2dParams, Norm, Pointwise, Scale, batch_norm_act, batch_stats, conv_bn_train, layer_norm,
 };
 use crate::trace;
 use crate::vars::{VarBuilder, weight_for};
@@ -80,7 +79,7 @@ impl BatchNorm {
 }
 
 impl BatchNorm {
-    /// The running statistics, and the weights detached.
+    /// The running statistics, and the weights as they are.
     pub(crate) fn running(&self) -> Norm<'_> {
         Norm {
             weight: &self.weight,
@@ -127,27 +126,19 @@ impl BatchNorm {
             let ys = self.forward_t(xs, train)?;
             return activation.map_or(Ok(ys.clone()), |function| activate(&ys, function));
         }
+        self.normalize(xs, activation, train)
+    }
+
+    fn normalize(&self, xs: &Tensor, activation: Option<Pointwise>, train: bool) -> Result<Tensor> {
         let (weight, bias) = (weight_for(&self.weight, train), weight_for(&self.bias, train));
         if !train {
-            return batch_norm_act(xs, &Norm { weight: &weight, bias: &bias, ..self.running() }, None, activation);
+            return batch_norm_act(xs, &Norm { weight: &weight, bias: &bias, ..self.running() }, activation);
         }
         let stats = batch_stats(xs)?;
         self.learn(&stats, xs.dims())?;
         let (mean, var, eps) = (&stats.mean, &stats.var, self.config.eps);
         let norm = Norm { weight: &weight, bias: &bias, mean, var, eps, through_stats: true };
-        batch_norm_act(xs, &norm, None, activation)
-    }
-
-    fn normalize(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let (weight, bias) = (weight_for(&self.weight, train), weight_for(&self.bias, train));
-        let eps = self.config.eps;
-        if !train {
-            let statistics = (self.running_mean.as_tensor(), self.running_var.as_tensor());
-            return batch_norm(xs, &weight, &bias, statistics, eps, false);
-        }
-        let stats = batch_stats(xs)?;
-        self.learn(&stats, xs.dims())?;
-        batch_norm(xs, &weight, &bias, (&stats.mean, &stats.var), eps, true)
+        batch_norm_act(xs, &norm, activation)
     }
 }
 
@@ -155,7 +146,7 @@ impl ModuleT for BatchNorm {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         let weights = self.config.affine.then_some([Some(&self.weight), Some(&self.bias)]);
         let weights = weights.as_ref().map_or(&[][..], |weights| weights);
-        trace::layer("BatchNorm", &self.place, weights, String::new, &[xs], || self.normalize(xs, train))
+        trace::layer("BatchNorm", &self.place, weights, String::new, &[xs], || self.normalize(xs, None, train))
     }
 }
 

@@ -76,6 +76,19 @@ impl Recording {
     }
 }
 
+/// Runs `f` with another recording, or none, and puts the present one back, whatever becomes of `f`.
+fn while_recording<R>(recording: Option<Recording>, f: impl FnOnce() -> R) -> (R, Option<Recording>) {
+    struct Restore(Option<Recording>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            RECORDING.set(self.0.take());
+        }
+    }
+    let _restore = Restore(RECORDING.replace(recording));
+    let result = f();
+    (result, RECORDING.take())
+}
+
 /// Whether operations of this thread go on a tape now.
 pub(crate) fn is_recording() -> bool {
     RECORDING.with_borrow(Option::is_some)
@@ -201,10 +214,7 @@ pub fn candle(inputs: &[&Tensor], f: impl FnOnce(&[Tensor]) -> Result<Tensor>) -
         })
         .collect::<Result<_>>()?;
     // `f` may call operations of ours: for them, too, there is no tape now.
-    let tape = RECORDING.take();
-    let result = f(&leaves.iter().map(|(leaf, _)| leaf.clone()).collect::<Vec<_>>());
-    RECORDING.set(tape);
-    let inner = result?;
+    let inner = while_recording(None, || f(&leaves.iter().map(|(leaf, _)| leaf.clone()).collect::<Vec<_>>())).0?;
     let ys = inner.detach().contiguous()?;
     record("candle", inputs, &ys, move |grad| {
         let mut grads = (&inner * grad.tensor)?.sum_all()?.backward()?;
@@ -259,11 +269,9 @@ pub fn outputs_on_tape(
     if source.track_op() {
         recording.tracked.insert(input.id());
     }
-    RECORDING.set(Some(recording));
-    let outputs = f(&input);
-    let recording = RECORDING.take().unwrap_or_default();
+    let (outputs, recording) = while_recording(Some(recording), || f(&input));
     let outputs = outputs?;
-    let Recording { nodes, tracked, variables } = recording;
+    let Recording { nodes, tracked, variables } = recording.unwrap_or_default();
 
     let read: HashSet<TensorId> = nodes
         .iter()

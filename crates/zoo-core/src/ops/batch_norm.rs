@@ -4,8 +4,7 @@
 use super::cpu::batch_norm::{self as kernel, Affine, CutBy, Dims};
 use super::cpu::clamp::Clamp;
 use super::{Path, Pointwise, Real, compose, elements, for_dtype, for_real, path, pointwise, read, tensor};
-use crate::tape::{self, Gradient};
-use crate::trace;
+use crate::{tape, trace};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 
 /// Mean and biased variance of each channel over batch and pixels, both (c), off the graph.
@@ -66,7 +65,7 @@ pub fn batch_norm(
     eps: f64,
     through_stats: bool,
 ) -> Result<Tensor> {
-    batch_norm_act(xs, &Norm { weight, bias, mean, var, eps, through_stats }, None, None)
+    batch_norm_act(xs, &Norm { weight, bias, mean, var, eps, through_stats }, None)
 }
 
 /// What a batch normalisation reads besides its input, each tensor (c).
@@ -128,19 +127,19 @@ impl<T: Real> Rows<T> {
     /// d bias = Σ g, d weight = Σ g·x̂, and dx = weight / std · (g - (Σ g + x̂ · Σ g·x̂) / n);
     /// with constant statistics dx = weight / std · g.
     ///
-    /// `input` gets what computes dx, from the gradient that it is given.
-    pub(crate) fn gradients<R>(
+    /// `input` computes dx from x, of which it may be the owner, and the gradient that it is given.
+    pub(crate) fn gradients<X: AsRef<[T]>, R>(
         &self,
         dims: Dims,
-        xs: &mut Xs<T>,
+        xs: X,
         grad: &[T],
         (clamp, output): (Clamp, Option<&[T]>),
         wants_skip: bool,
-        input: impl FnOnce(&mut Xs<T>, &[T], &kernel::InputGrad<T>, (Clamp, CutBy<T>)) -> R,
+        input: impl FnOnce(X, &[T], &kernel::InputGrad<T>, (Clamp, CutBy<T>)) -> R,
     ) -> (R, NormGrads<T>) {
         let cut = output.map_or(CutBy::Input(self.affine()), CutBy::Output);
         let keep = wants_skip && clamp != Clamp::None;
-        let (sums, kept) = kernel::grad_sums(dims, xs.as_slice(), grad, &self.mean, (clamp, cut), keep);
+        let (sums, kept) = kernel::grad_sums(dims, xs.as_ref(), grad, &self.mean, (clamp, cut), keep);
         let (bias, dots) = sums.split_at(dims.1);
         let weight: Vec<T> = dots.iter().zip(&self.inv_std).map(|(&s, &i)| s * i).collect();
         let count = T::from_f64((dims.0 * dims.2) as f64);
@@ -157,105 +156,39 @@ impl<T: Real> Rows<T> {
     }
 }
 
-/// The input of a normalisation: somebody else's, or its own to write over.
-pub(crate) enum Xs<'a, T> {
-    Shared(&'a [T]),
-    Own(Vec<T>),
-}
-
-impl<T: Real> Xs<'_, T> {
-    pub(crate) fn as_slice(&self) -> &[T] {
-        match self {
-            Self::Shared(xs) => xs,
-            Self::Own(xs) => xs,
-        }
-    }
-}
-
-/// Batch normalisation, then the sum with `skip`, then an activation: y = act(norm(x) + skip).
-pub(crate) fn batch_norm_act(
-    xs: &Tensor,
-    norm: &Norm,
-    skip: Option<&Tensor>,
-    activation: Option<Pointwise>,
-) -> Result<Tensor> {
+/// Batch normalisation, then an activation, as one operation where that only cuts.
+pub(crate) fn batch_norm_act(xs: &Tensor, norm: &Norm, activation: Option<Pointwise>) -> Result<Tensor> {
     let dims = dims(xs)?;
     norm.check(xs.dims())?;
-    if let Some(skip) = skip
-        && (skip.dims() != xs.dims() || skip.dtype() != xs.dtype())
-    {
-        bail!("batch_norm: {:?} cannot be added to input {:?}", skip.shape(), xs.shape())
-    }
-    match (path(xs), Clamp::of(activation)) {
-        (Path::Kernel, Some(clamp)) if skip.is_none() || tape::is_recording() || !graph(xs, norm, skip) => {
-            fused(&tape::contiguous(xs)?, norm, dims, skip, clamp)
+    let (fused, clamp) = match Clamp::of(activation) {
+        Some(clamp) => (true, clamp),
+        None => (false, Clamp::None),
+    };
+    let (ys, is_done) = match path(xs) {
+        Path::Shape => (trace::shape_only(xs.dims(), xs.dtype(), xs.device())?, false),
+        Path::Compose => {
+            let Norm { weight, bias, mean, var, eps, through_stats } = *norm;
+            let rows = xs.reshape(dims)?;
+            (compose::batch_norm(&rows, weight, bias, (mean, var), eps, through_stats)?.reshape(xs.shape())?, false)
         }
-        (kind, _) => {
-            let ys = match kind {
-                Path::Shape => trace::shape_only(xs.dims(), xs.dtype(), xs.device())?,
-                Path::Compose => {
-                    let Norm { weight, bias, mean, var, eps, through_stats } = *norm;
-                    let rows = xs.reshape(dims)?;
-                    compose::batch_norm(&rows, weight, bias, (mean, var), eps, through_stats)?.reshape(xs.shape())?
-                }
-                Path::Kernel => fused(&tape::contiguous(xs)?, norm, dims, None, Clamp::None)?,
-                Path::KernelInF32 => {
-                    let [weight, bias, mean, var] =
-                        [norm.weight, norm.bias, norm.mean, norm.var].map(|t| t.to_dtype(DType::F32));
-                    let (weight, bias, mean, var) = (&weight?, &bias?, &mean?, &var?);
-                    let norm = Norm { weight, bias, mean, var, ..*norm };
-                    let xs32 = xs.to_dtype(DType::F32)?.contiguous()?;
-                    fused(&xs32, &norm, dims, None, Clamp::None)?.to_dtype(xs.dtype())?
-                }
-            };
-            let ys = match skip {
-                Some(skip) => super::add(&ys, skip)?,
-                None => ys,
-            };
-            activation.map_or(Ok(ys.clone()), |function| pointwise(&ys, function))
+        Path::Kernel => (run(&tape::contiguous(xs)?, norm, dims, clamp)?, fused),
+        Path::KernelInF32 => {
+            let [weight, bias, mean, var] =
+                [norm.weight, norm.bias, norm.mean, norm.var].map(|t| t.to_dtype(DType::F32));
+            let norm = Norm { weight: &weight?, bias: &bias?, mean: &mean?, var: &var?, ..*norm };
+            (run(&xs.to_dtype(DType::F32)?.contiguous()?, &norm, dims, clamp)?.to_dtype(xs.dtype())?, fused)
         }
+    };
+    match activation {
+        Some(function) if !is_done => pointwise(&ys, function),
+        _ => Ok(ys),
     }
 }
 
-/// Whether candle has to know of the operation, which for four tensors it cannot.
-fn graph(xs: &Tensor, norm: &Norm, skip: Option<&Tensor>) -> bool {
-    [Some(xs), Some(norm.weight), Some(norm.bias), skip].into_iter().flatten().any(Tensor::track_op)
-}
-
-fn fused(xs: &Tensor, norm: &Norm, dims: Dims, skip: Option<&Tensor>, clamp: Clamp) -> Result<Tensor> {
+fn run(xs: &Tensor, norm: &Norm, dims: Dims, clamp: Clamp) -> Result<Tensor> {
     for_dtype!("batch_norm", xs.dtype(), T => {
-        let rows = norm.rows::<T>()?;
-        let Some(skip) = skip else {
-            let op = BatchNorm { dims, rows, clamp };
-            return tape::apply3(xs, &norm.weight.contiguous()?, &norm.bias.contiguous()?, op);
-        };
-        let skip = tape::contiguous(skip)?;
-        let ys = read::<T, _>(xs, |x| read::<T, _>(&skip, |skip| kernel::affine(dims, x, rows.affine(), Some(skip), clamp)))??;
-        let ys = tensor(ys, xs.shape())?;
-        let (x, y) = (xs.clone(), ys.clone());
-        tape::record("batch_norm", &[xs, norm.weight, norm.bias, &skip], &ys, move |grad| {
-            let (dx, grads) = read::<T, _>(&x, |xs| {
-                read::<T, _>(&y, |y| {
-                    read::<T, _>(&grad.tensor, |grad| {
-                        let mut xs = Xs::Shared(xs);
-                        rows.gradients(dims, &mut xs, grad, (clamp, Some(y)), true, |xs, grad, by, clamp| {
-                            kernel::input_grad(dims, xs.as_slice(), grad, by, clamp)
-                        })
-                    })
-                })
-            })???;
-            let skip = match grads.skip {
-                Some(skip) => Gradient::new(tensor(skip, x.shape())?),
-                None => Gradient { owned: false, ..grad },
-            };
-            Ok(vec![
-                Some(Gradient::new(tensor(dx, x.shape())?)),
-                Some(Gradient::new(tensor(grads.weight, dims.1)?)),
-                Some(Gradient::new(tensor(grads.bias, dims.1)?)),
-                Some(skip),
-            ])
-        });
-        Ok(ys)
+        let op = BatchNorm { dims, rows: norm.rows::<T>()?, clamp };
+        tape::apply3(xs, &norm.weight.contiguous()?, &norm.bias.contiguous()?, op)
     })
 }
 
@@ -312,9 +245,8 @@ impl<T: Real> CustomOp3 for BatchNorm<T> {
         let wants_input = tape::tracks(xs);
         let (dx, grads) = read::<T, _>(xs, |x| {
             read::<T, _>(&grad, |grad| {
-                let mut x = Xs::Shared(x);
-                self.rows.gradients(self.dims, &mut x, grad, (self.clamp, None), false, |x, grad, by, clamp| {
-                    wants_input.then(|| kernel::input_grad(self.dims, x.as_slice(), grad, by, clamp))
+                self.rows.gradients(self.dims, x, grad, (self.clamp, None), false, |x, grad, by, clamp| {
+                    wants_input.then(|| kernel::input_grad(self.dims, x, grad, by, clamp))
                 })
             })
         })??;

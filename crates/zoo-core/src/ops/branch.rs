@@ -2,10 +2,9 @@
 
 pub(crate) use super::cpu::branch::Inner;
 use super::cpu::branch::{Branch, Weights};
-use super::params::{Params, with_elements};
-use super::{Path, Real, elements, for_real, path};
-use crate::tape::{self, Gradient};
-use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType, bail};
+use super::{Path, Real, elements, for_real, path, with_elements};
+use crate::tape::{self, Gradient, on_tape};
+use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 use std::sync::OnceLock;
 
 /// Weight and bias of a norm or of a linear map.
@@ -33,23 +32,18 @@ pub(crate) fn branch(
     if !fits || !inner_fits || [b, n, c, mid].contains(&0) {
         return Ok(None);
     }
-    let xs = &tape::contiguous(xs)?;
-    if tape::is_recording() {
-        return recorded(xs, branch, &params).map(Some);
-    }
-    let params = Params::new(&params)?;
-    let token = params.token.clone();
-    let keep = xs.track_op() || token.track_op();
-    xs.apply_op2(&token, Op { branch, params, keep, mid: OnceLock::new() }).map(Some)
+    // Off the tape it gets one of its own: candle's operations have three inputs at the most.
+    on_tape(xs, true, |xs| record(&tape::contiguous(xs)?, branch, &params)).map(Some)
 }
 
-/// On the tape, where an operation may have any number of inputs.
-fn recorded(xs: &Tensor, branch: Branch, params: &[&Tensor]) -> Result<Tensor> {
-    let op = Op { branch, params: Params::untracked(params)?, keep: true, mid: OnceLock::new() };
-    let ys = xs.apply_op2_no_bwd(&op.params.token, &op)?;
-    let (x, mut inputs) = (xs.clone(), vec![xs]);
-    inputs.extend(params);
-    tape::record("branch", &inputs, &ys, move |grad| {
+fn record(xs: &Tensor, branch: Branch, params: &[&Tensor]) -> Result<Tensor> {
+    let keep = tape::tracks(xs) || params.iter().any(|param| param.track_op());
+    let params = params.iter().map(|param| param.contiguous()).collect::<Result<Vec<_>>>()?;
+    let op = Op { branch, params, keep, mid: OnceLock::new() };
+    let ys = xs.apply_op1_no_bwd(&op)?;
+    let x = xs.clone();
+    let inputs: Vec<Tensor> = [xs].into_iter().chain(&op.params).cloned().collect();
+    tape::record("branch", &inputs.iter().collect::<Vec<_>>(), &ys, move |grad| {
         let (dx, sums) = op.backward(&x, &grad.tensor)?;
         Ok([Some(dx)].into_iter().chain(sums).map(|grad| grad.map(Gradient::new)).collect())
     });
@@ -58,7 +52,8 @@ fn recorded(xs: &Tensor, branch: Branch, params: &[&Tensor]) -> Result<Tensor> {
 
 struct Op {
     branch: Branch,
-    params: Params,
+    /// Weights and biases of norm, first and second map, contiguous.
+    params: Vec<Tensor>,
     /// Whether a backward pass may follow.
     keep: bool,
     /// What the first map made, where it was kept.
@@ -80,7 +75,7 @@ impl Op {
 
     fn gradients<T: Real>(&self, xs: &Tensor, grad: &Tensor) -> Result<(Tensor, Vec<Option<Tensor>>)> {
         let Some(mid) = self.mid.get() else { bail!("branch: the forward pass kept nothing for a gradient") };
-        let params = &self.params.tensors;
+        let params = &self.params;
         let mut tensors = vec![xs, mid, grad];
         tensors.extend(params);
         let (dx, sums) = with_elements::<T, _>("branch", &tensors, |all| {
@@ -94,15 +89,15 @@ impl Op {
     }
 }
 
-impl CustomOp2 for Op {
+impl CustomOp1 for Op {
     fn name(&self) -> &'static str {
         "branch"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout) -> Result<(CpuStorage, Shape)> {
         for_real!("branch", x, T => {
             let xs = elements::<T>("branch", x, xl)?;
-            let params: Vec<&Tensor> = self.params.tensors.iter().collect();
+            let params: Vec<&Tensor> = self.params.iter().collect();
             let (ys, mid) = with_elements::<T, _>("branch", &params, |params| {
                 Ok(self.branch.forward(xs, Self::weights(params), self.keep))
             })?;
@@ -112,11 +107,6 @@ impl CustomOp2 for Op {
             }
             Ok((T::to_cpu_storage_owned(ys), xl.shape().clone()))
         })
-    }
-
-    fn bwd(&self, xs: &Tensor, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (dx, sums) = self.backward(xs, &grad.contiguous()?)?;
-        Ok((tape::tracks(xs).then_some(dx), self.params.hand_on(sums)?))
     }
 }
 

@@ -3,7 +3,7 @@
 //! In training, on the tape: y = act(norm(conv(x)) + skip) keeps the convolution's output for the backward pass, which writes its
 //! gradient over it. In evaluation the normalisation is folded into the weights and the whole is one convolution.
 
-use super::batch_norm::{BatchStats, Norm, Xs};
+use super::batch_norm::{BatchStats, Norm};
 use super::conv2d::Geometry;
 use super::cpu::batch_norm as norm_kernel;
 use super::cpu::clamp::Clamp;
@@ -74,15 +74,10 @@ fn train<T: Real>(
     tape::record("conv_bn", &inputs, &ys, move |grad| {
         let grads = |output: Option<&[T]>| {
             read::<T, _>(&grad.tensor, |grad| {
-                let mut conv = Xs::Own(conv);
-                let wants_skip = output.is_some();
-                let (dy, grads) =
-                    rows.gradients(dims, &mut conv, grad, (clamp, output), wants_skip, |xs, grad, by, clamp| {
-                        let Xs::Own(xs) = xs else { unreachable!("the convolution's output is this operation's own") };
-                        norm_kernel::input_grad_over(dims, xs, grad, by, clamp);
-                        std::mem::take(xs)
-                    });
-                (dy, grads)
+                rows.gradients(dims, conv, grad, (clamp, output), output.is_some(), |mut conv, grad, by, clamp| {
+                    norm_kernel::input_grad_over(dims, &mut conv, grad, by, clamp);
+                    conv
+                })
             })
         };
         let (dy, grads) = match &output {

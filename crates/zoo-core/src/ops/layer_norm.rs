@@ -1,6 +1,5 @@
 //! Layer normalisation: Ba, Kiros and Hinton 2016, "Layer Normalization" (arXiv:1607.06450).
 
-use super::cpu::buffer::{filled, repeat};
 use super::cpu::layer_norm as kernel;
 use super::{Path, compose, elements, for_real, path};
 use crate::{tape, trace};
@@ -69,7 +68,7 @@ impl CustomOp3 for LayerNorm {
         for_real!(op, x, T => {
             let (weight, bias) = (elements::<T>(op, w, wl)?, elements::<T>(op, b, bl)?);
             let xs = elements(op, x, xl)?;
-            let ys = filled(xs.len(), |ys| kernel::forward(xs, weight, bias, self.eps, ys));
+            let ys = kernel::normalized(xs, weight, bias, self.eps);
             Ok((T::to_cpu_storage_owned(ys), xl.shape().clone()))
         })
     }
@@ -117,11 +116,7 @@ impl CustomOp3 for Gradients {
         let (op, (rows, n)) = (CustomOp3::name(self), xl.shape().dims2()?);
         for_real!(op, x, T => {
             let (xs, grad, weight) = (elements(op, x, xl)?, elements(op, g, gl)?, elements::<T>(op, w, wl)?);
-            let all = filled((rows + 2) * n, |all| {
-                let (dx, sums) = all.split_at_mut(rows * n);
-                let sums = repeat(sums, &vec![0.0; n]);
-                kernel::backward((xs, grad), weight, self.eps, None, dx, sums.split_at_mut(n));
-            });
+            let all = kernel::gradients(xs, grad, weight, self.eps);
             Ok((T::to_cpu_storage_owned(all), (rows + 2, n).into()))
         })
     }

@@ -1,12 +1,9 @@
 //! The affine map of a fully connected layer.
 
-use super::cpu::buffer::{filled, repeat, zeroed};
-use super::cpu::gemm::{Mat, all_threads, gemm, threads_inside};
-use super::cpu::rows::add_column_sums;
-use super::{Path, Real, compose, elements, for_real, path};
+use super::cpu::linear::{self as kernel, Sizes};
+use super::{Path, compose, elements, for_real, path};
 use crate::{tape, trace};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType, bail};
-use rayon::prelude::*;
 
 /// y = x · weightᵀ + bias over the last dimension, as `torch.nn.functional.linear`.
 ///
@@ -46,14 +43,14 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
         Path::Compose => compose::linear(&xs.reshape((sizes.rows, c_in))?, weight, bias)?.reshape(dims),
         Path::KernelInF32 => {
             let bias = bias.map(|b| b.to_dtype(DType::F32)).transpose()?;
-            kernel(&xs.to_dtype(DType::F32)?, &weight.to_dtype(DType::F32)?, bias.as_ref(), sizes)?.to_dtype(xs.dtype())
+            apply(&xs.to_dtype(DType::F32)?, &weight.to_dtype(DType::F32)?, bias.as_ref(), sizes)?.to_dtype(xs.dtype())
         }
-        Path::Kernel => kernel(xs, weight, bias, sizes),
+        Path::Kernel => apply(xs, weight, bias, sizes),
     }
 }
 
-fn kernel(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, sizes: Sizes) -> Result<Tensor> {
-    let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);
+fn apply(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, sizes: Sizes) -> Result<Tensor> {
+    let (xs, weight) = (tape::contiguous(xs)?, weight.contiguous()?);
     match bias {
         Some(bias) => tape::apply3(&xs, &weight, &bias.contiguous()?, Forward(sizes)),
         None => tape::apply2(&xs, &weight, Forward(sizes)),
@@ -69,35 +66,9 @@ fn with_last(layout: &Layout, last: usize) -> Shape {
     dims.into()
 }
 
-#[derive(Debug, Clone, Copy)]
-struct Sizes {
-    rows: usize,
-    c_in: usize,
-    c_out: usize,
-}
-
-/// Rows that one task takes: enough to be worth packing the weight.
-const CHUNK: usize = 512;
-
 struct Forward(Sizes);
 
 impl Forward {
-    fn run<T: Real>(&self, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
-        let Sizes { rows, c_in, c_out } = self.0;
-        filled(rows * c_out, |ys| {
-            let chunks = ys.par_chunks_mut(CHUNK * c_out).zip(x.par_chunks(CHUNK * c_in));
-            let p = threads_inside(rows.div_ceil(CHUNK));
-            chunks.for_each(|(y, x)| {
-                let y = match bias {
-                    Some(bias) => repeat(y, bias),
-                    None => zeroed(y),
-                };
-                let (x, w) = (Mat::rows(x, c_in), Mat::transposed(w, c_in));
-                gemm((y.len() / c_out, c_out, c_in), y, true, x, w, p);
-            });
-        })
-    }
-
     fn gradients(&self, xs: &Tensor, weight: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let grad = grad.contiguous()?;
         let dx = tape::tracks(xs).then(|| grad.apply_op2_no_bwd(weight, &InputGrad(self.0))).transpose()?;
@@ -113,7 +84,7 @@ impl CustomOp2 for Forward {
 
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
         for_real!("linear", x, T => {
-            let ys = self.run::<T>(elements("linear", x, xl)?, elements("linear", w, wl)?, None);
+            let ys = kernel::forward::<T>(self.0, elements("linear", x, xl)?, elements("linear", w, wl)?, None);
             Ok((T::to_cpu_storage_owned(ys), with_last(xl, self.0.c_out)))
         })
     }
@@ -139,7 +110,7 @@ impl CustomOp3 for Forward {
     ) -> Result<(CpuStorage, Shape)> {
         for_real!("linear", x, T => {
             let bias = Some(elements::<T>("linear", b, bl)?);
-            let ys = self.run::<T>(elements("linear", x, xl)?, elements("linear", w, wl)?, bias);
+            let ys = kernel::forward::<T>(self.0, elements("linear", x, xl)?, elements("linear", w, wl)?, bias);
             Ok((T::to_cpu_storage_owned(ys), with_last(xl, self.0.c_out)))
         })
     }
@@ -167,17 +138,10 @@ impl CustomOp2 for InputGrad {
     }
 
     fn cpu_fwd(&self, g: &CpuStorage, gl: &Layout, w: &CpuStorage, wl: &Layout) -> Result<(CpuStorage, Shape)> {
-        let Sizes { rows, c_in, c_out } = self.0;
         for_real!(self.name(), g, T => {
             let (grad, weight) = (elements::<T>(self.name(), g, gl)?, elements::<T>(self.name(), w, wl)?);
-            let dx = filled(rows * c_in, |dx| {
-                let p = threads_inside(rows.div_ceil(CHUNK));
-                dx.par_chunks_mut(CHUNK * c_in).zip(grad.par_chunks(CHUNK * c_out)).for_each(|(dx, grad)| {
-                    let (grad, weight) = (Mat::rows(grad, c_out), Mat::rows(weight, c_in));
-                    gemm((dx.len() / c_in, c_in, c_out), zeroed(dx), true, grad, weight, p);
-                });
-            });
-            Ok((T::to_cpu_storage_owned(dx), with_last(gl, c_in)))
+            let dx = kernel::input_grad(self.0, grad, weight);
+            Ok((T::to_cpu_storage_owned(dx), with_last(gl, self.0.c_in)))
         })
     }
 }
@@ -191,13 +155,10 @@ impl CustomOp2 for WeightGrad {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, g: &CpuStorage, gl: &Layout) -> Result<(CpuStorage, Shape)> {
-        let Sizes { rows, c_in, c_out } = self.0;
         for_real!(self.name(), x, T => {
             let (xs, grad) = (elements::<T>(self.name(), x, xl)?, elements::<T>(self.name(), g, gl)?);
-            let mut dw = vec![0.0; c_out * c_in];
-            let (grad, xs) = (Mat::transposed(grad, c_out), Mat::rows(xs, c_in));
-            gemm((c_out, c_in, rows), &mut dw, false, grad, xs, all_threads());
-            Ok((T::to_cpu_storage_owned(dw), (c_out, c_in).into()))
+            let dw = kernel::weight_grad(self.0, xs, grad);
+            Ok((T::to_cpu_storage_owned(dw), (self.0.c_out, self.0.c_in).into()))
         })
     }
 }
@@ -212,15 +173,7 @@ impl CustomOp1 for BiasGrad {
 
     fn cpu_fwd(&self, g: &CpuStorage, gl: &Layout) -> Result<(CpuStorage, Shape)> {
         for_real!(self.name(), g, T => {
-            let n = self.0.c_out;
-            let blocks = elements::<T>(self.name(), g, gl)?.par_chunks(CHUNK * n).map(|rows| {
-                let mut sums = vec![0.0; n];
-                add_column_sums(rows, &mut sums);
-                sums
-            });
-            // Each block sums its rows, then the blocks are added in order.
-            let mut db = vec![0.0; n];
-            blocks.collect::<Vec<_>>().iter().for_each(|sums| add_column_sums(sums, &mut db));
+            let db = kernel::bias_grad::<T>(self.0, elements(self.name(), g, gl)?);
             Ok((T::to_cpu_storage_owned(db), self.0.c_out.into()))
         })
     }

@@ -25,8 +25,7 @@ mod linear;
 mod matmul;
 mod max_pool;
 pub mod optim;
-pub(crate) mod params;
-mod pointwise;
+pub(crate) mod pointwise;
 mod softmax;
 
 pub use add::add;
@@ -128,11 +127,24 @@ pub(crate) use for_dtype;
 
 /// Lends the elements of a contiguous tensor on the CPU.
 pub(crate) fn read<T: Real, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
-    let (storage, layout) = tensor.storage_and_layout();
-    match &*storage {
-        Storage::Cpu(storage) => Ok(f(elements("read", storage, layout)?)),
-        _ => bail!("read: wants a tensor on the CPU"),
+    with_elements("read", &[tensor], |all| Ok(f(all[0])))
+}
+
+/// Runs `f` on the elements of contiguous tensors on the host.
+pub(crate) fn with_elements<T: Real, R>(
+    op: &str,
+    tensors: &[&Tensor],
+    f: impl FnOnce(&[&[T]]) -> Result<R>,
+) -> Result<R> {
+    let guards: Vec<_> = tensors.iter().map(|t| t.storage_and_layout()).collect();
+    let mut slices = Vec::with_capacity(guards.len());
+    for (storage, layout) in &guards {
+        match &**storage {
+            Storage::Cpu(storage) => slices.push(elements::<T>(op, storage, layout)?),
+            _ => bail!("{op}: the kernel wants tensors on the host"),
+        }
     }
+    f(&slices)
 }
 
 /// A tensor of elements that a kernel has made.

@@ -1,11 +1,9 @@
 //! Activation functions, element by element, each with the derivative that PyTorch uses at the kinks.
 
-use super::cpu::buffer::filled;
 use super::cpu::pointwise as kernel;
 use super::{Path, compose, elements, for_real, path};
 use crate::{tape, trace};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType};
-use rayon::prelude::*;
 
 /// Which function; the derivatives at the kinks follow PyTorch (0 for ReLU at 0, for ReLU6 at 0 and 6).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -73,9 +71,6 @@ pub fn pointwise(xs: &Tensor, function: Pointwise) -> Result<Tensor> {
     }
 }
 
-/// Elements that one task takes.
-const BLOCK: usize = 1 << 14;
-
 impl CustomOp1 for Pointwise {
     fn name(&self) -> &'static str {
         "pointwise"
@@ -84,11 +79,7 @@ impl CustomOp1 for Pointwise {
     fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout) -> Result<(CpuStorage, Shape)> {
         for_real!("pointwise", x, T => {
             let xs = elements::<T>("pointwise", x, xl)?;
-            let ys = filled(xs.len(), |ys| {
-                let blocks = ys.par_chunks_mut(BLOCK).zip(xs.par_chunks(BLOCK));
-                blocks.for_each(|(ys, xs)| kernel::forward(*self, xs, ys));
-            });
-            Ok((T::to_cpu_storage_owned(ys), xl.shape().clone()))
+            Ok((T::to_cpu_storage_owned(kernel::forward(*self, xs)), xl.shape().clone()))
         })
     }
 
@@ -107,11 +98,7 @@ impl CustomOp2 for Pointwise {
         for_real!("pointwise gradient", x, T => {
             let xs = elements::<T>("pointwise gradient", x, xl)?;
             let grad = elements::<T>("pointwise gradient", g, gl)?;
-            let dx = filled(xs.len(), |dx| {
-                let blocks = dx.par_chunks_mut(BLOCK).zip(xs.par_chunks(BLOCK)).zip(grad.par_chunks(BLOCK));
-                blocks.for_each(|((dx, xs), dy)| kernel::backward(*self, xs, dy, dx));
-            });
-            Ok((T::to_cpu_storage_owned(dx), xl.shape().clone()))
+            Ok((T::to_cpu_storage_owned(kernel::backward(*self, xs, grad)), xl.shape().clone()))
         })
     }
 }

@@ -1,11 +1,9 @@
 //! Softmax over the last dimension.
 
-use super::cpu::buffer::filled;
 use super::cpu::softmax as kernel;
 use super::{Path, elements, for_real, path};
 use crate::{tape, trace};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Layout, Result, Shape, Tensor, WithDType, bail};
-use rayon::prelude::*;
 
 /// yₖ = exp(xₖ - max x) / Σⱼ exp(xⱼ - max x) over the last dimension, as `torch.softmax(x, -1)`: any shape, the same shape.
 ///
@@ -30,9 +28,6 @@ pub fn softmax(xs: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// Rows that one task takes.
-const ROWS: usize = 32;
-
 struct Softmax;
 
 impl CustomOp1 for Softmax {
@@ -44,11 +39,7 @@ impl CustomOp1 for Softmax {
         let n = xl.dims()[xl.dims().len() - 1];
         for_real!("softmax", x, T => {
             let xs = elements::<T>("softmax", x, xl)?;
-            let ys = filled(xs.len(), |ys| {
-                let blocks = ys.par_chunks_mut(n * ROWS).zip(xs.par_chunks(n * ROWS));
-                blocks.for_each(|(ys, xs)| kernel::forward(n, xs, ys));
-            });
-            Ok((T::to_cpu_storage_owned(ys), xl.shape().clone()))
+            Ok((T::to_cpu_storage_owned(kernel::forward(n, xs)), xl.shape().clone()))
         })
     }
 
@@ -70,11 +61,7 @@ impl CustomOp2 for SoftmaxGrad {
         let (op, n) = (self.name(), yl.dims()[yl.dims().len() - 1]);
         for_real!(op, y, T => {
             let (ys, grad) = (elements::<T>(op, y, yl)?, elements::<T>(op, g, gl)?);
-            let dx = filled(ys.len(), |dx| {
-                let blocks = dx.par_chunks_mut(n * ROWS).zip(ys.par_chunks(n * ROWS)).zip(grad.par_chunks(n * ROWS));
-                blocks.for_each(|((dx, ys), grad)| kernel::backward(n, ys, grad, dx));
-            });
-            Ok((T::to_cpu_storage_owned(dx), yl.shape().clone()))
+            Ok((T::to_cpu_storage_owned(kernel::backward(n, ys, grad)), yl.shape().clone()))
         })
     }
 }

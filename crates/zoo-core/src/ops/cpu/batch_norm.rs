@@ -347,7 +347,7 @@ pub(crate) fn grad_sums<T: Real>(
         |planes| planes.fold([0.0; 2], |[a, b], [c, d]| [a + c, b + d]),
     );
     if let Some(kept) = &mut kept {
-        // SAFETY: every plane was written_by_tasks, and they are the whole capacity asked for.
+        // SAFETY: every plane was written, and they are the whole capacity asked for.
         unsafe { kept.set_len(xs.len()) };
     }
     let sums = sums.iter().map(|s| s[0]).chain(sums.iter().map(|s| s[1])).map(T::from_f64).collect();

@@ -2,7 +2,7 @@
 //! output stays in the cache: x + W₂ · inner(W₁ · norm(x) + b₁) + b₂.
 
 use super::attention;
-use super::buffer::{assume_init, filled, repeat};
+use super::buffer::{assume_init, repeat, written};
 use super::gemm::{Mat, all_threads, gemm, threads_inside};
 use super::layer_norm as norm;
 use super::pointwise::{gelu, gelu_and_grad};
@@ -181,15 +181,17 @@ impl Branch {
         // Memory for what lies between is laid out once for each run of chunks.
         let run = batch.div_ceil(images).div_ceil(PARTS);
         let mut kept = Vec::new();
-        let ys = filled(xs.len(), |ys| {
+        let fill = |ys: &mut [MaybeUninit<T>]| {
             let chunks = || xs.par_chunks(images * image);
             let scratch = || (vec![T::zero(); images * image], vec![T::zero(); images * self.act_len()]);
             let ys = ys.par_chunks_mut(images * image).zip(chunks()).with_min_len(run);
             if keep {
-                kept = filled(batch * self.mid_len(), |mids| {
+                let fill = |mids: &mut [MaybeUninit<T>]| {
                     let chunks = ys.zip(mids.par_chunks_mut(images * self.mid_len())).with_min_len(run);
                     chunks.for_each_init(scratch, |scratch, ((y, x), mid)| self.chunk(x, &w, mid, y, scratch, p));
-                });
+                };
+                // SAFETY: `chunk` fills the images that it is given, and they are all.
+                kept = unsafe { written(batch * self.mid_len(), fill) };
             } else {
                 let scratch = || (scratch(), vec![T::zero(); images * self.mid_len()]);
                 ys.for_each_init(scratch, |(scratch, mid), (y, x)| {
@@ -197,7 +199,9 @@ impl Branch {
                     self.chunk(x, &w, uninit(mid), y, scratch, p);
                 });
             }
-        });
+        };
+        // SAFETY: as above.
+        let ys = unsafe { written(xs.len(), fill) };
         (ys, keep.then_some(kept))
     }
 
@@ -235,11 +239,13 @@ impl Branch {
         let part = batch.div_ceil(images).div_ceil(parts) * images;
         let p = if large { all_threads() } else { threads_inside(batch.div_ceil(part)) };
         let mut sums = Vec::new();
-        let dx = filled(xs.len(), |dx| {
+        let fill = |dx: &mut [MaybeUninit<T>]| {
             let parts = dx.par_chunks_mut(part * image).zip(xs.par_chunks(part * image));
             let parts = parts.zip(grad.par_chunks(part * image)).zip(mids.par_chunks(part * self.mid_len()));
             sums = parts.map(|(((dx, x), dy), mid)| self.part(images, (x, mid, dy), &w, dx, p)).collect();
-        });
+        };
+        // SAFETY: the parts cover the images, and `part` fills those it is given.
+        let dx = unsafe { written(xs.len(), fill) };
         let mut sums = sums.into_iter();
         let mut total: Vec<Vec<T>> = sums.next().unwrap_or_default();
         let rest: Vec<Vec<Vec<T>>> = sums.collect();

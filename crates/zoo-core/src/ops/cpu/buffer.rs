@@ -62,7 +62,7 @@ pub(crate) unsafe fn written_by_tasks<T: Real>(n: usize, fill: impl FnOnce(Share
 ///
 /// # Safety
 /// `fill` writes every element.
-pub(crate) unsafe fn written<T: Copy>(n: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
+pub(crate) unsafe fn written<T: Real>(n: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
     let mut out = Vec::with_capacity(n);
     fill(&mut out.spare_capacity_mut()[..n]);
     // SAFETY: the capacity is there, and `fill` has written it.
@@ -89,15 +89,6 @@ pub(crate) fn with_scratch<T: Real, R>(n: usize, f: impl FnOnce(*mut T) -> R) ->
         // SAFETY: the vector has a line more than n elements need; u64 and the line are aligned for f32 and f64.
         f(unsafe { start.add(start.align_offset(LINE)) }.cast())
     })
-}
-
-/// A vector of n elements, **every one of which** `fill` must write.
-pub(crate) fn filled<T: Real>(n: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
-    let mut out = Vec::with_capacity(n);
-    fill(&mut out.spare_capacity_mut()[..n]);
-    // SAFETY: the capacity is there, and `fill` has written it; a float has no invalid bits.
-    unsafe { out.set_len(n) };
-    out
 }
 
 /// Writes `row` again and again over the block, which is a slice of numbers from then on.

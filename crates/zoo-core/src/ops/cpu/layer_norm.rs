@@ -1,5 +1,6 @@
 //! Layer normalisation on the host: of rows of n elements, or of the columns of a matrix.
 
+use super::buffer::{written, zeroed};
 use super::math::num;
 use super::simd::{Kernel, Simd, dispatch};
 use crate::ops::Real;
@@ -138,6 +139,23 @@ pub(crate) fn forward<T: Real>(xs: &[T], weight: &[T], bias: &[T], eps: f64, ys:
     ys.par_chunks_mut(n * ROWS).zip(xs.par_chunks(n * ROWS)).for_each(|(ys, xs)| {
         dispatch(Forward { xs, weight, bias, eps, ys: ys.as_mut_ptr().cast() });
     });
+}
+
+/// [`forward`] to an output of its own.
+pub(crate) fn normalized<T: Real>(xs: &[T], weight: &[T], bias: &[T], eps: f64) -> Vec<T> {
+    // SAFETY: `forward` writes every row.
+    unsafe { written(xs.len(), |ys| forward(xs, weight, bias, eps, ys)) }
+}
+
+/// The gradients of input, weight and bias below each other.
+pub(crate) fn gradients<T: Real>(xs: &[T], grad: &[T], weight: &[T], eps: f64) -> Vec<T> {
+    let n = weight.len();
+    let fill = |all: &mut [MaybeUninit<T>]| {
+        let (dx, sums) = all.split_at_mut(xs.len());
+        backward((xs, grad), weight, eps, None, dx, zeroed(sums).split_at_mut(n));
+    };
+    // SAFETY: `backward` writes every row, and the sums are written before it adds to them.
+    unsafe { written(xs.len() + 2 * n, fill) }
 }
 
 /// dx = `onto` + the gradient of the input, and Σ dy·x̂ and Σ dy over the rows, added to `dw` and `db`. Each block sums its

@@ -11,6 +11,7 @@ pub(crate) mod copy;
 pub(crate) mod depthwise;
 pub(crate) mod gemm;
 pub(crate) mod layer_norm;
+pub(crate) mod linear;
 pub(crate) mod math;
 pub(crate) mod pointwise;
 pub(crate) mod pool;

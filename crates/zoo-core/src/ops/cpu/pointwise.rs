@@ -1,9 +1,11 @@
 //! Activation functions and their derivatives on the host, vector by vector.
 
+use super::buffer::written;
 use super::math::{NORMAL_DENSITY, normal, num, sigmoid, tanh};
 use super::simd::{Kernel, Simd, dispatch};
 use crate::ops::Real;
 use crate::ops::pointwise::{GELU_TANH, Pointwise};
+use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
 /// Runs `$body` for each vector of a block, the last one with fewer lanes: `|inputs…| -> output`.
@@ -188,14 +190,26 @@ pub(crate) fn gelu<T: Real>(xs: &[T], ys: &mut [T]) {
     dispatch(Forward(Pointwise::Gelu, xs, ys.as_mut_ptr()));
 }
 
+/// Elements that one task takes.
+const BLOCK: usize = 1 << 14;
+
 /// ys = f(xs)
-pub(crate) fn forward<T: Real>(function: Pointwise, xs: &[T], ys: &mut [MaybeUninit<T>]) {
-    assert_eq!(xs.len(), ys.len());
-    dispatch(Forward(function, xs, ys.as_mut_ptr().cast()));
+pub(crate) fn forward<T: Real>(function: Pointwise, xs: &[T]) -> Vec<T> {
+    let fill = |ys: &mut [MaybeUninit<T>]| {
+        let blocks = ys.par_chunks_mut(BLOCK).zip(xs.par_chunks(BLOCK));
+        blocks.for_each(|(ys, xs)| dispatch(Forward(function, xs, ys.as_mut_ptr().cast())));
+    };
+    // SAFETY: the blocks cover the output, and each is written whole.
+    unsafe { written(xs.len(), fill) }
 }
 
 /// dx = f'(xs) · grad
-pub(crate) fn backward<T: Real>(function: Pointwise, xs: &[T], grad: &[T], dx: &mut [MaybeUninit<T>]) {
-    assert!(xs.len() == dx.len() && xs.len() == grad.len());
-    dispatch(Backward(function, xs, grad, dx.as_mut_ptr().cast()));
+pub(crate) fn backward<T: Real>(function: Pointwise, xs: &[T], grad: &[T]) -> Vec<T> {
+    assert_eq!(xs.len(), grad.len());
+    let fill = |dx: &mut [MaybeUninit<T>]| {
+        let blocks = dx.par_chunks_mut(BLOCK).zip(xs.par_chunks(BLOCK)).zip(grad.par_chunks(BLOCK));
+        blocks.for_each(|((dx, xs), dy)| dispatch(Backward(function, xs, dy, dx.as_mut_ptr().cast())));
+    };
+    // SAFETY: the blocks cover the output, and each is written whole.
+    unsafe { written(xs.len(), fill) }
 }

@@ -1,9 +1,11 @@
 //! Softmax of rows on the host.
 
+use super::buffer::written;
 use super::math::{exp, num};
 use super::simd::{Kernel, Simd, dispatch};
 use crate::ops::Real;
 use candle_core::WithDType;
+use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
 /// Rows of `n`, in place if both pointers are the same.
@@ -104,10 +106,19 @@ impl<T: Real> Kernel<T> for Gradient<T> {
     }
 }
 
+/// Rows that one task takes.
+const ROWS: usize = 32;
+
 /// Softmax of each row of n elements.
-pub(crate) fn forward<T: Real>(n: usize, xs: &[T], ys: &mut [MaybeUninit<T>]) {
-    assert!(xs.len() == ys.len() && xs.len().is_multiple_of(n));
-    dispatch(Softmax { n, rows: xs.len() / n, from: xs.as_ptr(), to: ys.as_mut_ptr().cast() });
+pub(crate) fn forward<T: Real>(n: usize, xs: &[T]) -> Vec<T> {
+    assert!(xs.len().is_multiple_of(n));
+    let fill = |ys: &mut [MaybeUninit<T>]| {
+        ys.par_chunks_mut(n * ROWS).zip(xs.par_chunks(n * ROWS)).for_each(|(ys, xs)| {
+            dispatch(Softmax { n, rows: xs.len() / n, from: xs.as_ptr(), to: ys.as_mut_ptr().cast() });
+        });
+    };
+    // SAFETY: the blocks cover the output, and each is written whole.
+    unsafe { written(xs.len(), fill) }
 }
 
 /// The same over what it reads.
@@ -117,10 +128,17 @@ pub(crate) fn in_place<T: Real>(n: usize, xs: &mut [T]) {
 }
 
 /// From the output and its gradient, the gradient of the input.
-pub(crate) fn backward<T: Real>(n: usize, ys: &[T], grad: &[T], dx: &mut [MaybeUninit<T>]) {
-    assert!(ys.len() == dx.len() && ys.len() == grad.len() && ys.len().is_multiple_of(n));
-    let (y, dy, dx) = (ys.as_ptr(), grad.as_ptr(), dx.as_mut_ptr().cast());
-    dispatch(Gradient { n, rows: ys.len() / n, y, dy, dx, scale: 1.0 });
+pub(crate) fn backward<T: Real>(n: usize, ys: &[T], grad: &[T]) -> Vec<T> {
+    assert!(ys.len() == grad.len() && ys.len().is_multiple_of(n));
+    let fill = |dx: &mut [MaybeUninit<T>]| {
+        let blocks = dx.par_chunks_mut(n * ROWS).zip(ys.par_chunks(n * ROWS)).zip(grad.par_chunks(n * ROWS));
+        blocks.for_each(|((dx, ys), grad)| {
+            let (y, dy, dx) = (ys.as_ptr(), grad.as_ptr(), dx.as_mut_ptr().cast());
+            dispatch(Gradient { n, rows: ys.len() / n, y, dy, dx, scale: 1.0 });
+        });
+    };
+    // SAFETY: the blocks cover the output, and each is written whole.
+    unsafe { written(ys.len(), fill) }
 }
 
 /// `scale` times the gradient of the input, over that of the output.
