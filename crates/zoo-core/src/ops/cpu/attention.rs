@@ -1,10 +1,10 @@
 //! Scaled dot-product attention of one image on the host: the scores of a head stay in the cache.
 
-use super::gemm::{Mat, MatMut, product};
+use super::buffer::uninit;
+use super::gemm::{Mat, Out, Threads::One as Alone, product};
 use super::softmax;
 use crate::ops::Real;
 use candle_core::WithDType;
-use gemm::Parallelism::None as Alone;
 
 /// Tokens, heads, and the width of a head. Queries, keys and values stand side by side in rows of 3 · heads · d.
 #[derive(Debug, Clone, Copy)]
@@ -33,8 +33,8 @@ impl Sizes {
         let (Self { n, d, .. }, row) = (self, 3 * self.width());
         let q = Mat::rows(&qkv[self.at(0, head)..], row);
         let k = Mat::transposed(&qkv[self.at(1, head)..], row);
-        let dst = MatMut { data: &mut *weights, rs: n };
-        product((n, n, d), dst, false, <T as WithDType>::from_f64(self.scale()), q, k, Alone);
+        let scale = <T as WithDType>::from_f64(self.scale());
+        product((n, n, d), Out::Is(uninit(weights)), n, scale, q, k, Alone);
         softmax::in_place(n, weights);
     }
 }
@@ -46,8 +46,8 @@ pub(crate) fn forward<T: Real>(sizes: Sizes, qkv: &[T], out: &mut [T], scratch: 
     for head in 0..heads {
         sizes.weights(qkv, head, weights);
         let v = Mat::rows(&qkv[sizes.at(2, head)..], 3 * width);
-        let dst = MatMut { data: &mut out[head * d..], rs: width };
-        product((n, d, n), dst, false, T::one(), Mat::rows(weights, n), v, Alone);
+        let out = Out::Is(uninit(&mut out[head * d..]));
+        product((n, d, n), out, width, T::one(), Mat::rows(weights, n), v, Alone);
     }
 }
 
@@ -68,16 +68,16 @@ pub(crate) fn backward<T: Real>(
         sizes.weights(qkv, head, weights);
         let grad = Mat::rows(&grad[head * d..], width);
         if let Some(out) = &mut out {
-            let dst = MatMut { data: &mut out[head * d..], rs: width };
-            product((n, d, n), dst, false, one, Mat::rows(weights, n), Mat::rows(v, row), Alone);
+            let out = Out::Is(uninit(&mut out[head * d..]));
+            product((n, d, n), out, width, one, Mat::rows(weights, n), Mat::rows(v, row), Alone);
         }
         let mut into = |part: usize, lhs: Mat<T>, rhs: Mat<T>| {
-            let dst = MatMut { data: &mut dqkv[sizes.at(part, head)..], rs: row };
-            product((n, d, n), dst, false, one, lhs, rhs, Alone);
+            let out = Out::Is(uninit(&mut dqkv[sizes.at(part, head)..]));
+            product((n, d, n), out, row, one, lhs, rhs, Alone);
         };
         into(2, Mat::transposed(weights, n), grad);
-        let dst = MatMut { data: &mut *dweights, rs: n };
-        product((n, n, d), dst, false, one, grad, Mat::transposed(v, row), Alone);
+        let out = Out::Is(uninit(dweights));
+        product((n, n, d), out, n, one, grad, Mat::transposed(v, row), Alone);
         softmax::backward_in_place(n, weights, dweights, sizes.scale());
         into(0, Mat::rows(dweights, n), Mat::rows(k, row));
         into(1, Mat::transposed(dweights, n), Mat::rows(q, row));

@@ -2,13 +2,12 @@
 //! output stays in the cache: x + W₂ · inner(W₁ · norm(x) + b₁) + b₂.
 
 use super::attention;
-use super::buffer::{assume_init, repeat, written};
-use super::gemm::{Mat, all_threads, gemm, threads_inside};
+use super::buffer::{assume_init, uninit, written};
+use super::gemm::{Mat, Out, Panels, Threads, gemm};
 use super::layer_norm as norm;
 use super::pointwise::{gelu, gelu_and_grad};
 use super::rows::{add_column, add_column_sums, add_row, add_row_sums};
 use crate::ops::Real;
-use gemm::Parallelism;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
@@ -42,9 +41,13 @@ pub(crate) struct Weights<'a, T> {
     pub second: (&'a [T], &'a [T]),
 }
 
-/// Rows that a matrix product wants, to be worth the packing of its other side.
+/// The weights of both maps as right sides of products; `None` where they stand on the left.
+type Packed<T> = Option<(Panels<T>, Panels<T>)>;
+
+/// Rows that a matrix product wants.
 const ROWS: usize = 128;
-/// Weights beyond this many leave the cache anyway: then the threads share one product.
+/// Weights beyond this many leave the cache anyway: then more rows go through together, and one sum of their gradients is
+/// enough.
 const LARGE: usize = 1 << 20;
 /// Parts of the batch that sum their gradients each for itself.
 const PARTS: usize = 8;
@@ -77,7 +80,7 @@ impl Branch {
         let [.., second, _] = self.lengths();
         match self.inner {
             Inner::GeluOfTokens(_) => 1,
-            _ if second.max(self.lengths()[2]) >= LARGE => (8 * ROWS).div_ceil(self.n).min(batch),
+            _ if second.max(self.lengths()[2]) >= LARGE => (2 * ROWS).div_ceil(self.n).min(batch),
             _ => ROWS.div_ceil(self.n).min(batch),
         }
     }
@@ -105,35 +108,62 @@ impl Branch {
         }
     }
 
+    /// The weights of both maps as the right sides of the forward pass's products, if that is what they are.
+    fn pack<T: Real>(&self, w: &Weights<T>) -> Packed<T> {
+        (!self.on_tokens()).then(|| {
+            let (first, second) = (Mat::transposed(w.first.0, self.c), Mat::transposed(w.second.0, self.act));
+            (Panels::new(first, (self.c, self.mid)), Panels::new(second, (self.act, self.c)))
+        })
+    }
+
+    /// The same for the backward pass.
+    fn pack_for_grad<T: Real>(&self, w: &Weights<T>) -> Packed<T> {
+        (!self.on_tokens()).then(|| {
+            let (first, second) = (Mat::rows(w.first.0, self.c), Mat::rows(w.second.0, self.act));
+            (Panels::new(first, (self.mid, self.c)), Panels::new(second, (self.c, self.act)))
+        })
+    }
+
     /// The first map, onto its bias.
-    fn first<T: Real>(&self, images: usize, normed: &[T], w: &Weights<T>, mid: &mut [MaybeUninit<T>], p: Parallelism) {
+    fn first<T: Real>(
+        &self,
+        normed: &[T],
+        w: &Weights<T>,
+        packed: &Packed<T>,
+        mid: &mut [MaybeUninit<T>],
+        threads: Threads,
+    ) {
         let (n, c) = (self.n, self.c);
-        if self.on_tokens() {
-            let mid = columns(mid, w.first.1, c);
-            gemm((self.mid, c, n), mid, true, Mat::rows(w.first.0, n), Mat::rows(normed, c), p);
-        } else {
-            let mid = repeat(mid, w.first.1);
-            gemm((images * n, self.mid, c), mid, true, Mat::rows(normed, c), Mat::transposed(w.first.0, c), p);
+        match packed {
+            None => {
+                let mid = Out::Plus(columns(mid, w.first.1, c));
+                gemm((self.mid, c, n), mid, Mat::rows(w.first.0, n), Mat::rows(normed, c), threads);
+            }
+            Some((first, _)) => {
+                first.multiply(normed.len() / c, Out::OntoRow(mid, w.first.1), Mat::rows(normed, c), threads);
+            }
         }
     }
 
     /// The second map, onto the input and the bias.
     fn second<T: Real>(
         &self,
-        images: usize,
         (x, act): (&[T], &[T]),
         w: &Weights<T>,
+        packed: &Packed<T>,
         y: &mut [MaybeUninit<T>],
-        p: Parallelism,
+        threads: Threads,
     ) {
         let (n, c) = (self.n, self.c);
-        if self.on_tokens() {
-            let y = add_column(x, w.second.1, y);
-            gemm((n, c, self.act), y, true, Mat::rows(w.second.0, self.act), Mat::rows(act, c), p);
-        } else {
-            let y = add_row(x, w.second.1, y);
-            let rhs = Mat::transposed(w.second.0, self.act);
-            gemm((images * n, c, self.act), y, true, Mat::rows(act, self.act), rhs, p);
+        match packed {
+            None => {
+                let y = Out::Plus(add_column(x, w.second.1, y));
+                gemm((n, c, self.act), y, Mat::rows(w.second.0, self.act), Mat::rows(act, c), threads);
+            }
+            Some((_, second)) => {
+                let y = Out::Plus(add_row(x, w.second.1, y));
+                second.multiply(x.len() / c, y, Mat::rows(act, self.act), threads);
+            }
         }
     }
 
@@ -177,7 +207,8 @@ impl Branch {
         let image = self.n * self.c;
         let batch = xs.len() / image;
         let images = self.images(batch);
-        let p = self.parallelism(batch);
+        let threads = Threads::inside(batch.div_ceil(images));
+        let packed = self.pack(&w);
         // Memory for what lies between is laid out once for each run of chunks.
         let run = batch.div_ceil(images).div_ceil(PARTS);
         let mut kept = Vec::new();
@@ -188,7 +219,9 @@ impl Branch {
             if keep {
                 let fill = |mids: &mut [MaybeUninit<T>]| {
                     let chunks = ys.zip(mids.par_chunks_mut(images * self.mid_len())).with_min_len(run);
-                    chunks.for_each_init(scratch, |scratch, ((y, x), mid)| self.chunk(x, &w, mid, y, scratch, p));
+                    chunks.for_each_init(scratch, |scratch, ((y, x), mid)| {
+                        self.chunk(x, (&w, &packed), mid, y, scratch, threads)
+                    });
                 };
                 // SAFETY: `chunk` fills the images that it is given, and they are all.
                 kept = unsafe { written(batch * self.mid_len(), fill) };
@@ -196,7 +229,7 @@ impl Branch {
                 let scratch = || (scratch(), vec![T::zero(); images * self.mid_len()]);
                 ys.for_each_init(scratch, |(scratch, mid), (y, x)| {
                     let mid = &mut mid[..x.len() / image * self.mid_len()];
-                    self.chunk(x, &w, uninit(mid), y, scratch, p);
+                    self.chunk(x, (&w, &packed), uninit(mid), y, scratch, threads);
                 });
             }
         };
@@ -208,24 +241,19 @@ impl Branch {
     fn chunk<T: Real>(
         &self,
         x: &[T],
-        w: &Weights<T>,
+        (w, packed): (&Weights<T>, &Packed<T>),
         mid: &mut [MaybeUninit<T>],
         y: &mut [MaybeUninit<T>],
         (normed, act): &mut (Vec<T>, Vec<T>),
-        p: Parallelism,
+        threads: Threads,
     ) {
         let images = x.len() / (self.n * self.c);
         let (normed, act) = (&mut normed[..x.len()], &mut act[..images * self.act_len()]);
         self.normalize(x, w, normed);
-        self.first(images, normed, w, mid, p);
+        self.first(normed, w, packed, mid, threads);
         // SAFETY: `first` fills it.
         self.inner(unsafe { assume_init(mid) }, act);
-        self.second(images, (x, act), w, y, p);
-    }
-
-    fn parallelism(&self, batch: usize) -> Parallelism {
-        let large = self.lengths().into_iter().max() >= Some(LARGE);
-        if large { all_threads() } else { threads_inside(batch.div_ceil(self.images(batch))) }
+        self.second((x, act), w, packed, y, threads);
     }
 
     /// The gradients of the input and of the six parameters.
@@ -237,12 +265,14 @@ impl Branch {
         let large = self.lengths().into_iter().max() >= Some(LARGE);
         let parts = if large { 1 } else { PARTS };
         let part = batch.div_ceil(images).div_ceil(parts) * images;
-        let p = if large { all_threads() } else { threads_inside(batch.div_ceil(part)) };
+        let threads = Threads::inside(batch.div_ceil(part));
+        let packed = self.pack_for_grad(&w);
         let mut sums = Vec::new();
         let fill = |dx: &mut [MaybeUninit<T>]| {
             let parts = dx.par_chunks_mut(part * image).zip(xs.par_chunks(part * image));
             let parts = parts.zip(grad.par_chunks(part * image)).zip(mids.par_chunks(part * self.mid_len()));
-            sums = parts.map(|(((dx, x), dy), mid)| self.part(images, (x, mid, dy), &w, dx, p)).collect();
+            sums =
+                parts.map(|(((dx, x), dy), mid)| self.part(images, (x, mid, dy), (&w, &packed), dx, threads)).collect();
         };
         // SAFETY: the parts cover the images, and `part` fills those it is given.
         let dx = unsafe { written(xs.len(), fill) };
@@ -263,13 +293,14 @@ impl Branch {
         &self,
         images: usize,
         (xs, mids, grad): (&[T], &[T], &[T]),
-        w: &Weights<T>,
+        (w, packed): (&Weights<T>, &Packed<T>),
         dx: &mut [MaybeUninit<T>],
-        p: Parallelism,
+        threads: Threads,
     ) -> Vec<Vec<T>> {
         let image = self.n * self.c;
-        let mut sums = self.lengths().map(|len| vec![T::zero(); len]).to_vec();
-        let [dw_norm, db_norm, dw_first, db_first, dw_second, db_second] = &mut sums[..] else { return sums };
+        let [norm, norm_bias, _, first_bias, _, second_bias] = self.lengths().map(|len| vec![T::zero(); len]);
+        let (mut dw_norm, mut db_norm, mut db_first, mut db_second) = (norm, norm_bias, first_bias, second_bias);
+        let (mut dw_first, mut dw_second) = (Vec::new(), Vec::new());
         let zeros = |len: usize| vec![T::zero(); images * len];
         let (mut normed, mut dnormed) = (zeros(image), zeros(image));
         let (mut act, mut dact) = (zeros(self.act_len()), zeros(self.act_len()));
@@ -282,36 +313,56 @@ impl Branch {
             let (act, dact) = (&mut act[..act_len], &mut dact[..act_len]);
             self.normalize(x, w, normed);
             let (n, c, rows) = (self.n, self.c, images * self.n);
-            let (first, second) = ((self.mid, n), (self.act, n));
-            if self.on_tokens() {
-                gemm((self.act, c, n), dact, false, Mat::transposed(w.second.0, self.act), Mat::rows(dy, c), p);
-                self.inner_grad(mid, act, dact, &mut []);
-                gemm((second.1, second.0, c), dw_second, true, Mat::rows(dy, c), Mat::transposed(act, c), p);
-                gemm((first.0, first.1, c), dw_first, true, Mat::rows(dact, c), Mat::transposed(normed, c), p);
-                add_row_sums(dy, db_second);
-                add_row_sums(dact, db_first);
-                gemm((n, c, self.mid), dnormed, false, Mat::transposed(w.first.0, n), Mat::rows(dact, c), p);
-            } else {
-                gemm((rows, self.act, c), dact, false, Mat::rows(dy, c), Mat::rows(w.second.0, self.act), p);
-                let dmid_len = if dmid.is_empty() { 0 } else { images * self.mid_len() };
-                self.inner_grad(mid, act, dact, &mut dmid[..dmid_len]);
-                gemm((c, self.act, rows), dw_second, true, Mat::transposed(dy, c), Mat::rows(act, self.act), p);
-                add_column_sums(dy, db_second);
-                let dmid: &[T] = if dmid.is_empty() { dact } else { &dmid[..dmid_len] };
-                gemm((self.mid, c, rows), dw_first, true, Mat::transposed(dmid, self.mid), Mat::rows(normed, c), p);
-                add_column_sums(dmid, db_first);
-                gemm((rows, c, self.mid), dnormed, false, Mat::rows(dmid, self.mid), Mat::rows(w.first.0, c), p);
+            let dmid_len = if dmid.is_empty() { 0 } else { images * self.mid_len() };
+            match packed {
+                None => {
+                    let (weight, dy) = (Mat::transposed(w.second.0, self.act), Mat::rows(dy, c));
+                    gemm((self.act, c, n), Out::Is(uninit(dact)), weight, dy, threads);
+                }
+                Some((_, second)) => second.multiply(rows, Out::Is(uninit(dact)), Mat::rows(dy, c), threads),
             }
-            self.normalize_grad((x, dnormed), w, dy, dx, (&mut *dw_norm, &mut *db_norm));
+            self.inner_grad(mid, act, dact, &mut dmid[..dmid_len]);
+            let dmid: &[T] = if dmid.is_empty() { dact } else { &dmid[..dmid_len] };
+            match packed {
+                None => {
+                    let (act, normed) = (Mat::transposed(act, c), Mat::transposed(normed, c));
+                    add_product((n, self.act, c), &mut dw_second, Mat::rows(dy, c), act, threads);
+                    add_product((self.mid, n, c), &mut dw_first, Mat::rows(dmid, c), normed, threads);
+                    add_row_sums(dy, &mut db_second);
+                    add_row_sums(dmid, &mut db_first);
+                    let (weight, dmid) = (Mat::transposed(w.first.0, n), Mat::rows(dmid, c));
+                    gemm((n, c, self.mid), Out::Is(uninit(dnormed)), weight, dmid, threads);
+                }
+                Some((first, _)) => {
+                    let (act, normed) = (Mat::rows(act, self.act), Mat::rows(normed, c));
+                    add_product((c, self.act, rows), &mut dw_second, Mat::transposed(dy, c), act, threads);
+                    let dmid_t = Mat::transposed(dmid, self.mid);
+                    add_product((self.mid, c, rows), &mut dw_first, dmid_t, normed, threads);
+                    add_column_sums(dy, &mut db_second);
+                    add_column_sums(dmid, &mut db_first);
+                    first.multiply(rows, Out::Is(uninit(dnormed)), Mat::rows(dmid, self.mid), threads);
+                }
+            }
+            self.normalize_grad((x, dnormed), w, dy, dx, (&mut dw_norm, &mut db_norm));
         }
-        sums
+        vec![dw_norm, db_norm, dw_first, db_first, dw_second, db_second]
     }
 }
 
-/// Memory that may be written without regard to what it holds.
-fn uninit<T: Real>(xs: &mut [T]) -> &mut [MaybeUninit<T>] {
-    // SAFETY: the same layout, and the kernels that write through it leave numbers behind.
-    unsafe { &mut *(std::ptr::from_mut(xs) as *mut [MaybeUninit<T>]) }
+/// Adds lhs · rhs to `sum`, which starts empty: the first product is written, not added to zeros.
+fn add_product<T: Real>(
+    (m, n, k): (usize, usize, usize),
+    sum: &mut Vec<T>,
+    lhs: Mat<T>,
+    rhs: Mat<T>,
+    threads: Threads,
+) {
+    if sum.is_empty() {
+        // SAFETY: the product fills its rows.
+        *sum = unsafe { written(m * n, |sum| gemm((m, n, k), Out::Is(sum), lhs, rhs, threads)) };
+    } else {
+        gemm((m, n, k), Out::Plus(sum), lhs, rhs, threads);
+    }
 }
 
 /// Fills each row of `cols` elements with its own number.

@@ -25,6 +25,10 @@ impl<T> Shared<T> {
         Self(slice.as_mut_ptr())
     }
 
+    pub fn from_uninit(slice: &mut [MaybeUninit<T>]) -> Self {
+        Self(slice.as_mut_ptr().cast())
+    }
+
     /// The room of a vector behind its elements.
     pub fn from_spare(vec: &mut Vec<T>) -> Self {
         Self(vec.spare_capacity_mut().as_mut_ptr().cast())
@@ -91,16 +95,6 @@ pub(crate) fn with_scratch<T: Real, R>(n: usize, f: impl FnOnce(*mut T) -> R) ->
     })
 }
 
-/// Writes `row` again and again over the block, which is a slice of numbers from then on.
-pub(crate) fn repeat<'a, T: Real>(out: &'a mut [MaybeUninit<T>], row: &[T]) -> &'a mut [T] {
-    assert_eq!(out.len() % row.len(), 0);
-    for place in out.chunks_exact_mut(row.len()) {
-        copy(place, row);
-    }
-    // SAFETY: the rows fill the block.
-    unsafe { assume_init(out) }
-}
-
 /// Writes zeros over the block, which is a slice of numbers from then on.
 pub(crate) fn zeroed<T: Real>(out: &mut [MaybeUninit<T>]) -> &mut [T] {
     out.iter_mut().for_each(|x| _ = x.write(T::zero()));
@@ -108,14 +102,10 @@ pub(crate) fn zeroed<T: Real>(out: &mut [MaybeUninit<T>]) -> &mut [T] {
     unsafe { assume_init(out) }
 }
 
-/// Copies `from` over the block, which is a slice of numbers from then on.
-pub(crate) fn copy<'a, T: Real>(out: &'a mut [MaybeUninit<T>], from: &[T]) -> &'a mut [T] {
-    assert_eq!(out.len(), from.len());
-    // SAFETY: equal lengths, and a mutable borrow overlaps nothing.
-    unsafe {
-        std::ptr::copy_nonoverlapping(from.as_ptr(), out.as_mut_ptr().cast(), from.len());
-        assume_init(out)
-    }
+/// Memory that may be written without regard to what it holds.
+pub(crate) fn uninit<T: Real>(xs: &mut [T]) -> &mut [MaybeUninit<T>] {
+    // SAFETY: the same layout, and the kernels that write through it leave numbers behind.
+    unsafe { &mut *(std::ptr::from_mut(xs) as *mut [MaybeUninit<T>]) }
 }
 
 /// The block as numbers.

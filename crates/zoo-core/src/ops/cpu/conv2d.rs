@@ -21,8 +21,8 @@ use super::batch_norm;
 use super::buffer::{Shared, with_scratch, written_by_tasks};
 use super::clamp::Clamp;
 use super::depthwise;
-use super::product::tile;
-use super::simd::{Kernel, Level, Simd, dispatch_at, prefetch, prefetch_to_write};
+use super::product::{TileShape, tile};
+use super::simd::{Kernel, Simd, dispatch_at, prefetch, prefetch_to_write};
 use super::{sum, winograd};
 use crate::ops::Real;
 use crate::ops::conv2d::Geometry;
@@ -933,32 +933,6 @@ struct PackedRows<T> {
     block: usize,
     blocks: usize,
     shape: TileShape,
-}
-
-/// The registers that an operation runs with, from its packing to its last task.
-#[derive(Clone, Copy)]
-struct TileShape {
-    level: Level,
-    /// Rows of a tile.
-    rows: usize,
-    /// Lanes of a vector.
-    lanes: usize,
-}
-
-impl TileShape {
-    fn now<T: Real>() -> Self {
-        struct Ask(Level);
-        impl<T: Real> Kernel<T> for Ask {
-            type Output = TileShape;
-
-            #[inline(always)]
-            unsafe fn run<V: Simd<Elem = T>>(self) -> TileShape {
-                TileShape { level: self.0, rows: V::ROWS, lanes: V::LANES }
-            }
-        }
-        let level = Level::current();
-        dispatch_at::<T, _>(level, Ask(level))
-    }
 }
 
 impl<T: Real> PackedRows<T> {

@@ -1,7 +1,25 @@
-//! Matrix product on slices: the safe door to the `gemm` crate.
+//! Matrix products on the host.
+//!
+//! The right side is packed in panels of two vectors of columns; a panel's [`DEPTH`] rows stay in the first-level cache
+//! while the rows of the left side run over them, each number broadcast to a vector. A row-major left side is read where
+//! it lies, a transposed one is packed too. What is multiplied again and again, as weights are, is packed once: [`Panels`].
+//!
+//! An element's sum is taken in one order, however the product is cut: the number of threads changes no bit.
 
+use super::buffer::{Shared, with_scratch, written_by_tasks};
+use super::product::{TileShape, tile_of_rows};
+use super::simd::{Kernel, Simd, dispatch_at, prefetch};
 use crate::ops::Real;
-use gemm::Parallelism;
+use rayon::prelude::*;
+use std::mem::MaybeUninit;
+use std::ops::Range;
+
+/// Rows of a panel that are multiplied at a time.
+const DEPTH: usize = 256;
+/// Rows of the left side that one task takes, at the most.
+const ROWS: usize = 512;
+/// Bytes of the left side that may wait in the second-level cache for the next panel.
+const CACHE: usize = 3 << 19;
 
 /// A read-only matrix in a slice: element (i, j) is at `i·rs + j·cs`.
 #[derive(Clone, Copy)]
@@ -28,74 +46,468 @@ impl<'a, T> Mat<'a, T> {
     }
 }
 
-/// A matrix to write to, its rows `rs` apart.
-pub(crate) struct MatMut<'a, T> {
-    pub data: &'a mut [T],
-    pub rs: usize,
+/// Where a product goes: a row-major matrix.
+pub(crate) enum Out<'a, T> {
+    /// It becomes the product.
+    Is(&'a mut [MaybeUninit<T>]),
+    /// Every row becomes the product's and this one's sum.
+    OntoRow(&'a mut [MaybeUninit<T>], &'a [T]),
+    /// The product is added to it.
+    Plus(&'a mut [T]),
 }
 
-/// `dst` (m, n; row-major) = `lhs` (m, k) · `rhs` (k, n), added to what `dst` holds if `accumulate`.
-pub(crate) fn gemm<T: Real>(
-    (m, n, k): (usize, usize, usize),
-    dst: &mut [T],
-    accumulate: bool,
-    lhs: Mat<T>,
-    rhs: Mat<T>,
-    parallelism: Parallelism,
-) {
-    product((m, n, k), MatMut { data: dst, rs: n }, accumulate, T::one(), lhs, rhs, parallelism);
+/// What the product is added to.
+#[derive(Clone, Copy)]
+enum Onto<'a, T> {
+    Nothing,
+    Row(&'a [T]),
+    Itself,
 }
 
-/// `dst` (m, n) = `scale` · `lhs` (m, k) · `rhs` (k, n), added to what `dst` holds if `accumulate`.
+impl<'a, T> Out<'a, T> {
+    fn parts(self) -> (Shared<T>, usize, Onto<'a, T>) {
+        match self {
+            Self::Is(out) => (Shared::from_uninit(out), out.len(), Onto::Nothing),
+            Self::OntoRow(out, row) => (Shared::from_uninit(out), out.len(), Onto::Row(row)),
+            Self::Plus(out) => (Shared::new(out), out.len(), Onto::Itself),
+        }
+    }
+}
+
+/// Who works on a product.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Threads {
+    /// The caller alone.
+    One,
+    /// The current pool.
+    All,
+}
+
+impl Threads {
+    /// For the products inside a loop that is itself parallel over `tasks`: one thread when the loop fills the pool.
+    pub fn inside(tasks: usize) -> Self {
+        if tasks >= rayon::current_num_threads() { Self::One } else { Self::All }
+    }
+}
+
+/// The right side of products, packed: for each `DEPTH` rows one panel behind the other, row by row, zeros behind the last
+/// column.
+pub(crate) struct Panels<T> {
+    data: Vec<T>,
+    k: usize,
+    n: usize,
+    shape: TileShape,
+}
+
+impl<T: Real> Panels<T> {
+    /// Packs a matrix (k, n).
+    pub fn new(rhs: Mat<T>, (k, n): (usize, usize)) -> Self {
+        rhs.assert_holds(k, n);
+        let shape = TileShape::now::<T>();
+        let width = 2 * shape.lanes;
+        let panels = n.div_ceil(width);
+        // SAFETY: every task packs a panel of its own, whole.
+        let data = unsafe {
+            written_by_tasks(panels * width * k, |data| {
+                (0..panels).into_par_iter().for_each(|panel| {
+                    let cols = panel * width..n.min((panel + 1) * width);
+                    for rows in depths(k) {
+                        let to = data.at(rows.start * panels * width + panel * width * rows.len());
+                        dispatch_at(shape.level, Pack { rhs, rows, cols: cols.clone(), to });
+                    }
+                });
+            })
+        };
+        Self { data, k, n, shape }
+    }
+
+    /// `out` (m, n) = `lhs` (m, k) · self, in the way that [`Out`] says.
+    pub fn multiply(&self, m: usize, out: Out<T>, lhs: Mat<T>, threads: Threads) {
+        let (data, len, onto) = out.parts();
+        check((m, self.n, self.k), len, self.n, onto, lhs);
+        if m > 0 {
+            let job = Job { m, n: self.n, k: self.k, out: data, rs: self.n, onto, scale: T::one(), lhs };
+            job.run(self.shape, &self.data, threads);
+        }
+    }
+}
+
+/// `out` (m, n; row-major) = `lhs` (m, k) · `rhs` (k, n), in the way that [`Out`] says.
+pub(crate) fn gemm<T: Real>((m, n, k): (usize, usize, usize), out: Out<T>, lhs: Mat<T>, rhs: Mat<T>, threads: Threads) {
+    product((m, n, k), out, n, T::one(), lhs, rhs, threads);
+}
+
+/// `out` (m, n; rows `rs` apart) = `scale` · `lhs` (m, k) · `rhs` (k, n), in the way that [`Out`] says.
 pub(crate) fn product<T: Real>(
     (m, n, k): (usize, usize, usize),
-    dst: MatMut<T>,
-    accumulate: bool,
+    out: Out<T>,
+    rs: usize,
     scale: T,
     lhs: Mat<T>,
     rhs: Mat<T>,
-    parallelism: Parallelism,
+    threads: Threads,
 ) {
+    let (data, len, onto) = out.parts();
     if m == 0 || n == 0 {
         return;
     }
-    let last = (m - 1) * dst.rs + n;
-    assert!(k > 0 && dst.rs >= n && dst.data.len() >= last, "gemm: {m}x{n} from k = {k} into {}", dst.data.len());
-    lhs.assert_holds(m, k);
+    check((m, n, k), len, rs, onto, lhs);
+    let job = Job { m, n, k, out: data, rs, onto, scale, lhs };
+    if threads == Threads::All {
+        let panels = Panels::new(rhs, (k, n));
+        return job.run(panels.shape, &panels.data, threads);
+    }
     rhs.assert_holds(k, n);
-    // SAFETY: the three asserts above bound every (i, j) that gemm touches inside its slice; `dst` is borrowed mutably,
-    // so it overlaps neither operand; T is f32 or f64, which the crate dispatches on.
-    unsafe {
-        gemm::gemm(
-            m,
-            n,
-            k,
-            dst.data.as_mut_ptr(),
-            1,
-            dst.rs as isize,
-            accumulate,
-            lhs.data.as_ptr(),
-            lhs.cs as isize,
-            lhs.rs as isize,
-            rhs.data.as_ptr(),
-            rhs.cs as isize,
-            rhs.rs as isize,
-            if accumulate { T::one() } else { T::zero() },
-            scale,
-            false,
-            false,
-            false,
-            parallelism,
-        );
+    let shape = TileShape::now::<T>();
+    let width = 2 * shape.lanes;
+    let panels = n.div_ceil(width);
+    let packed = panels * width * k;
+    with_scratch(packed + job.lhs_elements(m.min(ROWS), shape), |scratch: *mut T| {
+        for rows in depths(k) {
+            for panel in 0..panels {
+                // SAFETY: the scratch holds the panels, and the packed left side behind them.
+                let to = unsafe { scratch.add(rows.start * panels * width + panel * width * rows.len()) };
+                let cols = panel * width..n.min((panel + 1) * width);
+                dispatch_at(shape.level, Pack { rhs, rows: rows.clone(), cols, to });
+            }
+        }
+        for start in (0..m).step_by(ROWS) {
+            let rows = start..m.min(start + ROWS);
+            // SAFETY: as above; the panels have been written whole.
+            let left = unsafe { scratch.add(packed) };
+            dispatch_at(shape.level, Block { job: &job, panels: scratch, rows, columns: 0..panels, left });
+        }
+    });
+}
+
+fn check<T>((m, n, k): (usize, usize, usize), len: usize, rs: usize, onto: Onto<T>, lhs: Mat<T>) {
+    if m == 0 {
+        return;
+    }
+    assert!(k > 0 && rs >= n && len >= (m - 1) * rs + n, "gemm: {m}x{n} from k = {k} into {len}");
+    if let Onto::Row(row) = onto {
+        assert_eq!(row.len(), n);
+    }
+    lhs.assert_holds(m, k);
+}
+
+/// The rows of panels that are multiplied at a time.
+fn depths(k: usize) -> impl Iterator<Item = Range<usize>> {
+    (0..k).step_by(DEPTH).map(move |start| start..k.min(start + DEPTH))
+}
+
+/// Packs some rows of a panel.
+struct Pack<'a, T> {
+    rhs: Mat<'a, T>,
+    rows: Range<usize>,
+    cols: Range<usize>,
+    to: *mut T,
+}
+
+impl<T: Real> Kernel<T> for Pack<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) {
+        let Self { rhs: Mat { data, rs, cs }, rows, cols, to } = self;
+        let width = 2 * V::LANES;
+        // SAFETY: the caller's `to` holds two vectors for each row, and the matrix the rows and columns.
+        unsafe {
+            let from = data.as_ptr().add(rows.start * rs + cols.start * cs);
+            if cs == 1 {
+                let counts = [cols.len().min(V::LANES), cols.len().saturating_sub(V::LANES)];
+                for row in 0..rows.len() {
+                    let (from, to) = (from.add(row * rs), to.add(row * width));
+                    if cols.len() == width {
+                        V::load(from).store(to);
+                        V::load(from.add(V::LANES)).store(to.add(V::LANES));
+                    } else {
+                        V::load_first(from, counts[0]).store(to);
+                        V::load_first(from.add(counts[0]), counts[1]).store(to.add(V::LANES));
+                    }
+                }
+                return;
+            }
+            for row in (0..rows.len()).step_by(V::LANES) {
+                for col in (0..width).step_by(V::LANES) {
+                    let (from, to) = (from.wrapping_add(row * rs + col * cs), to.add(row * width + col));
+                    if rs == 1 && row + V::LANES <= rows.len() && col + V::LANES <= cols.len() {
+                        V::transpose(from, cs, to, width);
+                        continue;
+                    }
+                    for i in 0..V::LANES.min(rows.len() - row) {
+                        for j in 0..V::LANES {
+                            let value = if col + j < cols.len() { *from.add(i * rs + j * cs) } else { T::zero() };
+                            *to.add(i * width + j) = value;
+                        }
+                    }
+                }
+            }
+        }
     }
 }
 
-/// All the threads of the current pool.
-pub(crate) fn all_threads() -> Parallelism {
-    Parallelism::Rayon(rayon::current_num_threads())
+/// A product whose sizes have been checked.
+struct Job<'a, T> {
+    m: usize,
+    n: usize,
+    k: usize,
+    out: Shared<T>,
+    rs: usize,
+    onto: Onto<'a, T>,
+    scale: T,
+    lhs: Mat<'a, T>,
 }
 
-/// Threads for the products inside a loop that is itself parallel over `tasks`: none when the loop fills the pool.
-pub(crate) fn threads_inside(tasks: usize) -> Parallelism {
-    if tasks >= rayon::current_num_threads() { Parallelism::None } else { all_threads() }
+impl<T: Real> Job<'_, T> {
+    /// Scratch for the left side, if it has to be packed.
+    fn lhs_elements(&self, rows: usize, shape: TileShape) -> usize {
+        if self.lhs.cs == 1 { 0 } else { rows.next_multiple_of(shape.rows) * self.k }
+    }
+
+    fn run(&self, shape: TileShape, panels: &[T], threads: Threads) {
+        let columns = self.n.div_ceil(2 * shape.lanes);
+        assert_eq!(panels.len(), columns * 2 * shape.lanes * self.k);
+        let tasks = if threads == Threads::All { 4 * rayon::current_num_threads() } else { 1 };
+        let rows = self.m.div_ceil(self.m.div_ceil(ROWS)).next_multiple_of(shape.rows);
+        let blocks = self.m.div_ceil(rows);
+        let per_task = columns.div_ceil(tasks.div_ceil(blocks));
+        let parts = columns.div_ceil(per_task);
+        let task = |task: usize| {
+            let rows = task / parts * rows..self.m.min((task / parts + 1) * rows);
+            let columns = task % parts * per_task..columns.min((task % parts + 1) * per_task);
+            with_scratch(self.lhs_elements(rows.len(), shape), |left| {
+                dispatch_at(shape.level, Block { job: self, panels: panels.as_ptr(), rows, columns, left });
+            });
+        };
+        match threads {
+            Threads::One => (0..blocks * parts).for_each(task),
+            Threads::All => (0..blocks * parts).into_par_iter().for_each(task),
+        }
+    }
+}
+
+/// Some rows and panels of a product.
+struct Block<'a, T> {
+    job: &'a Job<'a, T>,
+    panels: *const T,
+    rows: Range<usize>,
+    columns: Range<usize>,
+    /// Room for the packed left side.
+    left: *mut T,
+}
+
+/// The left side: row i's number k at `start + i · row + k · step`, or in packed tiles.
+#[derive(Clone, Copy)]
+struct Left<T> {
+    start: *const T,
+    row: usize,
+    step: usize,
+}
+
+impl<T: Real> Kernel<T> for Block<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) {
+        // SAFETY: below `dispatch`; `check` has compared the sizes, and the panels and the room are as large as they say.
+        unsafe {
+            match V::ROWS {
+                8 => self.multiply::<V, 8, 4, 2>(),
+                _ => self.multiply::<V, 4, 2, 1>(),
+            }
+        }
+    }
+}
+
+impl<T: Real> Block<'_, T> {
+    #[inline(always)]
+    unsafe fn multiply<V: Simd<Elem = T>, const M: usize, const HALF: usize, const QUARTER: usize>(self) {
+        let (&Job { k, n, lhs, .. }, rows) = (self.job, self.rows.len());
+        let width = 2 * V::LANES;
+        let all_columns = n.div_ceil(width);
+        // SAFETY: the caller's.
+        unsafe {
+            let packed = lhs.cs != 1;
+            if packed {
+                self.pack_left::<V, M>();
+            }
+            let depths = k.div_ceil(DEPTH);
+            let panel_by_panel = rows * k * size_of::<T>() <= CACHE;
+            // A step: first row, rows, panel, and where they start.
+            let step = |step: usize| {
+                let (depth, panel) = match panel_by_panel {
+                    true => (step % depths, step / depths),
+                    false => (step / self.columns.len(), step % self.columns.len()),
+                };
+                let (first, panel) = (depth * DEPTH, self.columns.start + panel);
+                let depth = DEPTH.min(k.saturating_sub(first));
+                (first, depth, panel, self.panels.wrapping_add(first * all_columns * width + panel * width * depth))
+            };
+            for at in 0..depths * self.columns.len() {
+                let (first, depth, panel, b) = step(at);
+                // While the rows run over this panel, the next one comes from memory.
+                let (.., next) = step(at + 1);
+                let lines = (depth * width * size_of::<T>()).div_ceil(64);
+                let share = lines.div_ceil(rows.div_ceil(M));
+                let mut row = 0;
+                while row < rows {
+                    for line in row / M * share..(row / M + 1) * share {
+                        prefetch(next.wrapping_byte_add(64 * line));
+                    }
+                    let left = match packed {
+                        true => Left { start: self.left.add(row * k + first * M).cast_const(), row: 1, step: M },
+                        false => {
+                            let start = lhs.data.as_ptr().add((self.rows.start + row) * lhs.rs + first);
+                            Left { start, row: lhs.rs, step: 1 }
+                        }
+                    };
+                    let count = M.min(rows - row);
+                    let place = (self.rows.start + row, panel * width);
+                    if count > HALF {
+                        self.tile::<V, M>(count, place, first, depth, left, b);
+                    } else if count > QUARTER {
+                        self.tile::<V, HALF>(count, place, first, depth, left, b);
+                    } else {
+                        self.tile::<V, QUARTER>(count, place, first, depth, left, b);
+                    }
+                    row += count;
+                }
+            }
+        }
+    }
+
+    /// Lays the rows of the left side in tiles: (tile, k, row of the tile).
+    #[inline(always)]
+    unsafe fn pack_left<V: Simd<Elem = T>, const M: usize>(&self) {
+        let &Job { k, lhs, .. } = self.job;
+        // SAFETY: as in `multiply`.
+        unsafe {
+            for row in (0..self.rows.len()).step_by(M) {
+                let from = lhs.data.as_ptr().add((self.rows.start + row) * lhs.rs);
+                let to = self.left.add(row * k);
+                let count = M.min(self.rows.len() - row);
+                for k in 0..k {
+                    let (from, to) = (from.add(k * lhs.cs), to.add(k * M));
+                    if lhs.rs == 1 && count == M && M <= V::LANES {
+                        V::load_first(from, M).store_first(to, M);
+                    } else {
+                        for i in 0..M {
+                            *to.add(i) = if i < count { *from.add(i * lhs.rs) } else { T::zero() };
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    /// `rows` ≤ M rows of a panel's columns.
+    #[inline(always)]
+    unsafe fn tile<V: Simd<Elem = T>, const M: usize>(
+        &self,
+        rows: usize,
+        (row, col): (usize, usize),
+        first: usize,
+        depth: usize,
+        left: Left<T>,
+        b: *const T,
+    ) {
+        // SAFETY: as in `multiply`; the rows behind the last one read that one again.
+        unsafe {
+            let a: [*const T; M] = std::array::from_fn(|i| left.start.add(i.min(rows - 1) * left.row));
+            if self.job.n - col > V::LANES {
+                let sums = tile_of_rows::<V, M, 2>(depth, a, left.step, b);
+                self.store::<V, M, 2>(rows, (row, col), first, sums);
+            } else {
+                let sums = tile_of_rows::<V, M, 1>(depth, a, left.step, b);
+                self.store::<V, M, 1>(rows, (row, col), first, sums);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store<V: Simd<Elem = T>, const M: usize, const N: usize>(
+        &self,
+        rows: usize,
+        (row, col): (usize, usize),
+        first: usize,
+        sums: [[V; N]; M],
+    ) {
+        let job = self.job;
+        // SAFETY: as in `multiply`; lanes beyond the last column are not touched.
+        unsafe {
+            let scale = V::splat(job.scale);
+            for (i, sums) in sums.into_iter().enumerate().take(rows) {
+                for (j, sum) in sums.into_iter().enumerate() {
+                    let col = col + j * V::LANES;
+                    let count = V::LANES.min(job.n - col);
+                    let to = job.out.at((row + i) * job.rs + col);
+                    let base = match job.onto {
+                        Onto::Row(row) if first == 0 => Some(row.as_ptr().add(col)),
+                        Onto::Nothing if first == 0 => None,
+                        _ => Some(to.cast_const()),
+                    };
+                    let mut sum = sum;
+                    if count == V::LANES {
+                        sum = base.map_or(sum.mul(scale), |base| sum.mul_add(scale, V::load(base)));
+                        sum.store(to);
+                    } else {
+                        sum = base.map_or(sum.mul(scale), |base| sum.mul_add(scale, V::load_first(base, count)));
+                        sum.store_first(to, count);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::cpu::buffer::uninit;
+    use crate::rng::Rng;
+
+    fn numbers(rng: &mut Rng, n: usize) -> Vec<f64> {
+        (0..n).map(|_| 2.0 * rng.uniform() - 1.0).collect()
+    }
+
+    /// Sizes that no tile divides, both orders of both sides, everything that a product can be added to.
+    #[test]
+    fn products_are_those_of_plain_loops() {
+        let mut rng = Rng::new(3, "gemm");
+        for (m, n, k) in [(1, 1, 1), (3, 5, 7), (8, 32, 256), (9, 33, 257), (65, 65, 64), (300, 17, 31), (7, 100, 600)]
+        {
+            let (a, b, row) = (numbers(&mut rng, m * k), numbers(&mut rng, k * n), numbers(&mut rng, n));
+            for case in 0..24 {
+                let (lhs, rhs) = (
+                    if case & 1 == 0 { Mat::rows(&a, k) } else { Mat::transposed(&a, m) },
+                    if case & 2 == 0 { Mat::rows(&b, n) } else { Mat::transposed(&b, k) },
+                );
+                let threads = if case & 4 == 0 { Threads::One } else { Threads::All };
+                let start = numbers(&mut rng, m * n);
+                let want: Vec<f64> = (0..m * n)
+                    .map(|at| {
+                        let (i, j) = (at / n, at % n);
+                        let sum: f64 = (0..k).map(|k| a[i * lhs.rs + k * lhs.cs] * b[k * rhs.rs + j * rhs.cs]).sum();
+                        sum + [0.0, row[j], start[at]][case / 8]
+                    })
+                    .collect();
+                for packed in [false, true] {
+                    let mut got = start.clone();
+                    let out = match case / 8 {
+                        0 => Out::Is(uninit(&mut got)),
+                        1 => Out::OntoRow(uninit(&mut got), &row),
+                        _ => Out::Plus(&mut got),
+                    };
+                    if packed {
+                        Panels::new(rhs, (k, n)).multiply(m, out, lhs, threads);
+                    } else {
+                        gemm((m, n, k), out, lhs, rhs, threads);
+                    }
+                    let error = got.iter().zip(&want).map(|(a, b)| (a - b).abs()).fold(0.0, f64::max);
+                    assert!(error <= 1e-12 * k as f64, "{m}x{n} from {k}, case {case}: {error}");
+                }
+            }
+        }
+    }
 }

@@ -1,6 +1,33 @@
-//! The one inner loop behind every convolution: a tile of a matrix product that stays in registers.
+//! The inner loops behind every convolution and matrix product: a tile of a product that stays in registers.
 
-use super::simd::Simd;
+use super::simd::{Kernel, Level, Simd, dispatch_at};
+use crate::ops::Real;
+
+/// The registers that an operation runs with, from its packing to its last task.
+#[derive(Clone, Copy)]
+pub(crate) struct TileShape {
+    pub level: Level,
+    /// Rows of a tile.
+    pub rows: usize,
+    /// Lanes of a vector.
+    pub lanes: usize,
+}
+
+impl TileShape {
+    pub fn now<T: Real>() -> Self {
+        struct Ask(Level);
+        impl<T: Real> Kernel<T> for Ask {
+            type Output = TileShape;
+
+            #[inline(always)]
+            unsafe fn run<V: Simd<Elem = T>>(self) -> TileShape {
+                TileShape { level: self.0, rows: V::ROWS, lanes: V::LANES }
+            }
+        }
+        let level = Level::current();
+        dispatch_at::<T, _>(level, Ask(level))
+    }
+}
 
 /// Σ over k of a\[k\] ⊗ b\[k\]: `M` rows by `N` vectors, in registers.
 ///
@@ -34,6 +61,40 @@ pub(crate) unsafe fn tile<V: Simd, const M: usize, const N: usize>(
                 }
             }
             a = a.add(a_step);
+        }
+        sums
+    }
+}
+
+/// Σ over k of a\[k\] ⊗ b\[k\] with a right side packed as it is read: row i of step k is `a[i][k · a_step]`, and vector j
+/// is `b[(k · N' + j) · LANES..]` with N' = 2, the width of a panel.
+///
+/// # Safety
+/// Below `dispatch`; each `a[i]` must hold (depth - 1) · a_step + 1 elements, `b` 2 · LANES for each step.
+#[inline(always)]
+pub(crate) unsafe fn tile_of_rows<V: Simd, const M: usize, const N: usize>(
+    depth: usize,
+    a: [*const V::Elem; M],
+    a_step: usize,
+    b: *const V::Elem,
+) -> [[V; N]; M] {
+    // SAFETY: the caller's pointers hold what the loop reads.
+    unsafe {
+        let mut sums = [[V::zero(); N]; M];
+        let (mut at, mut b) = (0, b);
+        for _ in 0..depth {
+            let mut vectors = [V::zero(); N];
+            for (j, vector) in vectors.iter_mut().enumerate() {
+                *vector = V::load(b.add(j * V::LANES));
+            }
+            for (a, sums) in a.iter().zip(sums.iter_mut()) {
+                let factor = V::splat(*a.add(at));
+                for (sum, vector) in sums.iter_mut().zip(vectors) {
+                    *sum = factor.mul_add(vector, *sum);
+                }
+            }
+            at += a_step;
+            b = b.add(2 * V::LANES);
         }
         sums
     }
