@@ -528,6 +528,23 @@ fn convolution() {
     property(600, (conv(), setting()), |(conv, setting)| conv.check(&setting));
 }
 
+/// Many channels and images on planes of a few pixels, where the products run over the images.
+#[test]
+fn convolution_of_small_planes() {
+    let pointwise = ((1usize, 1usize), Conv2dParams::default());
+    let windows = prop_oneof![2 => window(), 1 => Just(pointwise)];
+    let (images, channels, side) = (8..=11usize, select(vec![32usize, 33, 48, 70]), 1..=7usize);
+    let convs = (images, (channels.clone(), channels), (side.clone(), side), windows, 1..=2usize, any::<bool>());
+    let convs = convs.prop_map(|(b, (c_in, c_out), size, (kernel, params), groups, bias)| {
+        let (c_in, c_out) = (c_in * groups, c_out * groups);
+        let mut conv = Conv { b, c_in, c_out, size, kernel, params: Conv2dParams { groups, ..params }, bias };
+        let (reach, p) = (conv.reach(), params.padding);
+        conv.size = (size.0.max(reach.0.saturating_sub(2 * p.0)), size.1.max(reach.1.saturating_sub(2 * p.1)));
+        conv
+    });
+    property(40, (convs, setting()), |(conv, setting)| conv.check(&setting));
+}
+
 /// Larger than a tile of any kind, which the random cases seldom are.
 #[test]
 fn large_convolution() {
@@ -550,6 +567,9 @@ fn large_convolution() {
         conv(3, 96, 96, (33, 31), square(3, 2, 1), 96),
         conv(1, 20, 70, (4, 4), square(3, 1, 1), 1),
         conv(17, 512, 40, (1, 1), square(3, 1, 1), 1),
+        conv(35, 260, 40, (4, 4), square(3, 1, 1), 1),
+        conv(9, 32, 130, (15, 15), square(3, 2, 1), 1),
+        conv(5, 96, 70, (7, 7), square(1, 1, 0), 1),
         conv(1, 3, 5, (70, 65), square(11, 4, 2), 1),
     ];
     for (i, conv) in cases.iter().enumerate() {
@@ -1258,6 +1278,8 @@ fn the_number_of_threads_changes_no_bit() {
         (5, 12, 24, 7, 1, 1, 3),
         (7, 33, 33, 15, 3, 1, 33),
         (7, 33, 33, 15, 3, 2, 33),
+        (19, 40, 50, 4, 3, 1, 1),
+        (37, 64, 80, 7, 1, 1, 2),
     ] {
         let params = Conv2dParams { stride: pair(stride), padding: pair(kernel / 2), groups, ..Default::default() };
         cases.push((

@@ -23,7 +23,7 @@ use super::clamp::Clamp;
 use super::depthwise;
 use super::product::{TileShape, tile};
 use super::simd::{Kernel, Simd, dispatch_at, prefetch, prefetch_to_write};
-use super::{sum, winograd};
+use super::{pixels, sum, winograd};
 use crate::ops::Real;
 use crate::ops::conv2d::Geometry;
 use crate::ops::valid_outputs;
@@ -35,7 +35,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 const CACHE: usize = 1 << 20;
 
 /// Room for `n` elements in an odd number of cache lines: rows that far apart spread over all sets of a cache.
-fn odd_lines(n: usize) -> usize {
+pub(super) fn odd_lines(n: usize) -> usize {
     (n.div_ceil(LINE) | 1) * LINE
 }
 
@@ -92,6 +92,9 @@ pub(crate) fn forward<T: Real>(g: &Geometry, xs: &[T], weight: &[T], finish: &Fi
         return ys;
     }
     assert_eq!(weight.len(), g.c_out * g.depth());
+    if pixels::suits(g) {
+        return pixels::forward(g, xs, weight, finish);
+    }
     let p = g.params;
     let offset = |tap: usize, dilation: usize, padding: usize| (tap * dilation) as isize - padding as isize;
     let gather = Gather {
@@ -137,6 +140,9 @@ pub(crate) fn input_grad<T: Real>(g: &Geometry, grad: &[T], weight: &[T]) -> Vec
         return depthwise::input_grad(g, grad, weight);
     }
     assert_eq!(weight.len(), g.c_out * g.depth());
+    if pixels::suits(g) {
+        return pixels::input_grad(g, grad, weight);
+    }
     let p = g.params;
     let write = |dx: Shared<T>| {
         for start in (0..p.stride.0).flat_map(|y| (0..p.stride.1).map(move |x| (y, x))) {
@@ -988,6 +994,9 @@ pub(crate) fn weight_grad<T: Real>(g: &Geometry, xs: &[T], grad: &[T]) -> Vec<T>
         return depthwise::weight_grad(g, xs, grad);
     }
     assert_eq!((xs.len(), grad.len()), (g.b * g.input_image(), g.b * g.output_image()));
+    if pixels::suits(g) {
+        return pixels::weight_grad(g, xs, grad);
+    }
     let shape = TileShape::now::<T>();
     let walk = PixelSum::new::<T>(g, shape);
     let chunks = g.group_out().div_ceil(CHUNK);

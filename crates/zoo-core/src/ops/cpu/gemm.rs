@@ -416,10 +416,10 @@ impl<T: Real> Block<'_, T> {
         unsafe {
             let a: [*const T; M] = std::array::from_fn(|i| left.start.add(i.min(rows - 1) * left.row));
             if self.job.n - col > V::LANES {
-                let sums = tile_of_rows::<V, M, 2>(depth, a, left.step, b);
+                let sums = tile_of_rows(depth, a, left.step, b, [[V::zero(); 2]; M]);
                 self.store::<V, M, 2>(rows, (row, col), first, sums);
             } else {
-                let sums = tile_of_rows::<V, M, 1>(depth, a, left.step, b);
+                let sums = tile_of_rows(depth, a, left.step, b, [[V::zero(); 1]; M]);
                 self.store::<V, M, 1>(rows, (row, col), first, sums);
             }
         }

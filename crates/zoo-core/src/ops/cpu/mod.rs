@@ -13,6 +13,7 @@ pub(crate) mod gemm;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod math;
+mod pixels;
 pub(crate) mod pointwise;
 pub(crate) mod pool;
 mod product;

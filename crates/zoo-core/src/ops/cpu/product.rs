@@ -66,8 +66,8 @@ pub(crate) unsafe fn tile<V: Simd, const M: usize, const N: usize>(
     }
 }
 
-/// Σ over k of a\[k\] ⊗ b\[k\] with a right side packed as it is read: row i of step k is `a[i][k · a_step]`, and vector j
-/// is `b[(k · N' + j) · LANES..]` with N' = 2, the width of a panel.
+/// sums + Σ over k of a\[k\] ⊗ b\[k\] with a right side packed as it is read: row i of step k is `a[i][k · a_step]`, and vector j
+/// is `b[(2 · k + j) · LANES..]`, two vectors being the width of a panel.
 ///
 /// # Safety
 /// Below `dispatch`; each `a[i]` must hold (depth - 1) · a_step + 1 elements, `b` 2 · LANES for each step.
@@ -77,10 +77,11 @@ pub(crate) unsafe fn tile_of_rows<V: Simd, const M: usize, const N: usize>(
     a: [*const V::Elem; M],
     a_step: usize,
     b: *const V::Elem,
+    sums: [[V; N]; M],
 ) -> [[V; N]; M] {
     // SAFETY: the caller's pointers hold what the loop reads.
     unsafe {
-        let mut sums = [[V::zero(); N]; M];
+        let mut sums = sums;
         let (mut at, mut b) = (0, b);
         for _ in 0..depth {
             let mut vectors = [V::zero(); N];
