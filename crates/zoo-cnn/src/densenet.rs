@@ -20,7 +20,7 @@
 
 use candle_core::{Module, Result, Tensor, bail};
 use zoo_core::model::Builder;
-use zoo_core::tape::on_tape;
+use zoo_core::tape::by_images;
 use zoo_core::weights::Rename;
 use zoo_core::{
     AvgPool2d, BatchNorm, Classifier, Conv2d, Conv2dConfig, Dimensions, Dropout, Init, Input, MaxPool2d, Model,
@@ -330,7 +330,7 @@ impl Model for DenseNet {
 
 impl ModuleT for DenseNet {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
+        by_images(xs, train, 16, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

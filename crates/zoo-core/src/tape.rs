@@ -14,6 +14,7 @@
 
 use crate::ops::{AddTo, Path, has_whole_rows, path};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, TensorId, Var, bail};
+use rayon::prelude::*;
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -251,6 +252,30 @@ pub fn on_tape(xs: &Tensor, train: bool, f: impl FnOnce(&Tensor) -> Result<Tenso
     }
 }
 
+/// [`on_tape`] in training; in evaluation `f` gets `images` images at a time, and every thread its own, so that what a layer
+/// makes is still in the cache when the next one reads it. For networks whose weights are small beside their
+/// activations: each call of `f` reads them all.
+///
+/// # Errors
+/// As [`on_tape`].
+pub fn by_images(
+    xs: &Tensor,
+    train: bool,
+    images: usize,
+    f: impl Fn(&Tensor) -> Result<Tensor> + Sync,
+) -> Result<Tensor> {
+    let batch = xs.dims().first().copied().unwrap_or(0);
+    if train || is_recording() || tracks(xs) || batch < 2 * images || !matches!(path(xs), Path::Kernel) {
+        return on_tape(xs, train, f);
+    }
+    let parts = (0..batch.div_ceil(images)).into_par_iter().map(|part| {
+        let part = xs.narrow(0, part * images, images.min(batch - part * images))?;
+        // This thread may be one that waits for an operation of a pass on a tape.
+        while_recording(None, || f(&part)).0
+    });
+    Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)
+}
+
 /// [`on_tape`] for a pass with several outputs.
 ///
 /// # Errors
@@ -449,5 +474,41 @@ impl CustomOp3 for Link {
         grad: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         Ok((Some(grad.clone()), self.tape.gradient(self.ids[0])?, self.tape.gradient(self.ids[1])?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{DType, Device};
+
+    /// Every image in its place, the rest that fills no part too; in training all together, with gradients.
+    #[test]
+    fn images_in_parts_are_all_images() -> Result<()> {
+        let xs = Tensor::arange(0f32, 37.0 * 3.0, &Device::Cpu)?.reshape((37, 3))?;
+        let weight = Var::from_tensor(&Tensor::new(&[[1f32, -2.0, 0.5], [0.25, 4.0, -1.0]], &Device::Cpu)?)?;
+        let calls = Mutex::new(Vec::new());
+        let run = |train: bool| {
+            by_images(&xs, train, 5, |xs| {
+                calls.lock().unwrap_or_else(PoisonError::into_inner).push(xs.dim(0)?);
+                assert_eq!(is_recording(), train);
+                crate::ops::linear(xs, &weight, None)
+            })
+        };
+        let (parts, whole) = (run(false)?, run(true)?);
+        assert_eq!(parts.to_vec2::<f32>()?, whole.to_vec2::<f32>()?);
+        let mut calls = calls.into_inner().unwrap_or_else(PoisonError::into_inner);
+        calls.sort_unstable();
+        assert_eq!(calls, [2, 5, 5, 5, 5, 5, 5, 5, 37]);
+        assert!(whole.sum_all()?.backward()?.get(&weight).is_some());
+        Ok(())
+    }
+
+    #[test]
+    fn an_error_of_one_part_is_the_error() -> Result<()> {
+        let xs = Tensor::zeros((8, 1), DType::F32, &Device::Cpu)?;
+        let failed = by_images(&xs, false, 2, |_| bail!("no such layer"));
+        assert!(failed.is_err_and(|e| e.to_string().contains("no such layer")));
+        Ok(())
     }
 }

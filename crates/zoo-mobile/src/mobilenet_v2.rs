@@ -20,7 +20,7 @@ use crate::{check_width, conv_bn};
 use candle_core::{Result, Tensor, bail};
 use std::collections::BTreeMap;
 use zoo_core::model::Builder;
-use zoo_core::tape::on_tape;
+use zoo_core::tape::by_images;
 use zoo_core::weights::{Source, Weights};
 use zoo_core::{
     BatchNormConfig, Classifier, Conv2dConfig, ConvBn, Dimensions, Dropout, Init, Input, Model, ModelInfo, ModuleT,
@@ -227,7 +227,7 @@ impl Model for MobileNetV2 {
 
 impl ModuleT for MobileNetV2 {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
+        by_images(xs, train, 16, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

@@ -20,7 +20,7 @@
 use crate::{check_width, conv_bn, scaled};
 use candle_core::{Module, Result, Tensor, bail};
 use zoo_core::model::Builder;
-use zoo_core::tape::on_tape;
+use zoo_core::tape::by_images;
 use zoo_core::{
     AvgPool2d, BatchNormConfig, Classifier, Conv2dConfig, ConvBn, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo,
     ModuleT, Pointwise, VarBuilder, channel_shuffle, concat, global_avg_pool2d, relu, trace,
@@ -246,7 +246,7 @@ impl Model for ShuffleNetV1 {
 
 impl ModuleT for ShuffleNetV1 {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
+        by_images(xs, train, 16, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

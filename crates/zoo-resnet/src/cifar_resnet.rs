@@ -22,7 +22,7 @@ pub use crate::resnet::Shortcut;
 use crate::resnet::{Block, BlockConfig};
 use candle_core::{Result, Tensor, bail};
 use zoo_core::model::Builder;
-use zoo_core::tape::on_tape;
+use zoo_core::tape::by_images;
 use zoo_core::weights::Rename;
 use zoo_core::{
     BatchNorm, BatchNormConfig, Classifier, Conv2d, Conv2dConfig, ConvBn, Dimensions, Init, Input, Model, ModelInfo,
@@ -191,7 +191,7 @@ impl Model for CifarResNet {
 
 impl ModuleT for CifarResNet {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
+        by_images(xs, train, 16, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

@@ -6,13 +6,17 @@
 
 use super::buffer::{Shared, written_by_tasks};
 use super::clamp::Clamp;
-use super::simd::{Kernel, Simd, dispatch};
+use super::simd::{Kernel, Simd, dispatch, prefetch_to_write};
 use crate::ops::Real;
 use rayon::prelude::*;
 use std::ops::Range;
 
 /// (b, channels, pixels a plane)
 pub(crate) type Dims = (usize, usize, usize);
+
+/// How far ahead of its writing an output is asked for, in elements: memory is read before it is written, and two threads that
+/// wait for it get two thirds of what the memory can do.
+const AHEAD: usize = 512;
 
 /// Elements of a task.
 const TASK: usize = 1 << 15;
@@ -154,6 +158,7 @@ pub(crate) fn affine<T: Real>(dims: Dims, xs: &[T], by: Affine<T>, skip: Option<
                 let n = self.xs.len();
                 for i in (0..n).step_by(V::LANES) {
                     let count = V::LANES.min(n - i);
+                    prefetch_to_write(self.ys.wrapping_add(i + AHEAD));
                     let mut y = V::load_first(self.xs.as_ptr().add(i), count).sub(mean).mul_add(scale, shift);
                     if let Some(skip) = self.skip {
                         y = y.add(V::load_first(skip.as_ptr().add(i), count));
@@ -303,6 +308,7 @@ pub(crate) fn grad_sums<T: Real>(
                         let at = i + j * V::LANES;
                         let (g, x) = plane.at::<V>(at, V::LANES);
                         if let Some(keep) = keep {
+                            prefetch_to_write(keep.wrapping_add(at + AHEAD));
                             g.store(keep.add(at));
                         }
                         sums[j] = sums[j].add(g);
