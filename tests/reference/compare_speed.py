@@ -95,8 +95,6 @@ def measure(args, model):
         theirs = one_object([sys.executable, args.baseline, *common, *flags, model], **preload)
         again = one_object([args.zoo, "bench", model, *common])
         ours.update({f: max(ours[f] or 0.0, again[f] or 0.0) for f in FIGURES})
-        again = one_object([args.zoo, "bench", model, *common])
-        ours.update({f: max(ours[f] or 0.0, again[f] or 0.0) for f in FIGURES})
         for what in ["batch", "image"]:
             if ours[what] != theirs[what]:
                 sys.exit(f"{model}: {what} {ours[what]} and {theirs[what]} cannot be compared")

@@ -30,14 +30,21 @@ fn for_planes((b, c, s): Dims, f: impl Fn(Range<usize>) + Sync) {
 /// Two numbers of each plane, added up over the planes of each channel by `add`.
 fn by_channel<R: Send>(
     dims: Dims,
-    f: impl Fn(Range<usize>, Shared<[f64; 2]>) + Sync,
-    add: impl Fn(&mut dyn Iterator<Item = [f64; 2]>) -> R + Sync,
+    f: impl Fn(usize) -> [f64; 2] + Sync,
+    add: impl Fn(&[[f64; 2]]) -> R + Sync + Send,
 ) -> Vec<R> {
     let (b, c, _) = dims;
+    // A channel's planes side by side.
     let mut planes = vec![[0.0; 2]; b * c];
     let shared = Shared::new(&mut planes);
-    for_planes(dims, |run| f(run, shared));
-    (0..c).map(|channel| add(&mut planes[channel..].iter().step_by(c).copied())).collect()
+    for_planes(dims, |run| {
+        for plane in run {
+            let both = f(plane);
+            // SAFETY: each plane has its place.
+            unsafe { *shared.at(plane % c * b + plane / c) = both };
+        }
+    });
+    planes.par_chunks_exact(b.max(1)).with_min_len(64).map(add).collect()
 }
 
 /// Mean and biased variance of each channel: 2·c numbers.
@@ -75,15 +82,8 @@ pub(crate) fn stats<T: Real>(dims: Dims, xs: &[T]) -> Vec<T> {
     assert_eq!(xs.len(), b * dims.1 * s);
     let channels = by_channel(
         dims,
-        |run, planes| {
-            for plane in run {
-                let both = dispatch(Plane(&xs[plane * s..][..s]));
-                // SAFETY: each plane has its place.
-                unsafe { *planes.at(plane) = both };
-            }
-        },
+        |plane| dispatch(Plane(&xs[plane * s..][..s])),
         |planes| {
-            let planes: Vec<[f64; 2]> = planes.collect();
             let mean = planes.iter().map(|p| p[0]).sum::<f64>() / b as f64;
             let spread: f64 = planes.iter().map(|p| p[1] + s as f64 * (p[0] - mean) * (p[0] - mean)).sum();
             // Roundings can leave less than nothing; NaN stays NaN.
@@ -340,17 +340,14 @@ pub(crate) fn grad_sums<T: Real>(
     let (x, g) = (Shared::reading(xs), Shared::reading(grad));
     let sums = by_channel(
         dims,
-        |run, planes| {
-            for plane in run {
-                // SAFETY: planes lie inside the slices, whose lengths were checked; each has its place.
-                unsafe {
-                    let keep = place.map(|place| place.at(plane * dims.2));
-                    let both = dispatch(Plane(grads(dims, plane, x.at(0), g.at(0), mean, clamp), keep));
-                    *planes.at(plane) = both;
-                }
+        |plane| {
+            // SAFETY: planes lie inside the slices, whose lengths were checked; each has its place.
+            unsafe {
+                let keep = place.map(|place| place.at(plane * dims.2));
+                dispatch(Plane(grads(dims, plane, x.at(0), g.at(0), mean, clamp), keep))
             }
         },
-        |planes| planes.fold([0.0; 2], |[a, b], [c, d]| [a + c, b + d]),
+        |planes| planes.iter().fold([0.0; 2], |[a, b], [c, d]| [a + c, b + d]),
     );
     if let Some(kept) = &mut kept {
         // SAFETY: every plane was written, and they are the whole capacity asked for.

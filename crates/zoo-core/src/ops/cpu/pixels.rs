@@ -96,66 +96,69 @@ pub(super) fn weight_grad<T: Real>(g: &Geometry, xs: &[T], grad: &[T]) -> Vec<T>
     let rows = Rows::of(g);
     // As many images at a time as leave a panel in the second-level cache.
     let images = (CACHE / (from.max(to) * width * size_of::<T>())).clamp(1, g.b);
-    let mut sums = vec![T::zero(); groups * taps * o * c];
-    let out = Shared::new(&mut sums);
-    for first in (0..g.b).step_by(images) {
-        let images = first..g.b.min(first + images);
-        let turn = |input: &[T], channels: usize, pixels: usize, piece: usize| {
-            let rows_all = images.len() * pixels;
-            let group_size = channels.next_multiple_of(shape.lanes).next_multiple_of(piece) * rows_all;
-            let fill = |to: Shared<T>| {
-                (0..groups * images.len()).into_par_iter().for_each(|task| {
-                    let (group, slot) = (task / images.len(), task % images.len());
-                    let source = Planes { input, groups, channels, pixels };
-                    let image = images.start + slot..images.start + slot + 1;
-                    // SAFETY: the group's rows.
-                    let to = unsafe { to.at(group * group_size) };
-                    let step = rows_all * piece;
-                    let of = images.len();
-                    let turn = Turn { source, images: image, group, slot, rows, of, piece, step, to };
-                    dispatch_at(shape.level, turn);
-                });
+    let fill = |out: Shared<T>| {
+        for first in (0..g.b).step_by(images) {
+            let images = first..g.b.min(first + images);
+            let turn = |input: &[T], channels: usize, pixels: usize, piece: usize| {
+                let rows_all = images.len() * pixels;
+                let group_size = channels.next_multiple_of(shape.lanes).next_multiple_of(piece) * rows_all;
+                let fill = |to: Shared<T>| {
+                    (0..groups * images.len()).into_par_iter().for_each(|task| {
+                        let (group, slot) = (task / images.len(), task % images.len());
+                        let source = Planes { input, groups, channels, pixels };
+                        let image = images.start + slot..images.start + slot + 1;
+                        // SAFETY: the group's rows.
+                        let to = unsafe { to.at(group * group_size) };
+                        let step = rows_all * piece;
+                        let of = images.len();
+                        let turn = Turn { source, images: image, group, slot, rows, of, piece, step, to };
+                        dispatch_at(shape.level, turn);
+                    });
+                };
+                // SAFETY: each image's pixels get their rows, and they are all.
+                unsafe { written_by_tasks(groups * group_size, fill) }
             };
-            // SAFETY: each image's pixels get their rows, and they are all.
-            unsafe { written_by_tasks(groups * group_size, fill) }
-        };
-        let xs = turn(xs, c, from, width);
-        let grad = turn(grad, o, to, shape.rows);
-        let mut pairs = vec![Vec::new(); taps];
-        // Rows of one product, and the first rows of each.
-        let count = match rows {
-            Rows::Pixels => {
-                pairs[0].push((0, 0));
-                images.len() * to
-            }
-            Rows::Images => {
-                let n = images.len();
-                meetings(g).into_iter().for_each(|(tap, out, at)| pairs[tap].push((out * n, at * n)));
-                n
-            }
-        };
-        let all_rows = (images.len() * from, images.len() * to);
-        (0..groups * panels * blocks).into_par_iter().for_each(|task| {
-            let (rest, first) = (task / blocks, task % blocks * block);
-            let (group, panel) = (rest / panels, rest % panels);
-            let panel_size = all_rows.0 * width;
-            let tile_size = all_rows.1 * shape.rows;
-            let tiles = o.next_multiple_of(shape.lanes).div_ceil(shape.rows);
-            let sum = PairSums {
-                pairs: &pairs,
-                count,
-                xs: &xs[(group * panels + panel) * panel_size..][..panel_size],
-                grad: &grad[group * tiles * tile_size..][..tiles * tile_size],
-                tile_size,
-                channels: (c, o),
-                column: panel * width,
-                outputs: first..o.min(first + block),
-                // SAFETY: the group's sums.
-                sums: unsafe { out.at(group * taps * o * c) },
+            let xs = turn(xs, c, from, width);
+            let grad = turn(grad, o, to, shape.rows);
+            let mut pairs = vec![Vec::new(); taps];
+            // Rows of one product, and the first rows of each.
+            let count = match rows {
+                Rows::Pixels => {
+                    pairs[0].push((0, 0));
+                    images.len() * to
+                }
+                Rows::Images => {
+                    let n = images.len();
+                    meetings(g).into_iter().for_each(|(tap, out, at)| pairs[tap].push((out * n, at * n)));
+                    n
+                }
             };
-            dispatch_at(shape.level, sum);
-        });
-    }
+            let all_rows = (images.len() * from, images.len() * to);
+            (0..groups * panels * blocks).into_par_iter().for_each(|task| {
+                let (rest, first) = (task / blocks, task % blocks * block);
+                let (group, panel) = (rest / panels, rest % panels);
+                let panel_size = all_rows.0 * width;
+                let tile_size = all_rows.1 * shape.rows;
+                let tiles = o.next_multiple_of(shape.lanes).div_ceil(shape.rows);
+                let sum = PairSums {
+                    pairs: &pairs,
+                    count,
+                    xs: &xs[(group * panels + panel) * panel_size..][..panel_size],
+                    grad: &grad[group * tiles * tile_size..][..tiles * tile_size],
+                    tile_size,
+                    channels: (c, o),
+                    column: panel * width,
+                    add: images.start > 0,
+                    outputs: first..o.min(first + block),
+                    // SAFETY: the group's sums.
+                    sums: unsafe { out.at(group * taps * o * c) },
+                };
+                dispatch_at(shape.level, sum);
+            });
+        }
+    };
+    // SAFETY: the first images' tasks write every sum, the others add to them.
+    let sums = unsafe { written_by_tasks(groups * taps * o * c, fill) };
     if taps == 1 {
         return sums;
     }
@@ -184,6 +187,8 @@ struct PairSums<'a, T> {
     tile_size: usize,
     channels: (usize, usize),
     column: usize,
+    /// Whether there are sums already.
+    add: bool,
     outputs: Range<usize>,
     /// (tap, output, input)
     sums: *mut T,
@@ -224,7 +229,8 @@ impl<T: Real> PairSums<'_, T> {
                         for (j, sum) in sums.into_iter().enumerate() {
                             let count = (c - self.column).saturating_sub(j * V::LANES).min(V::LANES);
                             let to = to.wrapping_add(j * V::LANES);
-                            V::load_first(to, count).add(sum).store_first(to, count);
+                            let sum = if self.add { V::load_first(to, count).add(sum) } else { sum };
+                            sum.store_first(to, count);
                         }
                     }
                 }
