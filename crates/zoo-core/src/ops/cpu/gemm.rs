@@ -333,6 +333,7 @@ impl<T: Real> Block<'_, T> {
                 self.pack_left::<V, M>();
             }
             let depths = k.div_ceil(DEPTH);
+            let panels_bytes = self.columns.len() * width * k * size_of::<T>();
             let panel_by_panel = rows * k * size_of::<T>() <= CACHE;
             // A step: first row, rows, panel, and where they start.
             let step = |step: usize| {
@@ -346,9 +347,9 @@ impl<T: Real> Block<'_, T> {
             };
             for at in 0..depths * self.columns.len() {
                 let (first, depth, panel, b) = step(at);
-                // While the rows run over this panel, the next one comes from memory.
+                // While the rows run over this panel, the next one comes from memory, unless all of them stay in the cache.
                 let (.., next) = step(at + 1);
-                let lines = (depth * width * size_of::<T>()).div_ceil(64);
+                let lines = if panels_bytes > CACHE { (depth * width * size_of::<T>()).div_ceil(64) } else { 0 };
                 let share = lines.div_ceil(rows.div_ceil(M));
                 let mut row = 0;
                 while row < rows {
