@@ -15,7 +15,7 @@
 //! | `cifar_vit_tiny_patch4` | 4, on 32x32 pixels | 192 | 12 | 3 | 5,362,762 |
 
 use candle_core::{Result, Tensor, bail};
-use zoo_core::tape::{self, on_tape};
+use zoo_core::tape::{self, by_images};
 use zoo_core::weights::Rename;
 use zoo_core::{
     Classifier, Dimensions, Dropout, Init, Input, LayerNorm, MlpBlock, Model, ModelInfo, ModuleT, PatchEmbed,
@@ -308,7 +308,7 @@ impl Model for VisionTransformer {
 
 impl ModuleT for VisionTransformer {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
+        by_images(xs, train, 32, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 
