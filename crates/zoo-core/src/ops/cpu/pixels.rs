@@ -55,33 +55,13 @@ fn meetings(g: &Geometry) -> Vec<(usize, usize, usize)> {
 }
 
 pub(super) fn forward<T: Real>(g: &Geometry, xs: &[T], weight: &[T], finish: &Finish<T>) -> Vec<T> {
-    let mut terms = vec![Vec::new(); g.output_plane()];
-    meetings(g).into_iter().for_each(|(tap, out, at)| terms[out].push((tap, at)));
-    let walk = Walk {
-        images: g.b,
-        groups: g.params.groups,
-        channels: (g.group_in(), g.group_out()),
-        pixels: (g.input_plane(), g.output_plane()),
-        terms,
-        rows: Rows::of(g),
-    };
-    let weights = TapPanels::new(weight, &walk, g.kh * g.kw, false);
-    walk.run(xs, &weights, finish)
+    let walk = Walk::new(g, false);
+    walk.run(xs, &TapPanels::new(weight, &walk, g.kh * g.kw, false), finish)
 }
 
 pub(super) fn input_grad<T: Real>(g: &Geometry, grad: &[T], weight: &[T]) -> Vec<T> {
-    let mut terms = vec![Vec::new(); g.input_plane()];
-    meetings(g).into_iter().for_each(|(tap, out, at)| terms[at].push((tap, out)));
-    let walk = Walk {
-        images: g.b,
-        groups: g.params.groups,
-        channels: (g.group_out(), g.group_in()),
-        pixels: (g.output_plane(), g.input_plane()),
-        terms,
-        rows: Rows::of(g),
-    };
-    let weights = TapPanels::new(weight, &walk, g.kh * g.kw, true);
-    walk.run(grad, &weights, &Finish::bias(None))
+    let walk = Walk::new(g, true);
+    walk.run(grad, &TapPanels::new(weight, &walk, g.kh * g.kw, true), &Finish::bias(None))
 }
 
 pub(super) fn weight_grad<T: Real>(g: &Geometry, xs: &[T], grad: &[T]) -> Vec<T> {
@@ -274,6 +254,21 @@ struct Walk {
 }
 
 impl Walk {
+    /// From the convolution's input to its output, or the way back if `turned`.
+    fn new(g: &Geometry, turned: bool) -> Self {
+        let (mut channels, mut pixels) = ((g.group_in(), g.group_out()), (g.input_plane(), g.output_plane()));
+        if turned {
+            channels = (channels.1, channels.0);
+            pixels = (pixels.1, pixels.0);
+        }
+        let mut terms = vec![Vec::new(); pixels.1];
+        for (tap, out, at) in meetings(g) {
+            let (from, to) = if turned { (out, at) } else { (at, out) };
+            terms[to].push((tap, from));
+        }
+        Self { images: g.b, groups: g.params.groups, channels, pixels, terms, rows: Rows::of(g) }
+    }
+
     fn run<T: Real>(&self, input: &[T], weights: &TapPanels<T>, finish: &Finish<T>) -> Vec<T> {
         let ((c, o), (from, to)) = (self.channels, self.pixels);
         assert_eq!(input.len(), self.images * self.groups * c * from);
@@ -331,7 +326,8 @@ struct Planes<'a, T> {
 }
 
 /// Lays a group's channels innermost, in pieces: (piece, row, channel of the piece), zeros behind the last channel up to
-/// the end of its vector and of its piece, if there are several. The rows are those of `of` images, of which these are the ones from `slot` on.
+/// the end of its vector and of its piece, if there are several. The rows are those of `of` images, of which these are the
+/// ones from `slot` on.
 struct Turn<'a, T> {
     source: Planes<'a, T>,
     images: Range<usize>,
