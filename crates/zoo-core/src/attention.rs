@@ -96,15 +96,44 @@ impl SelfAttention {
     /// # Errors
     /// Shapes that do not fit together.
     pub fn residual(&self, xs: &Tensor, norm: &LayerNorm, drop_path: Option<&Dropout>, train: bool) -> Result<Tensor> {
-        let drops = [Some(&self.attention_dropout), Some(&self.dropout), drop_path];
-        if !drops.into_iter().flatten().any(|drop| drop.drops(train)) {
-            let inner = Inner::Attention(self.heads);
-            if let Some(ys) = residual_branch(xs, inner, norm, &self.qkv, &self.proj, train)? {
-                return Ok(ys);
-            }
+        if let Some(ys) = self.fused(xs, Inner::Attention(self.heads), norm, drop_path, train)? {
+            return Ok(ys);
         }
         let ys = self.forward_t(&norm.forward_t(xs, train)?, train)?;
         add(xs, &drop(drop_path, ys, train)?)
+    }
+
+    /// The first token of [`residual`](Self::residual), for networks whose last block is read there alone: (b, n, dim) ->
+    /// (b, 1, dim). As one operation it computes no other token.
+    ///
+    /// # Errors
+    /// Shapes that do not fit together.
+    pub fn residual_of_first(
+        &self,
+        xs: &Tensor,
+        norm: &LayerNorm,
+        drop_path: Option<&Dropout>,
+        train: bool,
+    ) -> Result<Tensor> {
+        if let Some(ys) = self.fused(xs, Inner::AttentionOfFirst(self.heads), norm, drop_path, train)? {
+            return Ok(ys);
+        }
+        tape::candle(&[&self.residual(xs, norm, drop_path, train)?], |t| t[0].narrow(1, 0, 1))
+    }
+
+    fn fused(
+        &self,
+        xs: &Tensor,
+        inner: Inner,
+        norm: &LayerNorm,
+        drop_path: Option<&Dropout>,
+        train: bool,
+    ) -> Result<Option<Tensor>> {
+        let drops = [Some(&self.attention_dropout), Some(&self.dropout), drop_path];
+        if drops.into_iter().flatten().any(|drop| drop.drops(train)) {
+            return Ok(None);
+        }
+        residual_branch(xs, inner, norm, &self.qkv, &self.proj, train)
     }
 }
 

@@ -146,6 +146,13 @@ pub(crate) fn is_tracing() -> bool {
     TRACER.with_borrow(Option::is_some)
 }
 
+/// Whether somebody looks at the steps of the passes on this thread, a tracer or
+/// [`Model::forward_intermediates`](crate::Model::forward_intermediates): then a network that can leave out what does not
+/// reach its output runs whole.
+pub fn is_watched() -> bool {
+    is_tracing() || STAGES.with_borrow(Option::is_some)
+}
+
 /// A tensor of zeros that has a shape and no memory to speak of.
 pub(crate) fn shape_only(shape: &[usize], dtype: candle_core::DType, device: &candle_core::Device) -> Result<Tensor> {
     Tensor::zeros((), dtype, device)?.broadcast_as(shape)

@@ -163,6 +163,15 @@ impl Block {
     }
 }
 
+impl Block {
+    /// The first token of the output: (b, n, dim) -> (b, 1, dim)
+    fn forward_first(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let [drop_attn, drop_mlp] = &self.drop_path;
+        let xs = self.attn.residual_of_first(xs, &self.norm1, Some(drop_attn), train)?;
+        self.mlp.residual(&xs, &self.norm2, Some(drop_mlp), train)
+    }
+}
+
 impl ModuleT for Block {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         trace::block("ViTBlock", &self.place, || {
@@ -265,6 +274,19 @@ impl VisionTransformer {
     fn place(&self, name: &str) -> String {
         self.vb.pp(name).path().to_string()
     }
+
+    /// [`Model::forward_features`] of the class token alone, (b, 1, dim): the other tokens of the last block reach no
+    /// logit, so neither they nor gradients for them are computed.
+    fn class_token(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let mut xs = self.embed(xs, train)?;
+        if let [blocks @ .., last] = self.blocks.as_slice() {
+            for block in blocks {
+                xs = block.forward_t(&xs, train)?;
+            }
+            xs = last.forward_first(&xs, train)?;
+        }
+        self.norm.forward_t(&xs, train)
+    }
 }
 
 impl Model for VisionTransformer {
@@ -308,7 +330,13 @@ impl Model for VisionTransformer {
 
 impl ModuleT for VisionTransformer {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        by_images(xs, train, 32, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
+        by_images(xs, train, 32, |xs| {
+            let features = match self.pooling {
+                Pooling::ClassToken if !trace::is_watched() => self.class_token(xs, train)?,
+                _ => self.forward_features(xs, train)?,
+            };
+            self.forward_head(&features, train)
+        })
     }
 }
 
@@ -394,6 +422,27 @@ mod tests {
     fn images(side: usize) -> Tensor {
         let values = (0..2 * 3 * side * side).map(|i| (i % 17) as f32 / 17.0).collect();
         Tensor::from_vec(values, (2, 3, side, side), &Device::Cpu).unwrap()
+    }
+
+    /// What is left out of the last block reaches no logit and asks for no gradient.
+    #[test]
+    fn the_class_token_alone_gives_the_same_logits_and_gradients() {
+        let store = VarStore::new(0, DType::F64, &Device::Cpu);
+        let net = VisionTransformer::new(&small(), store.root()).unwrap();
+        let images = images(16).to_dtype(DType::F64).unwrap();
+        let whole = |train| net.forward_head(&net.forward_features(&images, train).unwrap(), train).unwrap();
+        for train in [false, true] {
+            let (ys, want) = (net.forward_t(&images, train).unwrap(), whole(train));
+            let error = (&ys - &want).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
+            assert!(error < 1e-14, "{error}");
+        }
+        let gradients = |ys: Tensor| ys.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+        let (got, want) = (gradients(net.forward_t(&images, true).unwrap()), gradients(whole(true)));
+        for (key, var) in store.parameters() {
+            let (got, want) = (got.get(&var).expect(&key), want.get(&var).expect(&key));
+            let error = (got - want).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
+            assert!(error < 1e-13, "{key}: {error}");
+        }
     }
 
     #[test]

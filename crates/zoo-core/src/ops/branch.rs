@@ -10,7 +10,7 @@ use std::sync::OnceLock;
 /// Weight and bias of a norm or of a linear map.
 pub(crate) type Affine<'a> = (&'a Tensor, &'a Tensor);
 
-/// x + second(inner(first(norm(x)))) for x of (b, n, c), if there is a kernel for it; `None` where it is to be composed of
+/// x + second(inner(first(norm(x)))) for x of (b, n, c), or its first tokens, if there is a kernel for it; `None` where it is to be composed of
 /// its layers: on other devices, for half types, and while a tracer looks on.
 pub(crate) fn branch(
     xs: &Tensor,
@@ -26,7 +26,7 @@ pub(crate) fn branch(
     // What does not fit gets its error from the layer that refuses it.
     let fits = params.iter().zip(branch.lengths()).all(|(p, len)| p.elem_count() == len && p.dtype() == xs.dtype());
     let inner_fits = match inner {
-        Inner::Attention(heads) => mid == 3 * c && act == c && c.is_multiple_of(heads),
+        Inner::Attention(heads) | Inner::AttentionOfFirst(heads) => mid == 3 * c && act == c && c.is_multiple_of(heads),
         _ => mid == act,
     };
     if !fits || !inner_fits || [b, n, c, mid].contains(&0) {
@@ -105,7 +105,9 @@ impl CustomOp1 for Op {
                 let len = mid.len();
                 _ = self.mid.set(Tensor::from_vec(mid, len, &candle_core::Device::Cpu)?);
             }
-            Ok((T::to_cpu_storage_owned(ys), xl.shape().clone()))
+            let (&Branch { c, .. }, tokens) = (&self.branch, self.branch.tokens());
+            let shape = (ys.len() / (tokens * c), tokens, c).into();
+            Ok((T::to_cpu_storage_owned(ys), shape))
         })
     }
 }
@@ -139,7 +141,7 @@ mod tests {
         let xs = Var::from_tensor(&numbers(&[b, n, c], 17)?)?;
         let run = || -> Result<(Tensor, Vec<Tensor>)> {
             let ys = forward(&xs, true)?;
-            let grads = (&ys * numbers(&[b, n, c], 13)?)?.sum_all()?.backward()?;
+            let grads = (&ys * numbers(ys.dims(), 13)?)?.sum_all()?.backward()?;
             let vars: Vec<_> = store.parameters().iter().map(|(_, var)| var.as_tensor().clone()).collect();
             let vars = [vec![xs.as_tensor().clone()], vars].concat();
             Ok((ys, vars.iter().map(|var| grads.get(var).expect("a gradient").clone()).collect()))
@@ -180,6 +182,11 @@ mod tests {
                 let norm = LayerNorm::new(c, 1e-6, vb.pp("norm"))?;
                 let attn = SelfAttention::new(c, heads, (0.0, 0.0), init, vb.pp("attn"))?;
                 Ok(Box::new(move |xs, train| attn.residual(xs, &norm, None, train)))
+            })?;
+            check((b, n, c), |vb| {
+                let norm = LayerNorm::new(c, 1e-6, vb.pp("norm"))?;
+                let attn = SelfAttention::new(c, heads, (0.0, 0.0), init, vb.pp("attn"))?;
+                Ok(Box::new(move |xs, train| attn.residual_of_first(xs, &norm, None, train)))
             })?;
         }
         Ok(())

@@ -2,8 +2,9 @@
 //! output stays in the cache: x + W₂ · inner(W₁ · norm(x) + b₁) + b₂.
 
 use super::attention;
-use super::buffer::{assume_init, uninit, written};
-use super::gemm::{Mat, Out, Panels, Threads, gemm};
+use super::buffer::{assume_init, room, written};
+use super::gemm::Threads::{self, All};
+use super::gemm::{Mat, Out, Rhs, gemm};
 use super::layer_norm as norm;
 use super::pointwise::{gelu, gelu_and_grad};
 use super::rows::{add_column, add_column_sums, add_row, add_row_sums};
@@ -17,6 +18,8 @@ pub(crate) enum Inner {
     Gelu,
     /// With this many heads: the first map makes queries, keys and values.
     Attention(usize),
+    /// The same, of which only each image's first token comes out.
+    AttentionOfFirst(usize),
     /// GELU, and the maps act on the tokens instead of the channels; the norm on the channels of a token if true, else on
     /// the tokens of a channel.
     GeluOfTokens(bool),
@@ -42,12 +45,11 @@ pub(crate) struct Weights<'a, T> {
 }
 
 /// The weights of both maps as right sides of products; `None` where they stand on the left.
-type Packed<T> = Option<(Panels<T>, Panels<T>)>;
+type Packed<'a, T> = Option<(Rhs<'a, T>, Rhs<'a, T>)>;
 
 /// Rows that a matrix product wants.
-const ROWS: usize = 128;
-/// Weights beyond this many leave the cache anyway: then more rows go through together, and one sum of their gradients is
-/// enough.
+const ROWS: usize = 256;
+/// Of weights beyond this many one sum of gradients is enough.
 const LARGE: usize = 1 << 20;
 /// Parts of the batch that sum their gradients each for itself.
 const PARTS: usize = 8;
@@ -65,7 +67,17 @@ impl Branch {
     }
 
     fn act_len(&self) -> usize {
-        self.act * if self.on_tokens() { self.c } else { self.n }
+        self.act * if self.on_tokens() { self.c } else { self.tokens() }
+    }
+
+    /// Tokens of an image that come out.
+    pub fn tokens(&self) -> usize {
+        if let Inner::AttentionOfFirst(_) = self.inner { 1 } else { self.n }
+    }
+
+    /// What an image gives.
+    fn out_len(&self) -> usize {
+        self.tokens() * self.c
     }
 
     /// Lengths of the six parameters.
@@ -77,18 +89,16 @@ impl Branch {
 
     /// Images that go through together.
     fn images(&self, batch: usize) -> usize {
-        let [.., second, _] = self.lengths();
         match self.inner {
             Inner::GeluOfTokens(_) => 1,
-            _ if second.max(self.lengths()[2]) >= LARGE => (2 * ROWS).div_ceil(self.n).min(batch),
             _ => ROWS.div_ceil(self.n).min(batch),
         }
     }
 
-    fn normalize<T: Real>(&self, x: &[T], w: &Weights<T>, out: &mut [T]) {
+    fn normalize<T: Real>(&self, x: &[T], w: &Weights<T>, out: &mut [MaybeUninit<T>]) {
         match self.inner {
             Inner::GeluOfTokens(false) => norm::columns_forward(x, w.norm.0, w.norm.1, self.eps, out),
-            _ => norm::forward(x, w.norm.0, w.norm.1, self.eps, uninit(out)),
+            _ => norm::forward(x, w.norm.0, w.norm.1, self.eps, out),
         }
     }
 
@@ -109,18 +119,18 @@ impl Branch {
     }
 
     /// The weights of both maps as the right sides of the forward pass's products, if that is what they are.
-    fn pack<T: Real>(&self, w: &Weights<T>) -> Packed<T> {
+    fn pack<'a, T: Real>(&self, w: &Weights<'a, T>, rows: usize) -> Packed<'a, T> {
         (!self.on_tokens()).then(|| {
             let (first, second) = (Mat::transposed(w.first.0, self.c), Mat::transposed(w.second.0, self.act));
-            (Panels::new(first, (self.c, self.mid)), Panels::new(second, (self.act, self.c)))
+            (Rhs::new(first, (self.c, self.mid), rows, All), Rhs::new(second, (self.act, self.c), rows, All))
         })
     }
 
     /// The same for the backward pass.
-    fn pack_for_grad<T: Real>(&self, w: &Weights<T>) -> Packed<T> {
+    fn pack_for_grad<'a, T: Real>(&self, w: &Weights<'a, T>, rows: usize) -> Packed<'a, T> {
         (!self.on_tokens()).then(|| {
             let (first, second) = (Mat::rows(w.first.0, self.c), Mat::rows(w.second.0, self.act));
-            (Panels::new(first, (self.mid, self.c)), Panels::new(second, (self.c, self.act)))
+            (Rhs::new(first, (self.mid, self.c), rows, All), Rhs::new(second, (self.c, self.act), rows, All))
         })
     }
 
@@ -162,21 +172,45 @@ impl Branch {
             }
             Some((_, second)) => {
                 let y = Out::Plus(add_row(x, w.second.1, y));
-                second.multiply(x.len() / c, y, Mat::rows(act, self.act), threads);
+                second.multiply(act.len() / self.act, y, Mat::rows(act, self.act), threads);
             }
         }
     }
 
     fn attention(&self, heads: usize) -> attention::Sizes {
-        attention::Sizes { n: self.n, heads, d: self.c / heads }
+        attention::Sizes { n: self.n, queries: self.tokens(), heads, d: self.c / heads }
     }
 
-    fn inner<T: Real>(&self, mid: &[T], act: &mut [T]) {
+    /// The tokens of the input that what comes out is added to; in `scratch`, if they do not lie together.
+    fn skipped<'a, T: Real>(&self, x: &'a [T], scratch: &'a mut Vec<T>) -> &'a [T] {
+        if self.tokens() == self.n {
+            return x;
+        }
+        scratch.clear();
+        x.chunks_exact(self.n * self.c).for_each(|image| scratch.extend_from_slice(&image[..self.out_len()]));
+        scratch
+    }
+
+    /// The gradient of [`skipped`](Self::skipped).
+    fn skipped_grad<'a, T: Real>(&self, dy: &'a [T], scratch: &'a mut Vec<T>) -> &'a [T] {
+        if self.tokens() == self.n {
+            return dy;
+        }
+        let image = self.n * self.c;
+        scratch.clear();
+        for (i, dy) in dy.chunks_exact(self.out_len()).enumerate() {
+            scratch.extend_from_slice(dy);
+            scratch.resize((i + 1) * image, T::zero());
+        }
+        scratch
+    }
+
+    fn inner<T: Real>(&self, mid: &[T], act: &mut [MaybeUninit<T>]) {
         match self.inner {
-            Inner::Attention(heads) => {
+            Inner::Attention(heads) | Inner::AttentionOfFirst(heads) => {
                 let sizes = self.attention(heads);
-                let images = act.par_chunks_mut(self.n * self.c).zip(mid.par_chunks(3 * self.n * self.c));
-                let scratch = || vec![T::zero(); self.n * self.n];
+                let images = act.par_chunks_mut(self.out_len()).zip(mid.par_chunks(3 * self.n * self.c));
+                let scratch = || vec![T::zero(); self.tokens() * self.n];
                 images.for_each_init(scratch, |scratch, (act, mid)| attention::forward(sizes, mid, act, scratch));
             }
             _ => act.par_chunks_mut(BLOCK).zip(mid.par_chunks(BLOCK)).for_each(|(act, mid)| gelu(mid, act)),
@@ -184,13 +218,13 @@ impl Branch {
     }
 
     /// `act` once more, and from its gradient `dact` that of `mid`, in `dmid`; for GELU both are one.
-    fn inner_grad<T: Real>(&self, mid: &[T], act: &mut [T], dact: &mut [T], dmid: &mut [T]) {
+    fn inner_grad<T: Real>(&self, mid: &[T], act: &mut [MaybeUninit<T>], dact: &mut [T], dmid: &mut [MaybeUninit<T>]) {
         match self.inner {
-            Inner::Attention(heads) => {
-                let (sizes, one) = (self.attention(heads), self.n * self.c);
-                let outputs = dmid.par_chunks_mut(3 * one).zip(act.par_chunks_mut(one));
-                let images = outputs.zip(mid.par_chunks(3 * one)).zip(dact.par_chunks(one));
-                let scratch = || vec![T::zero(); 2 * self.n * self.n];
+            Inner::Attention(heads) | Inner::AttentionOfFirst(heads) => {
+                let (sizes, out) = (self.attention(heads), self.out_len());
+                let outputs = dmid.par_chunks_mut(self.mid_len()).zip(act.par_chunks_mut(out));
+                let images = outputs.zip(mid.par_chunks(self.mid_len())).zip(dact.par_chunks(out));
+                let scratch = || vec![T::zero(); 2 * self.tokens() * self.n];
                 images.for_each_init(scratch, |scratch, (((dmid, act), mid), dact)| {
                     attention::backward(sizes, mid, dact, dmid, Some(act), scratch);
                 });
@@ -208,14 +242,15 @@ impl Branch {
         let batch = xs.len() / image;
         let images = self.images(batch);
         let threads = Threads::inside(batch.div_ceil(images));
-        let packed = self.pack(&w);
+        let packed = self.pack(&w, batch * self.n);
         // Memory for what lies between is laid out once for each run of chunks.
         let run = batch.div_ceil(images).div_ceil(PARTS);
         let mut kept = Vec::new();
         let fill = |ys: &mut [MaybeUninit<T>]| {
             let chunks = || xs.par_chunks(images * image);
-            let scratch = || (vec![T::zero(); images * image], vec![T::zero(); images * self.act_len()]);
-            let ys = ys.par_chunks_mut(images * image).zip(chunks()).with_min_len(run);
+            let rooms = |len: usize| Vec::with_capacity(images * len);
+            let scratch = || (rooms(image), rooms(self.act_len()), Vec::new());
+            let ys = ys.par_chunks_mut(images * self.out_len()).zip(chunks()).with_min_len(run);
             if keep {
                 let fill = |mids: &mut [MaybeUninit<T>]| {
                     let chunks = ys.zip(mids.par_chunks_mut(images * self.mid_len())).with_min_len(run);
@@ -226,15 +261,15 @@ impl Branch {
                 // SAFETY: `chunk` fills the images that it is given, and they are all.
                 kept = unsafe { written(batch * self.mid_len(), fill) };
             } else {
-                let scratch = || (scratch(), vec![T::zero(); images * self.mid_len()]);
+                let scratch = || (scratch(), rooms(self.mid_len()));
                 ys.for_each_init(scratch, |(scratch, mid), (y, x)| {
-                    let mid = &mut mid[..x.len() / image * self.mid_len()];
-                    self.chunk(x, (&w, &packed), uninit(mid), y, scratch, threads);
+                    let mid = room(mid, x.len() / image * self.mid_len());
+                    self.chunk(x, (&w, &packed), mid, y, scratch, threads);
                 });
             }
         };
         // SAFETY: as above.
-        let ys = unsafe { written(xs.len(), fill) };
+        let ys = unsafe { written(batch * self.out_len(), fill) };
         (ys, keep.then_some(kept))
     }
 
@@ -244,16 +279,19 @@ impl Branch {
         (w, packed): (&Weights<T>, &Packed<T>),
         mid: &mut [MaybeUninit<T>],
         y: &mut [MaybeUninit<T>],
-        (normed, act): &mut (Vec<T>, Vec<T>),
+        (normed, act, skipped): &mut (Vec<T>, Vec<T>, Vec<T>),
         threads: Threads,
     ) {
         let images = x.len() / (self.n * self.c);
-        let (normed, act) = (&mut normed[..x.len()], &mut act[..images * self.act_len()]);
+        let (normed, act) = (room(normed, x.len()), room(act, images * self.act_len()));
         self.normalize(x, w, normed);
-        self.first(normed, w, packed, mid, threads);
+        // SAFETY: `normalize` fills it.
+        self.first(unsafe { assume_init(normed) }, w, packed, mid, threads);
         // SAFETY: `first` fills it.
         self.inner(unsafe { assume_init(mid) }, act);
-        self.second((x, act), w, packed, y, threads);
+        // SAFETY: `inner` fills it.
+        let act = unsafe { assume_init(act) };
+        self.second((self.skipped(x, skipped), act), w, packed, y, threads);
     }
 
     /// The gradients of the input and of the six parameters.
@@ -266,11 +304,11 @@ impl Branch {
         let parts = if large { 1 } else { PARTS };
         let part = batch.div_ceil(images).div_ceil(parts) * images;
         let threads = Threads::inside(batch.div_ceil(part));
-        let packed = self.pack_for_grad(&w);
+        let packed = self.pack_for_grad(&w, batch * self.n);
         let mut sums = Vec::new();
         let fill = |dx: &mut [MaybeUninit<T>]| {
             let parts = dx.par_chunks_mut(part * image).zip(xs.par_chunks(part * image));
-            let parts = parts.zip(grad.par_chunks(part * image)).zip(mids.par_chunks(part * self.mid_len()));
+            let parts = parts.zip(grad.par_chunks(part * self.out_len())).zip(mids.par_chunks(part * self.mid_len()));
             sums =
                 parts.map(|(((dx, x), dy), mid)| self.part(images, (x, mid, dy), (&w, &packed), dx, threads)).collect();
         };
@@ -301,28 +339,36 @@ impl Branch {
         let [norm, norm_bias, _, first_bias, _, second_bias] = self.lengths().map(|len| vec![T::zero(); len]);
         let (mut dw_norm, mut db_norm, mut db_first, mut db_second) = (norm, norm_bias, first_bias, second_bias);
         let (mut dw_first, mut dw_second) = (Vec::new(), Vec::new());
-        let zeros = |len: usize| vec![T::zero(); images * len];
-        let (mut normed, mut dnormed) = (zeros(image), zeros(image));
-        let (mut act, mut dact) = (zeros(self.act_len()), zeros(self.act_len()));
-        let mut dmid = if self.mid == self.act { Vec::new() } else { zeros(self.mid_len()) };
-        let chunks = xs.chunks(images * image).zip(grad.chunks(images * image)).zip(dx.chunks_mut(images * image));
+        let rooms = |len: usize| Vec::with_capacity(images * len);
+        let (mut normed, mut dnormed) = (rooms(image), rooms(image));
+        let (mut act, mut dact) = (rooms(self.act_len()), rooms(self.act_len()));
+        let dmid_len = if self.mid == self.act { 0 } else { self.mid_len() };
+        let mut dmid = rooms(dmid_len);
+        let mut skipped = Vec::new();
+        let chunks =
+            xs.chunks(images * image).zip(grad.chunks(images * self.out_len())).zip(dx.chunks_mut(images * image));
         for (((x, dy), dx), mid) in chunks.zip(mids.chunks(images * self.mid_len())) {
             let images = x.len() / image;
-            let (normed, dnormed) = (&mut normed[..x.len()], &mut dnormed[..x.len()]);
+            let (normed, dnormed) = (room(&mut normed, x.len()), room(&mut dnormed, x.len()));
             let act_len = images * self.act_len();
-            let (act, dact) = (&mut act[..act_len], &mut dact[..act_len]);
+            let (act, dact) = (room(&mut act, act_len), room(&mut dact, act_len));
+            let dmid = room(&mut dmid, images * dmid_len);
             self.normalize(x, w, normed);
             let (n, c, rows) = (self.n, self.c, images * self.n);
-            let dmid_len = if dmid.is_empty() { 0 } else { images * self.mid_len() };
             match packed {
                 None => {
                     let (weight, dy) = (Mat::transposed(w.second.0, self.act), Mat::rows(dy, c));
-                    gemm((self.act, c, n), Out::Is(uninit(dact)), weight, dy, threads);
+                    gemm((self.act, c, n), Out::Is(dact), weight, dy, threads);
                 }
-                Some((_, second)) => second.multiply(rows, Out::Is(uninit(dact)), Mat::rows(dy, c), threads),
+                Some((_, second)) => second.multiply(dy.len() / c, Out::Is(dact), Mat::rows(dy, c), threads),
             }
-            self.inner_grad(mid, act, dact, &mut dmid[..dmid_len]);
-            let dmid: &[T] = if dmid.is_empty() { dact } else { &dmid[..dmid_len] };
+            // SAFETY: the product fills the gradient, `normalize` and `inner_grad` what they are given.
+            let (normed, act, dmid) = unsafe {
+                let dact = assume_init(dact);
+                self.inner_grad(mid, act, dact, dmid);
+                let dmid: &[T] = if dmid.is_empty() { dact } else { assume_init(dmid) };
+                (&*assume_init(normed), &*assume_init(act), dmid)
+            };
             match packed {
                 None => {
                     let (act, normed) = (Mat::transposed(act, c), Mat::transposed(normed, c));
@@ -331,19 +377,26 @@ impl Branch {
                     add_row_sums(dy, &mut db_second);
                     add_row_sums(dmid, &mut db_first);
                     let (weight, dmid) = (Mat::transposed(w.first.0, n), Mat::rows(dmid, c));
-                    gemm((n, c, self.mid), Out::Is(uninit(dnormed)), weight, dmid, threads);
+                    gemm((n, c, self.mid), Out::Is(dnormed), weight, dmid, threads);
                 }
                 Some((first, _)) => {
                     let (act, normed) = (Mat::rows(act, self.act), Mat::rows(normed, c));
-                    add_product((c, self.act, rows), &mut dw_second, Mat::transposed(dy, c), act, threads);
+                    add_product((c, self.act, dy.len() / c), &mut dw_second, Mat::transposed(dy, c), act, threads);
                     let dmid_t = Mat::transposed(dmid, self.mid);
                     add_product((self.mid, c, rows), &mut dw_first, dmid_t, normed, threads);
                     add_column_sums(dy, &mut db_second);
                     add_column_sums(dmid, &mut db_first);
-                    first.multiply(rows, Out::Is(uninit(dnormed)), Mat::rows(dmid, self.mid), threads);
+                    first.multiply(rows, Out::Is(dnormed), Mat::rows(dmid, self.mid), threads);
                 }
             }
-            self.normalize_grad((x, dnormed), w, dy, dx, (&mut dw_norm, &mut db_norm));
+            // SAFETY: the product fills it.
+            self.normalize_grad(
+                (x, unsafe { assume_init(dnormed) }),
+                w,
+                self.skipped_grad(dy, &mut skipped),
+                dx,
+                (&mut dw_norm, &mut db_norm),
+            );
         }
         vec![dw_norm, db_norm, dw_first, db_first, dw_second, db_second]
     }

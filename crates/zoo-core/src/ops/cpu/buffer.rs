@@ -95,6 +95,11 @@ pub(crate) fn with_scratch<T: Real, R>(n: usize, f: impl FnOnce(*mut T) -> R) ->
     })
 }
 
+/// The first `n` elements of an empty vector's room, for what is written before it is read.
+pub(crate) fn room<T: Real>(vec: &mut Vec<T>, n: usize) -> &mut [MaybeUninit<T>] {
+    &mut vec.spare_capacity_mut()[..n]
+}
+
 /// Writes zeros over the block, which is a slice of numbers from then on.
 pub(crate) fn zeroed<T: Real>(out: &mut [MaybeUninit<T>]) -> &mut [T] {
     out.iter_mut().for_each(|x| _ = x.write(T::zero()));

@@ -1,8 +1,9 @@
 //! Matrix products on the host.
 //!
-//! The right side is packed in panels of two vectors of columns; a panel's [`DEPTH`] rows stay in the first-level cache
-//! while the rows of the left side run over them, each number broadcast to a vector. A row-major left side is read where
-//! it lies, a transposed one is packed too. What is multiplied again and again, as weights are, is packed once: [`Panels`].
+//! The right side is packed in panels of three vectors of columns; a panel's [`DEPTH`] rows stay in the cache while the rows
+//! of the left side run over them, each number broadcast to a vector. A row-major left side is read where it lies, a
+//! transposed one is packed too. What is multiplied again and again, as weights are, is packed once ([`Rhs`]), else a panel
+//! is packed right before the rows run over it.
 //!
 //! An element's sum is taken in one order, however the product is cut: the number of threads changes no bit.
 
@@ -15,9 +16,13 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 
 /// Rows of a panel that are multiplied at a time.
-const DEPTH: usize = 256;
+const DEPTH: usize = 384;
 /// Rows of the left side that one task takes, at the most.
 const ROWS: usize = 512;
+/// Blocks of so many rows that a right side meets unpacked: they cost less than writing all panels and reading them again.
+const PASSES: usize = 2;
+/// Vectors of a panel's row.
+const VECTORS: usize = 3;
 /// Bytes of the left side that may wait in the second-level cache for the next panel.
 const CACHE: usize = 3 << 19;
 
@@ -88,28 +93,47 @@ impl Threads {
     pub fn inside(tasks: usize) -> Self {
         if tasks >= rayon::current_num_threads() { Self::One } else { Self::All }
     }
+
+    fn each(self, tasks: usize, task: impl Fn(usize) + Send + Sync) {
+        match self {
+            Self::One => (0..tasks).for_each(task),
+            Self::All => (0..tasks).into_par_iter().for_each(task),
+        }
+    }
 }
 
-/// The right side of products, packed: for each `DEPTH` rows one panel behind the other, row by row, zeros behind the last
-/// column.
-pub(crate) struct Panels<T> {
-    data: Vec<T>,
+/// The right side of products.
+pub(crate) struct Rhs<'a, T> {
+    right: Right<'a, T>,
     k: usize,
     n: usize,
     shape: TileShape,
 }
 
-impl<T: Real> Panels<T> {
-    /// Packs a matrix (k, n).
-    pub fn new(rhs: Mat<T>, (k, n): (usize, usize)) -> Self {
-        rhs.assert_holds(k, n);
+enum Right<'a, T> {
+    /// Packed: for each `DEPTH` rows one panel behind the other, row by row, zeros behind the last column.
+    Panels(Vec<T>),
+    /// Each panel is packed when its turn comes.
+    Mat(Mat<'a, T>),
+}
+
+impl<'a, T: Real> Rhs<'a, T> {
+    /// The matrix (k, n), for products with `rows` rows in all: packed beforehand if it is worth it.
+    pub fn new(rhs: Mat<'a, T>, (k, n): (usize, usize), rows: usize, threads: Threads) -> Self {
         let shape = TileShape::now::<T>();
-        let width = 2 * shape.lanes;
+        if n == 0 || rows == 0 {
+            return Self { right: Right::Panels(Vec::new()), k, n, shape };
+        }
+        rhs.assert_holds(k, n);
+        if rows <= ROWS * PASSES {
+            return Self { right: Right::Mat(rhs), k, n, shape };
+        }
+        let width = VECTORS * shape.lanes;
         let panels = n.div_ceil(width);
         // SAFETY: every task packs a panel of its own, whole.
         let data = unsafe {
             written_by_tasks(panels * width * k, |data| {
-                (0..panels).into_par_iter().for_each(|panel| {
+                threads.each(panels, |panel| {
                     let cols = panel * width..n.min((panel + 1) * width);
                     for rows in depths(k) {
                         let to = data.at(rows.start * panels * width + panel * width * rows.len());
@@ -118,16 +142,21 @@ impl<T: Real> Panels<T> {
                 });
             })
         };
-        Self { data, k, n, shape }
+        Self { right: Right::Panels(data), k, n, shape }
     }
 
     /// `out` (m, n) = `lhs` (m, k) · self, in the way that [`Out`] says.
     pub fn multiply(&self, m: usize, out: Out<T>, lhs: Mat<T>, threads: Threads) {
+        self.product(m, out, self.n, T::one(), lhs, threads);
+    }
+
+    /// `out` (m, n; rows `rs` apart) = `scale` · `lhs` (m, k) · self.
+    fn product(&self, m: usize, out: Out<T>, rs: usize, scale: T, lhs: Mat<T>, threads: Threads) {
         let (data, len, onto) = out.parts();
-        check((m, self.n, self.k), len, self.n, onto, lhs);
-        if m > 0 {
-            let job = Job { m, n: self.n, k: self.k, out: data, rs: self.n, onto, scale: T::one(), lhs };
-            job.run(self.shape, &self.data, threads);
+        let Self { k, n, .. } = *self;
+        if m > 0 && n > 0 {
+            check((m, n, k), len, rs, onto, lhs);
+            Job { m, n, k, out: data, rs, onto, scale, lhs, right: &self.right }.run(self.shape, threads);
         }
     }
 }
@@ -147,37 +176,7 @@ pub(crate) fn product<T: Real>(
     rhs: Mat<T>,
     threads: Threads,
 ) {
-    let (data, len, onto) = out.parts();
-    if m == 0 || n == 0 {
-        return;
-    }
-    check((m, n, k), len, rs, onto, lhs);
-    let job = Job { m, n, k, out: data, rs, onto, scale, lhs };
-    if threads == Threads::All {
-        let panels = Panels::new(rhs, (k, n));
-        return job.run(panels.shape, &panels.data, threads);
-    }
-    rhs.assert_holds(k, n);
-    let shape = TileShape::now::<T>();
-    let width = 2 * shape.lanes;
-    let panels = n.div_ceil(width);
-    let packed = panels * width * k;
-    with_scratch(packed + job.lhs_elements(m.min(ROWS), shape), |scratch: *mut T| {
-        for rows in depths(k) {
-            for panel in 0..panels {
-                // SAFETY: the scratch holds the panels, and the packed left side behind them.
-                let to = unsafe { scratch.add(rows.start * panels * width + panel * width * rows.len()) };
-                let cols = panel * width..n.min((panel + 1) * width);
-                dispatch_at(shape.level, Pack { rhs, rows: rows.clone(), cols, to });
-            }
-        }
-        for start in (0..m).step_by(ROWS) {
-            let rows = start..m.min(start + ROWS);
-            // SAFETY: as above; the panels have been written whole.
-            let left = unsafe { scratch.add(packed) };
-            dispatch_at(shape.level, Block { job: &job, panels: scratch, rows, columns: 0..panels, left });
-        }
-    });
+    Rhs::new(rhs, (k, n), m, threads).product(m, out, rs, scale, lhs, threads);
 }
 
 fn check<T>((m, n, k): (usize, usize, usize), len: usize, rs: usize, onto: Onto<T>, lhs: Mat<T>) {
@@ -210,20 +209,22 @@ impl<T: Real> Kernel<T> for Pack<'_, T> {
     #[inline(always)]
     unsafe fn run<V: Simd<Elem = T>>(self) {
         let Self { rhs: Mat { data, rs, cs }, rows, cols, to } = self;
-        let width = 2 * V::LANES;
-        // SAFETY: the caller's `to` holds two vectors for each row, and the matrix the rows and columns.
+        let width = VECTORS * V::LANES;
+        // SAFETY: the caller's `to` holds a panel's rows, and the matrix the rows and columns.
         unsafe {
             let from = data.as_ptr().add(rows.start * rs + cols.start * cs);
             if cs == 1 {
-                let counts = [cols.len().min(V::LANES), cols.len().saturating_sub(V::LANES)];
                 for row in 0..rows.len() {
                     let (from, to) = (from.add(row * rs), to.add(row * width));
                     if cols.len() == width {
-                        V::load(from).store(to);
-                        V::load(from.add(V::LANES)).store(to.add(V::LANES));
+                        for i in 0..VECTORS {
+                            V::load(from.add(i * V::LANES)).store(to.add(i * V::LANES));
+                        }
                     } else {
-                        V::load_first(from, counts[0]).store(to);
-                        V::load_first(from.add(counts[0]), counts[1]).store(to.add(V::LANES));
+                        for i in 0..VECTORS {
+                            let (at, end) = (cols.len().min(i * V::LANES), cols.len().min((i + 1) * V::LANES));
+                            V::load_first(from.add(at), end - at).store(to.add(i * V::LANES));
+                        }
                     }
                 }
                 return;
@@ -231,15 +232,20 @@ impl<T: Real> Kernel<T> for Pack<'_, T> {
             for row in (0..rows.len()).step_by(V::LANES) {
                 for col in (0..width).step_by(V::LANES) {
                     let (from, to) = (from.wrapping_add(row * rs + col * cs), to.add(row * width + col));
-                    if rs == 1 && row + V::LANES <= rows.len() && col + V::LANES <= cols.len() {
+                    let (rows, cols) = (V::LANES.min(rows.len() - row), V::LANES.min(cols.len().saturating_sub(col)));
+                    if rs == 1 && rows == V::LANES && cols == V::LANES {
                         V::transpose(from, cs, to, width);
                         continue;
                     }
-                    for i in 0..V::LANES.min(rows.len() - row) {
-                        for j in 0..V::LANES {
-                            let value = if col + j < cols.len() { *from.add(i * rs + j * cs) } else { T::zero() };
-                            *to.add(i * width + j) = value;
+                    // What does not fill a block goes through one that has zeros in the columns that are not there.
+                    let mut block = [T::zero(); 16 * 16];
+                    for j in 0..cols {
+                        for i in 0..rows {
+                            block[i * V::LANES + j] = *from.add(i * rs + j * cs);
                         }
+                    }
+                    for i in 0..rows {
+                        V::load(block.as_ptr().add(i * V::LANES)).store(to.add(i * width));
                     }
                 }
             }
@@ -257,6 +263,7 @@ struct Job<'a, T> {
     onto: Onto<'a, T>,
     scale: T,
     lhs: Mat<'a, T>,
+    right: &'a Right<'a, T>,
 }
 
 impl<T: Real> Job<'_, T> {
@@ -265,9 +272,16 @@ impl<T: Real> Job<'_, T> {
         if self.lhs.cs == 1 { 0 } else { rows.next_multiple_of(shape.rows) * self.k }
     }
 
-    fn run(&self, shape: TileShape, panels: &[T], threads: Threads) {
-        let columns = self.n.div_ceil(2 * shape.lanes);
-        assert_eq!(panels.len(), columns * 2 * shape.lanes * self.k);
+    fn run(&self, shape: TileShape, threads: Threads) {
+        let width = VECTORS * shape.lanes;
+        let columns = self.n.div_ceil(width);
+        let panel = match self.right {
+            Right::Panels(data) => {
+                assert_eq!(data.len(), columns * width * self.k);
+                0
+            }
+            Right::Mat(_) => self.k.min(DEPTH) * width,
+        };
         let tasks = if threads == Threads::All { 4 * rayon::current_num_threads() } else { 1 };
         let rows = self.m.div_ceil(self.m.div_ceil(ROWS)).next_multiple_of(shape.rows);
         let blocks = self.m.div_ceil(rows);
@@ -276,23 +290,23 @@ impl<T: Real> Job<'_, T> {
         let task = |task: usize| {
             let rows = task / parts * rows..self.m.min((task / parts + 1) * rows);
             let columns = task % parts * per_task..columns.min((task % parts + 1) * per_task);
-            with_scratch(self.lhs_elements(rows.len(), shape), |left| {
-                dispatch_at(shape.level, Block { job: self, panels: panels.as_ptr(), rows, columns, left });
+            with_scratch(panel + self.lhs_elements(rows.len(), shape), |scratch: *mut T| {
+                let left = scratch.wrapping_add(panel);
+                let block = Block { job: self, rows, columns, panel: scratch, left };
+                dispatch_at(shape.level, block);
             });
         };
-        match threads {
-            Threads::One => (0..blocks * parts).for_each(task),
-            Threads::All => (0..blocks * parts).into_par_iter().for_each(task),
-        }
+        threads.each(blocks * parts, task);
     }
 }
 
 /// Some rows and panels of a product.
 struct Block<'a, T> {
     job: &'a Job<'a, T>,
-    panels: *const T,
     rows: Range<usize>,
     columns: Range<usize>,
+    /// Room for a panel, if the right side has to be packed.
+    panel: *mut T,
     /// Room for the packed left side.
     left: *mut T,
 }
@@ -324,7 +338,7 @@ impl<T: Real> Block<'_, T> {
     #[inline(always)]
     unsafe fn multiply<V: Simd<Elem = T>, const M: usize, const HALF: usize, const QUARTER: usize>(self) {
         let (&Job { k, n, lhs, .. }, rows) = (self.job, self.rows.len());
-        let width = 2 * V::LANES;
+        let width = VECTORS * V::LANES;
         let all_columns = n.div_ceil(width);
         // SAFETY: the caller's.
         unsafe {
@@ -333,9 +347,12 @@ impl<T: Real> Block<'_, T> {
                 self.pack_left::<V, M>();
             }
             let depths = k.div_ceil(DEPTH);
-            let panels_bytes = self.columns.len() * width * k * size_of::<T>();
+            // Elements of a cache line.
+            let line_len = 64 / size_of::<T>();
+            // While the rows run over a panel the next one comes from memory, unless all of them stay in the cache.
+            let elsewhere = self.columns.len() * width * k * size_of::<T>() > CACHE;
             let panel_by_panel = rows * k * size_of::<T>() <= CACHE;
-            // A step: first row, rows, panel, and where they start.
+            // A step: first row, rows, panel.
             let step = |step: usize| {
                 let (depth, panel) = match panel_by_panel {
                     true => (step % depths, step / depths),
@@ -343,18 +360,33 @@ impl<T: Real> Block<'_, T> {
                 };
                 let (first, panel) = (depth * DEPTH, self.columns.start + panel);
                 let depth = DEPTH.min(k.saturating_sub(first));
-                (first, depth, panel, self.panels.wrapping_add(first * all_columns * width + panel * width * depth))
+                (first, depth, panel)
             };
             for at in 0..depths * self.columns.len() {
-                let (first, depth, panel, b) = step(at);
-                // While the rows run over this panel, the next one comes from memory, unless all of them stay in the cache.
-                let (.., next) = step(at + 1);
-                let lines = if panels_bytes > CACHE { (depth * width * size_of::<T>()).div_ceil(64) } else { 0 };
+                let (first, depth, panel) = step(at);
+                let (next_first, next_depth, next_panel) = step(at + 1);
+                // Where the panel lies, and of what comes next: the start, elements between runs, lines of a run.
+                let (b, next, run, run_lines) = match self.job.right {
+                    Right::Panels(data) => {
+                        let at = |first, depth, panel| {
+                            data.as_ptr().wrapping_add(first * all_columns * width + panel * width * depth)
+                        };
+                        (at(first, depth, panel), at(next_first, next_depth, next_panel), width, width / line_len)
+                    }
+                    &Right::Mat(rhs) => {
+                        let cols = panel * width..n.min((panel + 1) * width);
+                        Pack { rhs, rows: first..first + depth, cols, to: self.panel }.run::<V>();
+                        let next = rhs.data.as_ptr().wrapping_add(next_first * rhs.rs + next_panel * width * rhs.cs);
+                        let run = if rhs.cs == 1 { width } else { next_depth };
+                        (self.panel.cast_const(), next, rhs.rs.max(rhs.cs), run.div_ceil(line_len))
+                    }
+                };
+                let lines = if elsewhere { (next_depth * width).div_ceil(line_len) } else { 0 };
                 let share = lines.div_ceil(rows.div_ceil(M));
                 let mut row = 0;
                 while row < rows {
                     for line in row / M * share..(row / M + 1) * share {
-                        prefetch(next.wrapping_byte_add(64 * line));
+                        prefetch(next.wrapping_add(line / run_lines * run + line % run_lines * line_len));
                     }
                     let left = match packed {
                         true => Left { start: self.left.add(row * k + first * M).cast_const(), row: 1, step: M },
@@ -384,18 +416,25 @@ impl<T: Real> Block<'_, T> {
         let &Job { k, lhs, .. } = self.job;
         // SAFETY: as in `multiply`.
         unsafe {
-            for row in (0..self.rows.len()).step_by(M) {
+            let mut row = 0;
+            // Four tiles at once, so that a line is read whole.
+            while lhs.rs == 1 && M <= V::LANES && row + 4 * M <= self.rows.len() {
+                let (from, to) = (lhs.data.as_ptr().add(self.rows.start + row), self.left.add(row * k));
+                for i in 0..k {
+                    for tile in 0..4 {
+                        V::load_first(from.add(i * lhs.cs + tile * M), M).store_first(to.add((tile * k + i) * M), M);
+                    }
+                }
+                row += 4 * M;
+            }
+            for row in (row..self.rows.len()).step_by(M) {
                 let from = lhs.data.as_ptr().add((self.rows.start + row) * lhs.rs);
                 let to = self.left.add(row * k);
                 let count = M.min(self.rows.len() - row);
                 for k in 0..k {
                     let (from, to) = (from.add(k * lhs.cs), to.add(k * M));
-                    if lhs.rs == 1 && count == M && M <= V::LANES {
-                        V::load_first(from, M).store_first(to, M);
-                    } else {
-                        for i in 0..M {
-                            *to.add(i) = if i < count { *from.add(i * lhs.rs) } else { T::zero() };
-                        }
+                    for i in 0..M {
+                        *to.add(i) = if i < count { *from.add(i * lhs.rs) } else { T::zero() };
                     }
                 }
             }
@@ -416,12 +455,20 @@ impl<T: Real> Block<'_, T> {
         // SAFETY: as in `multiply`; the rows behind the last one read that one again.
         unsafe {
             let a: [*const T; M] = std::array::from_fn(|i| left.start.add(i.min(rows - 1) * left.row));
-            if self.job.n - col > V::LANES {
-                let sums = tile_of_rows(depth, a, left.step, b, [[V::zero(); 2]; M]);
-                self.store::<V, M, 2>(rows, (row, col), first, sums);
-            } else {
-                let sums = tile_of_rows(depth, a, left.step, b, [[V::zero(); 1]; M]);
-                self.store::<V, M, 1>(rows, (row, col), first, sums);
+            let b_step = VECTORS * V::LANES;
+            match (self.job.n - col).div_ceil(V::LANES) {
+                1 => {
+                    let sums = tile_of_rows(depth, a, left.step, b, b_step, [[V::zero(); 1]; M]);
+                    self.store::<V, M, 1>(rows, (row, col), first, sums);
+                }
+                2 => {
+                    let sums = tile_of_rows(depth, a, left.step, b, b_step, [[V::zero(); 2]; M]);
+                    self.store::<V, M, 2>(rows, (row, col), first, sums);
+                }
+                _ => {
+                    let sums = tile_of_rows(depth, a, left.step, b, b_step, [[V::zero(); 3]; M]);
+                    self.store::<V, M, 3>(rows, (row, col), first, sums);
+                }
             }
         }
     }
@@ -501,7 +548,7 @@ mod tests {
                         _ => Out::Plus(&mut got),
                     };
                     if packed {
-                        Panels::new(rhs, (k, n)).multiply(m, out, lhs, threads);
+                        Rhs::new(rhs, (k, n), usize::MAX, threads).multiply(m, out, lhs, threads);
                     } else {
                         gemm((m, n, k), out, lhs, rhs, threads);
                     }

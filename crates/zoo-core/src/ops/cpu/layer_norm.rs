@@ -274,9 +274,9 @@ impl<T: Real> Kernel<T> for ColumnsBackward<'_, T> {
 }
 
 /// Columns as long as the weight, of one matrix.
-pub(crate) fn columns_forward<T: Real>(xs: &[T], weight: &[T], bias: &[T], eps: f64, ys: &mut [T]) {
+pub(crate) fn columns_forward<T: Real>(xs: &[T], weight: &[T], bias: &[T], eps: f64, ys: &mut [MaybeUninit<T>]) {
     assert!(bias.len() == weight.len() && xs.len() == ys.len() && xs.len().is_multiple_of(weight.len()));
-    dispatch(ColumnsForward(Forward { xs, weight, bias, eps, ys: ys.as_mut_ptr() }));
+    dispatch(ColumnsForward(Forward { xs, weight, bias, eps, ys: ys.as_mut_ptr().cast() }));
 }
 
 /// As [`backward`], for the columns of one matrix.

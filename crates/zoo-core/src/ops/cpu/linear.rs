@@ -1,7 +1,7 @@
 //! The affine map of rows on the host.
 
 use super::buffer::written;
-use super::gemm::{Mat, Out, Panels, Threads, gemm};
+use super::gemm::{Mat, Out, Rhs, Threads, gemm};
 use super::rows::add_column_sums;
 use crate::ops::Real;
 use rayon::prelude::*;
@@ -18,7 +18,7 @@ pub(crate) struct Sizes {
 
 /// x · weightᵀ + bias
 pub(crate) fn forward<T: Real>(Sizes { rows, c_in, c_out }: Sizes, x: &[T], w: &[T], bias: Option<&[T]>) -> Vec<T> {
-    let weight = Panels::new(Mat::transposed(w, c_in), (c_in, c_out));
+    let weight = Rhs::new(Mat::transposed(w, c_in), (c_in, c_out), rows, Threads::All);
     // SAFETY: the product fills its rows.
     unsafe {
         written(rows * c_out, |ys| {

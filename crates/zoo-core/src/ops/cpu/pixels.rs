@@ -202,7 +202,7 @@ impl<T: Real> PairSums<'_, T> {
                     for &(row, at) in pairs {
                         let a = std::array::from_fn(|i| tile.add(row * M + i));
                         let b = self.xs.as_ptr().add(at * 2 * V::LANES);
-                        sums = tile_of_rows::<V, M, 2>(self.count, a, M, b, sums);
+                        sums = tile_of_rows::<V, M, 2>(self.count, a, M, b, 2 * V::LANES, sums);
                     }
                     for (i, sums) in sums.into_iter().enumerate().take(o - output) {
                         let to = self.sums.add((tap * o + output + i) * c + self.column);
@@ -476,7 +476,7 @@ impl<T: Real> Products<'_, T> {
             for &(tap, at) in &self.walk.terms[pixel] {
                 let first = if self.walk.rows == Rows::Pixels { row } else { at * images + row };
                 let a = std::array::from_fn(|i| self.scratch.add((first + i.min(count - 1)) * self.pitch));
-                sums = tile_of_rows::<V, M, 2>(c, a, 1, weights.as_ptr().add(tap * c * width), sums);
+                sums = tile_of_rows::<V, M, 2>(c, a, 1, weights.as_ptr().add(tap * c * width), width, sums);
             }
             for (i, sums) in sums.into_iter().enumerate().take(count) {
                 let to = self.staged.add((pixel * images + row + i) * width);

@@ -179,15 +179,15 @@ impl<T: Real> Kernel<T> for GeluBoth<'_, T> {
 }
 
 /// ys = GELU(xs), and grad becomes GELU'(xs) · grad: both at the price of one.
-pub(crate) fn gelu_and_grad<T: Real>(xs: &[T], ys: &mut [T], grad: &mut [T]) {
+pub(crate) fn gelu_and_grad<T: Real>(xs: &[T], ys: &mut [MaybeUninit<T>], grad: &mut [T]) {
     assert!(xs.len() == ys.len() && xs.len() == grad.len());
-    dispatch(GeluBoth(xs, ys.as_mut_ptr(), grad.as_mut_ptr()));
+    dispatch(GeluBoth(xs, ys.as_mut_ptr().cast(), grad.as_mut_ptr()));
 }
 
 /// ys = GELU(xs)
-pub(crate) fn gelu<T: Real>(xs: &[T], ys: &mut [T]) {
+pub(crate) fn gelu<T: Real>(xs: &[T], ys: &mut [MaybeUninit<T>]) {
     assert_eq!(xs.len(), ys.len());
-    dispatch(Forward(Pointwise::Gelu, xs, ys.as_mut_ptr()));
+    dispatch(Forward(Pointwise::Gelu, xs, ys.as_mut_ptr().cast()));
 }
 
 /// Elements that one task takes.

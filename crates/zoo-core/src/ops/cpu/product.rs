@@ -67,16 +67,17 @@ pub(crate) unsafe fn tile<V: Simd, const M: usize, const N: usize>(
 }
 
 /// sums + Σ over k of a\[k\] ⊗ b\[k\] with a right side packed as it is read: row i of step k is `a[i][k · a_step]`, and vector j
-/// is `b[(2 · k + j) · LANES..]`, two vectors being the width of a panel.
+/// is `b[k · b_step + j · LANES..]`.
 ///
 /// # Safety
-/// Below `dispatch`; each `a[i]` must hold (depth - 1) · a_step + 1 elements, `b` 2 · LANES for each step.
+/// Below `dispatch`; each `a[i]` must hold (depth - 1) · a_step + 1 elements, `b` (depth - 1) · b_step + N · LANES.
 #[inline(always)]
 pub(crate) unsafe fn tile_of_rows<V: Simd, const M: usize, const N: usize>(
     depth: usize,
     a: [*const V::Elem; M],
     a_step: usize,
     b: *const V::Elem,
+    b_step: usize,
     sums: [[V; N]; M],
 ) -> [[V; N]; M] {
     // SAFETY: the caller's pointers hold what the loop reads.
@@ -95,7 +96,7 @@ pub(crate) unsafe fn tile_of_rows<V: Simd, const M: usize, const N: usize>(
                 }
             }
             at += a_step;
-            b = b.add(2 * V::LANES);
+            b = b.add(b_step);
         }
         sums
     }

@@ -162,6 +162,22 @@ pub(crate) trait Simd: Copy {
         lanes[0]
     }
 
+    /// The largest lane; none may be NaN.
+    #[inline(always)]
+    unsafe fn largest(self) -> Self::Elem {
+        let mut lanes = [Self::Elem::from_f64(f64::NEG_INFINITY); 16];
+        // SAFETY: no register has more than sixteen lanes.
+        unsafe { self.store(lanes.as_mut_ptr()) };
+        let mut n = 16;
+        while n > 1 {
+            n /= 2;
+            for i in 0..n {
+                lanes[i] = if lanes[i + n] > lanes[i] { lanes[i + n] } else { lanes[i] };
+            }
+        }
+        lanes[0]
+    }
+
     /// The lanes whose bit in `lanes` is set, zeros elsewhere; touches no other element.
     unsafe fn load_where(from: *const Self::Elem, lanes: u32) -> Self;
     /// The elements at even and at odd places of `self` followed by `other`.

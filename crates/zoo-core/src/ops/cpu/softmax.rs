@@ -33,9 +33,7 @@ impl<T: Real> Kernel<T> for Softmax<T> {
                 for i in (0..whole).step_by(V::LANES) {
                     max = V::load(x.add(i)).max(max);
                 }
-                let mut lanes = [lowest; 16];
-                max.store(lanes.as_mut_ptr());
-                let mut max = lanes.into_iter().fold(lowest, |a, b| if b > a { b } else { a });
+                let mut max = max.largest();
                 for i in whole..n {
                     max = if *x.add(i) > max { *x.add(i) } else { max };
                 }
