@@ -209,3 +209,56 @@ impl ModuleT for ConvBn {
         self.forward_add(xs, || Ok(None), self.activation, train)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::VarStore;
+    use crate::ops::composed;
+    use crate::rng::Rng;
+    use candle_core::{DType, Device, Var};
+
+    fn numbers(name: &str, dims: &[usize]) -> Tensor {
+        let mut rng = Rng::new(5, name);
+        let values = (0..dims.iter().product()).map(|_| 2.0 * rng.uniform() - 1.0).collect::<Vec<f64>>();
+        Tensor::from_vec(values, dims, &Device::Cpu).unwrap()
+    }
+
+    /// Planes so large that their gradients go a few images at a time, the last part smaller, are those of the layers.
+    #[test]
+    fn gradients_by_images_are_those_of_the_layers() {
+        for (stride, with_skip) in [(1, false), (1, true), (2, false), (2, true)] {
+            let store = VarStore::new(1, DType::F64, &Device::Cpu);
+            let config = Conv2dConfig::new(3).padding(1).stride(stride).no_bias();
+            let conv = Conv2d::new(3, 8, config, store.root().pp("conv")).unwrap();
+            let bn = BatchNorm::new(8, store.root().pp("bn")).unwrap();
+            let unit = ConvBn::new(conv, bn, None);
+            let side = 64;
+            let xs = Var::from_tensor(&numbers("x", &[9, 3, side * stride, side * stride])).unwrap();
+            let skip = Var::from_tensor(&numbers("skip", &[9, 8, side, side])).unwrap();
+            let run = || {
+                let ys = tape::on_tape(&xs, true, |xs| {
+                    let skip = || Ok(with_skip.then(|| skip.as_tensor().clone()));
+                    unit.forward_add(xs, skip, Some(Pointwise::Relu), true)
+                });
+                let ys = ys.unwrap();
+                let loss = (&ys * numbers("upstream", ys.dims())).unwrap().sum_all().unwrap();
+                (ys, loss.backward().unwrap())
+            };
+            let ((ys, got), (want_ys, want)) = (run(), composed(run));
+            let close = |name: &str, a: &Tensor, b: &Tensor| {
+                let error = (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
+                let scale = b.abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
+                assert!(error <= 1e-12 * scale.max(1.0), "{name}, stride {stride}: {error} of {scale}");
+            };
+            close("y", &ys, &want_ys);
+            let mut vars: Vec<(String, Tensor)> =
+                store.parameters().into_iter().map(|(key, var)| (key, var.as_tensor().clone())).collect();
+            vars.push(("x".into(), xs.as_tensor().clone()));
+            vars.extend(with_skip.then(|| ("skip".into(), skip.as_tensor().clone())));
+            for (key, var) in vars {
+                close(&key, got.get(&var).expect(&key), want.get(&var).expect(&key));
+            }
+        }
+    }
+}

@@ -5,12 +5,13 @@
 
 use super::batch_norm::{BatchStats, Norm};
 use super::conv2d::Geometry;
-use super::cpu::batch_norm as norm_kernel;
+use super::cpu::batch_norm::{self as norm_kernel, CutBy, InputGrad};
 use super::cpu::clamp::Clamp;
 use super::cpu::conv2d::{self as kernel, Finish};
 use super::{Conv2dParams, Real, for_dtype, read, tensor};
 use crate::tape::{self, Gradient};
 use candle_core::{Result, Shape, Tensor, WithDType};
+use std::ops::Range;
 
 /// The affine part of a normalisation that has no statistics yet.
 pub(crate) struct Scale<'a> {
@@ -72,18 +73,41 @@ fn train<T: Real>(
     let output = skip.is_some().then(|| ys.clone());
     let (x, w) = (xs.clone(), weight.clone());
     tape::record("conv_bn", &inputs, &ys, move |grad| {
+        let (wants_dx, wants_dw) = (tape::tracks(&x), tape::tracks(&w));
+        // What comes behind the norm: its input gradient, written over the convolution's output, and the convolution's.
+        let behind = |mut conv: Vec<T>, grad: &[T], by: &InputGrad<T>, clamp: (Clamp, CutBy<T>)| {
+            let (mut dx, mut dw) = (None, None);
+            read::<T, _>(&x, |x| {
+                read::<T, _>(&w, |w| match kernel::images_at_once(&g, w).filter(|_| wants_dw) {
+                    Some(images) => {
+                        let (c, image) = (dims.1, dims.1 * dims.2);
+                        let finish = |part: Range<usize>, conv: &mut [T]| {
+                            let places = part.start * image..part.end * image;
+                            let clamp = (clamp.0, clamp.1.part(places.clone()));
+                            norm_kernel::input_grad_over((part.len(), c, dims.2), conv, &grad[places], by, clamp);
+                        };
+                        let both = kernel::gradients_by_images(&g, (x, w), &mut conv, (images, wants_dx), finish);
+                        (dx, dw) = (both.0, Some(both.1));
+                    }
+                    None => {
+                        norm_kernel::input_grad_over(dims, &mut conv, grad, by, clamp);
+                        dw = wants_dw.then(|| kernel::weight_grad(&g, x, &conv));
+                        dx = wants_dx.then(|| kernel::input_grad(&g, &conv, w));
+                    }
+                })
+            })??;
+            Ok::<_, candle_core::Error>((conv, dx, dw))
+        };
         let grads = |output: Option<&[T]>| {
             read::<T, _>(&grad.tensor, |grad| {
-                rows.gradients(dims, conv, grad, (clamp, output), output.is_some(), |mut conv, grad, by, clamp| {
-                    norm_kernel::input_grad_over(dims, &mut conv, grad, by, clamp);
-                    conv
-                })
+                rows.gradients(dims, conv, grad, (clamp, output), output.is_some(), behind)
             })
         };
-        let (dy, grads) = match &output {
+        let (behind, grads) = match &output {
             Some(output) => read::<T, _>(output, |output| grads(Some(output)))??,
             None => grads(None)?,
         };
+        let (dy, dx, dw) = behind?;
         let skip = match grads.skip {
             Some(skip) => Gradient::new(tensor(skip, shape)?),
             None => Gradient { owned: false, ..grad },
@@ -91,16 +115,10 @@ fn train<T: Real>(
         let has_skip = output.is_some();
         drop(output);
         let row = |row: Vec<T>| -> Result<Option<Gradient>> { Ok(Some(Gradient::new(tensor(row, g.c_out)?))) };
-        let dw = if tape::tracks(&w) {
-            Some(Gradient::new(tensor(read::<T, _>(&x, |x| kernel::weight_grad(&g, x, &dy))?, w.shape())?))
-        } else {
-            None
+        let gradient = |values: Option<Vec<T>>, like: &Tensor| -> Result<Option<Gradient>> {
+            values.map(|values| Ok(Gradient::new(tensor(values, like.shape())?))).transpose()
         };
-        let dx = if tape::tracks(&x) {
-            Some(Gradient::new(tensor(read::<T, _>(&w, |w| kernel::input_grad(&g, &dy, w))?, x.shape())?))
-        } else {
-            None
-        };
+        let (dx, dw) = (gradient(dx, &x)?, gradient(dw, &w)?);
         let mut all = vec![dx, dw, row(grads.weight)?, row(grads.bias)?];
         all.extend(has_skip.then_some(Some(skip)));
         if has_bias {

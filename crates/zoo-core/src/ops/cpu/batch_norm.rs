@@ -236,6 +236,16 @@ pub(crate) enum CutBy<'a, T> {
     Input(Affine<'a, T>),
 }
 
+impl<T: Copy> CutBy<'_, T> {
+    /// For a part of the planes.
+    pub fn part(&self, places: Range<usize>) -> Self {
+        match *self {
+            Self::Output(ys) => Self::Output(&ys[places]),
+            Self::Input(by) => Self::Input(by),
+        }
+    }
+}
+
 /// A plane's view of the backward pass.
 struct Grads<'a, T> {
     xs: *const T,

@@ -34,6 +34,15 @@ impl<T> Shared<T> {
         Self(vec.spare_capacity_mut().as_mut_ptr().cast())
     }
 
+    /// The place `offset` elements on.
+    ///
+    /// # Safety
+    /// As [`at`](Self::at).
+    pub unsafe fn from(self, offset: usize) -> Self {
+        // SAFETY: the caller keeps inside.
+        Self(unsafe { self.at(offset) })
+    }
+
     /// A pointer to read from only.
     pub fn reading(slice: &[T]) -> Self {
         Self(slice.as_ptr().cast_mut())
