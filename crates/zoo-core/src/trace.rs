@@ -146,9 +146,8 @@ pub(crate) fn is_tracing() -> bool {
     TRACER.with_borrow(Option::is_some)
 }
 
-/// Whether somebody looks at the steps of the passes on this thread, a tracer or
-/// [`Model::forward_intermediates`]: then a network that can leave out what does not
-/// reach its output runs whole.
+/// Whether somebody looks at the steps of the passes on this thread, a tracer or [`Model::forward_intermediates`]: then a
+/// network that can leave out what does not reach its output runs whole.
 pub fn is_watched() -> bool {
     is_tracing() || STAGES.with_borrow(Option::is_some)
 }

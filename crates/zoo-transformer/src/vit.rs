@@ -276,7 +276,7 @@ impl VisionTransformer {
     }
 
     /// [`Model::forward_features`] of the class token alone, (b, 1, dim): the other tokens of the last block reach no
-    /// logit, so neither they nor gradients for them are computed.
+    /// logit, so neither they nor gradients for them are computed. Dropout there draws masks for this token alone.
     fn class_token(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         let mut xs = self.embed(xs, train)?;
         if let [blocks @ .., last] = self.blocks.as_slice() {

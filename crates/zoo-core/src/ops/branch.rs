@@ -10,8 +10,8 @@ use std::sync::OnceLock;
 /// Weight and bias of a norm or of a linear map.
 pub(crate) type Affine<'a> = (&'a Tensor, &'a Tensor);
 
-/// x + second(inner(first(norm(x)))) for x of (b, n, c), or its first tokens, if there is a kernel for it; `None` where it is to be composed of
-/// its layers: on other devices, for half types, and while a tracer looks on.
+/// x + second(inner(first(norm(x)))) for x of (b, n, c), or its first tokens (b, 1, c), if there is a kernel for it; `None`
+/// where it is to be composed of its layers: on other devices, for half types, and while a tracer looks on.
 pub(crate) fn branch(
     xs: &Tensor,
     inner: Inner,

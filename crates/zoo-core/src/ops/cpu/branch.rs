@@ -45,7 +45,7 @@ pub(crate) struct Weights<'a, T> {
 }
 
 /// The weights of both maps as right sides of products; `None` where they stand on the left.
-type Packed<'a, T> = Option<(Rhs<'a, T>, Rhs<'a, T>)>;
+type Sides<'a, T> = Option<(Rhs<'a, T>, Rhs<'a, T>)>;
 
 /// Rows that a matrix product wants.
 const ROWS: usize = 256;
@@ -118,8 +118,8 @@ impl Branch {
         }
     }
 
-    /// The weights of both maps as the right sides of the forward pass's products, if that is what they are.
-    fn pack<'a, T: Real>(&self, w: &Weights<'a, T>, rows: usize) -> Packed<'a, T> {
+    /// The weights of both maps as the right sides of the forward pass's products with `rows` rows, if that is what they are.
+    fn sides<'a, T: Real>(&self, w: &Weights<'a, T>, rows: usize) -> Sides<'a, T> {
         (!self.on_tokens()).then(|| {
             let (first, second) = (Mat::transposed(w.first.0, self.c), Mat::transposed(w.second.0, self.act));
             (Rhs::new(first, (self.c, self.mid), rows, All), Rhs::new(second, (self.act, self.c), rows, All))
@@ -127,7 +127,7 @@ impl Branch {
     }
 
     /// The same for the backward pass.
-    fn pack_for_grad<'a, T: Real>(&self, w: &Weights<'a, T>, rows: usize) -> Packed<'a, T> {
+    fn sides_for_grad<'a, T: Real>(&self, w: &Weights<'a, T>, rows: usize) -> Sides<'a, T> {
         (!self.on_tokens()).then(|| {
             let (first, second) = (Mat::rows(w.first.0, self.c), Mat::rows(w.second.0, self.act));
             (Rhs::new(first, (self.mid, self.c), rows, All), Rhs::new(second, (self.c, self.act), rows, All))
@@ -139,12 +139,12 @@ impl Branch {
         &self,
         normed: &[T],
         w: &Weights<T>,
-        packed: &Packed<T>,
+        sides: &Sides<T>,
         mid: &mut [MaybeUninit<T>],
         threads: Threads,
     ) {
         let (n, c) = (self.n, self.c);
-        match packed {
+        match sides {
             None => {
                 let mid = Out::Plus(columns(mid, w.first.1, c));
                 gemm((self.mid, c, n), mid, Mat::rows(w.first.0, n), Mat::rows(normed, c), threads);
@@ -160,12 +160,12 @@ impl Branch {
         &self,
         (x, act): (&[T], &[T]),
         w: &Weights<T>,
-        packed: &Packed<T>,
+        sides: &Sides<T>,
         y: &mut [MaybeUninit<T>],
         threads: Threads,
     ) {
         let (n, c) = (self.n, self.c);
-        match packed {
+        match sides {
             None => {
                 let y = Out::Plus(add_column(x, w.second.1, y));
                 gemm((n, c, self.act), y, Mat::rows(w.second.0, self.act), Mat::rows(act, c), threads);
@@ -242,7 +242,7 @@ impl Branch {
         let batch = xs.len() / image;
         let images = self.images(batch);
         let threads = Threads::inside(batch.div_ceil(images));
-        let packed = self.pack(&w, batch * self.n);
+        let sides = self.sides(&w, batch * self.n);
         // Memory for what lies between is laid out once for each run of chunks.
         let run = batch.div_ceil(images).div_ceil(PARTS);
         let mut kept = Vec::new();
@@ -255,7 +255,7 @@ impl Branch {
                 let fill = |mids: &mut [MaybeUninit<T>]| {
                     let chunks = ys.zip(mids.par_chunks_mut(images * self.mid_len())).with_min_len(run);
                     chunks.for_each_init(scratch, |scratch, ((y, x), mid)| {
-                        self.chunk(x, (&w, &packed), mid, y, scratch, threads)
+                        self.chunk(x, (&w, &sides), mid, y, scratch, threads)
                     });
                 };
                 // SAFETY: `chunk` fills the images that it is given, and they are all.
@@ -264,7 +264,7 @@ impl Branch {
                 let scratch = || (scratch(), rooms(self.mid_len()));
                 ys.for_each_init(scratch, |(scratch, mid), (y, x)| {
                     let mid = room(mid, x.len() / image * self.mid_len());
-                    self.chunk(x, (&w, &packed), mid, y, scratch, threads);
+                    self.chunk(x, (&w, &sides), mid, y, scratch, threads);
                 });
             }
         };
@@ -276,7 +276,7 @@ impl Branch {
     fn chunk<T: Real>(
         &self,
         x: &[T],
-        (w, packed): (&Weights<T>, &Packed<T>),
+        (w, sides): (&Weights<T>, &Sides<T>),
         mid: &mut [MaybeUninit<T>],
         y: &mut [MaybeUninit<T>],
         (normed, act, skipped): &mut (Vec<T>, Vec<T>, Vec<T>),
@@ -286,12 +286,12 @@ impl Branch {
         let (normed, act) = (room(normed, x.len()), room(act, images * self.act_len()));
         self.normalize(x, w, normed);
         // SAFETY: `normalize` fills it.
-        self.first(unsafe { assume_init(normed) }, w, packed, mid, threads);
+        self.first(unsafe { assume_init(normed) }, w, sides, mid, threads);
         // SAFETY: `first` fills it.
         self.inner(unsafe { assume_init(mid) }, act);
         // SAFETY: `inner` fills it.
         let act = unsafe { assume_init(act) };
-        self.second((self.skipped(x, skipped), act), w, packed, y, threads);
+        self.second((self.skipped(x, skipped), act), w, sides, y, threads);
     }
 
     /// The gradients of the input and of the six parameters.
@@ -304,13 +304,13 @@ impl Branch {
         let parts = if large { 1 } else { PARTS };
         let part = batch.div_ceil(images).div_ceil(parts) * images;
         let threads = Threads::inside(batch.div_ceil(part));
-        let packed = self.pack_for_grad(&w, batch * self.n);
+        let sides = self.sides_for_grad(&w, batch * self.n);
         let mut sums = Vec::new();
         let fill = |dx: &mut [MaybeUninit<T>]| {
             let parts = dx.par_chunks_mut(part * image).zip(xs.par_chunks(part * image));
             let parts = parts.zip(grad.par_chunks(part * self.out_len())).zip(mids.par_chunks(part * self.mid_len()));
             sums =
-                parts.map(|(((dx, x), dy), mid)| self.part(images, (x, mid, dy), (&w, &packed), dx, threads)).collect();
+                parts.map(|(((dx, x), dy), mid)| self.part(images, (x, mid, dy), (&w, &sides), dx, threads)).collect();
         };
         // SAFETY: the parts cover the images, and `part` fills those it is given.
         let dx = unsafe { written(xs.len(), fill) };
@@ -331,7 +331,7 @@ impl Branch {
         &self,
         images: usize,
         (xs, mids, grad): (&[T], &[T], &[T]),
-        (w, packed): (&Weights<T>, &Packed<T>),
+        (w, sides): (&Weights<T>, &Sides<T>),
         dx: &mut [MaybeUninit<T>],
         threads: Threads,
     ) -> Vec<Vec<T>> {
@@ -355,7 +355,7 @@ impl Branch {
             let dmid = room(&mut dmid, images * dmid_len);
             self.normalize(x, w, normed);
             let (n, c, rows) = (self.n, self.c, images * self.n);
-            match packed {
+            match sides {
                 None => {
                     let (weight, dy) = (Mat::transposed(w.second.0, self.act), Mat::rows(dy, c));
                     gemm((self.act, c, n), Out::Is(dact), weight, dy, threads);
@@ -369,7 +369,7 @@ impl Branch {
                 let dmid: &[T] = if dmid.is_empty() { dact } else { assume_init(dmid) };
                 (&*assume_init(normed), &*assume_init(act), dmid)
             };
-            match packed {
+            match sides {
                 None => {
                     let (act, normed) = (Mat::transposed(act, c), Mat::transposed(normed, c));
                     add_product((n, self.act, c), &mut dw_second, Mat::rows(dy, c), act, threads);

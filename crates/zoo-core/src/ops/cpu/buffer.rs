@@ -38,7 +38,7 @@ impl<T> Shared<T> {
     ///
     /// # Safety
     /// As [`at`](Self::at).
-    pub unsafe fn from(self, offset: usize) -> Self {
+    pub unsafe fn offset(self, offset: usize) -> Self {
         // SAFETY: the caller keeps inside.
         Self(unsafe { self.at(offset) })
     }

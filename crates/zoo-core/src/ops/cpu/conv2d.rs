@@ -180,7 +180,7 @@ pub(crate) fn gradients_by_images<T: Real>(
             finish(first..first + g.b, grad);
             if let Some(dx) = dx {
                 // SAFETY: each part has its images' place.
-                unsafe { input_grad_to(&g, grad, weight, dx.from(first * g.input_image())) };
+                unsafe { input_grad_to(&g, grad, weight, dx.offset(first * g.input_image())) };
             }
             weight_grad(&g, xs, grad)
         });
@@ -205,64 +205,56 @@ pub(crate) fn gradients_by_images<T: Real>(
 /// `dx` must hold the images' input.
 unsafe fn input_grad_to<T: Real>(g: &Geometry, grad: &[T], weight: &[T], dx: Shared<T>) {
     let p = g.params;
-    {
-        for start in (0..p.stride.0).flat_map(|y| (0..p.stride.1).map(move |x| (y, x))) {
-            // Input pixels start, start + stride, …: pixel start + stride·i meets tap t where the output
-            // i + (start + padding - t·dilation) / stride exists, a whole number.
-            let taps =
-                |start: usize, k: usize, stride: usize, padding: usize, dilation: usize| -> Vec<(usize, isize)> {
-                    let shift = |t: usize| (start + padding) as isize - (t * dilation) as isize;
-                    (0..k)
-                        .filter(|&t| shift(t) % stride as isize == 0)
-                        .map(|t| (t, shift(t) / stride as isize))
-                        .collect()
-                };
-            let rows = taps(start.0, g.kh, p.stride.0, p.padding.0, p.dilation.0);
-            let cols = taps(start.1, g.kw, p.stride.1, p.padding.1, p.dilation.1);
-            let out =
-                (g.h.saturating_sub(start.0).div_ceil(p.stride.0), g.w.saturating_sub(start.1).div_ceil(p.stride.1));
-            if out.0 == 0 || out.1 == 0 {
+    for start in (0..p.stride.0).flat_map(|y| (0..p.stride.1).map(move |x| (y, x))) {
+        // Input pixels start, start + stride, …: pixel start + stride·i meets tap t where the output
+        // i + (start + padding - t·dilation) / stride exists, a whole number.
+        let taps = |start: usize, k: usize, stride: usize, padding: usize, dilation: usize| -> Vec<(usize, isize)> {
+            let shift = |t: usize| (start + padding) as isize - (t * dilation) as isize;
+            (0..k).filter(|&t| shift(t) % stride as isize == 0).map(|t| (t, shift(t) / stride as isize)).collect()
+        };
+        let rows = taps(start.0, g.kh, p.stride.0, p.padding.0, p.dilation.0);
+        let cols = taps(start.1, g.kw, p.stride.1, p.padding.1, p.dilation.1);
+        let out = (g.h.saturating_sub(start.0).div_ceil(p.stride.0), g.w.saturating_sub(start.1).div_ceil(p.stride.1));
+        if out.0 == 0 || out.1 == 0 {
+            continue;
+        }
+        let gather = Gather {
+            images: g.b,
+            groups: p.groups,
+            channels: g.group_out(),
+            plane: (g.oh, g.ow),
+            rows: rows.iter().map(|&(_, offset)| offset).collect(),
+            cols: cols.iter().map(|&(_, offset)| offset).collect(),
+            stride: (1, 1),
+            out_channels: g.group_in(),
+            out,
+            out_plane: (g.h, g.w),
+            out_start: start,
+            out_stride: p.stride,
+            tiles: None,
+        };
+        if winograd::suits(g, (g.group_out(), g.group_in()), (g.h, g.w), weight) {
+            let at =
+                |group: usize, row: usize, channel: usize| ((group * g.group_out() + channel) * g.group_in() + row) * 9;
+            let sizes = (p.groups, g.group_in(), g.group_out());
+            let turned = winograd::weights(weight, sizes, at, |tap| 8 - tap, None);
+            let place =
+                |group: usize, channel: usize, _| (group * g.group_in() * g.group_out() + channel, g.group_out());
+            let weights = PackedRows::new(&turned, (16 * p.groups, g.group_in(), g.group_out(), 1), place, None);
+            let tiles = gather.by_tiles();
+            tiles.run(grad, &weights, &Finish::bias(None), dx);
+            if !tiles.is_poisoned() {
                 continue;
             }
-            let gather = Gather {
-                images: g.b,
-                groups: p.groups,
-                channels: g.group_out(),
-                plane: (g.oh, g.ow),
-                rows: rows.iter().map(|&(_, offset)| offset).collect(),
-                cols: cols.iter().map(|&(_, offset)| offset).collect(),
-                stride: (1, 1),
-                out_channels: g.group_in(),
-                out,
-                out_plane: (g.h, g.w),
-                out_start: start,
-                out_stride: p.stride,
-                tiles: None,
-            };
-            if winograd::suits(g, (g.group_out(), g.group_in()), (g.h, g.w), weight) {
-                let at = |group: usize, row: usize, channel: usize| {
-                    ((group * g.group_out() + channel) * g.group_in() + row) * 9
-                };
-                let sizes = (p.groups, g.group_in(), g.group_out());
-                let turned = winograd::weights(weight, sizes, at, |tap| 8 - tap, None);
-                let place =
-                    |group: usize, channel: usize, _| (group * g.group_in() * g.group_out() + channel, g.group_out());
-                let weights = PackedRows::new(&turned, (16 * p.groups, g.group_in(), g.group_out(), 1), place, None);
-                let tiles = gather.by_tiles();
-                tiles.run(grad, &weights, &Finish::bias(None), dx);
-                if !tiles.is_poisoned() {
-                    continue;
-                }
-            }
-            let place = |group: usize, channel: usize, tap: usize| {
-                let (ky, kx) = (rows[tap / cols.len()].0, cols[tap % cols.len()].0);
-                let row = (group * g.group_out() + channel) * g.group_in();
-                ((row * g.kh + ky) * g.kw + kx, g.kh * g.kw)
-            };
-            let sizes = (p.groups, g.group_in(), g.group_out(), rows.len() * cols.len());
-            let weights = PackedRows::new(weight, sizes, place, None);
-            gather.run(grad, &weights, &Finish::bias(None), dx);
         }
+        let place = |group: usize, channel: usize, tap: usize| {
+            let (ky, kx) = (rows[tap / cols.len()].0, cols[tap % cols.len()].0);
+            let row = (group * g.group_out() + channel) * g.group_in();
+            ((row * g.kh + ky) * g.kw + kx, g.kh * g.kw)
+        };
+        let sizes = (p.groups, g.group_in(), g.group_out(), rows.len() * cols.len());
+        let weights = PackedRows::new(weight, sizes, place, None);
+        gather.run(grad, &weights, &Finish::bias(None), dx);
     }
 }
 
