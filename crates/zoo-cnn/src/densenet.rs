@@ -23,8 +23,8 @@ use zoo_core::model::Builder;
 use zoo_core::tape::by_images;
 use zoo_core::weights::Rename;
 use zoo_core::{
-    AvgPool2d, BatchNorm, Classifier, Conv2d, Conv2dConfig, Dimensions, Dropout, Init, Input, MaxPool2d, Model,
-    ModelInfo, ModuleT, Pointwise, VarBuilder, concat, global_avg_pool2d, trace,
+    AvgPool2d, BatchNorm, Classifier, Conv2d, Conv2dConfig, Dimensions, Dropout, Init, Input, Joined, MaxPool2d, Model,
+    ModelInfo, ModuleT, Pointwise, VarBuilder, global_avg_pool2d, trace,
 };
 
 /// What stands in front of the first block.
@@ -161,17 +161,25 @@ impl NormReluConv {
     }
 }
 
+impl NormReluConv {
+    fn forward_joined(&self, maps: &Joined, train: bool) -> Result<Tensor> {
+        self.conv.forward_t(&self.norm.forward_joined(maps, Some(Pointwise::Relu), train)?, train)
+    }
+}
+
 impl ModuleT for NormReluConv {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         self.conv.forward_t(&self.norm.forward_act(xs, Some(Pointwise::Relu), train)?, train)
     }
 }
 
-/// One layer of a dense block: (b, c, h, w) -> (b, c + k, h, w), its input with its own maps behind.
+/// One layer of a dense block: (b, c, h, w) -> (b, c + k, h, w), its own maps behind what it reads.
 #[derive(Debug)]
 struct DenseLayer {
-    /// To `bn_size` · k channels with 1x1 (if there is such), then to k with 3x3.
-    convs: Vec<NormReluConv>,
+    /// To `bn_size` · k channels with 1x1, if there is such.
+    narrow: Option<NormReluConv>,
+    /// To k with 3x3.
+    conv: NormReluConv,
     dropout: Dropout,
     place: String,
 }
@@ -182,22 +190,24 @@ impl DenseLayer {
             let config = Conv2dConfig::new(kernel).padding(kernel / 2);
             NormReluConv::new(widths, config, vb.pp(format!("norm{i}")), vb.pp(format!("conv{i}")))
         };
-        let convs = match config.bn_size {
-            None => vec![unit(1, (c_in, config.growth), 3)?],
+        let (narrow, conv) = match config.bn_size {
+            None => (None, unit(1, (c_in, config.growth), 3)?),
             Some(size) => {
-                let narrow = size * config.growth;
-                vec![unit(1, (c_in, narrow), 1)?, unit(2, (narrow, config.growth), 3)?]
+                let width = size * config.growth;
+                (Some(unit(1, (c_in, width), 1)?), unit(2, (width, config.growth), 3)?)
             }
         };
-        Ok(Self { convs, dropout: Dropout::new(config.drop_rate, &vb)?, place: vb.path().to_string() })
+        Ok(Self { narrow, conv, dropout: Dropout::new(config.drop_rate, &vb)?, place: vb.path().to_string() })
     }
-}
 
-impl ModuleT for DenseLayer {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+    fn forward(&self, mut maps: Joined, train: bool) -> Result<Joined> {
         trace::block("DenseLayer", &self.place, || {
-            let ys = self.convs.iter().try_fold(xs.clone(), |ys, conv| conv.forward_t(&ys, train))?; // (b, k, h, w)
-            concat(&[xs, &self.dropout.forward_t(&ys, train)?], 1)
+            let ys = match &self.narrow {
+                Some(narrow) => self.conv.forward_t(&narrow.forward_joined(&maps, train)?, train)?,
+                None => self.conv.forward_joined(&maps, train)?,
+            }; // (b, k, h, w)
+            maps.push(self.dropout.forward_t(&ys, train)?)?;
+            Ok(maps)
         })
     }
 }
@@ -209,13 +219,16 @@ struct Transition {
     place: String,
 }
 
-impl ModuleT for Transition {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let (_, _, h, w) = xs.dims4()?;
-        if h < 2 || w < 2 {
-            bail!("{}: nothing is left to halve of a {h}x{w} map: take a larger image or Stem::Small", self.place)
-        }
-        trace::block("Transition", &self.place, || AvgPool2d::new(2, 2).forward(&self.conv.forward_t(xs, train)?))
+impl Transition {
+    fn forward(&self, maps: &Joined, train: bool) -> Result<Tensor> {
+        trace::block("Transition", &self.place, || {
+            let ys = self.conv.forward_joined(maps, train)?;
+            let (_, _, h, w) = ys.dims4()?;
+            if h < 2 || w < 2 {
+                bail!("{}: nothing is left to halve of a {h}x{w} map: take a larger image or Stem::Small", self.place)
+            }
+            AvgPool2d::new(2, 2).forward(&ys)
+        })
     }
 }
 
@@ -304,15 +317,17 @@ impl DenseNet {
 impl Model for DenseNet {
     /// (b, in_chans, 224, 224) -> (b, 1024, 7, 7) in DenseNet-121
     fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let mut xs = trace::stage("stem", self.stem(xs, train)?);
+        let mut maps = Joined::new(trace::stage("stem", self.stem(xs, train)?), train)?;
         for (i, block) in self.blocks.iter().enumerate() {
             if i > 0 {
-                xs = self.transitions[i - 1].forward_t(&xs, train)?;
+                maps = Joined::new(self.transitions[i - 1].forward(&maps, train)?, train)?;
             }
-            xs = block.iter().try_fold(xs, |xs, layer| layer.forward_t(&xs, train))?;
-            xs = trace::stage(format!("denseblock{}", i + 1), xs);
+            maps = block.iter().try_fold(maps, |maps, layer| layer.forward(maps, train))?;
+            if trace::is_watched() {
+                trace::stage(format!("denseblock{}", i + 1), maps.whole()?);
+            }
         }
-        self.norm5.forward_act(&xs, Some(Pointwise::Relu), train)
+        self.norm5.forward_joined(&maps, Some(Pointwise::Relu), train)
     }
 
     fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> {
@@ -426,7 +441,8 @@ mod tests {
         let layer = DenseLayer::new(8, &config, store.root()).unwrap();
         let xs = Tensor::randn(0f32, 1., (2, 8, 6, 6), &Device::Cpu).unwrap();
         let channels = |ys: &Tensor, from, n| ys.narrow(1, from, n).unwrap().flatten_all().unwrap().to_vec1::<f32>();
-        let (once, again) = (layer.forward_t(&xs, true).unwrap(), layer.forward_t(&xs, true).unwrap());
+        let run = || layer.forward(Joined::new(xs.clone(), true).unwrap(), true).unwrap().whole().unwrap();
+        let (once, again) = (run(), run());
         assert_eq!(channels(&once, 0, 8).unwrap(), channels(&xs, 0, 8).unwrap());
         assert_ne!(channels(&once, 8, 32).unwrap(), channels(&again, 8, 32).unwrap());
     }

@@ -46,7 +46,7 @@ mod squeeze_excite;
 
 pub use activation::{activate, relu, softmax};
 pub use attention::{SelfAttention, merge_heads, scaled_dot_product_attention, split_heads};
-pub use combine::{add, channel_shuffle, concat, flatten, pad_channels, transpose};
+pub use combine::{Joined, add, channel_shuffle, concat, flatten, pad_channels, transpose};
 pub use conv::{Conv2d, Conv2dConfig, ConvBn};
 pub use drop::Dropout;
 pub use init::{Fan, Init};

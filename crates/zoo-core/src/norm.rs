@@ -1,7 +1,9 @@
 //! Normalisation layers.
 
 use crate::activation::activate;
+use crate::combine::Joined;
 use crate::init::Init;
+use crate::ops::joined::{batch_norm_joined, joined_stats};
 use crate::ops::{
     BatchStats, Clamp, Conv2dParams, Norm, Pointwise, Scale, batch_norm_act, batch_stats, conv_bn_train, layer_norm,
 };
@@ -129,6 +131,27 @@ impl BatchNorm {
         self.normalize(xs, activation, train)
     }
 
+    /// [`forward_act`](Self::forward_act) on maps that stand one behind the other along the channels: their normalised values in one
+    /// tensor.
+    ///
+    /// # Errors
+    /// As the layer's forward pass.
+    pub fn forward_joined(&self, maps: &Joined, activation: Option<Pointwise>, train: bool) -> Result<Tensor> {
+        let (Some(parts), Some(clamp)) = (maps.parts(), Clamp::of(activation)) else {
+            return self.forward_act(&maps.whole()?, activation, train);
+        };
+        let tensors: Vec<&Tensor> = parts.iter().map(|(xs, _)| xs).collect();
+        let (weight, bias) = (weight_for(&self.weight, train), weight_for(&self.bias, train));
+        if !train {
+            return batch_norm_joined(&tensors, &Norm { weight: &weight, bias: &bias, ..self.running() }, clamp);
+        }
+        let stats = joined_stats(parts)?;
+        self.learn(&stats, tensors[0].dims())?;
+        let (mean, var, eps) = (&stats.mean, &stats.var, self.config.eps);
+        let norm = Norm { weight: &weight, bias: &bias, mean, var, eps, through_stats: true };
+        batch_norm_joined(&tensors, &norm, clamp)
+    }
+
     fn normalize(&self, xs: &Tensor, activation: Option<Pointwise>, train: bool) -> Result<Tensor> {
         let (weight, bias) = (weight_for(&self.weight, train), weight_for(&self.bias, train));
         if !train {
@@ -193,5 +216,84 @@ impl ModuleT for LayerNorm {
         trace::layer("LayerNorm", &self.place, &[Some(&self.weight), Some(&self.bias)], String::new, &[xs], || {
             layer_norm(xs, &weight_for(&self.weight, train), &weight_for(&self.bias, train), self.eps)
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::composed;
+    use crate::rng::Rng;
+    use crate::{VarStore, tape};
+    use candle_core::{DType, Device};
+
+    fn numbers(name: &str, dims: &[usize]) -> Tensor {
+        let mut rng = Rng::new(5, name);
+        let values = (0..dims.iter().product()).map(|_| 2.0 * rng.uniform() - 1.0).collect::<Vec<f64>>();
+        Tensor::from_vec(values, dims, &Device::Cpu).unwrap()
+    }
+
+    /// Three maps that two norms and the sum read: outputs, statistics and all gradients are those of the joined tensor.
+    #[test]
+    fn maps_apart_are_maps_joined() {
+        let widths = [3, 1, 17];
+        for activation in [None, Some(Pointwise::Relu)] {
+            let result = |is_composed: bool| {
+                let store = VarStore::new(3, DType::F64, &Device::Cpu);
+                let norms = ["a", "b"].map(|name| {
+                    let (c, init) = (widths.iter().sum(), Init::Uniform { lo: 0.5, hi: 1.5 });
+                    let config = BatchNormConfig { weight_init: init, eps: 1e-2, ..BatchNormConfig::default() };
+                    BatchNorm::with(c, config, store.root().pp(name)).unwrap()
+                });
+                let vars = widths.map(|c| Var::from_tensor(&numbers(&format!("map {c}"), &[3, c, 5, 7])).unwrap());
+                let pass = |train: bool| {
+                    let source = Tensor::ones(1, DType::F64, &Device::Cpu)?;
+                    tape::on_tape(&source, train, |_| {
+                        let maps = vars.each_ref().map(|map| crate::combine::add(map, map));
+                        let [first, second, third] = maps;
+                        let mut joined = Joined::new(first?, train)?;
+                        joined.push(second?)?;
+                        let early = joined.clone();
+                        joined.push(third?)?;
+                        assert_eq!(joined.parts().is_some(), train && !is_composed);
+                        let [a, b] = norms.each_ref().map(|norm| norm.forward_joined(&joined, activation, train));
+                        let ys = crate::combine::add(&a?, &b?)?;
+                        crate::combine::concat(&[&ys, &early.whole()?], 1)
+                    })
+                };
+                let ys = pass(true).unwrap();
+                let loss = (&ys * numbers("upstream", ys.dims())).unwrap().sum_all().unwrap();
+                let grads = loss.backward().unwrap();
+                let all: Vec<Var> =
+                    vars.iter().cloned().chain(store.parameters().into_iter().map(|(_, var)| var)).collect();
+                let mut out: Vec<Tensor> = all.iter().map(|var| grads.get(var).unwrap().clone()).collect();
+                out.push(ys.detach());
+                out.extend(store.buffers().into_iter().map(|(_, var)| var.as_detached_tensor()));
+                out.push(pass(false).unwrap().detach());
+                out
+            };
+            let (got, want) = (result(false), composed(|| result(true)));
+            assert_eq!(got.len(), want.len());
+            for (i, (a, b)) in got.iter().zip(&want).enumerate() {
+                let error = (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
+                assert!(error < 1e-12, "{activation:?}, result {i}: {error}");
+            }
+        }
+    }
+
+    /// Without a graph, in evaluation, maps apart give the joined tensor's bits.
+    #[test]
+    fn maps_apart_evaluate_to_the_same_bits() -> Result<()> {
+        let store = VarStore::new(3, DType::F32, &Device::Cpu);
+        let norm = BatchNorm::new(6, store.root())?;
+        let [a, b] = [2, 4].map(|c| numbers(&format!("map {c}"), &[2, c, 3, 3]).to_dtype(DType::F32));
+        let (a, b) = (a?, b?);
+        let mut joined = Joined::new(a.clone(), false)?;
+        joined.push(b.clone())?;
+        assert!(joined.parts().is_some());
+        let got = norm.forward_joined(&joined, Some(Pointwise::Relu), false)?;
+        let want = norm.forward_act(&Tensor::cat(&[a, b], 1)?, Some(Pointwise::Relu), false)?;
+        assert_eq!(got.flatten_all()?.to_vec1::<f32>()?, want.flatten_all()?.to_vec1::<f32>()?);
+        Ok(())
     }
 }

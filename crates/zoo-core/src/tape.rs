@@ -38,7 +38,8 @@ impl Gradient {
         Self { tensor, owned: true }
     }
 
-    fn add(self, other: Self) -> Result<Self> {
+    /// The sum of two, over the memory of one that is owned.
+    pub fn add(self, other: Self) -> Result<Self> {
         let (to, from) = if self.owned { (self, other) } else { (other, self) };
         if to.owned && to.tensor.is_contiguous() {
             let from = if has_whole_rows(&from.tensor) { from.tensor } else { from.tensor.contiguous()? };
@@ -49,7 +50,16 @@ impl Gradient {
     }
 }
 
-type Backward = Box<dyn FnOnce(Gradient) -> Result<Vec<Option<Gradient>>> + Send>;
+/// One gradient for each input of an operation, where there is one.
+type Gradients = Vec<Option<Gradient>>;
+
+/// How an operation's gradient passes to its inputs.
+enum Backward {
+    /// To be added to those of other readers.
+    Apart(Box<dyn FnOnce(Gradient) -> Result<Gradients> + Send>),
+    /// Given what other readers have sent so far, the sums with it.
+    Onto(Box<dyn FnOnce(Gradient, Gradients) -> Result<Gradients> + Send>),
+}
 
 /// One recorded operation.
 struct Node {
@@ -107,14 +117,29 @@ pub(crate) fn record(
     name: &'static str,
     inputs: &[&Tensor],
     output: &Tensor,
-    backward: impl FnOnce(Gradient) -> Result<Vec<Option<Gradient>>> + Send + 'static,
+    backward: impl FnOnce(Gradient) -> Result<Gradients> + Send + 'static,
 ) {
+    push(name, inputs, output, Backward::Apart(Box::new(backward)));
+}
+
+/// [`record`] for an operation that adds to the gradients which other readers of its inputs have sent: `backward` gets these too and
+/// returns the sums. It saves a tensor that many read, as those of a dense block are, a pass for each.
+pub(crate) fn record_onto(
+    name: &'static str,
+    inputs: &[&Tensor],
+    output: &Tensor,
+    backward: impl FnOnce(Gradient, Gradients) -> Result<Gradients> + Send + 'static,
+) {
+    push(name, inputs, output, Backward::Onto(Box::new(backward)));
+}
+
+fn push(name: &'static str, inputs: &[&Tensor], output: &Tensor, backward: Backward) {
     RECORDING.with_borrow_mut(|tape| {
         let Some(tape) = tape else { return };
         let inputs: Vec<Option<TensorId>> = inputs.iter().map(|t| tape.tracks(t).then(|| t.id())).collect();
         if inputs.iter().any(Option::is_some) {
             tape.tracked.insert(output.id());
-            tape.nodes.push(Node { name, inputs, output: output.id(), backward: Box::new(backward) });
+            tape.nodes.push(Node { name, inputs, output: output.id(), backward });
         }
     });
 }
@@ -368,7 +393,15 @@ impl Tape {
                 if !grad.tensor.is_contiguous() {
                     grad = Gradient::new(grad.tensor.contiguous()?);
                 }
-                for (id, grad) in node.inputs.into_iter().zip((node.backward)(grad)?) {
+                let grads = match node.backward {
+                    Backward::Apart(backward) => backward(grad)?,
+                    Backward::Onto(backward) => {
+                        let mut earlier = |id: &Option<TensorId>| id.and_then(|id| state.grads.remove(&id));
+                        let earlier = node.inputs.iter().map(&mut earlier).collect();
+                        backward(grad, earlier)?
+                    }
+                };
+                for (id, grad) in node.inputs.into_iter().zip(grads) {
                     let (Some(id), Some(grad)) = (id, grad) else { continue };
                     let grad = match state.grads.remove(&id) {
                         Some(earlier) => earlier.add(grad)?,

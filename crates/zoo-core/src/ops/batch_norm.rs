@@ -1,7 +1,7 @@
 //! Batch normalisation: Ioffe and Szegedy 2015, "Batch Normalization: Accelerating Deep Network Training by Reducing
 //! Internal Covariate Shift" (arXiv:1502.03167).
 
-use super::cpu::batch_norm::{self as kernel, Affine, CutBy, Dims};
+use super::cpu::batch_norm::{self as kernel, Affine, CutBy, Dims, Window};
 use super::cpu::clamp::Clamp;
 use super::{Path, Pointwise, Real, compose, elements, for_dtype, for_real, path, pointwise, read, tensor};
 use crate::{tape, trace};
@@ -110,6 +110,14 @@ pub(crate) struct Rows<T> {
     pub through_stats: bool,
 }
 
+/// Gradients of weight and bias, and the coefficients of dx = scale · g - b · (x - μ) - d.
+pub(crate) struct Sums<T> {
+    pub weight: Vec<T>,
+    pub bias: Vec<T>,
+    pub b: Vec<T>,
+    pub d: Vec<T>,
+}
+
 /// Gradients of a normalisation.
 pub(crate) struct NormGrads<T> {
     /// Of what was added behind it, if asked for and if it is another than the output's.
@@ -139,20 +147,27 @@ impl<T: Real> Rows<T> {
     ) -> (R, NormGrads<T>) {
         let cut = output.map_or(CutBy::Input(self.affine()), CutBy::Output);
         let keep = wants_skip && clamp != Clamp::None;
-        let (sums, kept) = kernel::grad_sums(dims, xs.as_ref(), grad, &self.mean, (clamp, cut), keep);
-        let (bias, dots) = sums.split_at(dims.1);
-        let weight: Vec<T> = dots.iter().zip(&self.inv_std).map(|(&s, &i)| s * i).collect();
-        let count = T::from_f64((dims.0 * dims.2) as f64);
-        let (b, d): (Vec<T>, Vec<T>) = (0..dims.1)
-            .map(|c| (self.scale[c] * weight[c] * self.inv_std[c] / count, self.scale[c] * bias[c] / count))
-            .unzip();
+        let whole = (grad, Window::whole(dims));
+        let (sums, kept) = kernel::grad_sums(dims, xs.as_ref(), whole, &self.mean, (clamp, cut), keep);
+        let Sums { weight, bias, b, d } = self.sums(dims, 0, &sums);
         let rest = self.through_stats.then_some((&b[..], &d[..]));
         let by = kernel::InputGrad { mean: &self.mean, a: &self.scale, rest };
         let dx = match &kept {
             Some(kept) => input(xs, kept, &by, (Clamp::None, cut)),
             None => input(xs, grad, &by, (clamp, cut)),
         };
-        (dx, NormGrads { skip: kept, weight, bias: bias.to_vec() })
+        (dx, NormGrads { skip: kept, weight, bias })
+    }
+
+    /// What follows from Σ g and Σ g·(x - μ), for the channels from `first` on that are of `dims`.
+    pub(crate) fn sums(&self, dims: Dims, first: usize, sums: &[T]) -> Sums<T> {
+        let (bias, dots) = sums.split_at(dims.1);
+        let (scale, inv_std) = (&self.scale[first..], &self.inv_std[first..]);
+        let weight: Vec<T> = dots.iter().zip(inv_std).map(|(&s, &i)| s * i).collect();
+        let count = T::from_f64((dims.0 * dims.2) as f64);
+        let (b, d) =
+            (0..dims.1).map(|c| (scale[c] * weight[c] * inv_std[c] / count, scale[c] * bias[c] / count)).unzip();
+        Sums { weight, bias: bias.to_vec(), b, d }
     }
 }
 
@@ -246,7 +261,7 @@ impl<T: Real> CustomOp3 for BatchNorm<T> {
         let (dx, grads) = read::<T, _>(xs, |x| {
             read::<T, _>(&grad, |grad| {
                 self.rows.gradients(self.dims, x, grad, (self.clamp, None), false, |x, grad, by, clamp| {
-                    wants_input.then(|| kernel::input_grad(self.dims, x, grad, by, clamp))
+                    wants_input.then(|| kernel::input_grad(self.dims, x, (grad, Window::whole(self.dims)), by, clamp))
                 })
             })
         })??;

@@ -20,6 +20,7 @@ mod conv2d;
 mod conv_bn;
 mod cross_entropy;
 mod join;
+pub(crate) mod joined;
 mod layer_norm;
 mod linear;
 mod matmul;
@@ -59,6 +60,9 @@ pub(crate) trait Real: WithDType + std::ops::Neg<Output = Self> {
     #[cfg(target_arch = "x86_64")]
     type Avx2: Simd<Elem = Self>;
     type Portable: Simd<Elem = Self>;
+
+    /// The elements of a storage of this type, to write to.
+    fn elements_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
 }
 
 impl Real for f32 {
@@ -67,6 +71,10 @@ impl Real for f32 {
     #[cfg(target_arch = "x86_64")]
     type Avx2 = cpu::simd::x86::F32x8;
     type Portable = cpu::simd::Lanes<f32, 8>;
+
+    fn elements_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        if let CpuStorage::F32(elements) = storage { Some(elements) } else { None }
+    }
 }
 
 impl Real for f64 {
@@ -75,6 +83,10 @@ impl Real for f64 {
     #[cfg(target_arch = "x86_64")]
     type Avx2 = cpu::simd::x86::F64x4;
     type Portable = cpu::simd::Lanes<f64, 4>;
+
+    fn elements_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
+        if let CpuStorage::F64(elements) = storage { Some(elements) } else { None }
+    }
 }
 
 /// Runs a generic kernel for the element type that a storage holds.

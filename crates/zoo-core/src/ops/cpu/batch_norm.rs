@@ -21,6 +21,31 @@ const AHEAD: usize = 512;
 /// Elements of a task.
 const TASK: usize = 1 << 15;
 
+/// Where the planes of a tensor of channels lie in a wider one, whose other channels stand before and behind them.
+#[derive(Clone, Copy)]
+pub(crate) struct Window {
+    /// The first of its channels there.
+    pub first: usize,
+    /// Channels there.
+    pub of: usize,
+}
+
+impl Window {
+    /// All of it.
+    pub fn whole((_, c, _): Dims) -> Self {
+        Self { first: 0, of: c }
+    }
+
+    /// Where a plane of the narrow tensor begins in the wide one.
+    fn start(self, plane: usize, (_, c, s): Dims) -> usize {
+        (plane / c * self.of + self.first + plane % c) * s
+    }
+
+    fn check(self, (b, c, s): Dims, wide: usize) {
+        assert!(self.first + c <= self.of && wide == b * self.of * s);
+    }
+}
+
 /// Runs `f` over runs of planes, in parallel.
 fn for_planes((b, c, s): Dims, f: impl Fn(Range<usize>) + Sync) {
     let (planes, run) = (b * c, (TASK / s.max(1)).max(1));
@@ -136,8 +161,18 @@ impl<T: Real> Affine<'_, T> {
     }
 }
 
-/// y = clamp((x - mean) · scale + shift + skip)
-pub(crate) fn affine<T: Real>(dims: Dims, xs: &[T], by: Affine<T>, skip: Option<&[T]>, clamp: Clamp) -> Vec<T> {
+/// y = clamp((x - mean) · scale + shift + skip), into the window of a tensor of more channels.
+///
+/// # Safety
+/// The output holds b · window.of · s elements.
+pub(crate) unsafe fn affine_into<T: Real>(
+    dims: Dims,
+    xs: &[T],
+    by: Affine<T>,
+    skip: Option<&[T]>,
+    clamp: Clamp,
+    (ys, window): (Shared<T>, Window),
+) {
     struct Plane<'a, T> {
         xs: &'a [T],
         ys: *mut T,
@@ -168,28 +203,30 @@ pub(crate) fn affine<T: Real>(dims: Dims, xs: &[T], by: Affine<T>, skip: Option<
             }
         }
     }
-    let (_, c, s) = dims;
+    let (b, c, s) = dims;
     by.check(dims);
-    assert!(xs.len() == dims.0 * c * s && skip.is_none_or(|skip| skip.len() == xs.len()));
-    let write = |ys: Shared<T>| {
-        for_planes(dims, |run| {
-            for plane in run {
-                let (start, channel) = (plane * s, plane % c);
-                dispatch(Plane {
-                    xs: &xs[start..][..s],
-                    // SAFETY: the output has the input's length.
-                    ys: unsafe { ys.at(start) },
-                    skip: skip.map(|skip| &skip[start..][..s]),
-                    mean: by.mean[channel],
-                    scale: by.scale[channel],
-                    shift: by.shift[channel],
-                    clamp,
-                });
-            }
-        });
-    };
+    assert!(xs.len() == b * c * s && skip.is_none_or(|skip| skip.len() == xs.len()) && window.first + c <= window.of);
+    for_planes(dims, |run| {
+        for plane in run {
+            let (start, channel) = (plane * s, plane % c);
+            dispatch(Plane {
+                xs: &xs[start..][..s],
+                // SAFETY: the caller's output holds the planes of all images and of the window's channels.
+                ys: unsafe { ys.at(window.start(plane, dims)) },
+                skip: skip.map(|skip| &skip[start..][..s]),
+                mean: by.mean[channel],
+                scale: by.scale[channel],
+                shift: by.shift[channel],
+                clamp,
+            });
+        }
+    });
+}
+
+/// y = clamp((x - mean) · scale + shift + skip)
+pub(crate) fn affine<T: Real>(dims: Dims, xs: &[T], by: Affine<T>, skip: Option<&[T]>, clamp: Clamp) -> Vec<T> {
     // SAFETY: the planes cover the output.
-    unsafe { written_by_tasks(xs.len(), write) }
+    unsafe { written_by_tasks(xs.len(), |ys| affine_into(dims, xs, by, skip, clamp, (ys, Window::whole(dims)))) }
 }
 
 /// y ← clamp(y + skip), in place.
@@ -276,11 +313,11 @@ impl<T: Real> Grads<'_, T> {
     }
 }
 
+/// `xs` and `grad` are the plane's own.
 fn grads<'a, T: Real>(
     (_, c, s): Dims,
     plane: usize,
-    xs: *const T,
-    grad: *const T,
+    (xs, grad): (*const T, *const T),
     mean: &[T],
     (clamp, cut): (Clamp, CutBy<'a, T>),
 ) -> Grads<'a, T> {
@@ -289,15 +326,15 @@ fn grads<'a, T: Real>(
         CutBy::Output(ys) => (Some(&ys[start..][..s]), T::zero(), T::zero()),
         CutBy::Input(by) => (None, by.scale[channel], by.shift[channel]),
     };
-    let (xs, grad) = (xs.wrapping_add(start), grad.wrapping_add(start));
     Grads { xs, grad, n: s, output, mean: mean[channel], scale, shift, clamp }
 }
 
 /// Σ g and Σ g · (x - mean) of each channel, 2·c numbers, where g is the gradient behind the clamp; with `keep`, g itself too.
+/// The gradient is the window of a wider one.
 pub(crate) fn grad_sums<T: Real>(
     dims: Dims,
     xs: &[T],
-    grad: &[T],
+    (grad, window): (&[T], Window),
     mean: &[T],
     clamp: (Clamp, CutBy<T>),
     keep: bool,
@@ -341,7 +378,8 @@ pub(crate) fn grad_sums<T: Real>(
             }
         }
     }
-    assert!(xs.len() == dims.0 * dims.1 * dims.2 && grad.len() == xs.len() && mean.len() == dims.1);
+    assert!(xs.len() == dims.0 * dims.1 * dims.2 && mean.len() == dims.1);
+    window.check(dims, grad.len());
     if let CutBy::Output(ys) = clamp.1 {
         assert_eq!(ys.len(), xs.len());
     }
@@ -354,7 +392,8 @@ pub(crate) fn grad_sums<T: Real>(
             // SAFETY: planes lie inside the slices, whose lengths were checked; each has its place.
             unsafe {
                 let keep = place.map(|place| place.at(plane * dims.2));
-                dispatch(Plane(grads(dims, plane, x.at(0), g.at(0), mean, clamp), keep))
+                let places = (x.at(plane * dims.2).cast_const(), g.at(window.start(plane, dims)).cast_const());
+                dispatch(Plane(grads(dims, plane, places, mean, clamp), keep))
             }
         },
         |planes| planes.iter().fold([0.0; 2], |[a, b], [c, d]| [a + c, b + d]),
@@ -374,18 +413,26 @@ pub(crate) struct InputGrad<'a, T> {
     pub rest: Option<(&'a [T], &'a [T])>,
 }
 
-/// The gradient of x, written over `xs` itself if `into` is `None`.
+/// What becomes of what stands where a gradient goes.
+#[derive(Clone, Copy, PartialEq)]
+enum Before {
+    WrittenOver,
+    AddedTo,
+}
+
+/// The gradient of x to `to`, which may be `xs` itself.
 fn input_grad_into<T: Real>(
     dims: Dims,
     xs: Shared<T>,
-    to: Shared<T>,
-    grad: &[T],
+    (to, before): (Shared<T>, Before),
+    (grad, window): (&[T], Window),
     by: &InputGrad<T>,
     clamp: (Clamp, CutBy<T>),
 ) {
     struct Plane<'a, T> {
         grads: Grads<'a, T>,
         to: *mut T,
+        before: Before,
         a: T,
         rest: Option<(T, T)>,
     }
@@ -405,6 +452,9 @@ fn input_grad_into<T: Real>(
                     if let Some((b, d)) = rest {
                         dx = dx.sub(b.mul_add(x, d));
                     }
+                    if self.before == Before::AddedTo {
+                        dx = dx.add(V::load_first(self.to.add(i), count));
+                    }
                     dx.store_first(self.to.add(i), count);
                 }
             }
@@ -418,8 +468,9 @@ fn input_grad_into<T: Real>(
             // SAFETY: the callers have checked that all have the dims' length.
             unsafe {
                 dispatch(Plane {
-                    grads: grads(dims, plane, xs.at(0), g.at(0), by.mean, clamp),
+                    grads: grads(dims, plane, (xs.at(plane * s), g.at(window.start(plane, dims))), by.mean, clamp),
                     to: to.at(plane * s),
+                    before,
                     a: by.a[channel],
                     rest: by.rest.map(|(b, d)| (b[channel], d[channel])),
                 });
@@ -429,8 +480,10 @@ fn input_grad_into<T: Real>(
 }
 
 impl<T: Real> InputGrad<'_, T> {
-    fn check(&self, (b, c, s): Dims, xs: &[T], grad: &[T], cut: CutBy<T>) {
-        assert!(xs.len() == b * c * s && grad.len() == xs.len());
+    fn check(&self, dims: Dims, xs: &[T], (grad, window): (&[T], Window), cut: CutBy<T>) {
+        let (b, c, s) = dims;
+        assert!(xs.len() == b * c * s);
+        window.check(dims, grad.len());
         assert!(self.mean.len() == c && self.a.len() == c);
         assert!(self.rest.is_none_or(|(b, d)| b.len() == c && d.len() == c));
         if let CutBy::Output(ys) = cut {
@@ -439,17 +492,32 @@ impl<T: Real> InputGrad<'_, T> {
     }
 }
 
-/// The gradient of x.
+/// The gradient of x, from the window of a wider one.
 pub(crate) fn input_grad<T: Real>(
     dims: Dims,
     xs: &[T],
-    grad: &[T],
+    grad: (&[T], Window),
     by: &InputGrad<T>,
     clamp: (Clamp, CutBy<T>),
 ) -> Vec<T> {
     by.check(dims, xs, grad, clamp.1);
+    let from = Shared::reading(xs);
     // SAFETY: the planes cover the output.
-    unsafe { written_by_tasks(xs.len(), |to| input_grad_into(dims, Shared::reading(xs), to, grad, by, clamp)) }
+    unsafe { written_by_tasks(xs.len(), |to| input_grad_into(dims, from, (to, Before::WrittenOver), grad, by, clamp)) }
+}
+
+/// The gradient of x, added to what another reader of x has sent.
+pub(crate) fn add_input_grad<T: Real>(
+    dims: Dims,
+    xs: &[T],
+    to: &mut [T],
+    grad: (&[T], Window),
+    by: &InputGrad<T>,
+    clamp: (Clamp, CutBy<T>),
+) {
+    by.check(dims, xs, grad, clamp.1);
+    assert_eq!(to.len(), xs.len());
+    input_grad_into(dims, Shared::reading(xs), (Shared::new(to), Before::AddedTo), grad, by, clamp);
 }
 
 /// The gradient of x, written over x.
@@ -460,9 +528,10 @@ pub(crate) fn input_grad_over<T: Real>(
     by: &InputGrad<T>,
     clamp: (Clamp, CutBy<T>),
 ) {
+    let grad = (grad, Window::whole(dims));
     by.check(dims, xs, grad, clamp.1);
     let xs = Shared::new(xs);
-    input_grad_into(dims, xs, xs, grad, by, clamp);
+    input_grad_into(dims, xs, (xs, Before::WrittenOver), grad, by, clamp);
 }
 
 #[cfg(test)]

@@ -1,0 +1,188 @@
+//! Batch normalisation of maps that stand one behind the other along the channels and are never put together: what a dense
+//! block reads (Huang et al. 2016, arXiv:1608.06993). A channel's statistics are its own, so they are those of its map, made once;
+//! the normalised maps are written side by side, for the convolution that reads them; and a gradient is added to those that
+//! the block's later layers have sent.
+
+use super::batch_norm::{BatchStats, Norm, Rows, Sums, batch_stats};
+use super::cpu::batch_norm::{self as kernel, Affine, CutBy, InputGrad, Window};
+use super::cpu::buffer::written_by_tasks;
+use super::cpu::clamp::Clamp;
+use super::{Real, elements, for_dtype, is_plain, read, tensor};
+use crate::tape::{self, Gradient};
+use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
+
+/// Whether maps such as `xs` may stay apart on this path; otherwise they are joined by copying.
+pub(crate) fn can_stay_apart(xs: &Tensor, train: bool) -> bool {
+    let has_kernel = matches!(super::path(xs), super::Path::Kernel) && xs.rank() == 4 && xs.elem_count() > 0;
+    has_kernel && if train { tape::is_recording() } else { is_plain(xs) }
+}
+
+/// The statistics of all maps, one behind the other.
+pub(crate) fn joined_stats(maps: &[(Tensor, Option<BatchStats>)]) -> Result<BatchStats> {
+    let (mut means, mut vars, mut count) = (Vec::new(), Vec::new(), 0);
+    for (xs, stats) in maps {
+        let stats = stats.clone().map_or_else(|| batch_stats(xs), Ok)?;
+        means.push(stats.mean);
+        vars.push(stats.var);
+        count = stats.count;
+    }
+    Ok(BatchStats { mean: Tensor::cat(&means, 0)?, var: Tensor::cat(&vars, 0)?, count })
+}
+
+/// clamp((x - μ) / √(σ² + eps) · weight + bias) of `maps`, each (b, cᵢ, h, w), as one tensor (b, Σ cᵢ, h, w); the norm's tensors are
+/// of Σ cᵢ channels. On the tape, or without a graph.
+pub(crate) fn batch_norm_joined(maps: &[&Tensor], norm: &Norm, clamp: Clamp) -> Result<Tensor> {
+    let Some(first) = maps.first() else { bail!("batch_norm: no map to normalise") };
+    let (b, _, h, w) = first.dims4()?;
+    let widths: Vec<usize> = maps.iter().map(|xs| xs.dim(1)).collect::<Result<_>>()?;
+    if let Some(other) = maps.iter().find(|xs| xs.dims4().is_ok_and(|(n, _, y, x)| (n, y, x) != (b, h, w))) {
+        bail!("batch_norm: maps of {:?} and {:?} cannot stand side by side", first.dims(), other.dims())
+    }
+    let dims = [b, widths.iter().sum(), h, w];
+    norm.check(&dims)?;
+    for_dtype!("batch_norm", first.dtype(), T => {
+        let maps = maps.iter().map(|xs| tape::contiguous(xs)).collect::<Result<Vec<_>>>()?;
+        run::<T>(maps, widths, dims, norm, clamp)
+    })
+}
+
+fn run<T: Real>(
+    maps: Vec<Tensor>,
+    widths: Vec<usize>,
+    [b, c, h, w]: [usize; 4],
+    norm: &Norm,
+    clamp: Clamp,
+) -> Result<Tensor> {
+    let parts = Parts { b, s: h * w, widths, clamp, rows: norm.rows::<T>()? };
+    let ys = tensor(parts.forward(&maps)?, (b, c, h, w))?;
+    let (weight, bias) = (norm.weight.contiguous()?, norm.bias.contiguous()?);
+    let inputs: Vec<&Tensor> = maps.iter().chain([&weight, &bias]).collect();
+    let owned = maps.clone();
+    tape::record_onto("batch_norm", &inputs, &ys, move |grad, earlier| parts.backward(&owned, grad, earlier));
+    Ok(ys)
+}
+
+/// The maps' places in the joined tensor, and the normalisation.
+struct Parts<T> {
+    b: usize,
+    /// Pixels of a plane.
+    s: usize,
+    /// Channels of each map.
+    widths: Vec<usize>,
+    clamp: Clamp,
+    rows: Rows<T>,
+}
+
+impl<T: Real> Parts<T> {
+    fn window(&self, part: usize) -> Window {
+        Window { first: self.widths[..part].iter().sum(), of: self.widths.iter().sum() }
+    }
+
+    fn dims(&self, part: usize) -> kernel::Dims {
+        (self.b, self.widths[part], self.s)
+    }
+
+    fn affine(&self, part: usize) -> Affine<'_, T> {
+        let first = self.window(part).first;
+        let own = first..first + self.widths[part];
+        let Rows { mean, scale, shift, .. } = &self.rows;
+        Affine { mean: &mean[own.clone()], scale: &scale[own.clone()], shift: &shift[own] }
+    }
+
+    fn forward(&self, maps: &[Tensor]) -> Result<Vec<T>> {
+        let total = self.b * self.s * self.widths.iter().sum::<usize>();
+        let mut failed = Ok(());
+        // SAFETY: the windows of all parts cover the output, unless one cannot be read; then the output is dropped unread.
+        let ys = unsafe {
+            written_by_tasks(total, |ys| {
+                for (part, xs) in maps.iter().enumerate() {
+                    let into = (ys, self.window(part));
+                    let write = |xs: &[T]| {
+                        kernel::affine_into(self.dims(part), xs, self.affine(part), None, self.clamp, into);
+                    };
+                    failed = std::mem::replace(&mut failed, Ok(())).and(read::<T, _>(xs, write));
+                }
+            })
+        };
+        failed.map(|()| ys)
+    }
+
+    /// For each map, and for weight and bias, the gradient with what came `earlier`.
+    fn backward(
+        &self,
+        maps: &[Tensor],
+        grad: Gradient,
+        earlier: Vec<Option<Gradient>>,
+    ) -> Result<Vec<Option<Gradient>>> {
+        let (mut weight, mut bias) = (Vec::new(), Vec::new());
+        let mut all = Vec::with_capacity(maps.len() + 2);
+        let mut earlier = earlier.into_iter();
+        for (part, xs) in maps.iter().enumerate() {
+            let (dims, window, affine) = (self.dims(part), self.window(part), self.affine(part));
+            let clamp = (self.clamp, CutBy::Input(affine));
+            let (sums, _) = read::<T, _>(&grad.tensor, |grad| {
+                read::<T, _>(xs, |xs| kernel::grad_sums(dims, xs, (grad, window), affine.mean, clamp, false))
+            })??;
+            let Sums { weight: dw, bias: db, b, d } = self.rows.sums(dims, window.first, &sums);
+            weight.extend(dw);
+            bias.extend(db);
+            let earlier = earlier.next().flatten();
+            if !tape::tracks(xs) {
+                all.push(earlier);
+                continue;
+            }
+            let rest = self.rows.through_stats.then_some((b.as_slice(), d.as_slice()));
+            let by = InputGrad { mean: affine.mean, a: affine.scale, rest };
+            all.push(Some(match earlier {
+                Some(to) if to.owned && to.tensor.is_contiguous() => {
+                    to.tensor.inplace_op2(&grad.tensor, &AddInputGrad { xs, dims, window, by, clamp })?;
+                    to
+                }
+                earlier => {
+                    let dx = read::<T, _>(&grad.tensor, |grad| {
+                        read::<T, _>(xs, |xs| kernel::input_grad(dims, xs, (grad, window), &by, clamp))
+                    })??;
+                    let dx = Gradient::new(tensor(dx, xs.shape())?);
+                    match earlier {
+                        Some(earlier) => earlier.add(dx)?,
+                        None => dx,
+                    }
+                }
+            }));
+        }
+        for row in [weight, bias] {
+            let row = Gradient::new(tensor(row, self.rows.mean.len())?);
+            all.push(Some(match earlier.next().flatten() {
+                Some(earlier) => earlier.add(row)?,
+                None => row,
+            }));
+        }
+        Ok(all)
+    }
+}
+
+/// The gradient of a map is added to the first tensor, from the window of the second.
+struct AddInputGrad<'a, T> {
+    xs: &'a Tensor,
+    dims: kernel::Dims,
+    window: Window,
+    by: InputGrad<'a, T>,
+    clamp: (Clamp, CutBy<'a, T>),
+}
+
+impl<T: Real> InplaceOp2 for AddInputGrad<'_, T> {
+    fn name(&self) -> &'static str {
+        "batch_norm gradient in place"
+    }
+
+    fn cpu_fwd(&self, to: &mut CpuStorage, to_layout: &Layout, grad: &CpuStorage, layout: &Layout) -> Result<()> {
+        let grad = elements::<T>(self.name(), grad, layout)?;
+        let (Some((start, end)), Some(to)) = (to_layout.contiguous_offsets(), T::elements_mut(to)) else {
+            bail!("{}: wants contiguous tensors of one type, got strides {:?}", self.name(), to_layout.stride())
+        };
+        let to = &mut to[start..end];
+        read::<T, _>(self.xs, |xs| {
+            kernel::add_input_grad(self.dims, xs, to, (grad, self.window), &self.by, self.clamp);
+        })
+    }
+}
