@@ -6,6 +6,7 @@ use std::sync::atomic::AtomicBool;
 use zoo::{ModelOptions, VarStore};
 use zoo_core::weights::{LoadOptions, Weights, load};
 use zoo_train::augment::Transform;
+use zoo_train::checkpoint::Checkpoints;
 use zoo_train::data::{Dataset, Synthetic};
 use zoo_train::eval::evaluate;
 use zoo_train::loader::Loader;
@@ -23,7 +24,7 @@ fn job(model: &str, seed: u64, overrides: Overrides) -> Result<Job> {
 
 fn run(job: &Job, data: &Dataset) -> Result<(Outcome, tempfile::TempDir)> {
     let folder = tempfile::tempdir()?;
-    Ok((train(job, data, folder.path(), &AtomicBool::new(false))?, folder))
+    Ok((train(job, data, folder.path(), &Checkpoints::default(), &AtomicBool::new(false))?, folder))
 }
 
 /// Everything but the times.
@@ -110,7 +111,13 @@ fn divergence_and_interruption_keep_what_is_done() -> Result<()> {
     assert!(folder.path().join("model.safetensors").exists());
 
     let folder = tempfile::tempdir()?;
-    let stopped = train(&job("mlp", 1, Overrides::default())?, &data(), folder.path(), &AtomicBool::new(true))?;
+    let stopped = train(
+        &job("mlp", 1, Overrides::default())?,
+        &data(),
+        folder.path(),
+        &Checkpoints::default(),
+        &AtomicBool::new(true),
+    )?;
     assert_eq!((stopped.status, stopped.epochs.len()), (Status::Interrupted, 0));
     Ok(())
 }

@@ -2,17 +2,20 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 use zoo::ModelOptions;
 use zoo_core::trace::model_macs;
+use zoo_train::checkpoint::{self, Checkpoints, Unwritable};
 use zoo_train::data::{DataSource, DataSpec, Dataset, Synthetic};
 use zoo_train::machine::{device, set_threads};
-use zoo_train::recipe::{Choice, Overrides, choose};
+use zoo_train::recipe::{Choice, Overrides, Recipe, choose};
 use zoo_train::record::{
-    DataRecord, Platform, RESULTS_FILE, RunRecord, Status, append_jsonl, git_commit, now_utc, peak_rss_mb,
+    DataRecord, Platform, RESULTS_FILE, RunRecord, Status, append_jsonl, git_commit, now_utc, peak_rss_mb, read_jsonl,
     reset_peak_rss, versions,
 };
 use zoo_train::report;
@@ -34,6 +37,9 @@ pub struct Args {
     /// Directory of CIFAR-10's binary files, `hub` or `synthetic`; by default $CIFAR10_DIR, else the hub
     #[arg(long, value_name = "DIR|hub|synthetic")]
     data: Option<DataSpec>,
+    /// What the images are where they are not CIFAR-10 as it was published: `CIFAR-10, 40x40`
+    #[arg(long, value_name = "NAME")]
+    data_name: Option<String>,
     /// Names and globs of models, or a set: review-20, resnet-paper, template-600, modern-200, all
     #[arg(long, value_name = "LIST")]
     models: Option<String>,
@@ -64,18 +70,29 @@ pub struct Args {
     /// Folder of the report and the runs
     #[arg(long, default_value = "target/bench-cifar", value_name = "DIR")]
     out: PathBuf,
+    /// Stop cleanly after this long (`30m`, `2h`) and keep what is done
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    time_budget: Option<Duration>,
+    /// Continue an interrupted suite: finished runs are not repeated, a cut-off one goes on from its last checkpoint
+    #[arg(long, conflicts_with = "force")]
+    resume: bool,
     /// Replace what an earlier suite left in the folder
     #[arg(long)]
     force: bool,
+    /// Train nothing: rewrite the README's table of results from the records kept under `results/`
+    #[arg(long)]
+    readme: bool,
 }
 
 /// Runs the suite.
 pub fn run(args: &Args) -> Result<()> {
+    let begin = Instant::now();
     let threads = set_threads(args.threads)?;
     let device = device(&args.device)?;
-    let runs = plan(args)?;
     let data = load_data(args)?;
-    let out = prepare_folder(&args.out, args.force)?;
+    let runs = plan(args, data.train.len())?;
+    let out = prepare_folder(args)?;
+    let finished = if args.resume { finished(&out)? } else { BTreeSet::new() };
     eprintln!(
         "{} on {}; {} training and {} test images; {}, {}; report in {}",
         count(runs.len(), "run"),
@@ -97,6 +114,15 @@ pub fn run(args: &Args) -> Result<()> {
         eprintln!("stopping after this step; press Ctrl-C again to stop at once");
     })
     .context("cannot watch for Ctrl-C")?;
+    if let Some(budget) = args.time_budget {
+        let alarm = stop.clone();
+        // It ends with the program.
+        std::thread::spawn(move || {
+            std::thread::sleep(budget.saturating_sub(begin.elapsed()));
+            eprintln!("the time budget of {} is spent: stopping after this step", humantime::format_duration(budget));
+            alarm.store(true, Ordering::Relaxed);
+        });
+    }
 
     let suite = Suite { args, data: &data, device: &device, threads, out: &out, stop: &stop };
     let mut failures = Vec::new();
@@ -104,20 +130,39 @@ pub fn run(args: &Args) -> Result<()> {
         if stop.load(Ordering::Relaxed) {
             break;
         }
+        if finished.contains(&planned.folder) {
+            eprintln!("{}: finished already", planned.folder);
+            continue;
+        }
         let record = suite.run(planned)?;
         if let Status::Failed { message } = &record.status {
             failures.push(format!("{} seed {}: {message}", record.model, record.seed));
         }
         append_jsonl(&out.join(RESULTS_FILE), &record)?;
+        if record.status == Status::Finished {
+            checkpoint::remove(&out.join(&planned.folder))?;
+        }
         // After every run, so that there is a report to look at while the next one trains, and after a crash.
         suite.report()?;
     }
     eprintln!("report: {}", out.join("report.html").display());
     if stop.load(Ordering::Relaxed) {
-        eprintln!("interrupted: the report holds what was done until then");
+        eprintln!("stopped early: the report holds what was done until then; the same command with --resume goes on");
     }
     ensure!(failures.is_empty(), "{} failed: {}", count(failures.len(), "run"), failures.join("; "));
     Ok(())
+}
+
+/// The folders of the runs that the suite in `out` has finished.
+fn finished(out: &Path) -> Result<BTreeSet<String>> {
+    let path = out.join(RESULTS_FILE);
+    if !path.exists() {
+        return Ok(BTreeSet::new());
+    }
+    let records = read_jsonl::<RunRecord>(&path)?;
+    records.warning.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    let done = records.values.into_iter().filter(|record| record.status == Status::Finished);
+    Ok(done.map(|record| record.folder).collect())
 }
 
 fn count(n: usize, what: &str) -> String {
@@ -129,10 +174,12 @@ struct Planned {
     choice: Choice,
     overrides: Vec<String>,
     seed: u64,
+    /// Its own folder, relative to the suite's: a function of what is run, so that a suite that goes on finds it again.
+    folder: String,
 }
 
 /// Every model under its recipe with every seed, seeds innermost: a model's row is complete before the next begins.
-fn plan(args: &Args) -> Result<Vec<Planned>> {
+fn plan(args: &Args, images: usize) -> Result<Vec<Planned>> {
     let (models, recipe) = match (&args.models, args.quick) {
         (Some(models), _) => (models.as_str(), None),
         (None, true) => (QUICK_MODELS, None),
@@ -148,10 +195,17 @@ fn plan(args: &Args) -> Result<Vec<Planned>> {
     for choice in choose(models, recipe)? {
         let described = overrides.describe(&choice.recipe);
         let choice = Choice { recipe: choice.recipe.with(&overrides)?, ..choice };
+        let own = Recipe::named(&choice.recipe.name)?.adapted_to(choice.model.name);
+        let mut name = format!("{}-{}", choice.model.name, choice.recipe.name);
+        if choice.recipe.length != own.length {
+            name += &format!("-{}epochs", choice.recipe.epochs(images)?);
+        }
+        described.iter().for_each(|setting| name += &format!("-{setting}"));
         planned.extend(seeds.iter().map(|&seed| Planned {
             choice: choice.clone(),
             overrides: described.clone(),
             seed,
+            folder: format!("runs/{name}-seed{seed}"),
         }));
     }
     Ok(planned)
@@ -163,7 +217,15 @@ fn load_data(args: &Args) -> Result<Dataset> {
         (None, true) => DataSpec::Synthetic(QUICK_DATA),
         (None, false) => DataSpec::Auto,
     };
-    let data = Dataset::load(&spec)?;
+    let mut data = Dataset::load(&spec)?;
+    if let Some(name) = &args.data_name {
+        data.source = match data.source {
+            DataSource::Cifar10Files { dir } | DataSource::Altered { dir, .. } => {
+                DataSource::Altered { name: name.clone(), dir }
+            }
+            other => bail!("--data-name is for binary files; this is {other}"),
+        };
+    }
     match args.limit {
         Some(0) => bail!("--limit must be at least 1"),
         Some(n) => Ok(data.limit(n)),
@@ -171,12 +233,14 @@ fn load_data(args: &Args) -> Result<Dataset> {
     }
 }
 
-/// Makes the folder, or empties it of an earlier suite if `force` says so.
-fn prepare_folder(out: &Path, force: bool) -> Result<PathBuf> {
-    if out.join(RESULTS_FILE).exists() || out.join("runs").exists() {
+/// Makes the folder, goes on in it with `--resume`, or empties it of an earlier suite with `--force`.
+fn prepare_folder(args: &Args) -> Result<PathBuf> {
+    let out = &args.out;
+    let is_used = out.join(RESULTS_FILE).exists() || out.join("runs").exists();
+    if is_used && !args.resume {
         ensure!(
-            force,
-            "{} holds an earlier suite: give --force to replace it, or --out for another folder",
+            args.force,
+            "{} holds an earlier suite: give --resume to go on with it, --force to replace it, or --out for another folder",
             out.display()
         );
         for name in [RESULTS_FILE, "report.md", "report.html"] {
@@ -190,8 +254,11 @@ fn prepare_folder(out: &Path, force: bool) -> Result<PathBuf> {
             fs::remove_dir_all(&runs).with_context(|| format!("cannot remove {}", runs.display()))?;
         }
     }
+    if args.resume && !is_used {
+        eprintln!("{} holds no suite to go on with: starting one", out.display());
+    }
     fs::create_dir_all(out.join("runs")).with_context(|| format!("cannot make the folder {}", out.display()))?;
-    Ok(out.to_path_buf())
+    Ok(out.clone())
 }
 
 struct Suite<'a> {
@@ -204,20 +271,37 @@ struct Suite<'a> {
 }
 
 impl Suite<'_> {
-    /// One run. An error of this model is a failed run, not the end of the suite.
+    /// One run. An error of this model is a failed run, not the end of the suite; a folder that cannot be written is both.
     fn run(&self, planned: &Planned) -> Result<RunRecord> {
-        let Planned { choice: Choice { model, recipe }, overrides, seed } = planned;
-        let folder = format!("runs/{}-{}-seed{seed}", model.name, recipe.name);
-        let path = self.unused(&folder);
-        fs::create_dir_all(self.out.join(&path)).with_context(|| format!("cannot make the folder {path}"))?;
+        let Planned { choice: Choice { model, recipe }, overrides, seed, folder } = planned;
+        let path = self.out.join(folder);
+        if !self.args.resume && path.exists() {
+            bail!("{} is asked for twice: two runs of this suite are the same", path.display());
+        }
+        fs::create_dir_all(&path).with_context(|| format!("cannot make the folder {}", path.display()))?;
         let started = now_utc();
         reset_peak_rss();
         let job = Job::new(model, recipe.clone(), *seed, self.device.clone());
-        let outcome = train(&job, self.data, &self.out.join(&path), self.stop).unwrap_or_else(|error| {
-            let message = format!("{error:#}").replace('\n', " ");
-            eprintln!("{}: {message}", model.name);
-            Outcome { status: Status::Failed { message }, epochs: Vec::new(), steps: 0, train_images: 0, seconds: 0.0 }
-        });
+        let checkpoints = Checkpoints { resume: self.args.resume, ..Checkpoints::default() };
+        let outcome = match train(&job, self.data, &path, &checkpoints, self.stop) {
+            Ok(outcome) => outcome,
+            Err(error) if error.downcast_ref::<Unwritable>().is_some() => {
+                return Err(error.context(format!(
+                    "{folder} stopped; its last checkpoint is kept, and the same command with --resume goes on from it"
+                )));
+            }
+            Err(error) => {
+                let message = format!("{error:#}").replace('\n', " ");
+                eprintln!("{}: {message}", model.name);
+                Outcome {
+                    status: Status::Failed { message },
+                    epochs: Vec::new(),
+                    steps: 0,
+                    train_images: 0,
+                    seconds: 0.0,
+                }
+            }
+        };
         let options = ModelOptions { num_classes: Some(self.data.classes.len()), ..Default::default() };
         let epochs = &outcome.epochs;
         let last = epochs.last();
@@ -254,14 +338,8 @@ impl Suite<'_> {
             command: self.command(planned),
             started,
             platform: Platform::current(),
-            folder: path,
+            folder: folder.clone(),
         })
-    }
-
-    /// `folder`, or with a number behind it if two planned runs share the name (one model for 20 and for 75 epochs).
-    fn unused(&self, folder: &str) -> String {
-        let mut numbered = std::iter::once(folder.to_string()).chain((2..).map(|n| format!("{folder}-{n}")));
-        numbered.find(|name| !self.out.join(name).exists()).unwrap_or_else(|| folder.to_string())
     }
 
     fn data_record(&self, train_images: usize) -> DataRecord {
@@ -270,6 +348,9 @@ impl Suite<'_> {
             DataSource::Synthetic { seed } => DataRecord::synthetic(*seed, train_images, test_images),
             source @ (DataSource::Cifar10Files { .. } | DataSource::Cifar10Hub) => {
                 DataRecord::cifar10(source.label(), train_images, test_images)
+            }
+            source @ DataSource::Altered { name, .. } => {
+                DataRecord { name: name.clone(), source: source.label(), synthetic: false, train_images, test_images }
             }
             DataSource::Other { label } => {
                 DataRecord { name: label.clone(), source: label.clone(), synthetic: false, train_images, test_images }
@@ -288,12 +369,15 @@ impl Suite<'_> {
         };
         let data = match (&args.data, args.quick, &self.data.source) {
             (_, true, DataSource::Synthetic { .. }) if args.data.is_none() => None,
-            (_, _, DataSource::Cifar10Files { dir }) => Some(dir.display().to_string()),
+            (_, _, DataSource::Cifar10Files { dir } | DataSource::Altered { dir, .. }) => {
+                Some(dir.display().to_string())
+            }
             (_, _, DataSource::Cifar10Hub) => Some("hub".into()),
             (_, _, DataSource::Synthetic { .. }) => Some("synthetic".into()),
             (_, _, DataSource::Other { label }) => Some(label.clone()),
         };
         add("data", data);
+        add("data-name", args.data_name.as_ref().map(|name| format!("'{name}'")));
         add("recipe", Some(recipe.name.clone()));
         add("epochs", args.epochs.map(|n| n.to_string()));
         add("batch", args.batch.map(|n| n.to_string()));

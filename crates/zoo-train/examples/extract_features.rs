@@ -19,6 +19,7 @@ use zoo::{ModelInfo, ModelOptions, VarStore};
 use zoo_core::weights::{LoadOptions, Weights, load};
 use zoo_core::{Input, Interpolation};
 use zoo_train::augment::{Normalize, Transform};
+use zoo_train::checkpoint::Checkpoints;
 use zoo_train::data::{Dataset, Synthetic};
 use zoo_train::loader::Loader;
 use zoo_train::recipe::{Overrides, Recipe};
@@ -111,7 +112,7 @@ fn search(model: &str, weights: &Path, folder: &Path) -> Result<()> {
 fn make_weights(info: &'static ModelInfo, data: &Dataset, folder: &Path) -> Result<PathBuf> {
     let short = Overrides { epochs: Some(3), batch: Some(25), ..Overrides::default() };
     let job = Job::new(info, Recipe::named("quick")?.with(&short)?, 1, Device::Cpu);
-    train(&job, data, folder, &AtomicBool::new(false))?;
+    train(&job, data, folder, &Checkpoints::default(), &AtomicBool::new(false))?;
     Ok(folder.join("model.safetensors"))
 }
 

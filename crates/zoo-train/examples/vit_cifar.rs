@@ -13,6 +13,7 @@ use candle_core::Device;
 use std::sync::atomic::AtomicBool;
 use zoo::transformer::vit::{self, VisionTransformer};
 use zoo_core::{Input, ModelInfo};
+use zoo_train::checkpoint::Checkpoints;
 use zoo_train::data::{DataSpec, Dataset, Synthetic};
 use zoo_train::optim::OptimizerConfig;
 use zoo_train::recipe::{Overrides, Recipe};
@@ -63,7 +64,7 @@ fn main() -> Result<()> {
     let folder = std::env::temp_dir().join(format!("vit-cifar-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;
     let job = Job::new(&SMALL_VIT, recipe, 0, Device::Cpu);
-    let outcome = train(&job, &data, &folder, &AtomicBool::new(false))?;
+    let outcome = train(&job, &data, &folder, &Checkpoints::default(), &AtomicBool::new(false))?;
     if let Some(last) = outcome.epochs.last() {
         println!("test accuracy after {} epochs: {:.1} %, on {}", last.epoch, 100.0 * last.test_acc, data.source);
     }

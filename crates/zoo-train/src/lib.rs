@@ -3,6 +3,7 @@
 //! ```
 //! use candle_core::Device;
 //! use std::sync::atomic::AtomicBool;
+//! use zoo_train::checkpoint::Checkpoints;
 //! use zoo_train::data::Synthetic;
 //! use zoo_train::recipe::{Overrides, Recipe};
 //! use zoo_train::trainer::{Job, train};
@@ -12,7 +13,7 @@
 //! let job = Job::new(zoo::find("mlp")?, recipe, 1, Device::Cpu);
 //! let folder = std::env::temp_dir().join(format!("zoo-train-doc-{}", std::process::id()));
 //! std::fs::create_dir_all(&folder)?;
-//! let outcome = train(&job, &data, &folder, &AtomicBool::new(false))?;
+//! let outcome = train(&job, &data, &folder, &Checkpoints::default(), &AtomicBool::new(false))?;
 //! println!("test accuracy {:.1} %", 100.0 * outcome.epochs[0].test_acc);
 //! # std::fs::remove_dir_all(&folder)?;
 //! # Ok::<(), anyhow::Error>(())
@@ -20,6 +21,7 @@
 #![deny(missing_docs)]
 
 pub mod augment;
+pub mod checkpoint;
 pub mod data;
 pub mod eval;
 pub mod loader;

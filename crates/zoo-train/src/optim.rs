@@ -226,6 +226,14 @@ pub enum OptimizerConfig {
 }
 
 impl OptimizerConfig {
+    /// How many tensors of its own it keeps for each parameter.
+    pub fn states(&self) -> usize {
+        match *self {
+            Self::Sgd { momentum, .. } => usize::from(momentum != 0.0),
+            Self::Adam { .. } | Self::AdamW { .. } => 2,
+        }
+    }
+
     /// Builds it over `parameters`. With `decay_all` weight decay covers biases and normalisation scales too, which is
     /// PyTorch's default and what the published CIFAR-10 recipes did.
     pub fn build(&self, parameters: Vec<(String, Var)>, lr: f64, decay_all: bool) -> Box<dyn Optimizer> {

@@ -27,6 +27,14 @@ impl Progress {
         Self { name: name.to_owned(), epochs, bar, terminal }
     }
 
+    /// Where a resumed run goes on: behind so many steps, which took so long.
+    pub fn resume(&self, steps: u64, seconds: f64) {
+        self.bar.set_position(steps);
+        // What is left is guessed from this session's steps alone.
+        self.bar.reset_eta();
+        self.bar.set_elapsed(std::time::Duration::from_secs_f64(seconds.max(0.0)));
+    }
+
     /// After a step.
     pub fn step(&self, epoch: usize, loss: f64) {
         self.bar.set_message(format!("epoch {epoch}/{} · loss {loss:.3}", self.epochs));

@@ -216,6 +216,29 @@ pub fn append_jsonl<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     append().with_context(|| format!("cannot append to {}", path.display()))
 }
 
+/// Writes `values` as a JSON-lines file in place of what stood there: aside, synced and renamed, so that whoever reads it, also
+/// after a crash, meets the old file or the new one.
+pub fn write_jsonl<T: Serialize>(path: &Path, values: &[T]) -> Result<()> {
+    let mut lines = Vec::new();
+    for value in values {
+        serde_json::to_writer(&mut lines, value).with_context(|| format!("cannot write {} as JSON", path.display()))?;
+        lines.push(b'\n');
+    }
+    replace(path, &lines)
+}
+
+/// Puts a file of `bytes` in place of `path`: aside, synced and renamed.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    let aside = path.with_added_extension("new");
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(&aside)?;
+        file.write_all(bytes)?;
+        file.sync_data()?;
+        fs::rename(&aside, path)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
+}
+
 /// Makes the file end in a newline, or be empty.
 fn mend_tail(file: &mut File) -> std::io::Result<()> {
     let mut text = Vec::new();

@@ -1,20 +1,22 @@
 //! The training loop: one network, one recipe, one seed, from its first step to its record.
 
 use crate::augment::Transform;
-use crate::data::Dataset;
+use crate::checkpoint::{self, Checkpoints, Position, Sums, Tensors, Unwritable};
+use crate::data::{Dataset, Split};
 use crate::eval::evaluate;
 use crate::loader::{Batch, Loader};
 use crate::optim::{Optimizer, clip_grad_norm};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
-use crate::record::{EpochMetrics, METRICS_FILE, Status, append_jsonl};
+use crate::record::{EpochMetrics, METRICS_FILE, Status, append_jsonl, write_jsonl};
 use crate::schedule::LearningRate;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Var};
+use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use zoo::{Model, ModelInfo, ModelOptions, VarStore};
 use zoo_core::loss::{cross_entropy, topk_correct};
 use zoo_core::weights::{LoadOptions, Weights, load, save_safetensors};
@@ -77,7 +79,7 @@ pub struct Outcome {
 
 /// How one pass over the training images ended.
 enum Pass {
-    Done { loss: f64, correct: usize, images: usize, wait: f64, lr: f64 },
+    Done,
     Stopped,
     Diverged(String),
 }
@@ -92,30 +94,56 @@ struct Run<'a> {
     train: Loader,
     test: Loader,
     epochs: usize,
-    steps_done: u64,
+    /// Where it stands; its `seconds` are those of earlier sessions.
+    at: Position,
+    began: Instant,
     /// What the user should know before it starts.
     notes: Vec<String>,
 }
 
+/// Writes a run's checkpoints, not too often.
+struct Saver<'a> {
+    folder: &'a Path,
+    every: Duration,
+    last: Instant,
+}
+
 /// Trains `job` on `data` and leaves `metrics.jsonl` (a line after every epoch) and `model.safetensors` in `folder`, which
-/// must exist. When `stop` turns true the run ends after the step in hand and keeps what is done. A loss that is not finite
-/// ends the run as failed, naming epoch, batch and learning rate; it is no error of this function.
+/// must exist, with checkpoints beside them ([`checkpoint::remove`] them once the run is recorded).
+///
+/// With [`Checkpoints::resume`] it goes on from the newest checkpoint in `folder`, whatever ended the run that wrote it, to the weights
+/// and metrics that an uninterrupted run has, bit by bit. When `stop` turns true the run ends after the step in hand and keeps what is
+/// done. A loss that is not finite ends the run as failed, naming epoch, batch and learning rate; it is no error of this function.
 ///
 /// # Errors
-/// Data that does not fit the network or the recipe, or a file that cannot be written.
-pub fn train(job: &Job, data: &Dataset, folder: &Path, stop: &AtomicBool) -> Result<Outcome> {
-    let begin = Instant::now();
+/// Data that does not fit the network or the recipe; a folder that holds another run; a file that cannot be written
+/// ([`Unwritable`]), which is tried before the first step.
+pub fn train(
+    job: &Job,
+    data: &Dataset,
+    folder: &Path,
+    checkpoints: &Checkpoints,
+    stop: &AtomicBool,
+) -> Result<Outcome> {
     let mut run = Run::new(job, data)?;
+    run.enter(folder, checkpoints)?;
     let name = format!("{} {} seed {}", job.model.name, job.recipe.name, job.seed);
     let progress = Progress::new(&name, run.epochs, (run.epochs * run.train.len()) as u64);
+    progress.resume(run.at.steps, run.at.seconds);
     run.notes.iter().for_each(|note| progress.say(&format!("{name}: {note}")));
-    let train_images = job.recipe.train_images(data.train.len());
-    let (mut epochs, mut status) = (Vec::with_capacity(run.epochs), Status::Finished);
-    for epoch in 1..=run.epochs {
-        let began = Instant::now();
-        let (loss, correct, images, wait, lr) = match run.pass(epoch, stop, &progress)? {
-            Pass::Done { loss, correct, images, wait, lr } => (loss, correct, images, wait, lr),
+    checkpoint::ensure_room(folder, run.checkpoint_bytes())?;
+    // The first one shows that the folder can be written before anything is computed.
+    let mut saver = Saver { folder, every: checkpoints.every, last: Instant::now() };
+    saver.save(&run)?;
+    let metrics_file = folder.join(METRICS_FILE);
+    write_jsonl(&metrics_file, &run.at.epochs).map_err(|error| error.context(Unwritable(folder.into())))?;
+
+    let mut status = Status::Finished;
+    while run.at.epoch <= run.epochs {
+        match run.pass(stop, &progress, &mut saver)? {
+            Pass::Done => {}
             Pass::Stopped => {
+                saver.save(&run)?;
                 status = Status::Interrupted;
                 break;
             }
@@ -124,32 +152,42 @@ pub fn train(job: &Job, data: &Dataset, folder: &Path, stop: &AtomicBool) -> Res
                 status = Status::Failed { message };
                 break;
             }
-        };
-        let seconds = began.elapsed().as_secs_f64();
-        let test = evaluate(run.net.as_ref(), &run.test)?;
-        let metrics = EpochMetrics {
-            epoch,
-            step: run.steps_done,
-            lr,
-            train_loss: loss / images as f64,
-            train_acc: correct as f64 / images as f64,
-            test_loss: test.loss,
-            test_acc: test.top1(),
-            seconds: began.elapsed().as_secs_f64(),
-            images_per_s: images as f64 / seconds,
-            wait_share: wait / seconds,
-        };
-        append_jsonl(&folder.join(METRICS_FILE), &metrics)?;
+        }
+        let metrics = run.end_epoch()?;
+        append_jsonl(&metrics_file, &metrics).map_err(|error| error.context(Unwritable(folder.into())))?;
+        saver.save(&run)?;
         progress.epoch(&metrics);
-        epochs.push(metrics);
     }
     let metadata = BTreeMap::from([("model".to_owned(), job.model.name.to_owned())]);
-    save_safetensors(&run.store, folder.join("model.safetensors"), &metadata)?;
-    Ok(Outcome { status, epochs, steps: run.steps_done, train_images, seconds: begin.elapsed().as_secs_f64() })
+    save_safetensors(&run.store, folder.join("model.safetensors"), &metadata)
+        .map_err(|error| anyhow::Error::from(error).context(Unwritable(folder.into())))?;
+    let (steps, seconds) = (run.at.steps, run.seconds());
+    let train_images = job.recipe.train_images(data.train.len());
+    Ok(Outcome { status, epochs: run.at.epochs, steps, train_images, seconds })
+}
+
+impl Saver<'_> {
+    /// The share of a run that writing checkpoints may take is one in this many.
+    const SHARE: u32 = 50;
+
+    fn is_due(&self) -> bool {
+        self.last.elapsed() >= self.every
+    }
+
+    fn save(&mut self, run: &Run) -> Result<()> {
+        let begin = Instant::now();
+        checkpoint::save(self.folder, &run.position(), &run.tensors()?)?;
+        if !self.every.is_zero() {
+            self.every = self.every.max(begin.elapsed() * Self::SHARE);
+        }
+        self.last = Instant::now();
+        Ok(())
+    }
 }
 
 impl<'a> Run<'a> {
     fn new(job: &'a Job, data: &Dataset) -> Result<Self> {
+        let began = Instant::now();
         let mut recipe = job.recipe.clone();
         let mut notes = Vec::new();
         let [channels, height, width] = data.train.shape();
@@ -179,6 +217,7 @@ impl<'a> Run<'a> {
                 recipe.batch
             ));
         }
+        let identity = identity(job, data)?;
         let data = data.clone().limit(images);
         let transform = std::sync::Arc::new(Transform::new(&recipe.normalize, &data.train)?);
         let extent = recipe.extent(images)?;
@@ -189,20 +228,107 @@ impl<'a> Run<'a> {
         let optimizer = recipe.optimizer.build(parameters.clone(), recipe.lr, recipe.decay_all);
         let lr = recipe.schedule.over(recipe.lr, extent);
         let epochs = (extent.total_steps / extent.steps_per_epoch) as usize;
-        Ok(Self { job, store, net, parameters, optimizer, lr, train, test, epochs, steps_done: 0, notes })
+        let at = Position {
+            identity,
+            epoch: 1,
+            batches: 0,
+            steps: 0,
+            sums: Sums::default(),
+            epochs: Vec::with_capacity(epochs),
+            seconds: 0.0,
+            dropout: BTreeMap::new(),
+        };
+        Ok(Self { job, store, net, parameters, optimizer, lr, train, test, epochs, at, began, notes })
     }
 
-    /// One epoch, counted from 1, over the training images.
-    fn pass(&mut self, epoch: usize, stop: &AtomicBool, progress: &Progress) -> Result<Pass> {
-        let (mut loss_sum, mut correct, mut images, mut lr) = (0.0, 0, 0, 0.0);
-        let mut batches = self.train.epoch(epoch as u64)?;
-        let mut number = 0;
-        for batch in batches.by_ref() {
-            if stop.load(Ordering::Relaxed) {
-                return Ok(Pass::Stopped);
+    /// Goes to where the run in `folder` stands, or makes sure that there is none.
+    fn enter(&mut self, folder: &Path, checkpoints: &Checkpoints) -> Result<()> {
+        let metrics = folder.join(METRICS_FILE);
+        if !checkpoints.resume {
+            let is_used = checkpoint::is_in(folder) || metrics.metadata().is_ok_and(|file| file.len() > 0);
+            ensure!(!is_used, "{} holds an earlier run: resume it, or choose another folder", folder.display());
+            return Ok(());
+        }
+        let found = checkpoint::newest(folder)?;
+        self.notes.extend(found.notes);
+        let Some((position, tensors)) = found.checkpoint else { return Ok(()) };
+        let differences = checkpoint::differences(&position.identity, &self.at.identity);
+        ensure!(
+            differences.is_empty(),
+            "{} holds a checkpoint of another run, which this one cannot go on from ({}); ask for the same run, or for another folder",
+            folder.display(),
+            differences.join("; ")
+        );
+        self.restore(position, &tensors).with_context(|| format!("the checkpoint in {}", folder.display()))?;
+        self.notes.push(match self.at.epoch {
+            epoch if epoch > self.epochs => "all epochs are done already".to_owned(),
+            epoch => format!("going on at epoch {epoch}, batch {} of {}", self.at.batches + 1, self.train.len()),
+        });
+        Ok(())
+    }
+
+    fn restore(&mut self, position: Position, tensors: &Tensors) -> Result<()> {
+        let slots = self.store.slots();
+        ensure!(slots.len() == tensors.model.len(), "{} tensors, not {}", tensors.model.len(), slots.len());
+        for slot in slots {
+            let stored = tensors.model.get(&slot.key).with_context(|| format!("`{}` is missing", slot.key))?;
+            ensure!(
+                stored.shape() == &slot.shape,
+                "`{}` is {:?}, not {:?}",
+                slot.key,
+                stored.dims(),
+                slot.shape.dims()
+            );
+            if let Some(var) = slot.var {
+                var.set(&stored.to_device(var.device())?.to_dtype(var.dtype())?)?;
             }
-            number += 1;
-            lr = self.lr.at(self.steps_done);
+        }
+        self.optimizer.load_state(&tensors.optimizer)?;
+        self.store.set_dropout_state(&position.dropout);
+        self.at = position;
+        Ok(())
+    }
+
+    /// Seconds of the run, earlier sessions' included.
+    fn seconds(&self) -> f64 {
+        self.at.seconds + self.began.elapsed().as_secs_f64()
+    }
+
+    fn position(&self) -> Position {
+        Position { seconds: self.seconds(), dropout: self.store.dropout_state(), ..self.at.clone() }
+    }
+
+    fn tensors(&self) -> Result<Tensors> {
+        let model = self.store.slots().into_iter().filter_map(|slot| Some((slot.key, slot.var?.as_detached_tensor())));
+        Ok(Tensors { model: model.collect(), optimizer: self.optimizer.state()? })
+    }
+
+    /// About how large a checkpoint is, once the optimizer has its state.
+    fn checkpoint_bytes(&self) -> u64 {
+        let elements = |vars: Vec<(String, Var)>| vars.iter().map(|(_, var)| var.elem_count() as u64).sum::<u64>();
+        let states = self.job.recipe.optimizer.states() as u64;
+        4 * (elements(self.store.parameters()) * (1 + states) + elements(self.store.buffers()))
+    }
+
+    /// What is left of the epoch in hand.
+    fn pass(&mut self, stop: &AtomicBool, progress: &Progress, saver: &mut Saver) -> Result<Pass> {
+        let (epoch, before, began) = (self.at.epoch, self.at.sums, Instant::now());
+        let mut saving = Duration::ZERO;
+        let mut batches = self.train.epoch_from(epoch as u64, self.at.batches)?;
+        loop {
+            let batch = if stop.load(Ordering::Relaxed) { None } else { batches.next() };
+            let elapsed = began.elapsed();
+            let sums = &mut self.at.sums;
+            sums.wait_seconds = before.wait_seconds + batches.wait_seconds();
+            sums.train_seconds = before.train_seconds + (elapsed - saving).as_secs_f64();
+            sums.seconds = before.seconds + elapsed.as_secs_f64();
+            if self.at.batches > 0 && batch.is_some() && saver.is_due() {
+                let begin = Instant::now();
+                saver.save(self)?;
+                saving += begin.elapsed();
+            }
+            let Some(batch) = batch else { break };
+            let (lr, number) = (self.lr.at(self.at.steps), self.at.batches + 1);
             let batch = batch?;
             let (loss, hits) = self
                 .step(&batch, lr)
@@ -212,13 +338,38 @@ impl<'a> Run<'a> {
                     "the loss became {loss} at epoch {epoch}, batch {number}, learning rate {lr:.3e}"
                 )));
             }
-            loss_sum += loss * batch.host_labels.len() as f64;
-            correct += hits;
-            images += batch.host_labels.len();
-            self.steps_done += 1;
+            let sums = &mut self.at.sums;
+            sums.loss += loss * batch.host_labels.len() as f64;
+            sums.correct += hits;
+            sums.images += batch.host_labels.len();
+            self.at.batches += 1;
+            self.at.steps += 1;
             progress.step(epoch, loss);
         }
-        Ok(Pass::Done { loss: loss_sum, correct, images, wait: batches.wait_seconds(), lr })
+        Ok(if self.at.batches == self.train.len() { Pass::Done } else { Pass::Stopped })
+    }
+
+    /// Measures the network after the epoch in hand, and goes to the next one.
+    fn end_epoch(&mut self) -> Result<EpochMetrics> {
+        let test = evaluate(self.net.as_ref(), &self.test)?;
+        let sums = std::mem::take(&mut self.at.sums);
+        let images = sums.images as f64;
+        let metrics = EpochMetrics {
+            epoch: self.at.epoch,
+            step: self.at.steps,
+            lr: self.lr.at(self.at.steps.saturating_sub(1)),
+            train_loss: sums.loss / images,
+            train_acc: sums.correct as f64 / images,
+            test_loss: test.loss,
+            test_acc: test.top1(),
+            seconds: sums.seconds + test.seconds,
+            images_per_s: images / sums.train_seconds,
+            wait_share: sums.wait_seconds / sums.train_seconds,
+        };
+        self.at.epochs.push(metrics.clone());
+        self.at.epoch += 1;
+        self.at.batches = 0;
+        Ok(metrics)
     }
 
     /// One step of the optimizer; the loss and how many images were classified right before it. A loss that is not finite
@@ -242,4 +393,28 @@ impl<'a> Run<'a> {
         self.optimizer.step(&grads)?;
         Ok((value, topk_correct(&logits, &batch.host_labels, 1)?))
     }
+}
+
+/// What makes a run the one that it is: a checkpoint goes on in the same one only. Threads are no part of it, since they change no
+/// bit of a result.
+fn identity(job: &Job, data: &Dataset) -> Result<Value> {
+    let checksum = |split: &Split| {
+        let mut hasher = crc32fast::Hasher::new();
+        for (index, label) in split.labels().iter().enumerate() {
+            hasher.update(&label.to_le_bytes());
+            hasher.update(split.image(index));
+        }
+        format!("{} images of {:?}, checksum {:08x}", split.len(), split.shape(), hasher.finalize())
+    };
+    let start = job.start.as_ref().map(|start| json!({"file": start.file, "may_differ": start.may_differ}));
+    Ok(json!({
+        "model": job.model.name,
+        "recipe": job.recipe,
+        "seed": job.seed,
+        "device": format!("{:?}", job.device.location()),
+        "training": checksum(&data.train),
+        "test": checksum(&data.test),
+        "classes": data.classes,
+        "start": start,
+    }))
 }

@@ -19,6 +19,9 @@ const RECORD: usize = 1 + IMAGE;
 /// What the tarball unpacks to: a directory that holds it is accepted for it.
 const UNPACKED: &str = "cifar-10-batches-bin";
 
+/// Test images, and the sum of the CRC-32 of their records, of copies that are not what was published.
+const ALTERED: &[((usize, u64), &str)] = &[((10_000, 21_338_553_653_608), "CIFAR-10, JPEG q75 copy")];
+
 /// Loads `data_batch_*.bin` and `test_batch.bin` (these first, where both layouts stand), or `train.bin` and
 /// `test.bin`, from `dir` or from `dir/cifar-10-batches-bin`. Class names come from `batches.meta.txt` where it exists.
 ///
@@ -43,7 +46,25 @@ pub fn load(dir: &Path) -> Result<Dataset, DataError> {
     let classes = read_classes(&files.test.with_file_name("batches.meta.txt"))?;
     let train = read_split(&files.train)?;
     let test = read_split(&[files.test])?;
-    Dataset::new(train, test, classes, DataSource::Cifar10Files { dir: dir.into() })
+    let dir = dir.to_path_buf();
+    let source = match altered(&test) {
+        Some(name) => DataSource::Altered { name: name.into(), dir },
+        None => DataSource::Cifar10Files { dir },
+    };
+    Dataset::new(train, test, classes, source)
+}
+
+/// The name of a known altered copy of CIFAR-10, by its test images in any order: results on it are not results on CIFAR-10, also
+/// where nobody says so.
+fn altered(test: &Split) -> Option<&'static str> {
+    let record = |index: usize| {
+        let mut hasher = crc32fast::Hasher::new();
+        hasher.update(&[test.labels()[index] as u8]);
+        hasher.update(test.image(index));
+        u64::from(hasher.finalize())
+    };
+    let fingerprint = (test.len(), (0..test.len()).map(record).fold(0u64, u64::wrapping_add));
+    ALTERED.iter().find(|(known, _)| *known == fingerprint).map(|(_, name)| *name)
 }
 
 struct Files {

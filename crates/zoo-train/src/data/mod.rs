@@ -76,6 +76,13 @@ pub enum DataSource {
         /// The directory that holds them.
         dir: PathBuf,
     },
+    /// CIFAR-10's images in its binary files, but not as they were published: coded with loss, resized, relabelled.
+    Altered {
+        /// What reports call the data: `CIFAR-10, JPEG q75 copy`.
+        name: String,
+        /// The directory that holds them.
+        dir: PathBuf,
+    },
     /// CIFAR-10 as the Hugging Face Hub keeps it.
     Cifar10Hub,
     /// The embedded procedural images.
@@ -100,6 +107,7 @@ impl DataSource {
     pub fn label(&self) -> String {
         match self {
             Self::Cifar10Files { dir } => format!("CIFAR-10 binary files, {}", dir.display()),
+            Self::Altered { name, dir } => format!("{name}, {}", dir.display()),
             Self::Cifar10Hub => "CIFAR-10 from the hub".into(),
             Self::Synthetic { seed } => format!("synthetic (procedural, seed {seed}), not CIFAR-10"),
             Self::Other { label } => label.clone(),
