@@ -138,6 +138,7 @@ pub fn train(job: &Job, data: &Dataset, folder: &Path, stop: &AtomicBool) -> Res
             seconds: began.elapsed().as_secs_f64(),
             images_per_s: images as f64 / seconds,
             wait_share: wait / seconds,
+            rss_mb: None,
         };
         append_jsonl(&folder.join(METRICS_FILE), &metrics)?;
         progress.epoch(&metrics);

@@ -13,13 +13,11 @@ mod markdown;
 mod summary;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use crate::record::{EpochMetrics, METRICS_FILE, RESULTS_FILE, RunRecord, read_jsonl};
+use crate::record::{EpochMetrics, METRICS_FILE, RESULTS_FILE, RunRecord, read_jsonl, replace_file};
 
 pub use html::html;
 pub use markdown::markdown;
@@ -60,23 +58,14 @@ pub fn load(out: &Path) -> Result<(Vec<Run>, Vec<String>)> {
 /// Writes `report.md` and `report.html` into the folder `out`. Each is written aside and renamed: whoever looks at
 /// one while it is renewed sees the old or the new one, never half of it.
 pub fn write(out: &Path, runs: &[Run]) -> Result<()> {
-    replace(&out.join("report.md"), &markdown(runs))?;
-    replace(&out.join("report.html"), &html(runs)?)
-}
-
-fn replace(path: &Path, text: &str) -> Result<()> {
-    let aside = path.with_added_extension("new");
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(&aside)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_data()?;
-        fs::rename(&aside, path)
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    replace_file(&out.join("report.md"), markdown(runs).as_bytes())?;
+    replace_file(&out.join("report.html"), html(runs)?.as_bytes())
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::fs;
+
     use super::*;
     use crate::record::tests::{epoch, record};
     use crate::record::{DataRecord, Status, append_jsonl};
