@@ -9,6 +9,7 @@ use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 use super::Run;
 use super::chart::{Chart, Style, theme_css};
 use super::curves::{Charts, charts};
+use super::studies::studies;
 use super::summary::{COLUMNS, Column, Kind, PROTOCOL, Row, SYNTHETIC_BANNER, Section, conditions, count, sections};
 
 const CSS: &str = include_str!("style.css");
@@ -67,7 +68,7 @@ fn overview(sections: &[Section]) -> String {
 fn section(section: &Section) -> Result<Markup> {
     let Charts { together, alone } = charts(section);
     let figures = |charts: &[Chart]| charts.iter().map(Chart::figure).collect::<Result<Vec<_>>>();
-    let (together, alone) = (figures(&together)?, figures(&alone)?);
+    let (together, alone, studies) = (figures(&together)?, figures(&alone)?, figures(&studies(section))?);
     Ok(markup! {
         section {
             h2 { (section.heading()) }
@@ -79,6 +80,11 @@ fn section(section: &Section) -> Result<Markup> {
             @if !together.is_empty() {
                 (legend(section))
                 div.charts { @for figure in &together { (figure) } }
+            }
+            @if !studies.is_empty() {
+                h3 { "What one thing changes" }
+                p.note { "Runs of the same recipe that differ in nothing else. Each chart has colours of its own." }
+                div.charts.studies { @for figure in &studies { (figure) } }
             }
             @if !alone.is_empty() {
                 h3 { "Each model alone" }
@@ -226,6 +232,16 @@ mod tests {
         assert_eq!(page.matches("<tr class=\"unfinished\">").count(), 2);
         assert!(page.contains("× run cut off"));
         assert!(page.contains("mlp · seed 1 · epoch 3 · 8.55 % · failed"));
+    }
+
+    #[test]
+    fn studies_stand_beside_the_curves() {
+        let mut runs = [run("cifar_plain20", "fast", 1, 0.9), run("cifar_plain56", "fast", 1, 0.8)];
+        let depth =
+            "<figcaption>Plain networks: test error by depth · fast · CIFAR-10</figcaption><ul class=\"legend\">";
+        assert!(html(&runs).unwrap().contains(depth));
+        runs[1].record.model = "mlp".into();
+        assert!(!html(&runs).unwrap().contains("What one thing changes"));
     }
 
     #[test]

@@ -87,7 +87,7 @@ mod tests {
     fn the_table_stands_in_markdown() {
         let text = markdown(&[run("cifar_alexnet", "review-20", 1, 0.66), run("cifar_alexnet", "review-20", 2, 0.67)]);
         assert!(text.starts_with("### CIFAR-10: 50,000 images to train on, 10,000 to test on\n"), "{text}");
-        let row = "| `cifar_alexnet` | review-20, 20 epochs | 1, 2 | 269,722 | 40.8 M | 66.50 ± 0.71 % \
+        let row = "| `cifar_alexnet` | review-20, 20 epochs | 1, 2 | 269,722 | 0.0408 | 66.50 ± 0.71 % \
                    | 67.50 ± 0.71 % | 66.5 % | +0.00 | 1,000 | 17 min | 512 | finished |\n";
         assert!(text.contains(row), "{text}");
         assert!(

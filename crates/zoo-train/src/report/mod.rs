@@ -10,6 +10,7 @@ mod curves;
 pub(crate) mod format;
 mod html;
 mod markdown;
+mod studies;
 mod summary;
 
 use std::collections::BTreeMap;
