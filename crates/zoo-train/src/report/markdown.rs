@@ -57,7 +57,7 @@ fn cells(row: &Row) -> Vec<String> {
 }
 
 /// Text that Markdown shows as it is, inside a table too.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for letter in text.chars() {
         if "\\`*_[]<>|#".contains(letter) {
@@ -69,7 +69,7 @@ fn escape(text: &str) -> String {
 }
 
 /// Text as inline code; the fence is longer than any run of backticks inside it.
-fn code(text: &str) -> String {
+pub(super) fn code(text: &str) -> String {
     let text = text.replace(char::is_control, " ").replace('|', "\\|");
     let longest = text.split(|letter| letter != '`').map(str::len).max().unwrap_or(0);
     let fence = "`".repeat(longest + 1);

@@ -11,6 +11,7 @@ pub(crate) mod format;
 mod html;
 mod markdown;
 mod mistakes;
+mod readme;
 mod studies;
 mod summary;
 
@@ -24,6 +25,7 @@ use crate::record::{EpochMetrics, METRICS_FILE, RESULTS_FILE, RunRecord, read_js
 
 pub use html::html;
 pub use markdown::markdown;
+pub use readme::{readme, splice};
 
 /// A run as a report sees it: its record and its epochs.
 #[derive(Debug, Clone, PartialEq)]

@@ -149,7 +149,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    fn stat(&self, value: impl Fn(&RunRecord) -> Option<f64>) -> Option<Stat> {
+    pub(super) fn stat(&self, value: impl Fn(&RunRecord) -> Option<f64>) -> Option<Stat> {
         Stat::of(self.counted().iter().filter_map(|run| value(&run.record)))
     }
 
@@ -172,7 +172,7 @@ impl<'a> Row<'a> {
         if self.record().data.test_images >= 10_000 { 2 } else { 1 }
     }
 
-    fn mean_and_sd(&self, stat: Option<Stat>) -> Cell {
+    pub(super) fn mean_and_sd(&self, stat: Option<Stat>) -> Cell {
         let decimals = self.decimals();
         let text = stat.map(|Stat { mean, sd }| match sd {
             Some(sd) => format!("{:.decimals$} ± {:.decimals$} %", mean * 100.0, sd * 100.0),
@@ -181,7 +181,7 @@ impl<'a> Row<'a> {
         Cell::new(text, stat.map(|stat| stat.mean))
     }
 
-    fn recipe(&self) -> Cell {
+    pub(super) fn recipe(&self) -> Cell {
         let record = self.record();
         let mut text = format!("{}, {}", record.recipe, count(record.epochs, "epoch"));
         record.overrides.iter().for_each(|setting| text = format!("{text}, {setting}"));
@@ -193,7 +193,7 @@ impl<'a> Row<'a> {
         Cell::new(Some(seeds.join(", ")), Some(seeds.len() as f64))
     }
 
-    fn published(&self) -> Cell {
+    pub(super) fn published(&self) -> Cell {
         let record = self.record();
         let figures = published::beside(record);
         let texts: Vec<String> = figures
@@ -208,7 +208,7 @@ impl<'a> Row<'a> {
     }
 
     /// The difference from the published figure, or why none may be stated.
-    fn difference(&self) -> Cell {
+    pub(super) fn difference(&self) -> Cell {
         let run = self.counted().first().map_or(self.record(), |run| &run.record);
         let Some(figure) = published::beside(run).first().copied() else { return Cell::new(None, None) };
         let reasons = figure.why_not(run);
@@ -223,7 +223,7 @@ impl<'a> Row<'a> {
         Cell::new(Some(text), Some(points))
     }
 
-    fn images_per_s(&self) -> Cell {
+    pub(super) fn images_per_s(&self) -> Cell {
         let mean = self.stat(|record| record.images_per_s).map(|stat| stat.mean);
         Cell::new(
             mean.map(|rate| if rate < 100.0 { format!("{rate:.1}") } else { thousands(rate.round() as u64) }),
@@ -231,7 +231,7 @@ impl<'a> Row<'a> {
         )
     }
 
-    fn time(&self) -> Cell {
+    pub(super) fn time(&self) -> Cell {
         let mean = self.seconds().map(|stat| stat.mean);
         Cell::new(mean.map(duration), mean)
     }
@@ -241,7 +241,7 @@ impl<'a> Row<'a> {
         Cell::new(peak.map(|mb| thousands(mb.round() as u64)), peak)
     }
 
-    fn status(&self) -> Cell {
+    pub(super) fn status(&self) -> Cell {
         let mut parts = Vec::new();
         let finished = self.runs.iter().filter(|run| run.record.status == Status::Finished).count();
         if finished == self.runs.len() {
