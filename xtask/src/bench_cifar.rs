@@ -16,7 +16,7 @@ use zoo_train::machine::{device, set_threads};
 use zoo_train::recipe::{Choice, Overrides, Recipe, choose};
 use zoo_train::record::{
     DataRecord, Platform, RESULTS_FILE, RunRecord, Status, append_jsonl, git_commit, now_utc, peak_rss_mb, read_jsonl,
-    reset_peak_rss, versions,
+    replace_file, reset_peak_rss, versions,
 };
 use zoo_train::report;
 use zoo_train::trainer::{Job, Outcome, train};
@@ -86,6 +86,9 @@ pub struct Args {
 
 /// Runs the suite.
 pub fn run(args: &Args) -> Result<()> {
+    if args.readme {
+        return rewrite_readme();
+    }
     let begin = Instant::now();
     let threads = set_threads(args.threads)?;
     let device = device(&args.device)?;
@@ -150,6 +153,20 @@ pub fn run(args: &Args) -> Result<()> {
         eprintln!("stopped early: the report holds what was done until then; the same command with --resume goes on");
     }
     ensure!(failures.is_empty(), "{} failed: {}", count(failures.len(), "run"), failures.join("; "));
+    Ok(())
+}
+
+/// The README's table, and `results/report.md` and `.html`, from the records kept in the tree.
+fn rewrite_readme() -> Result<()> {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace's folder")?;
+    let (results, readme) = (root.join("results"), root.join("README.md"));
+    let (runs, warnings) = report::load(&results)?;
+    warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    let text = fs::read_to_string(&readme).with_context(|| format!("cannot read {}", readme.display()))?;
+    let text = report::splice(&text, &report::readme(&runs)).with_context(|| readme.display().to_string())?;
+    replace_file(&readme, text.as_bytes())?;
+    report::write(&results, &runs)?;
+    eprintln!("{}: {} of {}", readme.display(), count(runs.len(), "run"), results.join(RESULTS_FILE).display());
     Ok(())
 }
 

@@ -24,6 +24,7 @@ pub mod augment;
 pub mod checkpoint;
 pub mod data;
 pub mod eval;
+pub mod insight;
 pub mod loader;
 pub mod machine;
 pub mod optim;

@@ -88,6 +88,11 @@ const fn modern(model: &'static str, text: &'static str, low: f64, high: f64) ->
     Published { model, recipe, length, train_images: 50_000, text, low, high, note: MODERN, caveat: None }
 }
 
+/// All published figures, the sets one after the other.
+pub fn all() -> &'static [Published] {
+    TABLE
+}
+
 /// The figures published for `model` under `recipe`; more than one where it was trained for several lengths.
 pub fn published(model: &str, recipe: &str) -> Vec<&'static Published> {
     all_for(model).into_iter().filter(|figure| figure.recipe == recipe).collect()

@@ -164,6 +164,10 @@ pub struct EpochMetrics {
     /// Share of the training time that the step waited for data, 0 to 1.
     #[serde(deserialize_with = "null_is_nan")]
     pub wait_share: f64,
+    /// Resident memory at its end in MB, see [`rss_mb`]: the same after the first and the last epoch unless something
+    /// leaks.
+    #[serde(default)]
+    pub rss_mb: Option<f64>,
 }
 
 fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
@@ -224,19 +228,7 @@ pub fn write_jsonl<T: Serialize>(path: &Path, values: &[T]) -> Result<()> {
         serde_json::to_writer(&mut lines, value).with_context(|| format!("cannot write {} as JSON", path.display()))?;
         lines.push(b'\n');
     }
-    replace(path, &lines)
-}
-
-/// Puts a file of `bytes` in place of `path`: aside, synced and renamed.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
-    let aside = path.with_added_extension("new");
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(&aside)?;
-        file.write_all(bytes)?;
-        file.sync_data()?;
-        fs::rename(&aside, path)
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    replace_file(path, &lines)
 }
 
 /// Makes the file end in a newline, or be empty.
@@ -308,10 +300,33 @@ pub fn now_utc() -> String {
 
 /// This process's peak resident memory in MB (10^6 bytes), where `/proc` tells it.
 pub fn peak_rss_mb() -> Option<f64> {
+    status_mb("VmHWM:")
+}
+
+/// This process's resident memory now in MB (10^6 bytes), where `/proc` tells it.
+pub fn rss_mb() -> Option<f64> {
+    status_mb("VmRSS:")
+}
+
+/// A size that the kernel tells about this process, in MB.
+fn status_mb(field: &str) -> Option<f64> {
     let status = fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let line = status.lines().find_map(|line| line.strip_prefix(field))?;
     let kib: f64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024.0 / 1e6)
+}
+
+/// Gives the file at `path` new contents. They are written aside, synced and renamed: whoever looks sees the old file or
+/// the new one, never half of one.
+pub fn replace_file(path: &Path, contents: &[u8]) -> Result<()> {
+    let aside = path.with_added_extension("new");
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(&aside)?;
+        file.write_all(contents)?;
+        file.sync_data()?;
+        fs::rename(&aside, path)
+    };
+    write().with_context(|| format!("cannot write {}", path.display()))
 }
 
 /// Starts [`peak_rss_mb`] afresh from the memory in use now, so that a run in a long process is not charged with the
@@ -372,6 +387,7 @@ pub(crate) mod tests {
             seconds: 50.0,
             images_per_s: 1000.0,
             wait_share: 0.01,
+            rss_mb: Some(500.0 + epoch as f64),
         }
     }
 
@@ -404,6 +420,14 @@ pub(crate) mod tests {
         assert!(lines.values[0].train_loss.is_nan() && lines.values[0].test_loss.is_nan());
         assert_eq!(lines.values[0].test_acc, 0.1);
         assert_eq!(lines.values[1], epoch(2, 0.2));
+    }
+
+    #[test]
+    fn an_epoch_that_was_written_without_its_memory_is_read() {
+        let mut line = serde_json::to_value(epoch(1, 0.1)).unwrap();
+        line.as_object_mut().unwrap().remove("rss_mb");
+        let read: EpochMetrics = serde_json::from_value(line).unwrap();
+        assert_eq!(read, EpochMetrics { rss_mb: None, ..epoch(1, 0.1) });
     }
 
     #[test]
@@ -481,5 +505,7 @@ pub(crate) mod tests {
         let block = std::hint::black_box(vec![1u8; 256_000_000]);
         let after = peak_rss_mb().unwrap();
         assert!(after > before.max(block.len() as f64 / 1e6), "{before} {after}");
+        // Other tests of this process allocate and free meanwhile: only what the block alone takes is sure.
+        assert!(rss_mb().unwrap() > block.len() as f64 / 1e6);
     }
 }

@@ -4,11 +4,12 @@ use crate::augment::Transform;
 use crate::checkpoint::{self, Checkpoints, Position, Sums, Tensors, Unwritable};
 use crate::data::{Dataset, Split};
 use crate::eval::evaluate;
+use crate::insight;
 use crate::loader::{Batch, Loader};
 use crate::optim::{Optimizer, clip_grad_norm};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
-use crate::record::{EpochMetrics, METRICS_FILE, Status, append_jsonl, write_jsonl};
+use crate::record::{EpochMetrics, METRICS_FILE, Status, append_jsonl, rss_mb, write_jsonl};
 use crate::schedule::LearningRate;
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Var};
@@ -108,8 +109,9 @@ struct Saver<'a> {
     last: Instant,
 }
 
-/// Trains `job` on `data` and leaves `metrics.jsonl` (a line after every epoch) and `model.safetensors` in `folder`, which
-/// must exist, with checkpoints beside them ([`checkpoint::remove`] them once the run is recorded).
+/// Trains `job` on `data` and leaves `metrics.jsonl` (a line after every epoch), `model.safetensors` and what the trained network gets
+/// wrong ([`insight`]) in `folder`, which must exist, with checkpoints beside them ([`checkpoint::remove`] them once the run is
+/// recorded).
 ///
 /// With [`Checkpoints::resume`] it goes on from the newest checkpoint in `folder`, whatever ended the run that wrote it, to the weights
 /// and metrics that an uninterrupted run has, bit by bit. When `stop` turns true the run ends after the step in hand and keeps what is
@@ -161,6 +163,12 @@ pub fn train(
     let metadata = BTreeMap::from([("model".to_owned(), job.model.name.to_owned())]);
     save_safetensors(&run.store, folder.join("model.safetensors"), &metadata)
         .map_err(|error| anyhow::Error::from(error).context(Unwritable(folder.into())))?;
+    if status == Status::Finished {
+        insight::write(folder, run.net.as_ref(), &run.test, &data.test, &data.classes).map_err(|error| {
+            let is_disk = error.chain().any(|cause| cause.is::<std::io::Error>());
+            if is_disk { error.context(Unwritable(folder.into())) } else { error }
+        })?;
+    }
     let (steps, seconds) = (run.at.steps, run.seconds());
     let train_images = job.recipe.train_images(data.train.len());
     Ok(Outcome { status, epochs: run.at.epochs, steps, train_images, seconds })
@@ -365,6 +373,7 @@ impl<'a> Run<'a> {
             seconds: sums.seconds + test.seconds,
             images_per_s: images / sums.train_seconds,
             wait_share: sums.wait_seconds / sums.train_seconds,
+            rss_mb: rss_mb(),
         };
         self.at.epochs.push(metrics.clone());
         self.at.epoch += 1;

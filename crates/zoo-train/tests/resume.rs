@@ -79,7 +79,8 @@ fn spawn(folder: &Path) -> Result<Child> {
 fn result(folder: &Path) -> Result<(Vec<u8>, Vec<EpochMetrics>)> {
     let weights = fs::read(folder.join("model.safetensors")).context("the final weights")?;
     let metrics: Vec<EpochMetrics> = read_jsonl(&folder.join(METRICS_FILE))?.values;
-    let timeless = |m: EpochMetrics| EpochMetrics { seconds: 0.0, images_per_s: 0.0, wait_share: 0.0, ..m };
+    let timeless =
+        |m: EpochMetrics| EpochMetrics { seconds: 0.0, images_per_s: 0.0, wait_share: 0.0, rss_mb: None, ..m };
     Ok((weights, metrics.into_iter().map(timeless).collect()))
 }
 

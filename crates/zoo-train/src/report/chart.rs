@@ -128,6 +128,16 @@ impl Axis {
         Self { name: "epoch", low, high, ticks, log: false, format: tidy }
     }
 
+    /// Around `values`, a few known ones with a tick at each.
+    pub(super) fn at(name: &'static str, values: impl Iterator<Item = f64>) -> Self {
+        let mut ticks: Vec<f64> = values.filter(|value| value.is_finite()).collect();
+        ticks.sort_by(f64::total_cmp);
+        ticks.dedup();
+        let (low, high) = span(ticks.iter().copied()).unwrap_or((0.0, 1.0));
+        let spare = ((high - low) * 0.06).max(0.5);
+        Self { name, low: low - spare, high: high + spare, ticks, log: false, format: tidy }
+    }
+
     /// Percent that span `values`, in round numbers and never beyond 0 and 100.
     pub(super) fn percent(values: impl Iterator<Item = f64>) -> Self {
         let (low, high) = span(values).unwrap_or((0.0, 100.0));
@@ -288,6 +298,8 @@ pub(super) struct Chart {
     pub(super) x: Axis,
     pub(super) y: Axis,
     pub(super) series: Vec<Series>,
+    /// The names of its lines, where the page's common legend does not hold them.
+    pub(super) legend: Vec<(Style, String)>,
     /// Width and height in CSS pixels at full size.
     pub(super) size: (i32, i32),
 }
@@ -302,6 +314,9 @@ impl Chart {
         Ok(html! {
             figure {
                 figcaption { (self.title) }
+                @if !self.legend.is_empty() {
+                    ul.legend { @for (style, name) in &self.legend { li { (style.swatch()) (name) } } }
+                }
                 div.chart {
                     (PreEscaped(svg))
                     svg.hover viewBox={ "0 0 " (width) " " (height) } role="img" aria-label=(self.title) {
@@ -468,6 +483,13 @@ mod tests {
     }
 
     #[test]
+    fn known_values_get_a_tick_each() {
+        let axis = Axis::at("layers", [56.0, 20.0, 56.0, f64::NAN].into_iter());
+        assert_eq!(labels(&axis), ["20", "56"]);
+        assert!(axis.low < 20.0 && axis.high > 56.0);
+    }
+
+    #[test]
     fn percent_stays_between_0_and_100() {
         assert_eq!(labels(&Axis::percent([12.0, 93.0].into_iter())), ["0 %", "20 %", "40 %", "60 %", "80 %", "100 %"]);
         assert_eq!(labels(&Axis::percent([100.0].into_iter())).last().unwrap(), "100 %");
@@ -513,7 +535,7 @@ mod tests {
             label: Some(format!("series {index}")),
         });
         let (x, y) = (Axis::epochs(2), Axis::percent([40.0, 60.0].into_iter()));
-        let chart = Chart { title: "a & b".into(), x, y, series: series.collect(), size: (520, 300) };
+        let chart = Chart { title: "a & b".into(), x, y, series: series.collect(), legend: vec![], size: (520, 300) };
         let html = chart.figure().unwrap().into_string();
         let css = theme_css();
         for paint in ["fill", "stroke"] {

@@ -5,7 +5,7 @@ use super::format::{compact, duration, thousands};
 use super::summary::{Row, Section, Stat, ending};
 use crate::record::{EpochMetrics, RunRecord};
 
-const LARGE: (i32, i32) = (520, 300);
+pub(super) const LARGE: (i32, i32) = (520, 300);
 const SMALL: (i32, i32) = (360, 230);
 
 /// The charts of a section.
@@ -17,11 +17,11 @@ pub(super) struct Charts {
 }
 
 /// What one epoch's line of a run says on a chart's y axis.
-type Value = fn(&EpochMetrics) -> f64;
+pub(super) type Value = fn(&EpochMetrics) -> f64;
 /// What a model costs, on a chart's x axis.
 type Cost = fn(&RunRecord) -> Option<u64>;
 
-fn test_acc(epoch: &EpochMetrics) -> f64 {
+pub(super) fn test_acc(epoch: &EpochMetrics) -> f64 {
     epoch.test_acc * 100.0
 }
 
@@ -48,6 +48,7 @@ pub(super) fn charts(section: &Section) -> Charts {
             x: Axis::epochs(last),
             y: Axis::percent(accuracies()),
             series: train_and_test(row, style),
+            legend: vec![],
             size: if single { LARGE } else { SMALL },
         });
         if single { charts.together.extend(alone) } else { charts.alone.extend(alone) }
@@ -68,6 +69,7 @@ fn by_epoch(section: &Section, rows: &[(Style, &Row)], title: impl Fn(&str) -> S
         x: Axis::epochs(last_epoch(section)),
         y,
         series: rows.iter().flat_map(|(style, row)| curve(row, *style, value, text)).collect(),
+        legend: vec![],
         size: LARGE,
     };
     let losses: [(_, Value); 2] = [("Training loss", |epoch| epoch.train_loss), ("Test loss", |epoch| epoch.test_loss)];
@@ -96,7 +98,7 @@ fn against_time(section: &Section, rows: &[(Style, &Row)], title: String) -> Opt
     let seconds: Vec<f64> = all.iter().flat_map(|series| &series.points).map(|point| point.x).collect();
     let chart = || {
         let (x, y) = (Axis::time(seconds.iter().copied()), Axis::percent(epochs(section).map(test_acc)));
-        Chart { title, x, y, series: all, size: LARGE }
+        Chart { title, x, y, series: all, legend: vec![], size: LARGE }
     };
     (!seconds.is_empty()).then(chart)
 }
@@ -125,7 +127,7 @@ fn against_cost(rows: &[(Style, &Row)], name: &'static str, cost: Cost, title: S
         Axis::log(name, points().map(|point| point.x), compact),
         Axis::percent(reach.chain(points().map(|point| point.y))),
     );
-    (series.len() > 1).then_some(Chart { title, x, y, series, size: LARGE })
+    (series.len() > 1).then_some(Chart { title, x, y, series, legend: vec![], size: LARGE })
 }
 
 fn epochs<'a>(section: &'a Section) -> impl Iterator<Item = &'a EpochMetrics> {
@@ -136,13 +138,13 @@ fn last_epoch(section: &Section) -> usize {
     epochs(section).map(|epoch| epoch.epoch).max().unwrap_or(1)
 }
 
-fn percent(percent: f64) -> String {
+pub(super) fn percent(percent: f64) -> String {
     format!("{percent:.2} %")
 }
 
 /// A row against the epoch: the mean of the counted runs within the range of their seeds, and a thin line for each
 /// run that was cut off beside them.
-fn curve(row: &Row, style: Style, value: Value, text: fn(f64) -> String) -> Vec<Series> {
+pub(super) fn curve(row: &Row, style: Style, value: Value, text: fn(f64) -> String) -> Vec<Series> {
     let counted = row.counted();
     let mut series = Vec::new();
     let longest = counted.iter().map(|run| run.epochs.len()).max().unwrap_or(0);

@@ -24,6 +24,16 @@ pub(super) fn compact(value: f64) -> String {
     format!("{digits}{name}")
 }
 
+/// Thousands of millions, to three significant digits: `0.0408`.
+pub(super) fn giga(value: f64) -> String {
+    if value <= 0.0 {
+        return "0".into();
+    }
+    let giga = value / 1e9;
+    let decimals = (2 - giga.log10().floor() as i32).clamp(0, 9) as usize;
+    format!("{giga:.decimals$}")
+}
+
 /// A length of time: `42.1 s`, `2 min 5 s`, `12 min`, `3 h 20 min`.
 pub(super) fn duration(seconds: f64) -> String {
     let (whole, minutes) = (seconds.round() as u64, (seconds / 60.0).round() as u64);
@@ -49,6 +59,12 @@ mod tests {
     fn large_numbers_get_a_unit() {
         let values = [0.0, 10.0, 999.0, 1000.0, 269_722.0, 999_999.0, 40_813_184.0, 200_000_000.0, 1_820_000_000.0];
         assert_eq!(values.map(compact), ["0", "10", "999", "1 k", "270 k", "1 M", "40.8 M", "200 M", "1.82 G"]);
+    }
+
+    #[test]
+    fn multiply_adds_are_said_in_thousands_of_millions() {
+        let values = [0.0, 394.0, 1_300_000.0, 40_813_184.0, 555_000_000.0, 1_820_000_000.0, 15_470_000_000.0, 1e12];
+        assert_eq!(values.map(giga), ["0", "0.000000394", "0.00130", "0.0408", "0.555", "1.82", "15.5", "1000"]);
     }
 
     #[test]

@@ -9,12 +9,14 @@ use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 use super::Run;
 use super::chart::{Chart, Style, theme_css};
 use super::curves::{Charts, charts};
+use super::mistakes::mistakes;
+use super::studies::studies;
 use super::summary::{COLUMNS, Column, Kind, PROTOCOL, Row, SYNTHETIC_BANNER, Section, conditions, count, sections};
 
 const CSS: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
-/// Forbids the page to load anything, whatever a record may hold.
-const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'";
+/// Forbids the page to load anything, whatever a record may hold; its pictures stand in itself.
+const POLICY: &str = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'";
 
 /// The report as one self-contained page.
 pub fn html(runs: &[Run]) -> Result<String> {
@@ -67,7 +69,7 @@ fn overview(sections: &[Section]) -> String {
 fn section(section: &Section) -> Result<Markup> {
     let Charts { together, alone } = charts(section);
     let figures = |charts: &[Chart]| charts.iter().map(Chart::figure).collect::<Result<Vec<_>>>();
-    let (together, alone) = (figures(&together)?, figures(&alone)?);
+    let (together, alone, studies) = (figures(&together)?, figures(&alone)?, figures(&studies(section))?);
     Ok(markup! {
         section {
             h2 { (section.heading()) }
@@ -80,11 +82,17 @@ fn section(section: &Section) -> Result<Markup> {
                 (legend(section))
                 div.charts { @for figure in &together { (figure) } }
             }
+            @if !studies.is_empty() {
+                h3 { "What one thing changes" }
+                p.note { "Runs of the same recipe that differ in nothing else. Each chart has colours of its own." }
+                div.charts.studies { @for figure in &studies { (figure) } }
+            }
             @if !alone.is_empty() {
                 h3 { "Each model alone" }
                 p.note { "Accuracy on test images in the model's colour, on training images as they came by in grey." }
                 div.charts.small { @for figure in &alone { (figure) } }
             }
+            (mistakes(section))
         }
     })
 }
@@ -92,7 +100,7 @@ fn section(section: &Section) -> Result<Markup> {
 fn table(section: &Section) -> Markup {
     markup! {
         div.scroll tabindex="0" role="region" aria-label="Results" {
-            table {
+            table.results {
                 thead { tr { @for column in COLUMNS { (head(column)) } } }
                 tbody {
                     @for (index, row) in section.rows.iter().enumerate() {
@@ -166,14 +174,21 @@ fn facts<'a>(facts: impl Iterator<Item = &'a (&'static str, String)>) -> Markup 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::insight::tests::insight;
     use crate::record::Status;
     use crate::report::tests::{run, synthetic};
 
     #[test]
     fn the_page_needs_nothing_from_outside() {
-        let page = html(&[run("cifar_resnet20", "fast", 1, 0.9), run("mlp", "fast", 1, 0.5)]).unwrap();
+        let mut seen = run("cifar_resnet20", "fast", 1, 0.9);
+        seen.insight = Some(insight(&["cat", "dog", "truck"]));
+        let page = html(&[seen, run("mlp", "fast", 1, 0.5)]).unwrap();
         // Names of things, not addresses: what an SVG is, and the header that forbids to load anything.
         let outside = page.replace("xmlns=\"http://www.w3.org/2000/svg\"", "").replace("http-equiv", "");
+        // A picture that stands in the page itself.
+        let (before, rest) = outside.split_once("url(data:image/png;base64,").unwrap();
+        let outside = format!("{before}{}", rest.split_once(')').unwrap().1);
+        assert!(page.contains("default-src 'none'; img-src data:; style-src"), "{page}");
         for address in ["http", "://", "url(", "@import", "src=", "href="] {
             assert!(!outside.contains(address), "{address} in the page");
         }
@@ -226,6 +241,16 @@ mod tests {
         assert_eq!(page.matches("<tr class=\"unfinished\">").count(), 2);
         assert!(page.contains("× run cut off"));
         assert!(page.contains("mlp · seed 1 · epoch 3 · 8.55 % · failed"));
+    }
+
+    #[test]
+    fn studies_stand_beside_the_curves() {
+        let mut runs = [run("cifar_plain20", "fast", 1, 0.9), run("cifar_plain56", "fast", 1, 0.8)];
+        let depth =
+            "<figcaption>Plain networks: test error by depth · fast · CIFAR-10</figcaption><ul class=\"legend\">";
+        assert!(html(&runs).unwrap().contains(depth));
+        runs[1].record.model = "mlp".into();
+        assert!(!html(&runs).unwrap().contains("What one thing changes"));
     }
 
     #[test]

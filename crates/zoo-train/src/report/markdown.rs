@@ -57,7 +57,7 @@ fn cells(row: &Row) -> Vec<String> {
 }
 
 /// Text that Markdown shows as it is, inside a table too.
-fn escape(text: &str) -> String {
+pub(super) fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for letter in text.chars() {
         if "\\`*_[]<>|#".contains(letter) {
@@ -69,7 +69,7 @@ fn escape(text: &str) -> String {
 }
 
 /// Text as inline code; the fence is longer than any run of backticks inside it.
-fn code(text: &str) -> String {
+pub(super) fn code(text: &str) -> String {
     let text = text.replace(char::is_control, " ").replace('|', "\\|");
     let longest = text.split(|letter| letter != '`').map(str::len).max().unwrap_or(0);
     let fence = "`".repeat(longest + 1);
@@ -87,7 +87,7 @@ mod tests {
     fn the_table_stands_in_markdown() {
         let text = markdown(&[run("cifar_alexnet", "review-20", 1, 0.66), run("cifar_alexnet", "review-20", 2, 0.67)]);
         assert!(text.starts_with("### CIFAR-10: 50,000 images to train on, 10,000 to test on\n"), "{text}");
-        let row = "| `cifar_alexnet` | review-20, 20 epochs | 1, 2 | 269,722 | 40.8 M | 66.50 ± 0.71 % \
+        let row = "| `cifar_alexnet` | review-20, 20 epochs | 1, 2 | 269,722 | 0.0408 | 66.50 ± 0.71 % \
                    | 67.50 ± 0.71 % | 66.5 % | +0.00 | 1,000 | 17 min | 512 | finished |\n";
         assert!(text.contains(row), "{text}");
         assert!(

@@ -10,19 +10,22 @@ mod curves;
 pub(crate) mod format;
 mod html;
 mod markdown;
+mod mistakes;
+mod readme;
+mod studies;
 mod summary;
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
-use std::io::Write;
 use std::path::Path;
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
-use crate::record::{EpochMetrics, METRICS_FILE, RESULTS_FILE, RunRecord, read_jsonl};
+use crate::insight::{self, Insight};
+use crate::record::{EpochMetrics, METRICS_FILE, RESULTS_FILE, RunRecord, read_jsonl, replace_file};
 
 pub use html::html;
 pub use markdown::markdown;
+pub use readme::{readme, splice};
 
 /// A run as a report sees it: its record and its epochs.
 #[derive(Debug, Clone, PartialEq)]
@@ -31,16 +34,24 @@ pub struct Run {
     pub record: RunRecord,
     /// The run's `metrics.jsonl`, one entry an epoch in order; may be empty.
     pub epochs: Vec<EpochMetrics>,
+    /// What the trained network does on the test images, if that was looked at.
+    pub insight: Option<Insight>,
 }
 
-/// Reads the runs of the suite in the folder `out`: `results.jsonl` and the `metrics.jsonl` of each run's own folder.
-/// Returns them with what the reader should be warned of: lines that a crash cut off, and epochs that are missing.
+/// Reads the runs of the suite in the folder `out`: `results.jsonl`, and from each run's own folder its `metrics.jsonl` and
+/// what [`insight::write`] left there. Returns them with what the reader should be warned of: lines that a crash cut off,
+/// epochs that are missing, an evaluation that is damaged.
 pub fn load(out: &Path) -> Result<(Vec<Run>, Vec<String>)> {
-    let records = read_jsonl::<RunRecord>(&out.join(RESULTS_FILE))?;
+    let mut records = read_jsonl::<RunRecord>(&out.join(RESULTS_FILE))?;
     let mut warnings: Vec<String> = records.warning.into_iter().collect();
+    // A run that was cut off and resumed has a line for each time it ended: the last one counts, in the place of the first.
+    let mut last: BTreeMap<String, RunRecord> =
+        records.values.iter().map(|record| (record.folder.clone(), record.clone())).collect();
+    records.values = records.values.iter().filter_map(|record| last.remove(&record.folder)).collect();
     let mut runs = Vec::new();
     for record in records.values {
-        let path = out.join(&record.folder).join(METRICS_FILE);
+        let folder = out.join(&record.folder);
+        let path = folder.join(METRICS_FILE);
         let mut epochs = Vec::new();
         if path.exists() {
             let lines = read_jsonl::<EpochMetrics>(&path)?;
@@ -52,7 +63,11 @@ pub fn load(out: &Path) -> Result<(Vec<Run>, Vec<String>)> {
         } else if record.epochs_done > 0 {
             warnings.push(format!("{} is missing: the report shows no curve of {}", path.display(), record.folder));
         }
-        runs.push(Run { record, epochs });
+        let insight = insight::read(&folder).unwrap_or_else(|error| {
+            warnings.push(format!("{error:#}; the report leaves it out"));
+            None
+        });
+        runs.push(Run { record, epochs, insight });
     }
     Ok((runs, warnings))
 }
@@ -60,23 +75,14 @@ pub fn load(out: &Path) -> Result<(Vec<Run>, Vec<String>)> {
 /// Writes `report.md` and `report.html` into the folder `out`. Each is written aside and renamed: whoever looks at
 /// one while it is renewed sees the old or the new one, never half of it.
 pub fn write(out: &Path, runs: &[Run]) -> Result<()> {
-    replace(&out.join("report.md"), &markdown(runs))?;
-    replace(&out.join("report.html"), &html(runs)?)
-}
-
-fn replace(path: &Path, text: &str) -> Result<()> {
-    let aside = path.with_added_extension("new");
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(&aside)?;
-        file.write_all(text.as_bytes())?;
-        file.sync_data()?;
-        fs::rename(&aside, path)
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    replace_file(&out.join("report.md"), markdown(runs).as_bytes())?;
+    replace_file(&out.join("report.html"), html(runs)?.as_bytes())
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use std::fs;
+
     use super::*;
     use crate::record::tests::{epoch, record};
     use crate::record::{DataRecord, Status, append_jsonl};
@@ -84,7 +90,7 @@ pub(crate) mod tests {
     /// A run of 20 epochs that ends at the accuracy `acc`.
     pub(crate) fn run(model: &str, recipe: &str, seed: u64, acc: f64) -> Run {
         let epochs = (1..=20).map(|n| epoch(n, acc * (1.0 - 0.5 / f64::from(n as u32)) / 0.975)).collect();
-        Run { record: record(model, recipe, seed, acc), epochs }
+        Run { record: record(model, recipe, seed, acc), epochs, insight: None }
     }
 
     /// The same run on synthetic images.
@@ -111,6 +117,17 @@ pub(crate) mod tests {
         // A run that was killed after epoch 20 and resumed from epoch 19 says epoch 20 twice.
         append_jsonl(&dir.path().join("mlp-fast-1").join(METRICS_FILE), &runs[0].epochs[19]).unwrap();
         assert_eq!(load(dir.path()).unwrap(), (runs.clone(), vec![]));
+
+        // What was looked at beside a curve comes along; where it is damaged, the rest of the report still stands.
+        let file = dir.path().join(&runs[0].record.folder).join(insight::EVALUATION_FILE);
+        let seen = insight::tests::insight(&["cat", "dog"]);
+        fs::write(&file, serde_json::to_vec(&seen).unwrap()).unwrap();
+        let (loaded, warnings) = load(dir.path()).unwrap();
+        assert_eq!((&loaded[0].insight, warnings), (&Some(Insight { picture: None, ..seen }), vec![]));
+        fs::write(&file, "{").unwrap();
+        let (loaded, warnings) = load(dir.path()).unwrap();
+        assert_eq!(loaded, runs);
+        assert!(warnings.len() == 1 && warnings[0].contains("evaluation.json is damaged"), "{warnings:?}");
 
         write(dir.path(), &runs).unwrap();
         write(dir.path(), &runs).unwrap();

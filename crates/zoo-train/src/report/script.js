@@ -1,5 +1,5 @@
 // The page is whole without this script; it adds sorting by column and buttons that copy a command.
-for (const table of document.querySelectorAll("table")) {
+for (const table of document.querySelectorAll("table.results")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
     const button = document.createElement("button");

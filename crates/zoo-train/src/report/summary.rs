@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use super::Run;
-use super::format::{compact, duration, thousands};
+use super::format::{duration, giga, thousands};
 use crate::published;
 use crate::recipe::Length;
-use crate::record::{CIFAR10, DataRecord, RunRecord, Status};
+use crate::record::{CIFAR10, DataRecord, EpochMetrics, RunRecord, Status};
 
 /// Mean and sample standard deviation; one value alone has no deviation.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -74,7 +74,10 @@ fn kind(record: &RunRecord) -> (&str, &str, &[String], usize, usize, &str) {
     (&record.model, &record.recipe, &record.overrides, record.epochs, record.batch, &record.device)
 }
 
+/// The model's name, whatever differs among the rows of that model, and always the overrides: a network without its
+/// BatchNorm must not pass for the network itself, even where that one is not in the report.
 fn label(row: &Row, rows: &[Row]) -> String {
+    const OVERRIDES: usize = 2;
     let details = |row: &Row| {
         let record = row.record();
         let (epochs, batch) = (format!("{} epochs", record.epochs), format!("batch {}", record.batch));
@@ -84,7 +87,8 @@ fn label(row: &Row, rows: &[Row]) -> String {
         rows.iter().filter(|other| other.record().model == row.record().model).map(details).collect();
     let mut label = row.record().model.clone();
     for (index, detail) in details(row).into_iter().enumerate() {
-        if !detail.is_empty() && siblings.iter().any(|other| other[index] != detail) {
+        let tells = index == OVERRIDES || siblings.iter().any(|other| other[index] != detail);
+        if tells && !detail.is_empty() {
             label = format!("{label} · {detail}");
         }
     }
@@ -145,7 +149,7 @@ impl<'a> Row<'a> {
         }
     }
 
-    fn stat(&self, value: impl Fn(&RunRecord) -> Option<f64>) -> Option<Stat> {
+    pub(super) fn stat(&self, value: impl Fn(&RunRecord) -> Option<f64>) -> Option<Stat> {
         Stat::of(self.counted().iter().filter_map(|run| value(&run.record)))
     }
 
@@ -168,7 +172,7 @@ impl<'a> Row<'a> {
         if self.record().data.test_images >= 10_000 { 2 } else { 1 }
     }
 
-    fn mean_and_sd(&self, stat: Option<Stat>) -> Cell {
+    pub(super) fn mean_and_sd(&self, stat: Option<Stat>) -> Cell {
         let decimals = self.decimals();
         let text = stat.map(|Stat { mean, sd }| match sd {
             Some(sd) => format!("{:.decimals$} ± {:.decimals$} %", mean * 100.0, sd * 100.0),
@@ -177,7 +181,7 @@ impl<'a> Row<'a> {
         Cell::new(text, stat.map(|stat| stat.mean))
     }
 
-    fn recipe(&self) -> Cell {
+    pub(super) fn recipe(&self) -> Cell {
         let record = self.record();
         let mut text = format!("{}, {}", record.recipe, count(record.epochs, "epoch"));
         record.overrides.iter().for_each(|setting| text = format!("{text}, {setting}"));
@@ -189,7 +193,7 @@ impl<'a> Row<'a> {
         Cell::new(Some(seeds.join(", ")), Some(seeds.len() as f64))
     }
 
-    fn published(&self) -> Cell {
+    pub(super) fn published(&self) -> Cell {
         let record = self.record();
         let figures = published::beside(record);
         let texts: Vec<String> = figures
@@ -204,7 +208,7 @@ impl<'a> Row<'a> {
     }
 
     /// The difference from the published figure, or why none may be stated.
-    fn difference(&self) -> Cell {
+    pub(super) fn difference(&self) -> Cell {
         let run = self.counted().first().map_or(self.record(), |run| &run.record);
         let Some(figure) = published::beside(run).first().copied() else { return Cell::new(None, None) };
         let reasons = figure.why_not(run);
@@ -219,7 +223,7 @@ impl<'a> Row<'a> {
         Cell::new(Some(text), Some(points))
     }
 
-    fn images_per_s(&self) -> Cell {
+    pub(super) fn images_per_s(&self) -> Cell {
         let mean = self.stat(|record| record.images_per_s).map(|stat| stat.mean);
         Cell::new(
             mean.map(|rate| if rate < 100.0 { format!("{rate:.1}") } else { thousands(rate.round() as u64) }),
@@ -227,7 +231,7 @@ impl<'a> Row<'a> {
         )
     }
 
-    fn time(&self) -> Cell {
+    pub(super) fn time(&self) -> Cell {
         let mean = self.seconds().map(|stat| stat.mean);
         Cell::new(mean.map(duration), mean)
     }
@@ -237,7 +241,7 @@ impl<'a> Row<'a> {
         Cell::new(peak.map(|mb| thousands(mb.round() as u64)), peak)
     }
 
-    fn status(&self) -> Cell {
+    pub(super) fn status(&self) -> Cell {
         let mut parts = Vec::new();
         let finished = self.runs.iter().filter(|run| run.record.status == Status::Finished).count();
         if finished == self.runs.len() {
@@ -324,11 +328,11 @@ pub(super) const COLUMNS: &[Column] = &[
         },
     },
     Column {
-        title: "MACs",
+        title: "GMACs",
         kind: Kind::Number,
         cell: |row| {
             let macs = row.record().macs.map(|macs| macs as f64);
-            Cell::new(macs.map(compact), macs)
+            Cell::new(macs.map(giga), macs)
         },
     },
     Column { title: "Accuracy, last epoch", kind: Kind::Number, cell: |row| row.mean_and_sd(row.last()) },
@@ -397,12 +401,22 @@ pub(super) fn conditions<'a>(sections: &[Section<'a>]) -> Conditions<'a> {
             course.extend(
                 wait.map(|wait| ("Waited for data", format!("{:.1} % of the training time", wait.mean * 100.0))),
             );
+            course.extend(memory(run).map(|memory| ("Resident memory", memory)));
             course.extend(ending(record).map(|ended| ("Ended", ended)));
-            let title = format!("{} · {} · seed {}", record.model, record.recipe, record.seed);
+            let overrides: String = record.overrides.iter().map(|setting| format!(" · {setting}")).collect();
+            let title = format!("{} · {}{overrides} · seed {}", record.model, record.recipe, record.seed);
             RunConditions { title, conditions: told(&own, record), course, command: &record.command }
         })
     });
     Conditions { own: own.collect(), shared: runs.first().map_or_else(Vec::new, |record| told(&shared, record)) }
+}
+
+/// How the memory in use went from the first to the last epoch: a leak would show here, a peak would not tell.
+fn memory(run: &Run) -> Option<String> {
+    let mb = |epoch: Option<&EpochMetrics>| Some(format!("{} MB", thousands(epoch?.rss_mb?.round() as u64)));
+    let (first, last) = (mb(run.epochs.first())?, mb(run.epochs.last())?);
+    let epochs = count(run.epochs.len(), "epoch");
+    Some(format!("{first} after the first epoch, {last} after the last ({epochs})"))
 }
 
 #[cfg(test)]
@@ -444,6 +458,35 @@ mod tests {
         assert_eq!(cell(row, "Status"), "finished");
         assert_eq!(sections[1].rows[0].label, "mlp");
         assert_eq!(cell(&sections[1].rows[0], "Accuracy, last epoch"), "99.0 %");
+    }
+
+    #[test]
+    fn a_row_of_an_ablation_is_told_apart() {
+        let with = |model: &str, settings: &[&str]| {
+            let mut run = run(model, "fast", 1, 0.5);
+            run.record.overrides = settings.iter().map(|&setting| setting.to_owned()).collect();
+            run
+        };
+        let runs = [with("mlp", &[]), with("mlp", &["bn_eps=0.001"]), with("vgg", &["lr=0.1", "batch_norm=off"])];
+        let sections = sections(&runs);
+        let labels: Vec<_> = sections[0].rows.iter().map(|row| row.label.as_str()).collect();
+        assert_eq!(labels, ["mlp", "mlp · bn_eps=0.001", "vgg · lr=0.1 batch_norm=off"]);
+        let titles: Vec<String> = conditions(&sections).own.into_iter().map(|run| run.title).collect();
+        assert_eq!(titles[2], "vgg · fast · lr=0.1 · batch_norm=off · seed 1");
+    }
+
+    #[test]
+    fn the_memory_is_told_at_both_ends() {
+        let mut runs = [run("mlp", "fast", 1, 0.5), run("mlp", "fast", 2, 0.5), run("mlp", "fast", 3, 0.5)];
+        runs[1].epochs[19].rss_mb = None;
+        runs[2].epochs.clear();
+        let sections = sections(&runs);
+        let told = conditions(&sections)
+            .own
+            .into_iter()
+            .map(|run| run.course.into_iter().find(|(name, _)| *name == "Resident memory").map(|(_, memory)| memory));
+        let first = "501 MB after the first epoch, 520 MB after the last (20 epochs)".to_owned();
+        assert_eq!(told.collect::<Vec<_>>(), [Some(first), None, None]);
     }
 
     #[test]

@@ -1,0 +1,337 @@
+//! Charts that answer one question each: what depth does, what a setting does, what a layer does. They are drawn from rows that
+//! differ in this one thing.
+
+use super::chart::{Axis, Chart, Point, Series, Style};
+use super::curves::{LARGE, curve, percent, test_acc};
+use super::summary::{Row, Section, ending};
+use crate::record::RunRecord;
+
+/// The networks that differ in nothing but their depth: before and after the depth in their names, and what they are.
+const FAMILIES: [(&str, &str, &str); 4] = [
+    ("cifar_plain", "", "plain"),
+    ("cifar_resnet", "", "residual, option A"),
+    ("cifar_resnet", "_b", "residual, option B"),
+    ("cifar_seresnet", "", "squeeze-and-excitation"),
+];
+/// The depths of He et al. 2015, section 4.2. `cifar_resnet18` and its like are other, wider networks.
+const DEPTHS: [u32; 6] = [20, 32, 44, 56, 110, 1202];
+
+/// A number that an override sets: its name there, what it is, and the value without the override.
+struct Setting {
+    name: &'static str,
+    title: &'static str,
+    default: f64,
+}
+
+const SETTINGS: [Setting; 2] = [
+    Setting { name: "bn_momentum", title: "Test accuracy against BatchNorm's momentum", default: 0.1 },
+    Setting { name: "bn_eps", title: "Test accuracy against BatchNorm's epsilon", default: 1e-5 },
+];
+
+/// The override that leaves BatchNorm out.
+const WITHOUT_BATCH_NORM: &str = "batch_norm=off";
+
+/// The charts that the section has rows for.
+pub(super) fn studies(section: &Section) -> Vec<Chart> {
+    let mut charts = by_depth(section);
+    charts.extend(SETTINGS.iter().flat_map(|setting| by_setting(section, setting)));
+    charts.extend(batch_norm(section));
+    charts
+}
+
+/// How rows were trained that may be compared, but for their model: recipe, epochs, batch, device, and the overrides without
+/// those that `left_out` picks.
+type Training<'a> = (&'a str, usize, usize, &'a str, Vec<&'a str>);
+
+fn training<'a>(record: &'a RunRecord, left_out: impl Fn(&str) -> bool) -> Training<'a> {
+    let overrides = record.overrides.iter().map(String::as_str).filter(|setting| !left_out(setting));
+    (&record.recipe, record.epochs, record.batch, &record.device, overrides.collect())
+}
+
+/// `recipe, overrides`, for titles.
+fn named((recipe, _, _, _, overrides): &Training) -> String {
+    overrides.iter().fold((*recipe).to_owned(), |name, setting| format!("{name}, {setting}"))
+}
+
+/// Puts items of equal keys together, in the order of their first ones.
+fn grouped<K: PartialEq, T>(items: impl Iterator<Item = (K, T)>) -> Vec<(K, Vec<T>)> {
+    let mut groups: Vec<(K, Vec<T>)> = Vec::new();
+    for (key, item) in items {
+        match groups.iter().position(|(other, _)| *other == key) {
+            Some(index) => groups[index].1.push(item),
+            None => groups.push((key, vec![item])),
+        }
+    }
+    groups
+}
+
+/// One line: `y` of each row's accuracy in percent, with what `title` says about it.
+fn line(
+    index: usize,
+    points: Vec<(f64, &Row)>,
+    y: fn(f64) -> f64,
+    title: impl Fn(f64, &Row, String) -> String,
+) -> Series {
+    let mut series = Series {
+        style: Style::Series(index),
+        points: vec![],
+        spread: vec![],
+        cut_off: false,
+        thin: false,
+        label: None,
+    };
+    for (x, row) in points {
+        let Some(last) = row.last() else { continue };
+        let value = y(last.mean * 100.0);
+        series.points.push(Point { x, y: value, title: title(x, row, percent(value)) });
+        series.spread.extend(last.sd.map(|sd| (x, value - sd * 100.0, value + sd * 100.0)));
+        series.cut_off |= row.counted().iter().any(|run| ending(&run.record).is_some());
+    }
+    series
+}
+
+/// What the lines' y axis must reach.
+fn reach(series: &[Series]) -> Axis {
+    let spread = series.iter().flat_map(|series| &series.spread).flat_map(|&(_, low, high)| [low, high]);
+    Axis::percent(spread.chain(series.iter().flat_map(|series| &series.points).map(|point| point.y)))
+}
+
+/// The family of a model and its depth.
+fn family(model: &str) -> Option<(usize, u32)> {
+    let depth = |(before, after, _): &(&str, &str, &str)| -> Option<u32> {
+        model.strip_prefix(before)?.strip_suffix(after)?.parse().ok().filter(|depth| DEPTHS.contains(depth))
+    };
+    FAMILIES.iter().enumerate().find_map(|(index, family)| Some((index, depth(family)?)))
+}
+
+/// The degradation figure of He et al.: plain networks grow worse with depth, residual ones better.
+fn by_depth(section: &Section) -> Vec<Chart> {
+    let rows = section.rows.iter().filter(|row| row.last().is_some());
+    let rows = rows.filter_map(|row| Some((training(row.record(), |_| false), (family(&row.record().model)?, row))));
+    let mut charts = Vec::new();
+    for (training, mut rows) in grouped(rows) {
+        rows.sort_by_key(|(place, _)| *place);
+        let depths: Vec<f64> = rows.iter().map(|((_, depth), _)| f64::from(*depth)).collect();
+        let lines = grouped(rows.into_iter().map(|((family, depth), row)| (family, (f64::from(depth), row))));
+        if !lines.iter().any(|(_, points)| points.len() > 1) {
+            continue;
+        }
+        let residual = lines.iter().any(|(family, _)| *family != 0);
+        let question = match (lines[0].0, residual) {
+            (0, true) => "Plain against residual networks: test error by depth",
+            (0, false) => "Plain networks: test error by depth",
+            _ => "Residual networks: test error by depth",
+        };
+        let legend = lines.iter().map(|&(family, _)| (Style::Series(family), FAMILIES[family].2.to_owned())).collect();
+        let told = |_: f64, row: &Row, error: String| format!("{} · {error} of the test images wrong", row.label);
+        let series: Vec<Series> =
+            lines.into_iter().map(|(family, points)| line(family, points, |acc| 100.0 - acc, told)).collect();
+        charts.push(Chart {
+            title: format!("{question} · {} · {}", named(&training), section.name()),
+            x: Axis::at("layers", depths.into_iter()),
+            y: reach(&series),
+            series,
+            legend,
+            size: LARGE,
+        });
+    }
+    charts
+}
+
+/// The value of `setting` in a record: what its override says, else the default.
+fn value(record: &RunRecord, setting: &Setting) -> Option<f64> {
+    let mut given = record.overrides.iter().filter_map(|text| text.strip_prefix(setting.name)?.strip_prefix('='));
+    let value = given.next().map_or(Some(setting.default), |text| text.parse().ok());
+    // The axis is logarithmic.
+    value.filter(|value: &f64| value.is_finite() && *value > 0.0)
+}
+
+/// Test accuracy against a setting, one line a model that was trained with at least two values of it.
+fn by_setting(section: &Section, setting: &Setting) -> Vec<Chart> {
+    let is_set = |text: &str| text.strip_prefix(setting.name).is_some_and(|rest| rest.starts_with('='));
+    let rows = section.rows.iter().filter(|row| row.last().is_some());
+    let rows = rows.filter_map(|row| Some((training(row.record(), is_set), (value(row.record(), setting)?, row))));
+    let mut charts = Vec::new();
+    for (training, mut rows) in grouped(rows) {
+        rows.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let mut lines = grouped(rows.into_iter().map(|(value, row)| (row.record().model.as_str(), (value, row))));
+        lines.iter_mut().for_each(|(_, points)| points.dedup_by_key(|(value, _)| *value));
+        lines.retain(|(_, points)| points.len() > 1);
+        lines.sort_by_key(|(model, _)| *model);
+        if lines.is_empty() {
+            continue;
+        }
+        let values: Vec<f64> = lines.iter().flat_map(|(_, points)| points).map(|(value, _)| *value).collect();
+        let legend = lines.iter().enumerate().map(|(index, (model, _))| (Style::Series(index), (*model).to_owned()));
+        let legend = legend.collect();
+        let told = |value: f64, row: &Row, accuracy: String| {
+            format!("{} · {} {} · {accuracy}", row.record().model, setting.name, short(value))
+        };
+        let lines = lines.into_iter().enumerate();
+        let series: Vec<Series> = lines.map(|(index, (_, points))| line(index, points, |acc| acc, told)).collect();
+        charts.push(Chart {
+            title: format!("{} · {} · {}", setting.title, named(&training), section.name()),
+            x: Axis::log(setting.name, values.into_iter(), short),
+            y: reach(&series),
+            series,
+            legend,
+            size: LARGE,
+        });
+    }
+    charts
+}
+
+/// A setting's value without a row of zeros: `0.01`, `1e-5`.
+fn short(value: f64) -> String {
+    if value < 0.001 { format!("{value:.0e}") } else { format!("{}", (value * 1e6).round() / 1e6) }
+}
+
+/// Test accuracy by epoch with and without BatchNorm, a chart for each model that was trained both ways.
+fn batch_norm(section: &Section) -> Vec<Chart> {
+    let is_off = |text: &str| text == WITHOUT_BATCH_NORM;
+    let off = |row: &Row| row.record().overrides.iter().any(|text| is_off(text));
+    let mut charts = Vec::new();
+    for without in section.rows.iter().filter(|row| off(row)) {
+        let training = training(without.record(), is_off);
+        let model = &without.record().model;
+        let same =
+            |row: &&Row| !off(row) && row.record().model == *model && self::training(row.record(), is_off) == training;
+        let Some(with) = section.rows.iter().find(same) else { continue };
+        let pair = [(with, "with BatchNorm"), (without, "without BatchNorm")];
+        let epochs = || pair.iter().flat_map(|(row, _)| &row.runs).flat_map(|run| &run.epochs);
+        if pair.iter().any(|(row, _)| row.runs.iter().all(|run| run.epochs.is_empty())) {
+            continue;
+        }
+        let lines = pair.iter().enumerate();
+        charts.push(Chart {
+            title: format!("{model} with and without BatchNorm · {} · {}", named(&training), section.name()),
+            x: Axis::epochs(epochs().map(|epoch| epoch.epoch).max().unwrap_or(1)),
+            y: Axis::percent(epochs().map(test_acc)),
+            series: lines
+                .clone()
+                .flat_map(|(index, (row, _))| curve(row, Style::Series(index), test_acc, percent))
+                .collect(),
+            legend: lines.map(|(index, (_, name))| (Style::Series(index), (*name).to_owned())).collect(),
+            size: LARGE,
+        });
+    }
+    charts
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Status;
+    use crate::report::Run;
+    use crate::report::summary::sections;
+    use crate::report::tests::run;
+
+    fn with(settings: &[&str], mut run: Run) -> Run {
+        run.record.overrides = settings.iter().map(|&setting| setting.to_owned()).collect();
+        run
+    }
+
+    /// (title, names of the lines, their points)
+    type Told = (String, Vec<String>, Vec<Vec<(f64, f64)>>);
+
+    fn drawn(runs: &[Run]) -> Vec<Told> {
+        let sections = sections(runs);
+        let charts = studies(&sections[0]);
+        charts.iter().for_each(|chart| assert!(chart.figure().is_ok()));
+        let round = |value: f64| (value * 100.0).round() / 100.0;
+        let points = |series: &Series| series.points.iter().map(|point| (point.x, round(point.y))).collect();
+        charts
+            .iter()
+            .map(|chart| {
+                let names = chart.legend.iter().map(|(_, name)| name.clone()).collect();
+                (chart.title.clone(), names, chart.series.iter().map(points).collect())
+            })
+            .collect()
+    }
+
+    #[test]
+    fn depth_is_drawn_family_by_family() {
+        let runs = [
+            run("cifar_plain56", "resnet-paper", 1, 0.86),
+            run("cifar_plain20", "resnet-paper", 1, 0.90),
+            run("cifar_resnet56", "resnet-paper", 1, 0.93),
+            run("cifar_resnet20", "resnet-paper", 1, 0.91),
+            run("cifar_resnet20", "resnet-paper", 2, 0.93),
+            run("cifar_resnet20_b", "resnet-paper", 1, 0.92),
+            run("cifar_seresnet20", "resnet-paper", 1, 0.925),
+            // Other networks, and others' recipes, are no part of it.
+            run("cifar_resnet50", "resnet-paper", 1, 0.95),
+            run("cifar_resnet110", "modern-200", 1, 0.95),
+            with(&["lr=0.01"], run("cifar_resnet110", "resnet-paper", 1, 0.5)),
+        ];
+        let title = "Plain against residual networks: test error by depth · resnet-paper · CIFAR-10";
+        let names = ["plain", "residual, option A", "residual, option B", "squeeze-and-excitation"].map(str::to_owned);
+        let points = vec![
+            vec![(20.0, 10.0), (56.0, 14.0)],
+            vec![(20.0, 8.0), (56.0, 7.0)],
+            vec![(20.0, 8.0)],
+            vec![(20.0, 7.5)],
+        ];
+        assert_eq!(drawn(&runs), [(title.to_owned(), names.to_vec(), points)]);
+
+        // One depth tells nothing, nor does a run without a result.
+        assert_eq!(drawn(&[runs[0].clone(), runs[2].clone()]), []);
+        let mut failed = runs[1].clone();
+        failed.record.status = Status::Failed { message: "no memory".into() };
+        assert_eq!(drawn(&[runs[0].clone(), failed]), []);
+        assert!(drawn(&runs[2..4])[0].0.starts_with("Residual networks: test error by depth"));
+    }
+
+    #[test]
+    fn a_setting_is_drawn_where_nothing_else_differs() {
+        let runs = [
+            with(&["bn_momentum=0.01"], run("cifar_vgg16_bn", "fast", 1, 0.88)),
+            run("cifar_vgg16_bn", "fast", 1, 0.90),
+            with(&["bn_momentum=0.5"], run("cifar_vgg16_bn", "fast", 1, 0.89)),
+            with(&["bn_momentum=1e-3"], run("cifar_resnet20", "fast", 1, 0.80)),
+            run("cifar_resnet20", "fast", 1, 0.91),
+            with(&["bn_eps=0.001"], run("cifar_resnet20", "fast", 1, 0.92)),
+            // Two things differ, another recipe, no number that the axis could hold, nothing to compare with.
+            with(&["bn_momentum=0.01", "lr=0.05"], run("cifar_resnet20", "fast", 1, 0.5)),
+            with(&["bn_momentum=0.01"], run("cifar_resnet20", "slow", 1, 0.5)),
+            with(&["bn_momentum=0"], run("cifar_resnet20", "fast", 1, 0.5)),
+            with(&["bn_momentum=off"], run("cifar_resnet20", "fast", 1, 0.5)),
+            run("mlp", "fast", 1, 0.5),
+        ];
+        let momentum = (
+            "Test accuracy against BatchNorm's momentum · fast · CIFAR-10".to_owned(),
+            vec!["cifar_resnet20".to_owned(), "cifar_vgg16_bn".to_owned()],
+            vec![vec![(0.001, 80.0), (0.1, 91.0)], vec![(0.01, 88.0), (0.1, 90.0), (0.5, 89.0)]],
+        );
+        let eps = (
+            "Test accuracy against BatchNorm's epsilon · fast · CIFAR-10".to_owned(),
+            vec!["cifar_resnet20".to_owned()],
+            vec![vec![(1e-5, 91.0), (0.001, 92.0)]],
+        );
+        assert_eq!(drawn(&runs), [momentum, eps]);
+        assert_eq!([1e-5, 5e-4, 0.001, 0.1].map(short), ["1e-5", "5e-4", "0.001", "0.1"]);
+    }
+
+    #[test]
+    fn batch_norm_is_drawn_with_and_without() {
+        let mut other_length = with(&["batch_norm=off"], run("cifar_vgg16_bn", "fast", 1, 0.2));
+        other_length.record.epochs = 5;
+        let runs = [
+            run("cifar_resnet20", "fast", 1, 0.9),
+            with(&["batch_norm=off"], run("cifar_resnet20", "fast", 1, 0.7)),
+            with(&["batch_norm=off"], run("mlp", "fast", 1, 0.6)),
+            run("cifar_vgg16_bn", "fast", 1, 0.9),
+            other_length,
+        ];
+        let found = drawn(&runs);
+        assert_eq!(found.len(), 1, "{found:?}");
+        let (title, names, lines) = &found[0];
+        assert_eq!(title, "cifar_resnet20 with and without BatchNorm · fast · CIFAR-10");
+        assert_eq!(names[..], ["with BatchNorm", "without BatchNorm"]);
+        assert_eq!((lines.len(), lines[0].len(), lines[0][19], lines[1][19]), (2, 20, (20.0, 90.0), (20.0, 70.0)));
+
+        let mut unseen = runs[..2].to_vec();
+        unseen[1].epochs.clear();
+        assert_eq!(drawn(&unseen), []);
+    }
+}
