@@ -46,6 +46,11 @@ pub fn load(dir: &Path) -> Result<Dataset, DataError> {
     Dataset::new(train, test, classes, DataSource::Cifar10Files { dir: dir.into() })
 }
 
+/// Whether `dir` or `dir/cifar-10-batches-bin` holds files of either layout, be it half of one.
+pub(super) fn is_in(dir: &Path) -> bool {
+    [dir, &dir.join(UNPACKED)].iter().any(|dir| dir.is_dir() && !matches!(find_files(dir), Ok(None)))
+}
+
 struct Files {
     train: Vec<PathBuf>,
     test: PathBuf,
