@@ -35,6 +35,8 @@ pub struct Job {
     pub device: Device,
     /// The checkpoint that training starts from; from scratch without one.
     pub start: Option<Start>,
+    /// Called after every epoch, once its metrics are in `metrics.jsonl`: for programs that follow a run as it goes.
+    pub on_epoch: Option<fn(&EpochMetrics)>,
 }
 
 /// A checkpoint to start from.
@@ -49,7 +51,7 @@ pub struct Start {
 impl Job {
     /// From scratch.
     pub fn new(model: &'static ModelInfo, recipe: Recipe, seed: u64, device: Device) -> Self {
-        Self { model, recipe, seed, device, start: None }
+        Self { model, recipe, seed, device, start: None, on_epoch: None }
     }
 
     /// From the weights in `file`; the parts named by `may_differ` start afresh where their shapes differ.
@@ -141,6 +143,7 @@ pub fn train(job: &Job, data: &Dataset, folder: &Path, stop: &AtomicBool) -> Res
         };
         append_jsonl(&folder.join(METRICS_FILE), &metrics)?;
         progress.epoch(&metrics);
+        job.on_epoch.inspect(|tell| tell(&metrics));
         epochs.push(metrics);
     }
     let metadata = BTreeMap::from([("model".to_owned(), job.model.name.to_owned())]);
