@@ -5,20 +5,17 @@ use candle_core::Device;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use zoo::ModelOptions;
-use zoo_core::trace::model_macs;
 use zoo_train::checkpoint::{self, Checkpoints, Unwritable};
 use zoo_train::data::{DataSource, DataSpec, Dataset, Synthetic};
-use zoo_train::machine::{device, set_threads};
+use zoo_train::machine::{device, set_threads, stop_on_ctrl_c};
 use zoo_train::recipe::{Choice, Overrides, Recipe, choose};
 use zoo_train::record::{
-    DataRecord, Platform, RESULTS_FILE, RunRecord, Status, append_jsonl, git_commit, now_utc, peak_rss_mb, read_jsonl,
-    replace_file, reset_peak_rss, versions,
+    RESULTS_FILE, RunRecord, Status, append_jsonl, now_utc, read_jsonl, replace_file, reset_peak_rss,
 };
 use zoo_train::report;
+use zoo_train::run_record::Circumstances;
 use zoo_train::trainer::{Job, Outcome, train};
 
 /// The models of `--quick`: one of each kind, from seconds to a minute.
@@ -107,16 +104,7 @@ pub fn run(args: &Args) -> Result<()> {
         out.display()
     );
 
-    let stop = Arc::new(AtomicBool::new(false));
-    let handler = stop.clone();
-    ctrlc::set_handler(move || {
-        if handler.swap(true, Ordering::Relaxed) {
-            // The second time the user means it.
-            std::process::exit(130);
-        }
-        eprintln!("stopping after this step; press Ctrl-C again to stop at once");
-    })
-    .context("cannot watch for Ctrl-C")?;
+    let stop = stop_on_ctrl_c()?;
     if let Some(budget) = args.time_budget {
         let alarm = stop.clone();
         // It ends with the program.
@@ -308,71 +296,20 @@ impl Suite<'_> {
                 )));
             }
             Err(error) => {
-                let message = format!("{error:#}").replace('\n', " ");
-                eprintln!("{}: {message}", model.name);
-                Outcome {
-                    status: Status::Failed { message },
-                    epochs: Vec::new(),
-                    steps: 0,
-                    train_images: 0,
-                    seconds: 0.0,
-                }
+                let outcome = Outcome::failed(&error);
+                eprintln!("{}: {error:#}", model.name);
+                outcome
             }
         };
-        let options = ModelOptions { num_classes: Some(self.data.classes.len()), ..Default::default() };
-        let epochs = &outcome.epochs;
-        let last = epochs.last();
-        // The first of equals: a later epoch must do better to be called the best.
-        let best = epochs.iter().reduce(|best, e| if e.test_acc > best.test_acc { e } else { best });
-        let mean = |f: fn(&zoo_train::record::EpochMetrics) -> f64| {
-            (!epochs.is_empty()).then(|| epochs.iter().map(f).sum::<f64>() / epochs.len() as f64)
-        };
-        Ok(RunRecord {
-            model: model.name.into(),
-            recipe: recipe.name.clone(),
+        let circumstances = Circumstances {
             overrides: overrides.clone(),
-            seed: *seed,
-            epochs: recipe.epochs(self.data.train.len())?,
-            epochs_done: epochs.len(),
-            steps: outcome.steps,
-            status: outcome.status.clone(),
-            test_acc_last: last.map(|e| e.test_acc),
-            test_acc_best: best.map(|e| e.test_acc),
-            best_epoch: best.map(|e| e.epoch),
-            test_loss_last: last.map(|e| e.test_loss),
-            train_loss: last.map(|e| e.train_loss),
-            parameters: model.count_parameters(&options)? as u64,
-            macs: model_macs(model, &options).ok(),
-            batch: recipe.batch,
-            images_per_s: mean(|e| e.images_per_s),
-            seconds: outcome.seconds,
-            peak_rss_mb: peak_rss_mb(),
-            data: self.data_record(outcome.train_images),
             device: self.args.device.clone(),
             threads: self.threads,
-            versions: versions(),
-            commit: git_commit(Path::new(env!("CARGO_MANIFEST_DIR"))),
-            command: self.command(planned),
             started,
-            platform: Platform::current(),
+            command: self.command(planned),
             folder: folder.clone(),
-        })
-    }
-
-    fn data_record(&self, train_images: usize) -> DataRecord {
-        let test_images = self.data.test.len();
-        match &self.data.source {
-            DataSource::Synthetic { seed } => DataRecord::synthetic(*seed, train_images, test_images),
-            source @ (DataSource::Cifar10Files { .. } | DataSource::Cifar10Hub) => {
-                DataRecord::cifar10(source.label(), train_images, test_images)
-            }
-            source @ DataSource::Altered { name, .. } => {
-                DataRecord { name: name.clone(), source: source.label(), synthetic: false, train_images, test_images }
-            }
-            DataSource::Other { label } => {
-                DataRecord { name: label.clone(), source: label.clone(), synthetic: false, train_images, test_images }
-            }
-        }
+        };
+        RunRecord::of(&job, self.data, &outcome, circumstances)
     }
 
     /// The command that repeats one run.

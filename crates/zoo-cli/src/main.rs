@@ -1,4 +1,4 @@
-//! The `zoo` command: looks at the registry of networks, their pictures and their checkpoints, and runs them.
+//! The `zoo` command: looks at the registry of networks, their pictures and their checkpoints, runs and trains them.
 
 mod bench;
 mod check;
@@ -9,6 +9,7 @@ mod network;
 mod plot;
 mod run;
 mod text;
+mod train;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -40,6 +41,8 @@ enum Command {
     Bench(bench::Args),
     /// Run a network on stored input and store logits, and with --grads loss, gradients and running statistics
     Run(run::Args),
+    /// Train a network on a folder of images or on CIFAR-10, from scratch or from a checkpoint
+    Train(train::Args),
 }
 
 fn main() -> ExitCode {
@@ -51,6 +54,7 @@ fn main() -> ExitCode {
         Command::Convert(args) => convert::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Run(args) => run::run(&args),
+        Command::Train(args) => train::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -166,8 +166,7 @@ fn from_file(model: &str, weights: &Path) -> Result<(Trained, usize)> {
     let head = [net.classifier().place()];
     let report = load(&store, &Weights::open(weights)?, &LoadOptions { may_differ: &head, ..info.load_options() })?;
     println!("{}: {report}", weights.display());
-    let [mean, std] = [info.input.mean, info.input.std].map(|values| values.map(|v| v as f32));
-    Ok((Trained { net, store, normalize: Normalize::Channels { mean, std } }, info.input.size))
+    Ok((Trained { net, store, normalize: Normalize::of(&info.input) }, info.input.size))
 }
 
 fn main() -> Result<()> {

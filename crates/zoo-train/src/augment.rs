@@ -6,6 +6,7 @@
 
 use crate::data::{DataError, Split};
 use serde::{Deserialize, Serialize};
+use zoo_core::Input;
 use zoo_core::rng::Rng;
 
 /// How pixels become network input.
@@ -33,6 +34,19 @@ impl Normalize {
     pub const IMAGENET: Self = Self::Channels { mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225] };
     /// To -1..=1.
     pub const HALF: Self = Self::Channels { mean: [0.5; 3], std: [0.5; 3] };
+
+    /// What a network's published checkpoints were trained with.
+    ///
+    /// ```
+    /// use zoo_train::augment::Normalize;
+    /// assert_eq!(Normalize::of(&zoo::find("resnet18")?.input), Normalize::IMAGENET);
+    /// assert_eq!(Normalize::of(&zoo::find("cifar_resnet20")?.input), Normalize::CIFAR10);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    pub fn of(input: &Input) -> Self {
+        let [mean, std] = [input.mean, input.std].map(|values| values.map(|value| value as f32));
+        Self::Channels { mean, std }
+    }
 }
 
 /// Random crop and flip of training images.

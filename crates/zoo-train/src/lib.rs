@@ -33,5 +33,6 @@ pub mod published;
 pub mod recipe;
 pub mod record;
 pub mod report;
+pub mod run_record;
 pub mod schedule;
 pub mod trainer;

@@ -1,7 +1,9 @@
-//! What a program runs on: threads and device, as commands name them.
+//! What a program runs on: threads and device, as commands name them, and the user at its keyboard.
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// What rayon and candle read when they start their threads.
 #[cfg(unix)]
@@ -44,4 +46,23 @@ pub fn device(name: &str) -> Result<Device> {
         ("metal", "0") => Device::new_metal(0).context("--device metal (build with `--features metal`)"),
         _ => bail!("--device {name}: expected cpu, cuda:N or metal"),
     }
+}
+
+/// A flag that Ctrl-C (or the system's wish that the program end) turns true, so that training stops after the step in hand. The
+/// second time the program ends at once.
+///
+/// # Errors
+/// A program that watches for Ctrl-C already.
+pub fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let handler = stop.clone();
+    ctrlc::set_handler(move || {
+        if handler.swap(true, Ordering::Relaxed) {
+            // The second time the user means it. 130 is what shells expect of a program that was interrupted.
+            std::process::exit(130);
+        }
+        eprintln!("stopping after this step; press Ctrl-C again to stop at once");
+    })
+    .context("cannot watch for Ctrl-C")?;
+    Ok(stop)
 }

@@ -8,6 +8,7 @@
 //! | `template-600` | a template's published table | 600 epochs, Adam 0.001 with L2, batch 500, clipped, warm-up, no augmentation |
 //! | `modern-200` | common PyTorch CIFAR-10 repositories | 200 epochs, SGD 0.1, cosine, crop and flip |
 //! | `mlp-sgd` | ours | `modern-200` for nets without BatchNorm: SGD 0.01, no augmentation, 20 epochs |
+//! | `finetune` | ours | from a checkpoint: 10 epochs, AdamW 0.0003, batch 16, warm-up and cosine, flip and crop of an eighth |
 //! | `quick` | ours | a few epochs on the embedded data: shows the whole path |
 
 use crate::augment::{Augment, Normalize};
@@ -88,7 +89,8 @@ pub struct Overrides {
 
 impl Recipe {
     /// All names, in the order of the table above.
-    pub const NAMES: [&str; 6] = ["review-20", "resnet-paper", "template-600", "modern-200", "mlp-sgd", "quick"];
+    pub const NAMES: [&str; 7] =
+        ["review-20", "resnet-paper", "template-600", "modern-200", "mlp-sgd", "finetune", "quick"];
 
     /// The recipe called `name`.
     ///
@@ -145,6 +147,21 @@ impl Recipe {
             },
             "modern-200" => Self { schedule: by_epoch, augment: Augment::STANDARD, ..base },
             "mlp-sgd" => Self { lr: 0.01, schedule: by_epoch, length: Length::Epochs(20), ..base },
+            // Small steps in AdamW's even size suit convolutions and Transformers alike, with and without BatchNorm; small
+            // batches make enough of them where there are some hundred images.
+            "finetune" => Self {
+                optimizer: OptimizerConfig::AdamW { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01 },
+                decay_all: false,
+                lr: 3e-4,
+                schedule: Schedule {
+                    decay: Decay::Cosine { every: Every::Step },
+                    warmup: Some(Warmup { length: When::Fraction(0.1), factor: None }),
+                },
+                length: Length::Epochs(10),
+                batch: 16,
+                augment: Augment::STANDARD,
+                ..base
+            },
             "quick" => Self {
                 optimizer: sgd(true, 5e-4),
                 lr: 0.05,
@@ -181,6 +198,15 @@ impl Recipe {
     pub fn adapted_to(mut self, model: &str) -> Self {
         if self.name == "resnet-paper" && model.ends_with("110") {
             self.schedule.warmup = Some(Warmup { length: When::Step(400), factor: Some(0.1) });
+        }
+        self
+    }
+
+    /// What the recipe does for images of `side` pixels: `finetune` moves them by up to an eighth, as the usual 4 are of 32.
+    #[must_use]
+    pub fn for_side(mut self, side: usize) -> Self {
+        if self.name == "finetune" {
+            self.augment.crop_padding = side / 8;
         }
         self
     }
@@ -366,6 +392,15 @@ mod tests {
         let lr = deep.schedule.over(deep.lr, extent);
         assert_eq!([lr.at(0), lr.at(399), lr.at(400)], [0.1 * 0.1, 0.1 * 0.1, 0.1]);
         assert_eq!(recipe.clone().adapted_to("cifar_resnet56"), recipe);
+    }
+
+    #[test]
+    fn finetuning_moves_images_by_an_eighth() {
+        let recipe = Recipe::named("finetune").unwrap();
+        assert_eq!(recipe.clone().for_side(224).augment, Augment { crop_padding: 28, flip: true });
+        assert_eq!(recipe.clone().for_side(32), recipe);
+        let paper = Recipe::named("resnet-paper").unwrap();
+        assert_eq!(paper.clone().for_side(224), paper);
     }
 
     #[test]

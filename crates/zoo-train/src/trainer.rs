@@ -38,6 +38,8 @@ pub struct Job {
     pub device: Device,
     /// The checkpoint that training starts from; from scratch without one.
     pub start: Option<Start>,
+    /// Called after every epoch, once its metrics are in `metrics.jsonl`: for programs that follow a run as it goes.
+    pub on_epoch: Option<fn(&EpochMetrics)>,
 }
 
 /// A checkpoint to start from.
@@ -52,7 +54,7 @@ pub struct Start {
 impl Job {
     /// From scratch.
     pub fn new(model: &'static ModelInfo, recipe: Recipe, seed: u64, device: Device) -> Self {
-        Self { model, recipe, seed, device, start: None }
+        Self { model, recipe, seed, device, start: None, on_epoch: None }
     }
 
     /// From the weights in `file`; the parts named by `may_differ` start afresh where their shapes differ.
@@ -159,6 +161,7 @@ pub fn train(
         append_jsonl(&metrics_file, &metrics).map_err(|error| error.context(Unwritable(folder.into())))?;
         saver.save(&run)?;
         progress.epoch(&metrics);
+        job.on_epoch.inspect(|tell| tell(&metrics));
     }
     let metadata = BTreeMap::from([("model".to_owned(), job.model.name.to_owned())]);
     save_safetensors(&run.store, folder.join("model.safetensors"), &metadata)

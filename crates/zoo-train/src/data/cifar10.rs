@@ -67,6 +67,11 @@ fn altered(test: &Split) -> Option<&'static str> {
     ALTERED.iter().find(|(known, _)| *known == fingerprint).map(|(_, name)| *name)
 }
 
+/// Whether `dir` or `dir/cifar-10-batches-bin` holds files of either layout, be it half of one.
+pub(super) fn is_in(dir: &Path) -> bool {
+    [dir, &dir.join(UNPACKED)].iter().any(|dir| dir.is_dir() && !matches!(find_files(dir), Ok(None)))
+}
+
 struct Files {
     train: Vec<PathBuf>,
     test: PathBuf,

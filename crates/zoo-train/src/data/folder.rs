@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// Loads the folder at `dir` as RGB images of `side`x`side`: the shorter side of each is resized to `side` (bilinear, with
 /// antialiasing), the centre cut out. Classes are the names of the folders under `train`, in alphabetical order; files are
-/// taken in the order of their names, so that the same folder gives the same data set.
+/// taken in the order of their names, so that the same folder gives the same data set. Training images stand with the classes
+/// mixed evenly, so that the first or last part of them, which [`Dataset::limit`] and a recipe's hold-out take, is of all classes.
 ///
 /// All images are kept in memory: 3·side² bytes each.
 ///
@@ -33,6 +34,11 @@ pub fn load(dir: &Path, side: usize) -> Result<Dataset, DataError> {
     let train = split(&train_dir, &classes, side, true)?;
     let test = split(&test_dir, &classes, side, false)?;
     Dataset::new(train, test, classes, DataSource::Other { label: format!("image folder, {}", dir.display()) })
+}
+
+/// Whether `dir` holds a folder of either split.
+pub(super) fn is_in(dir: &Path) -> bool {
+    ["train", "val", "test"].iter().any(|name| dir.join(name).is_dir())
 }
 
 fn layout(path: &Path, problem: &str) -> DataError {
@@ -63,23 +69,28 @@ fn is_image(path: &Path) -> bool {
     extension.is_some_and(|e| ["png", "jpg", "jpeg"].contains(&e.as_str()))
 }
 
-fn split(dir: &Path, classes: &[String], side: usize, every_class: bool) -> Result<Split, DataError> {
+fn split(dir: &Path, classes: &[String], side: usize, training: bool) -> Result<Split, DataError> {
     let mut files = Vec::new();
     for (label, class) in (0u32..).zip(classes) {
         let folder = dir.join(class);
-        let before = files.len();
-        if folder.is_dir() {
-            files.extend(entries(&folder)?.into_iter().filter(|path| is_image(path)).map(|path| (path, label)));
-        }
-        if every_class && files.len() == before {
+        let mut paths = if folder.is_dir() { entries(&folder)? } else { Vec::new() };
+        paths.retain(|path| is_image(path));
+        if training && paths.is_empty() {
             return Err(layout(&folder, "expected images of the kinds png, jpg or jpeg, found none"));
         }
+        // The share of its class that comes before the middle of the image: what mixes large classes with small ones.
+        let n = paths.len() as f64;
+        files.extend(paths.into_iter().enumerate().map(|(i, path)| ((i as f64 + 0.5) / n, path, label)));
+    }
+    if training {
+        // Equal shares stay in the order of their classes, for the sort is stable.
+        files.sort_by(|(a, ..), (b, ..)| a.total_cmp(b));
     }
     if files.is_empty() {
         return Err(layout(dir, "expected images of the kinds png, jpg or jpeg, found none"));
     }
-    let images: Vec<Vec<u8>> = files.par_iter().map(|(path, _)| read(path, side)).collect::<Result<_, _>>()?;
-    Split::new(images.concat(), files.into_iter().map(|(_, label)| label).collect(), [3, side, side])
+    let images: Vec<Vec<u8>> = files.par_iter().map(|(_, path, _)| read(path, side)).collect::<Result<_, _>>()?;
+    Split::new(images.concat(), files.into_iter().map(|(.., label)| label).collect(), [3, side, side])
 }
 
 /// One image as (3, side, side) bytes.
@@ -141,6 +152,19 @@ mod tests {
         let data = load(root.path(), 4).unwrap();
         let image = data.train.image(0);
         assert_eq!((image[0], image[3]), (255, 0));
+    }
+
+    #[test]
+    fn any_part_of_the_training_images_is_of_all_classes() {
+        let root = folder();
+        for (class, copies) in [("a", 5), ("b", 2)] {
+            let dir = root.path().join("train").join(class);
+            for i in 0..copies {
+                std::fs::copy(dir.join("one.png"), dir.join(format!("two{i}.png"))).unwrap();
+            }
+        }
+        // Six of one class and three of the other.
+        assert_eq!(load(root.path(), 4).unwrap().train.labels(), [0, 1, 0, 0, 1, 0, 0, 1, 0]);
     }
 
     #[test]

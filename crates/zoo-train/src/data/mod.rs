@@ -114,6 +114,11 @@ impl DataSource {
         }
     }
 
+    /// Whether the images are CIFAR-10's.
+    pub fn is_cifar10(&self) -> bool {
+        matches!(self, Self::Cifar10Files { .. } | Self::Cifar10Hub)
+    }
+
     /// Whether the images are procedural.
     pub fn is_synthetic(&self) -> bool {
         matches!(self, Self::Synthetic { .. })
@@ -288,6 +293,25 @@ impl Dataset {
         }
     }
 
+    /// Loads what lies in `dir`: CIFAR-10's binary files ([`cifar10::load`]), or an image folder, its images cut to `side`x`side`
+    /// ([`folder::load`]).
+    ///
+    /// # Errors
+    /// A folder that is neither, with both layouts, or both; what the two loaders refuse.
+    pub fn open(dir: &Path, side: usize) -> Result<Self, DataError> {
+        let problem = match (cifar10::is_in(dir), folder::is_in(dir)) {
+            (true, false) => return cifar10::load(dir),
+            (false, true) => return folder::load(dir, side),
+            (true, true) => "holds two data sets, where one was expected",
+            _ if dir.is_dir() => "holds no data set",
+            _ if dir.exists() => "not a directory",
+            _ => "no such directory",
+        };
+        let layouts = "CIFAR-10 binary files (data_batch_*.bin and test_batch.bin, or train.bin and test.bin) or an image folder \
+                       (train/CLASS/*.png or *.jpg, and val/CLASS/* or test/CLASS/*)";
+        Err(DataError::Layout { path: dir.into(), problem: format!("{problem}: expected {layouts}") })
+    }
+
     fn load_auto(cifar10_dir: Option<OsString>) -> Result<Self, DataError> {
         match cifar10_dir {
             Some(dir) if !dir.is_empty() => cifar10::load(Path::new(&dir)),
@@ -335,6 +359,33 @@ mod tests {
     fn the_mean_image_averages_pixel_by_pixel() {
         let split = Split::new(vec![0, 51, 255, 0, 153, 0], vec![0, 0], [3, 1, 1]).unwrap();
         assert_eq!(split.mean_image(), [0.0, 0.4, 0.5]);
+    }
+
+    #[test]
+    fn what_lies_in_a_folder_decides_how_it_is_read() {
+        let root = tempfile::tempdir().unwrap();
+        let message = || {
+            let error = Dataset::open(root.path(), 8).unwrap_err().to_string();
+            error.replace(root.path().to_str().unwrap(), "DIR")
+        };
+        let neither = message();
+        assert!(neither.starts_with("DIR: holds no data set: expected CIFAR-10 binary files"), "{neither}");
+        assert!(neither.contains("data_batch_*.bin") && neither.contains("train/CLASS"), "{neither}");
+        assert_eq!(neither.lines().count(), 1);
+
+        // Half of a layout is that layout: its own loader says what is missing.
+        std::fs::write(root.path().join("train.bin"), [7; 3073]).unwrap();
+        assert_eq!(message(), "DIR/test.bin: missing, but DIR/train.bin is there");
+        std::fs::write(root.path().join("test.bin"), [7; 3073]).unwrap();
+        assert_eq!(Dataset::open(root.path(), 8).unwrap().train.shape(), [3, 32, 32]);
+        std::fs::create_dir_all(root.path().join("train/a")).unwrap();
+        assert!(message().contains("two data sets"), "{}", message());
+        std::fs::remove_file(root.path().join("train.bin")).unwrap();
+        std::fs::remove_file(root.path().join("test.bin")).unwrap();
+        assert!(message().starts_with("DIR: expected an image folder"), "{}", message());
+
+        let absent = Dataset::open(&root.path().join("absent"), 8).unwrap_err().to_string();
+        assert!(absent.contains("absent: no such directory: expected CIFAR-10"), "{absent}");
     }
 
     #[test]

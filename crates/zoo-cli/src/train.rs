@@ -1,0 +1,284 @@
+//! `zoo train`: a network on a folder of images or on CIFAR-10, from scratch or from a checkpoint.
+
+use crate::text::quoted;
+use anyhow::{Context, Result, bail, ensure};
+use candle_core::Device;
+use clap::builder::PossibleValuesParser;
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use zoo::{ModelInfo, ModelOptions, VarStore};
+use zoo_core::weights::Weights;
+use zoo_train::augment::Normalize;
+use zoo_train::checkpoint::{self, Checkpoints};
+use zoo_train::data::Dataset;
+use zoo_train::machine::{device, set_threads, stop_on_ctrl_c};
+use zoo_train::recipe::{Overrides, Recipe};
+use zoo_train::record::{METRICS_FILE, RunRecord, Status, now_utc, read_jsonl, reset_peak_rss};
+use zoo_train::run_record::Circumstances;
+use zoo_train::trainer::{Job, train};
+
+/// The trained network.
+const WEIGHTS_FILE: &str = "model.safetensors";
+/// One [`RunRecord`].
+const RECORD_FILE: &str = "record.json";
+/// The names of the classes, one a line, in the order of the network's outputs.
+const CLASSES_FILE: &str = "classes.txt";
+/// Everything that a run leaves in its folder.
+const FILES: [&str; 4] = [WEIGHTS_FILE, METRICS_FILE, RECORD_FILE, CLASSES_FILE];
+
+/// Arguments of `train`.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Name of the network
+    model: String,
+    /// CIFAR-10's binary files (data_batch_*.bin and test_batch.bin, or train.bin and test.bin), or an image folder:
+    /// train/CLASS/*.png or *.jpg, and val/CLASS/* or test/CLASS/*, whose images are cut to the network's size
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Folder for model.safetensors, classes.txt, metrics.jsonl (a line an epoch) and record.json
+    #[arg(long, value_name = "DIR")]
+    out: PathBuf,
+    /// How it is trained. Default: `finetune` with --weights and for images larger than 32 pixels, else the network's own
+    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Recipe::NAMES))]
+    recipe: Option<String>,
+    /// Checkpoint to start from: .safetensors, .pth, .pt or .th. Where its classifier has another number of classes, the
+    /// network's starts afresh
+    #[arg(long, value_name = "FILE")]
+    weights: Option<PathBuf>,
+    /// Classes that the data must have
+    #[arg(long, value_name = "N")]
+    classes: Option<usize>,
+    /// Epochs instead of the recipe's
+    #[arg(long, value_name = "N")]
+    epochs: Option<usize>,
+    /// Images a step instead of the recipe's
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// Base learning rate instead of the recipe's
+    #[arg(long, value_name = "RATE")]
+    lr: Option<f64>,
+    /// Whose mean and deviation are taken off the pixels. Default: the network's, which published checkpoints were trained
+    /// with, with --weights and for an image folder; the recipe's for CIFAR-10 from scratch
+    #[arg(long, value_enum, value_name = "WHOSE")]
+    normalize: Option<Whose>,
+    /// Fixes initialisation, order, augmentation and dropout
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Train on the first N images only; those of an image folder stand with its classes mixed
+    #[arg(long, value_name = "N")]
+    limit: Option<usize>,
+    /// cpu, cuda:N or metal
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Threads, where they are not one a core
+    #[arg(long)]
+    threads: Option<usize>,
+    /// Go on with the run in --out from its last checkpoint; from the start if there is none
+    #[arg(long, conflicts_with = "force")]
+    resume: bool,
+    /// Replace the run in --out
+    #[arg(long)]
+    force: bool,
+    /// One JSON object a line on standard output: every epoch's metrics as they come, the run's record at the end
+    #[arg(long)]
+    json: bool,
+}
+
+/// Whose mean and deviation.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Whose {
+    /// What published checkpoints of the network were trained with
+    Model,
+    /// What the recipe says
+    Recipe,
+}
+
+/// Trains, and leaves the run's files.
+pub fn run(args: &Args) -> Result<()> {
+    let threads = set_threads(args.threads)?;
+    let device = device(&args.device)?;
+    let model = zoo::find(&args.model)?;
+    may_leave_a_run(args)?;
+    if args.resume && is_finished(&args.out)? {
+        eprintln!("{}: this run is finished, there is nothing to go on with", args.out.display());
+        return Ok(());
+    }
+    let data = load_data(args, model)?;
+    let (job, overrides) = plan(args, model, &data, device)?;
+    let stop = stop_on_ctrl_c()?;
+    eprintln!(
+        "{}: {} training and {} test images of {} classes; {}, recipe {}, batch {}; {}, {threads} threads",
+        args.data.display(),
+        data.train.len(),
+        data.test.len(),
+        data.classes.len(),
+        model.name,
+        job.recipe.name,
+        job.recipe.batch,
+        args.device
+    );
+
+    make_folder(args)?;
+    let started = now_utc();
+    reset_peak_rss();
+    let checkpoints = Checkpoints { resume: args.resume, ..Checkpoints::default() };
+    let outcome = train(&job, &data, &args.out, &checkpoints, &stop).inspect_err(|_| {
+        // An empty folder is none of the run's files; one with anything in it stays.
+        fs::remove_dir(&args.out).ok();
+    })?;
+    let circumstances = Circumstances {
+        overrides,
+        device: args.device.clone(),
+        threads,
+        started,
+        command: command(),
+        // The record lies in the run's own folder.
+        folder: ".".into(),
+    };
+    let record = RunRecord::of(&job, &data, &outcome, circumstances)?;
+    let line = serde_json::to_string(&record).context("cannot write the record as JSON")?;
+    write(&args.out.join(RECORD_FILE), &format!("{line}\n"))?;
+    write(&args.out.join(CLASSES_FILE), &format!("{}\n", data.classes.join("\n")))?;
+    if record.status == Status::Finished {
+        checkpoint::remove(&args.out)?;
+    }
+    if args.json {
+        print_line(&line);
+    }
+    summarise(args, &record, data.classes.len());
+    match record.status {
+        Status::Finished => Ok(()),
+        Status::Interrupted => bail!(
+            "interrupted after {} of {} epochs; {} holds what was done",
+            record.epochs_done,
+            record.epochs,
+            args.out.display()
+        ),
+        Status::Failed { message } => bail!("{}: {message}", model.name),
+    }
+}
+
+/// Refuses a folder that holds a run unless the user says what is to happen to it.
+fn may_leave_a_run(args: &Args) -> Result<()> {
+    let there = FILES.iter().any(|name| args.out.join(name).exists()) || checkpoint::is_in(&args.out);
+    ensure!(
+        !there || args.force || args.resume,
+        "{} holds an earlier run: --resume goes on with it, --force replaces it",
+        args.out.display()
+    );
+    Ok(())
+}
+
+/// Whether the run in the folder is done and recorded, so that there is nothing to go on with.
+fn is_finished(folder: &Path) -> Result<bool> {
+    let path = folder.join(RECORD_FILE);
+    if !path.exists() {
+        return Ok(false);
+    }
+    let records = read_jsonl::<RunRecord>(&path)?.values;
+    Ok(records.iter().any(|record| record.status == Status::Finished))
+}
+
+/// The folder, without the files of an earlier run if it is to be replaced; other files in it stay.
+fn make_folder(args: &Args) -> Result<()> {
+    let out = &args.out;
+    for path in FILES.iter().map(|name| out.join(name)).filter(|path| args.force && path.exists()) {
+        fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
+    }
+    if args.force && out.exists() {
+        checkpoint::remove(out)?;
+    }
+    fs::create_dir_all(out).with_context(|| format!("cannot make the folder {}", out.display()))
+}
+
+fn load_data(args: &Args, model: &ModelInfo) -> Result<Dataset> {
+    ensure!(args.limit != Some(0), "--limit must be at least 1");
+    let data = Dataset::open(&args.data, model.input.size)?;
+    if let Some(classes) = args.classes {
+        let found = data.classes.len();
+        ensure!(classes == found, "--classes {classes}, but {} has {found} classes", args.data.display());
+    }
+    Ok(match args.limit {
+        Some(n) => data.limit(n),
+        None => data,
+    })
+}
+
+/// What is to be trained and how, and what differs there from the named recipe.
+fn plan(args: &Args, model: &'static ModelInfo, data: &Dataset, device: Device) -> Result<(Job, Vec<String>)> {
+    let [channels, side, _] = data.train.shape();
+    let recipe = match &args.recipe {
+        Some(name) => Recipe::named(name)?,
+        // The networks' own recipes were made for training on CIFAR-10 from scratch.
+        None if args.weights.is_some() || side > 32 => Recipe::named("finetune")?,
+        None => Recipe::default_for(model)?,
+    };
+    let recipe = recipe.adapted_to(model.name).for_side(side);
+    let changes = Overrides { epochs: args.epochs, batch: args.batch, lr: args.lr };
+    let mut overrides = changes.describe(&recipe);
+    let mut recipe = recipe.with(&changes)?;
+
+    let normalize = args.normalize.unwrap_or(match args.weights.is_some() || !data.source.is_cifar10() {
+        true => Whose::Model,
+        false => Whose::Recipe,
+    });
+    let models = Normalize::of(&model.input);
+    if normalize == Whose::Model && recipe.normalize != models {
+        recipe.normalize = models;
+        overrides.push("normalize=model".into());
+    }
+
+    let mut job = Job::new(model, recipe, args.seed, device);
+    if let Some(file) = &args.weights {
+        // Before anything of an earlier run is removed.
+        Weights::open(file)?;
+        let options =
+            ModelOptions { num_classes: Some(data.classes.len()), in_chans: Some(channels), image_size: Some(side) };
+        let net = model.build(&options, VarStore::shapes_only().root())?;
+        job = job.weights(file, &[net.classifier().place()]);
+    }
+    if args.json {
+        job.on_epoch = Some(|metrics| print_line(&serde_json::to_string(metrics).unwrap_or_default()));
+    }
+    Ok((job, overrides))
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// A line on standard output. That its reader has seen enough is no reason to end the training.
+fn print_line(line: &str) {
+    writeln!(io::stdout(), "{line}").ok();
+}
+
+/// The command that repeats this run, as the user gave it, but for what concerns earlier runs and output.
+fn command() -> String {
+    let passing = ["--force", "--resume", "--json"];
+    let arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
+    let kept = arguments.filter(|argument| !passing.contains(&argument.as_str()));
+    kept.fold("zoo".to_string(), |line, argument| line + " " + &quoted(&argument))
+}
+
+/// What the user wants to know at the end, on standard error.
+fn summarise(args: &Args, record: &RunRecord, classes: usize) {
+    let percent = |accuracy: Option<f64>| accuracy.map_or("-".to_string(), |a| format!("{:.1} %", 100.0 * a));
+    let path = |name: &str| quoted(&args.out.join(name).to_string_lossy());
+    let row = |name: &str, value: &str| eprintln!("  {name:14} {value}");
+    eprintln!();
+    row("epochs", &format!("{} of {}, {:.1} s", record.epochs_done, record.epochs, record.seconds));
+    row("test accuracy", &format!("{} after the last epoch", percent(record.test_acc_last)));
+    if let Some(epoch) = record.best_epoch {
+        row("", &format!("{} at the best, after epoch {epoch}", percent(record.test_acc_best)));
+    }
+    let left = FILES.into_iter().filter(|name| args.out.join(name).exists());
+    row("left", &left.map(path).collect::<Vec<_>>().join(" "));
+    if record.status == Status::Interrupted {
+        row("to go on", &format!("{} --resume", record.command));
+    }
+    if record.epochs_done > 0 {
+        let (model, weights) = (&record.model, path(WEIGHTS_FILE));
+        row("to look at it", &format!("zoo check {model} {weights} --classes {classes}"));
+    }
+}

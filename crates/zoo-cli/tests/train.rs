@@ -1,0 +1,211 @@
+//! `zoo train` as a user runs it, on images made here: a folder of plain colours, and files in CIFAR-10's format.
+
+use image::{Rgb, RgbImage};
+use serde_json::Value;
+use std::path::Path;
+use std::process::{Command, Output};
+use tempfile::TempDir;
+
+fn train(folder: &Path, arguments: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zoo"));
+    command.arg("train").args(arguments).current_dir(folder);
+    command
+}
+
+fn output(folder: &Path, arguments: &[&str]) -> Output {
+    train(folder, arguments).output().unwrap()
+}
+
+/// Standard output and standard error of a command that must succeed.
+fn succeeds(folder: &Path, arguments: &[&str]) -> (String, String) {
+    let output = output(folder, arguments);
+    let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert!(output.status.success(), "zoo train {arguments:?}: {err}");
+    (out, err)
+}
+
+/// The message of a command that must fail before it trains: one line, with exit status 1.
+fn fails(folder: &Path, arguments: &[&str]) -> String {
+    let output = output(folder, arguments);
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "zoo train {arguments:?}: {message}");
+    assert!(message.starts_with("error: ") && message.lines().count() == 1, "{message}");
+    message
+}
+
+const COLOURS: [(&str, [u8; 3]); 3] = [("red", [220, 30, 30]), ("green", [30, 220, 30]), ("blue", [30, 30, 220])];
+
+/// A folder with `photos`, an image folder of three colours: 12 training and 4 validation images each, 40x36, in shades.
+fn colours() -> TempDir {
+    let root = TempDir::new().unwrap();
+    for (split, count) in [("train", 12), ("val", 4)] {
+        for (name, colour) in COLOURS {
+            let dir = root.path().join("photos").join(split).join(name);
+            std::fs::create_dir_all(&dir).unwrap();
+            for i in 0..count {
+                let shade = |x: u32| Rgb(colour.map(|c| c.saturating_sub((3 * i + x) as u8)));
+                RgbImage::from_fn(40, 36, |x, _| shade(x)).save(dir.join(format!("{i}.png"))).unwrap();
+            }
+        }
+    }
+    root
+}
+
+/// Adds `cifar`: 40 training and 10 test records of ten classes, an even grey each.
+fn add_cifar(root: &Path) {
+    let dir = root.join("cifar");
+    std::fs::create_dir(&dir).unwrap();
+    let records =
+        |n: u8| -> Vec<u8> { (0..n).flat_map(|i| [vec![i % 10], vec![25 * (i % 10); 3072]].concat()).collect() };
+    std::fs::write(dir.join("data_batch_1.bin"), records(40)).unwrap();
+    std::fs::write(dir.join("test_batch.bin"), records(10)).unwrap();
+}
+
+fn json(path: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+}
+
+#[test]
+fn a_folder_of_images_leaves_a_network_its_classes_and_a_record() {
+    let root = colours();
+    let path = root.path();
+    let (out, err) = succeeds(path, &["mlp", "--data", "photos", "--out", "my run", "--epochs", "4", "--batch", "6"]);
+    assert_eq!(out, "");
+    assert!(err.contains("36 training and 12 test images of 3 classes"), "{err}");
+    assert!(err.contains("epoch   4/4") && err.contains("zoo check mlp 'my run/model.safetensors' --classes"), "{err}");
+
+    let run = path.join("my run");
+    assert_eq!(std::fs::read_to_string(run.join("classes.txt")).unwrap(), "blue\ngreen\nred\n");
+    assert_eq!(std::fs::read_to_string(run.join("metrics.jsonl")).unwrap().lines().count(), 4);
+    let record = json(&run.join("record.json"));
+    assert_eq!(std::fs::read_to_string(run.join("record.json")).unwrap().lines().count(), 1);
+    assert_eq!(
+        (&record["model"], &record["recipe"], &record["status"]),
+        (&"mlp".into(), &"mlp-sgd".into(), &"finished".into())
+    );
+    assert_eq!(record["overrides"], serde_json::json!(["batch=6"]));
+    assert_eq!((&record["epochs_done"], &record["data"]["train_images"]), (&4.into(), &36.into()));
+    assert_eq!(record["command"], "zoo train mlp --data photos --out 'my run' --epochs 4 --batch 6");
+    // Plain colours; a third of them by chance.
+    assert!(record["test_acc_last"].as_f64().unwrap() > 0.9, "{record}");
+
+    let weights = candle_core::safetensors::load(run.join("model.safetensors"), &candle_core::Device::Cpu).unwrap();
+    assert_eq!(weights["layers.2.weight"].dims(), [3, 256]);
+}
+
+#[test]
+fn cifar_files_train_under_the_networks_recipe_and_start_other_tasks() {
+    let root = colours();
+    let path = root.path();
+    add_cifar(path);
+    let on_cifar = ["mlp", "--data", "cifar", "--classes", "10", "--epochs", "1", "--limit", "30", "--out", "first"];
+    let (out, _) = succeeds(path, &[&on_cifar[..], &["--json"]].concat());
+    let lines: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 2, "{out}");
+    assert_eq!(lines[0]["epoch"], 1);
+    assert_eq!(lines[1], json(&path.join("first/record.json")));
+    assert_eq!((&lines[1]["recipe"], &lines[1]["data"]["name"]), (&"mlp-sgd".into(), &"CIFAR-10".into()));
+    assert_eq!((&lines[1]["data"]["train_images"], &lines[1]["overrides"]), (&30.into(), &serde_json::json!([])));
+
+    // Ten classes there, three here: the classifier starts afresh, and the user is told.
+    let tuned = ["mlp", "--data", "photos", "--weights", "first/model.safetensors", "--epochs", "1", "--out", "second"];
+    let (_, err) = succeeds(path, &tuned);
+    assert!(err.contains("4 tensors loaded") && err.contains("layers.2.weight"), "{err}");
+    let record = json(&path.join("second/record.json"));
+    assert_eq!(record["recipe"], "finetune");
+    assert_eq!(record["overrides"], serde_json::json!(["weights=first/model.safetensors"]));
+
+    // Any other part that does not fit ends it, and nothing is left behind.
+    let other = ["cifar_resnet20", "--data", "photos", "--weights", "first/model.safetensors", "--out", "third"];
+    let output = output(path, &other);
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && err.lines().last().unwrap().starts_with("error: "), "{err}");
+    assert!(err.contains("does not fit") && !path.join("third").exists(), "{err}");
+}
+
+#[test]
+fn pixels_are_normalised_as_the_checkpoint_was_trained_unless_the_user_says_otherwise() {
+    let root = colours();
+    let path = root.path();
+    // The recipe has its own means; a folder of images is for the network's.
+    let common = ["mlp", "--data", "photos", "--recipe", "template-600", "--epochs", "1", "--batch", "12", "--out"];
+    succeeds(path, &[&common[..], &["model"]].concat());
+    succeeds(path, &[&common[..], &["recipe", "--normalize", "recipe"]].concat());
+    let overrides = |run: &str| json(&path.join(run).join("record.json"))["overrides"].clone();
+    assert_eq!(overrides("model"), serde_json::json!(["batch=12", "normalize=model"]));
+    assert_eq!(overrides("recipe"), serde_json::json!(["batch=12"]));
+}
+
+#[test]
+fn an_earlier_run_is_kept_unless_the_user_says_otherwise() {
+    let root = colours();
+    let path = root.path();
+    let arguments = ["mlp", "--data", "photos", "--epochs", "1", "--out", "run"];
+    succeeds(path, &arguments);
+    std::fs::write(path.join("run/notes.txt"), "mine").unwrap();
+    let before = std::fs::read(path.join("run/model.safetensors")).unwrap();
+    let error = fails(path, &[&arguments[..], &["--seed", "2"]].concat());
+    assert!(error.contains("run") && error.contains("--force") && error.contains("--resume"), "{error}");
+    assert!(std::fs::read(path.join("run/model.safetensors")).unwrap() == before);
+
+    succeeds(path, &[&arguments[..], &["--seed", "2", "--force"]].concat());
+    assert!(std::fs::read(path.join("run/model.safetensors")).unwrap() != before);
+    // One epoch, not that of the run before as well; and a file that is not the command's own stays.
+    assert_eq!(std::fs::read_to_string(path.join("run/metrics.jsonl")).unwrap().lines().count(), 1);
+    assert!(path.join("run/notes.txt").exists());
+}
+
+#[test]
+fn what_cannot_be_trained_is_said_in_one_line() {
+    let root = colours();
+    let path = root.path();
+    add_cifar(path);
+    let with = |more: &[&'static str]| fails(path, &[&["mlp", "--out", "run"], more].concat());
+    let neither = with(&["--data", "photos/train"]);
+    assert!(neither.contains("data_batch_*.bin") && neither.contains("train/CLASS"), "{neither}");
+    assert!(with(&["--data", "absent"]).contains("absent: no such directory"));
+    let classes = with(&["--data", "photos", "--classes", "10"]);
+    assert!(classes.contains("--classes 10") && classes.contains("3 classes"), "{classes}");
+    assert!(with(&["--data", "photos", "--limit", "0"]).contains("--limit"));
+    assert!(with(&["--data", "photos", "--epochs", "0"]).contains("epochs"));
+    assert!(with(&["--data", "photos", "--weights", "absent.pth"]).contains("absent.pth"));
+    assert!(with(&["--data", "photos", "--device", "tpu"]).contains("tpu"));
+    assert!(fails(path, &["no_such_net", "--data", "photos", "--out", "run"]).contains("no_such_net"));
+    assert!(!path.join("run").exists());
+
+    for wrong in [
+        &["mlp", "--data", "photos"][..],
+        &["mlp", "--out", "run"],
+        &["mlp", "--data", "photos", "--out", "run", "--recipe", "none"],
+        &["mlp", "--data", "photos", "--out", "run", "--resume", "--force"],
+        &["mlp", "--data", "photos", "--out", "run", "--epochs", "many"],
+    ] {
+        assert_eq!(output(path, wrong).status.code(), Some(2), "{wrong:?}");
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn ctrl_c_keeps_what_is_done() {
+    use std::process::Stdio;
+    use std::time::{Duration, Instant};
+    let root = colours();
+    let path = root.path();
+    let mut command = train(path, &["mlp", "--data", "photos", "--epochs", "100000", "--out", "run"]);
+    let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+    let begin = Instant::now();
+    while std::fs::read_to_string(path.join("run/metrics.jsonl")).map_or(0, |text| text.lines().count()) < 2 {
+        assert!(begin.elapsed() < Duration::from_secs(60) && child.try_wait().unwrap().is_none(), "no epoch yet");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    let killed = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let output = child.wait_with_output().unwrap();
+    let err = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{err}");
+    assert!(err.lines().last().unwrap().starts_with("error: interrupted after "), "{err}");
+    assert!(err.contains("zoo train mlp --data photos --epochs 100000 --out run --resume"), "{err}");
+    let record = json(&path.join("run/record.json"));
+    assert_eq!(record["status"], "interrupted");
+    assert!(record["epochs_done"].as_u64().unwrap() >= 2 && path.join("run/model.safetensors").exists());
+}

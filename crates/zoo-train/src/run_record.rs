@@ -1,0 +1,167 @@
+//! The record of a run, put together from what was asked, what came out and where it ran: the same for every command that
+//! trains.
+
+use crate::data::{DataSource, Dataset};
+use crate::record::{DataRecord, EpochMetrics, Platform, RunRecord, Status, git_commit, peak_rss_mb, versions};
+use crate::trainer::{Job, Outcome};
+use anyhow::{Error, Result};
+use std::path::Path;
+use zoo::ModelOptions;
+use zoo_core::trace::model_macs;
+
+/// What a record says of a run beyond its job, its data and its outcome.
+#[derive(Debug, Clone)]
+pub struct Circumstances {
+    /// Settings that differ from the named recipe, as [`Overrides::describe`](crate::recipe::Overrides::describe) gives them.
+    pub overrides: Vec<String>,
+    /// The device, as the user names it.
+    pub device: String,
+    /// Threads that the run was given.
+    pub threads: usize,
+    /// When it began, see [`now_utc`](crate::record::now_utc).
+    pub started: String,
+    /// The command that repeats it.
+    pub command: String,
+    /// Its folder, relative to the record's file.
+    pub folder: String,
+}
+
+impl RunRecord {
+    /// Of `job`, trained on `data`, that came to `outcome`. A checkpoint that it started from stands among the overrides, so that
+    /// nobody takes the run for one from scratch. The peak memory is the process's own since
+    /// [`reset_peak_rss`](crate::record::reset_peak_rss).
+    ///
+    /// # Errors
+    /// A recipe that makes no batch of the data, or a network that the data's classes and images do not fit.
+    pub fn of(job: &Job, data: &Dataset, outcome: &Outcome, circumstances: Circumstances) -> Result<Self> {
+        let Circumstances { mut overrides, device, threads, started, command, folder } = circumstances;
+        overrides.extend(job.start.as_ref().map(|start| format!("weights={}", start.file.display())));
+        let [channels, height, _] = data.train.shape();
+        let options =
+            ModelOptions { num_classes: Some(data.classes.len()), in_chans: Some(channels), image_size: Some(height) };
+        let epochs = &outcome.epochs;
+        let last = epochs.last();
+        // The first of equals: a later epoch must do better to be called the best.
+        let best = epochs.iter().reduce(|best, e| if e.test_acc > best.test_acc { e } else { best });
+        let mean = |f: fn(&EpochMetrics) -> f64| {
+            (!epochs.is_empty()).then(|| epochs.iter().map(f).sum::<f64>() / epochs.len() as f64)
+        };
+        Ok(Self {
+            model: job.model.name.into(),
+            recipe: job.recipe.name.clone(),
+            overrides,
+            seed: job.seed,
+            epochs: job.recipe.epochs(data.train.len())?,
+            epochs_done: epochs.len(),
+            steps: outcome.steps,
+            status: outcome.status.clone(),
+            test_acc_last: last.map(|e| e.test_acc),
+            test_acc_best: best.map(|e| e.test_acc),
+            best_epoch: best.map(|e| e.epoch),
+            test_loss_last: last.map(|e| e.test_loss),
+            train_loss: last.map(|e| e.train_loss),
+            parameters: job.model.count_parameters(&options)? as u64,
+            macs: model_macs(job.model, &options).ok(),
+            batch: job.recipe.batch,
+            images_per_s: mean(|e| e.images_per_s),
+            seconds: outcome.seconds,
+            peak_rss_mb: peak_rss_mb(),
+            data: DataRecord::of(data, outcome.train_images),
+            device,
+            threads,
+            versions: versions(),
+            commit: git_commit(Path::new(env!("CARGO_MANIFEST_DIR"))),
+            command,
+            started,
+            platform: Platform::current(),
+            folder,
+        })
+    }
+}
+
+impl Outcome {
+    /// Of a run that ended by an error before it came to anything.
+    pub fn failed(error: &Error) -> Self {
+        let message = format!("{error:#}").replace('\n', " ");
+        Self { status: Status::Failed { message }, epochs: Vec::new(), steps: 0, train_images: 0, seconds: 0.0 }
+    }
+}
+
+impl DataRecord {
+    /// Of a run that trained on `train_images` of `data` and was tested on all of its test images.
+    pub fn of(data: &Dataset, train_images: usize) -> Self {
+        let (source, test_images) = (&data.source, data.test.len());
+        match source {
+            DataSource::Synthetic { seed } => Self::synthetic(*seed, train_images, test_images),
+            DataSource::Cifar10Files { .. } | DataSource::Cifar10Hub => {
+                Self::cifar10(source.label(), train_images, test_images)
+            }
+            DataSource::Altered { name, .. } => {
+                Self { name: name.clone(), source: source.label(), synthetic: false, train_images, test_images }
+            }
+            DataSource::Other { label } => {
+                Self { name: label.clone(), source: label.clone(), synthetic: false, train_images, test_images }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Synthetic;
+    use crate::recipe::{Overrides, Recipe};
+    use crate::record::tests::epoch;
+    use candle_core::Device;
+
+    fn job(model: &str) -> Job {
+        let recipe = Recipe::named("quick").unwrap();
+        Job::new(zoo::find(model).unwrap(), recipe, 7, Device::Cpu)
+    }
+
+    fn circumstances() -> Circumstances {
+        Circumstances {
+            overrides: Overrides { lr: Some(0.5), ..Overrides::default() }.describe(&job("mlp").recipe),
+            device: "cpu".into(),
+            threads: 2,
+            started: "2026-01-02T03:04:05Z".into(),
+            command: "zoo train mlp".into(),
+            folder: ".".into(),
+        }
+    }
+
+    #[test]
+    fn a_record_tells_what_was_asked_and_what_came_out() {
+        let data = Synthetic { train: 64, test: 20, seed: 3 }.generate();
+        let epochs = [0.5, 0.7, 0.7, 0.6].into_iter().zip(1..).map(|(accuracy, number)| epoch(number, accuracy));
+        let outcome =
+            Outcome { status: Status::Finished, epochs: epochs.collect(), steps: 4, train_images: 64, seconds: 9.0 };
+        let record =
+            RunRecord::of(&job("mlp").weights("net.pth", &["layers.2"]), &data, &outcome, circumstances()).unwrap();
+        assert_eq!(record.overrides, ["lr=0.5", "weights=net.pth"]);
+        assert_eq!((record.model.as_str(), record.recipe.as_str(), record.seed), ("mlp", "quick", 7));
+        assert_eq!((record.epochs, record.epochs_done, record.steps), (4, 4, 4));
+        assert_eq!((record.test_acc_last, record.test_acc_best, record.best_epoch), (Some(0.6), Some(0.7), Some(2)));
+        assert_eq!((record.parameters, record.images_per_s), (1_707_274, Some(1000.0)));
+        assert_eq!(record.data, DataRecord::synthetic(3, 64, 20));
+    }
+
+    #[test]
+    fn an_error_makes_a_failed_record() {
+        let data = Synthetic { train: 64, test: 20, seed: 0 }.generate();
+        let outcome = Outcome::failed(&anyhow::anyhow!("two\nlines").context("mlp"));
+        let record = RunRecord::of(&job("mlp"), &data, &outcome, circumstances()).unwrap();
+        assert_eq!(record.status, Status::Failed { message: "mlp: two lines".into() });
+        assert_eq!((record.test_acc_last, record.epochs_done, record.images_per_s), (None, 0, None));
+    }
+
+    /// A network for 224 pixels that is trained on smaller images costs what it costs there.
+    #[test]
+    fn macs_are_those_of_the_images_trained_on() {
+        let data = Synthetic { train: 64, test: 20, seed: 0 }.generate();
+        let record = RunRecord::of(&job("resnet18"), &data, &Outcome::failed(&anyhow::anyhow!("")), circumstances());
+        let macs = record.unwrap().macs.unwrap();
+        let at_224 = model_macs(zoo::find("resnet18").unwrap(), &ModelOptions::default()).unwrap();
+        assert!(macs > 0 && macs < at_224 / 40, "{macs} of {at_224}");
+    }
+}
