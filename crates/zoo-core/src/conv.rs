@@ -186,7 +186,7 @@ impl ConvBn {
         train: bool,
     ) -> Result<Tensor> {
         let is_fused = if train { tape::is_recording() } else { is_plain(xs) };
-        if let (Some(clamp), true) = (Clamp::of(activation), is_fused) {
+        if let (Some(clamp), true) = (Clamp::of(activation), is_fused && !trace::by_layers()) {
             let weight = weight_for(&self.conv.weight, train);
             let (bias, params) = (self.conv.bias.as_ref().map(|bias| weight_for(bias, train)), self.conv.params);
             let skip = skip()?;

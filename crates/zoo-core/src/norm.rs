@@ -122,7 +122,7 @@ impl BatchNorm {
     /// # Errors
     /// As the layer's forward pass.
     pub fn forward_act(&self, xs: &Tensor, activation: Option<Pointwise>, train: bool) -> Result<Tensor> {
-        if trace::is_tracing() {
+        if trace::by_layers() {
             let ys = self.forward_t(xs, train)?;
             return activation.map_or(Ok(ys.clone()), |function| activate(&ys, function));
         }
