@@ -14,8 +14,10 @@ use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 
 mod diagnose;
+mod footprint;
 
 pub use diagnose::{Diagnosis, diagnose};
+pub use footprint::training_memory;
 
 /// One step of a forward pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
