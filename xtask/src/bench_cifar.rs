@@ -139,7 +139,7 @@ fn plan(args: &Args) -> Result<Vec<Planned>> {
         (None, false) => (DEFAULT_MODELS, None),
     };
     let recipe = args.recipe.as_deref().or(if args.quick { Some("quick") } else { recipe });
-    let overrides = Overrides { epochs: args.epochs, batch: args.batch, lr: args.lr };
+    let overrides = Overrides { epochs: args.epochs, batch: args.batch, lr: args.lr, ..Overrides::NONE };
     let mut seeds = args.seeds.clone();
     seeds.sort_unstable();
     seeds.dedup();
@@ -206,7 +206,7 @@ struct Suite<'a> {
 impl Suite<'_> {
     /// One run. An error of this model is a failed run, not the end of the suite.
     fn run(&self, planned: &Planned) -> Result<RunRecord> {
-        let Planned { choice: Choice { model, recipe }, overrides, seed } = planned;
+        let Planned { choice: Choice { model, recipe, .. }, overrides, seed } = planned;
         let folder = format!("runs/{}-{}-seed{seed}", model.name, recipe.name);
         let path = self.unused(&folder);
         fs::create_dir_all(self.out.join(&path)).with_context(|| format!("cannot make the folder {path}"))?;
