@@ -35,7 +35,7 @@ fn numbers(epochs: &[EpochMetrics]) -> Vec<[u64; 5]> {
 
 #[test]
 fn networks_fit_what_they_see() -> Result<()> {
-    let epochs = Overrides { epochs: Some(6), batch: Some(25), lr: None };
+    let epochs = Overrides { epochs: Some(6), batch: Some(25), lr: None, ..Overrides::NONE };
     for model in ["mlp", "template_cnn", "cifar_resnet20"] {
         let (outcome, _folder) = run(&job(model, 1, epochs)?, &data())?;
         let (first, last) = (&outcome.epochs[0], &outcome.epochs[5]);
@@ -48,7 +48,7 @@ fn networks_fit_what_they_see() -> Result<()> {
 
 #[test]
 fn a_seed_repeats_a_run_bit_by_bit() -> Result<()> {
-    let two = Overrides { epochs: Some(2), batch: Some(50), lr: None };
+    let two = Overrides { epochs: Some(2), batch: Some(50), lr: None, ..Overrides::NONE };
     for model in ["mlp", "cifar_resnet20"] {
         let (a, folder_a) = run(&job(model, 7, two)?, &data())?;
         let (b, folder_b) = run(&job(model, 7, two)?, &data())?;
@@ -64,7 +64,7 @@ fn a_seed_repeats_a_run_bit_by_bit() -> Result<()> {
 #[test]
 fn the_saved_weights_are_the_ones_that_were_tested() -> Result<()> {
     let data = data();
-    let job = job("template_cnn", 3, Overrides { epochs: Some(2), batch: Some(50), lr: None })?;
+    let job = job("template_cnn", 3, Overrides { epochs: Some(2), batch: Some(50), lr: None, ..Overrides::NONE })?;
     let (outcome, folder) = run(&job, &data)?;
     let lines = read_jsonl::<EpochMetrics>(&folder.path().join(METRICS_FILE))?;
     assert_eq!(numbers(&lines.values), numbers(&outcome.epochs));
@@ -80,7 +80,7 @@ fn the_saved_weights_are_the_ones_that_were_tested() -> Result<()> {
 
 #[test]
 fn training_goes_on_from_a_checkpoint_with_another_head() -> Result<()> {
-    let one = Overrides { epochs: Some(1), batch: Some(50), lr: Some(1e-9) };
+    let one = Overrides { epochs: Some(1), batch: Some(50), lr: Some(1e-9), ..Overrides::NONE };
     let (_, folder) = run(&job("template_cnn", 3, one)?, &data())?;
     let file = folder.path().join("model.safetensors");
     // The first three classes only, so that the classifier has another shape.
@@ -104,7 +104,7 @@ fn training_goes_on_from_a_checkpoint_with_another_head() -> Result<()> {
 
 #[test]
 fn divergence_and_interruption_keep_what_is_done() -> Result<()> {
-    let wild = job("mlp", 1, Overrides { epochs: Some(3), batch: Some(50), lr: Some(1e30) })?;
+    let wild = job("mlp", 1, Overrides { epochs: Some(3), batch: Some(50), lr: Some(1e30), ..Overrides::NONE })?;
     let (outcome, folder) = run(&wild, &data())?;
     let Status::Failed { message } = &outcome.status else { panic!("{:?}", outcome.status) };
     assert!(message.contains("epoch 1") && message.contains("batch") && message.contains("1.000e30"), "{message}");
@@ -125,8 +125,10 @@ fn divergence_and_interruption_keep_what_is_done() -> Result<()> {
 #[test]
 fn a_last_batch_of_one_image_does_not_end_a_run() -> Result<()> {
     let data = data().limit(101);
-    let (outcome, _folder) =
-        run(&job("template_cnn", 1, Overrides { epochs: Some(2), batch: Some(50), lr: None })?, &data)?;
+    let (outcome, _folder) = run(
+        &job("template_cnn", 1, Overrides { epochs: Some(2), batch: Some(50), lr: None, ..Overrides::NONE })?,
+        &data,
+    )?;
     assert_eq!((outcome.status, outcome.steps), (Status::Finished, 4));
     Ok(())
 }

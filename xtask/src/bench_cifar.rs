@@ -37,7 +37,8 @@ pub struct Args {
     /// What the images are where they are not CIFAR-10 as it was published: `CIFAR-10, 40x40`
     #[arg(long, value_name = "NAME")]
     data_name: Option<String>,
-    /// Names and globs of models, or a set: review-20, resnet-paper, template-600, modern-200, all
+    /// Names and globs of models, or a set: review-20, resnet-paper, template-600, modern-200, ablation-depth,
+    /// ablation-shortcut, ablation-se, ablation-batch-norm, ablation-bn-momentum, ablation-bn-eps, all
     #[arg(long, value_name = "LIST")]
     models: Option<String>,
     /// Recipe for all models instead of each model's own
@@ -52,6 +53,15 @@ pub struct Args {
     /// Base learning rate instead of the recipe's
     #[arg(long, value_name = "RATE")]
     lr: Option<f64>,
+    /// Momentum of every BatchNorm's running statistics instead of the network's
+    #[arg(long, value_name = "SHARE")]
+    bn_momentum: Option<f64>,
+    /// Epsilon of every BatchNorm instead of the network's
+    #[arg(long, value_name = "EPS")]
+    bn_eps: Option<f64>,
+    /// Normalise nothing: of every BatchNorm its weight and bias are left
+    #[arg(long)]
+    no_batch_norm: bool,
     /// Seeds, one run of every model each
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1")]
     seeds: Vec<u64>,
@@ -178,6 +188,8 @@ fn count(n: usize, what: &str) -> String {
 struct Planned {
     choice: Choice,
     overrides: Vec<String>,
+    /// Where they are not the recipe's own.
+    epochs: Option<usize>,
     seed: u64,
     /// Its own folder, relative to the suite's: a function of what is run, so that a suite that goes on finds it again.
     folder: String,
@@ -191,24 +203,33 @@ fn plan(args: &Args, images: usize) -> Result<Vec<Planned>> {
         (None, false) => (DEFAULT_MODELS, None),
     };
     let recipe = args.recipe.as_deref().or(if args.quick { Some("quick") } else { recipe });
-    let overrides = Overrides { epochs: args.epochs, batch: args.batch, lr: args.lr };
+    let overrides = Overrides {
+        epochs: args.epochs,
+        batch: args.batch,
+        lr: args.lr,
+        bn_momentum: args.bn_momentum,
+        bn_eps: args.bn_eps,
+        batch_norm: args.no_batch_norm.then_some(false),
+    };
     let mut seeds = args.seeds.clone();
     seeds.sort_unstable();
     seeds.dedup();
     ensure!(!seeds.is_empty(), "--seeds names no seed");
     let mut planned = Vec::new();
     for choice in choose(models, recipe)? {
-        let described = overrides.describe(&choice.recipe);
+        let mut described = choice.overrides.clone();
+        described.extend(overrides.describe(&choice.recipe));
         let choice = Choice { recipe: choice.recipe.with(&overrides)?, ..choice };
         let own = Recipe::named(&choice.recipe.name)?.adapted_to(choice.model.name);
+        let is_other = choice.recipe.length != own.length;
+        let epochs = is_other.then(|| choice.recipe.epochs(images)).transpose()?;
         let mut name = format!("{}-{}", choice.model.name, choice.recipe.name);
-        if choice.recipe.length != own.length {
-            name += &format!("-{}epochs", choice.recipe.epochs(images)?);
-        }
+        epochs.iter().for_each(|epochs| name += &format!("-{epochs}epochs"));
         described.iter().for_each(|setting| name += &format!("-{setting}"));
         planned.extend(seeds.iter().map(|&seed| Planned {
             choice: choice.clone(),
             overrides: described.clone(),
+            epochs,
             seed,
             folder: format!("runs/{name}-seed{seed}"),
         }));
@@ -278,7 +299,7 @@ struct Suite<'a> {
 impl Suite<'_> {
     /// One run. An error of this model is a failed run, not the end of the suite; a folder that cannot be written is both.
     fn run(&self, planned: &Planned) -> Result<RunRecord> {
-        let Planned { choice: Choice { model, recipe }, overrides, seed, folder } = planned;
+        let Planned { choice: Choice { model, recipe, .. }, overrides, seed, folder, .. } = planned;
         let path = self.out.join(folder);
         if !self.args.resume && path.exists() {
             bail!("{} is asked for twice: two runs of this suite are the same", path.display());
@@ -318,7 +339,7 @@ impl Suite<'_> {
         let mut command = format!("cargo xtask bench-cifar --models {}", planned.choice.model.name);
         let mut add = |flag: &str, value: Option<String>| {
             if let Some(value) = value {
-                command += &format!(" --{flag} {value}");
+                command += format!(" --{flag} {value}").trim_end();
             }
         };
         let data = match (&args.data, args.quick, &self.data.source) {
@@ -333,9 +354,18 @@ impl Suite<'_> {
         add("data", data);
         add("data-name", args.data_name.as_ref().map(|name| format!("'{name}'")));
         add("recipe", Some(recipe.name.clone()));
-        add("epochs", args.epochs.map(|n| n.to_string()));
+        add("epochs", planned.epochs.map(|n| n.to_string()));
         add("batch", args.batch.map(|n| n.to_string()));
         add("lr", args.lr.map(|x| x.to_string()));
+        // What a set has changed and what the user has, all the same: in the command it stands as flags.
+        for setting in &planned.overrides {
+            match setting.split_once('=') {
+                Some(("bn_momentum", value)) => add("bn-momentum", Some(value.into())),
+                Some(("bn_eps", value)) => add("bn-eps", Some(value.into())),
+                Some(("batch_norm", "off")) => add("no-batch-norm", Some(String::new())),
+                _ => {}
+            }
+        }
         add("seeds", Some(planned.seed.to_string()));
         add("limit", args.limit.map(|n| n.to_string()));
         add("device", (args.device != "cpu").then(|| args.device.clone()));

@@ -215,7 +215,7 @@ fn plan(args: &Args, model: &'static ModelInfo, data: &Dataset, device: Device) 
         None => Recipe::default_for(model)?,
     };
     let recipe = recipe.adapted_to(model.name).for_side(side);
-    let changes = Overrides { epochs: args.epochs, batch: args.batch, lr: args.lr };
+    let changes = Overrides { epochs: args.epochs, batch: args.batch, lr: args.lr, ..Overrides::NONE };
     let mut overrides = changes.describe(&recipe);
     let mut recipe = recipe.with(&changes)?;
 

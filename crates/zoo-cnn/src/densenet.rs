@@ -33,7 +33,7 @@ pub enum Stem {
     /// Convolution 7x7 of stride 2, BatchNorm, ReLU, max pooling 3x3 of stride 2 (table 1): for ImageNet.
     Shrinking {
         /// Zeros around the image: 3 in the paper's network. One published CIFAR-10 comparison has none; the maps then get
-        /// smaller, and four blocks need an image of at least 35 pixels.
+        /// smaller, and four blocks need an image of at least 35 pixels instead of 29.
         padding: usize,
     },
     /// Convolution 3x3 of stride 1, BatchNorm, ReLU: an ImageNet network on 32x32 pixels.
@@ -131,6 +131,16 @@ impl Config {
         Ok(Self { blocks, init_features: 16, bn_size: None, compression: 1.0, ..Self::cifar_bc(10, growth)? })
     }
 
+    /// Side of the smallest image of which every transition finds a pixel to keep.
+    fn smallest_image(&self) -> usize {
+        let map = 1 << (self.blocks.len() - 1);
+        match self.stem {
+            // A map of n pixels comes from 2n - 1 in front of the pool, and these from 2(2n - 1) + 5 in front of the convolution.
+            Stem::Shrinking { padding } => (4 * map + 3usize).saturating_sub(2 * padding).max(1),
+            Stem::Small | Stem::Bare => map,
+        }
+    }
+
     fn check(&self) -> Result<()> {
         let widths = [self.growth, self.init_features, self.bn_size.unwrap_or(1), self.num_classes, self.in_chans];
         if widths.contains(&0) || self.blocks.is_empty() || self.blocks.contains(&0) {
@@ -222,12 +232,7 @@ struct Transition {
 impl Transition {
     fn forward(&self, maps: &Joined, train: bool) -> Result<Tensor> {
         trace::block("Transition", &self.place, || {
-            let ys = self.conv.forward_joined(maps, train)?;
-            let (_, _, h, w) = ys.dims4()?;
-            if h < 2 || w < 2 {
-                bail!("{}: nothing is left to halve of a {h}x{w} map: take a larger image or Stem::Small", self.place)
-            }
-            AvgPool2d::new(2, 2).forward(&ys)
+            AvgPool2d::new(2, 2).forward(&self.conv.forward_joined(maps, train)?)
         })
     }
 }
@@ -254,6 +259,8 @@ pub struct DenseNet {
     transitions: Vec<Transition>,
     norm5: BatchNorm,
     classifier: Classifier,
+    stem: Stem,
+    smallest_image: usize,
 }
 
 impl DenseNet {
@@ -298,7 +305,8 @@ impl DenseNet {
         let norm5 = BatchNorm::new(c, features.pp("norm5"))?;
         let bias = Some(Init::ZEROS);
         let classifier = Classifier::with(c, config.num_classes, Init::TORCH_WEIGHT, bias, vb.pp("classifier"))?;
-        Ok(Self { conv0, norm0, pool0, blocks, transitions, norm5, classifier })
+        let (stem, smallest_image) = (config.stem, config.smallest_image());
+        Ok(Self { conv0, norm0, pool0, blocks, transitions, norm5, classifier, stem, smallest_image })
     }
 
     /// (b, in_chans, 224, 224) -> (b, 64, 56, 56); without pooling, h and w stay.
@@ -317,6 +325,15 @@ impl DenseNet {
 impl Model for DenseNet {
     /// (b, in_chans, 224, 224) -> (b, 1024, 7, 7) in DenseNet-121
     fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let ((_, _, h, w), smallest) = (xs.dims4()?, self.smallest_image);
+        if h.min(w) < smallest {
+            bail!(
+                "densenet: behind the stem {:?} nothing is left of an image of {h}x{w} for the last of {} blocks: take one of \
+                 {smallest}x{smallest} at least, a stem with more padding, or Stem::Small",
+                self.stem,
+                self.blocks.len()
+            )
+        }
         let mut maps = Joined::new(trace::stage("stem", self.stem(xs, train)?), train)?;
         for (i, block) in self.blocks.iter().enumerate() {
             if i > 0 {
@@ -424,14 +441,29 @@ mod tests {
         assert!(Config::cifar_plain(41, 12).unwrap_err().to_string().contains("3n + 4"));
     }
 
+    /// The smallest image of each stem gives the last block one pixel, and one pixel less is an error that says so.
     #[test]
     fn the_unpadded_stem_wants_35_pixels() {
-        let config = Config { stem: Stem::Shrinking { padding: 0 }, ..Config::densenet121() };
-        let net = DenseNet::new(&config, VarStore::shapes_only().root()).unwrap();
-        let at = |side| trace::Graph::of_model(&net, (3, side, side));
-        assert_eq!(at(35).unwrap().nodes.last().unwrap().shape, [1, 1000]);
-        let error = at(34).unwrap_err().to_string();
-        assert!(error.contains("features.transition3") && error.contains("larger image"), "{error}");
+        let unpadded = Config { stem: Stem::Shrinking { padding: 0 }, ..Config::densenet121() };
+        assert_eq!(count(&unpadded), 7_978_856);
+        let three_blocks = Config { blocks: vec![1; 3], ..unpadded.clone() };
+        for (config, side) in [
+            (unpadded, 35),
+            (three_blocks, 19),
+            (Config::densenet121(), 29),
+            (Config::cifar_densenet121(), 8),
+            (Config::cifar_bc(10, 12).unwrap(), 4),
+        ] {
+            let net = DenseNet::new(&config, VarStore::shapes_only().root()).unwrap();
+            let at = |side| trace::Graph::of_model(&net, (3, side, side));
+            let graph = at(side).unwrap();
+            let last = graph.nodes.iter().rfind(|node| node.kind == "Concat").unwrap();
+            assert_eq!(last.shape[2..], [1, 1], "{side}: {:?}", config.stem);
+            let error = at(side - 1).unwrap_err().to_string();
+            let wants = format!("an image of {0}x{0}", side - 1);
+            assert!(error.contains(&wants) && error.contains(&format!("{side}x{side} at least")), "{error}");
+            assert!(error.contains(&format!("{:?}", config.stem)), "{error}");
+        }
     }
 
     #[test]

@@ -185,8 +185,8 @@ impl ConvBn {
         activation: Option<Pointwise>,
         train: bool,
     ) -> Result<Tensor> {
-        let is_fused = if train { tape::is_recording() } else { is_plain(xs) };
-        if let (Some(clamp), true) = (Clamp::of(activation), is_fused) {
+        let has_kernel = if train { tape::is_recording() && self.bn.normalizes() } else { is_plain(xs) };
+        if let (Some(clamp), true) = (Clamp::of(activation), has_kernel && !trace::by_layers()) {
             let weight = weight_for(&self.conv.weight, train);
             let (bias, params) = (self.conv.bias.as_ref().map(|bias| weight_for(bias, train)), self.conv.params);
             let skip = skip()?;

@@ -54,7 +54,7 @@ pub use linear::{Classifier, Linear, MlpBlock};
 pub use model::{
     Auxiliary, Dimensions, Input, Interpolation, Model, ModelInfo, ModelOptions, ModuleT, SequenceInfo, SequenceModel,
 };
-pub use norm::{BatchNorm, BatchNormConfig, LayerNorm};
+pub use norm::{BatchNorm, BatchNormConfig, BatchNormSettings, LayerNorm};
 pub use ops::Pointwise;
 pub use patch::PatchEmbed;
 pub use pool::{AvgPool2d, MaxPool2d, adaptive_avg_pool2d, global_avg_pool2d};

@@ -31,11 +31,42 @@ impl Default for BatchNormConfig {
     }
 }
 
+/// What a [`VarStore`](crate::VarStore) changes in every [`BatchNorm`] that is built in it, whatever the network's own config
+/// says: for ablations. Keys and parameters stay as they are.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use zoo_core::{BatchNorm, BatchNormSettings, ModuleT, VarStore};
+/// let store = VarStore::new(0, DType::F32, &Device::Cpu);
+/// store.set_batch_norm(BatchNormSettings { normalize: false, ..BatchNormSettings::default() });
+/// let norm = BatchNorm::new(1, store.root())?;
+/// let xs = Tensor::new(&[[3f32], [5.]], &Device::Cpu)?;
+/// // The weight starts at 1, the bias at 0.
+/// assert_eq!(norm.forward_t(&xs, true)?.to_vec2::<f32>()?, [[3.], [5.]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BatchNormSettings {
+    /// Instead of [`BatchNormConfig::momentum`].
+    pub momentum: Option<f64>,
+    /// Instead of [`BatchNormConfig::eps`].
+    pub eps: Option<f64>,
+    /// With `false` a layer is y = weight · x + bias: it reads no statistics, and its running ones never move.
+    pub normalize: bool,
+}
+
+impl Default for BatchNormSettings {
+    fn default() -> Self {
+        Self { momentum: None, eps: None, normalize: true }
+    }
+}
+
 /// Batch normalisation (Ioffe and Szegedy 2015, arXiv:1502.03167) over (b, c) or (b, c, h, w), channel by channel:
 /// y = (x - μ) / √(σ² + eps) · weight + bias.
 ///
 /// In training μ and σ² are the batch's, and the running statistics move: r ← (1 - momentum) · r + momentum · new, with
-/// the **unbiased** variance, as in PyTorch. In evaluation they are the running ones.
+/// the **unbiased** variance, as in PyTorch. In evaluation they are the running ones. The store may change all of that:
+/// see [`BatchNormSettings`].
 ///
 /// Keys: `weight`, `bias` (if affine), `running_mean`, `running_var`, each (c).
 #[derive(Debug, Clone)]
@@ -44,6 +75,8 @@ pub struct BatchNorm {
     bias: Tensor,
     running_mean: Var,
     running_var: Var,
+    /// Mean 0 and variance 1, which stand for all statistics where nothing is normalised.
+    constants: Option<(Tensor, Tensor)>,
     config: BatchNormConfig,
     place: String,
 }
@@ -57,11 +90,21 @@ impl BatchNorm {
         Self::with(channels, BatchNormConfig::default(), vb)
     }
 
-    /// With `config`.
+    /// With `config`, and what the store's [`BatchNormSettings`] put over it.
     ///
     /// # Errors
     /// A key that is taken already.
     pub fn with(channels: usize, config: BatchNormConfig, vb: VarBuilder) -> Result<Self> {
+        let BatchNormSettings { momentum, eps, normalize } = vb.batch_norm();
+        let mut config = config;
+        config.momentum = momentum.unwrap_or(config.momentum);
+        config.eps = eps.unwrap_or(config.eps);
+        let mut constants = None;
+        if !normalize {
+            let zeros = Tensor::zeros(channels, vb.dtype(), vb.device())?;
+            constants = Some((zeros.clone(), zeros.ones_like()?));
+            config.eps = 0.0;
+        }
         let (weight, bias) = if config.affine {
             (vb.param(channels, "weight", config.weight_init)?, vb.param(channels, "bias", Init::ZEROS)?)
         } else {
@@ -70,7 +113,7 @@ impl BatchNorm {
         };
         let running_mean = vb.buffer(channels, "running_mean", Init::ZEROS)?;
         let running_var = vb.buffer(channels, "running_var", Init::ONES)?;
-        Ok(Self { weight, bias, running_mean, running_var, config, place: vb.path().to_string() })
+        Ok(Self { weight, bias, running_mean, running_var, constants, config, place: vb.path().to_string() })
     }
 
     fn update(&self, running: &Var, batch: &Tensor) -> Result<()> {
@@ -81,16 +124,18 @@ impl BatchNorm {
 }
 
 impl BatchNorm {
-    /// The running statistics, and the weights as they are.
+    /// Whether it computes with statistics at all.
+    pub(crate) fn normalizes(&self) -> bool {
+        self.constants.is_none()
+    }
+
+    /// The running statistics or what stands for them, and the weights as they are.
     pub(crate) fn running(&self) -> Norm<'_> {
-        Norm {
-            weight: &self.weight,
-            bias: &self.bias,
-            mean: self.running_mean.as_tensor(),
-            var: self.running_var.as_tensor(),
-            eps: self.config.eps,
-            through_stats: false,
-        }
+        let (mean, var) = match &self.constants {
+            Some((mean, var)) => (mean, var),
+            None => (self.running_mean.as_tensor(), self.running_var.as_tensor()),
+        };
+        Norm { weight: &self.weight, bias: &self.bias, mean, var, eps: self.config.eps, through_stats: false }
     }
 
     /// Moves the running statistics towards the batch's.
@@ -124,7 +169,7 @@ impl BatchNorm {
     /// # Errors
     /// As the layer's forward pass.
     pub fn forward_act(&self, xs: &Tensor, activation: Option<Pointwise>, train: bool) -> Result<Tensor> {
-        if trace::is_tracing() {
+        if trace::by_layers() {
             let ys = self.forward_t(xs, train)?;
             return activation.map_or(Ok(ys.clone()), |function| activate(&ys, function));
         }
@@ -142,7 +187,7 @@ impl BatchNorm {
         };
         let tensors: Vec<&Tensor> = parts.iter().map(|(xs, _)| xs).collect();
         let (weight, bias) = (weight_for(&self.weight, train), weight_for(&self.bias, train));
-        if !train {
+        if !train || !self.normalizes() {
             return batch_norm_joined(&tensors, &Norm { weight: &weight, bias: &bias, ..self.running() }, clamp);
         }
         let stats = joined_stats(parts)?;
@@ -154,7 +199,7 @@ impl BatchNorm {
 
     fn normalize(&self, xs: &Tensor, activation: Option<Pointwise>, train: bool) -> Result<Tensor> {
         let (weight, bias) = (weight_for(&self.weight, train), weight_for(&self.bias, train));
-        if !train {
+        if !train || !self.normalizes() {
             return batch_norm_act(xs, &Norm { weight: &weight, bias: &bias, ..self.running() }, activation);
         }
         let stats = batch_stats(xs)?;
@@ -169,7 +214,8 @@ impl ModuleT for BatchNorm {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         let weights = self.config.affine.then_some([Some(&self.weight), Some(&self.bias)]);
         let weights = weights.as_ref().map_or(&[][..], |weights| weights);
-        trace::layer("BatchNorm", &self.place, weights, String::new, &[xs], || self.normalize(xs, None, train))
+        let detail = || if self.normalizes() { String::new() } else { "off".to_string() };
+        trace::layer("BatchNorm", &self.place, weights, detail, &[xs], || self.normalize(xs, None, train))
     }
 }
 
@@ -224,8 +270,10 @@ mod tests {
     use super::*;
     use crate::ops::composed;
     use crate::rng::Rng;
-    use crate::{VarStore, tape};
+    use crate::{Conv2d, Conv2dConfig, ConvBn, VarStore, tape};
     use candle_core::{DType, Device};
+
+    const OFF: BatchNormSettings = BatchNormSettings { momentum: None, eps: None, normalize: false };
 
     fn numbers(name: &str, dims: &[usize]) -> Tensor {
         let mut rng = Rng::new(5, name);
@@ -295,5 +343,97 @@ mod tests {
         let want = norm.forward_act(&Tensor::cat(&[a, b], 1)?, Some(Pointwise::Relu), false)?;
         assert_eq!(got.flatten_all()?.to_vec1::<f32>()?, want.flatten_all()?.to_vec1::<f32>()?);
         Ok(())
+    }
+
+    /// A unit whose norm has a weight and a bias of its own.
+    fn unit(settings: BatchNormSettings, config: BatchNormConfig, activation: Option<Pointwise>) -> (VarStore, ConvBn) {
+        let store = VarStore::new(1, DType::F64, &Device::Cpu);
+        store.set_batch_norm(settings);
+        let conv = Conv2d::new(3, 4, Conv2dConfig::new(3).padding(1), store.root().pp("conv")).unwrap();
+        let bn = BatchNorm::with(4, config, store.root().pp("bn")).unwrap();
+        for key in ["bn.weight", "bn.bias"] {
+            store.get(key).unwrap().var.unwrap().set(&numbers(key, &[4])).unwrap();
+        }
+        (store, ConvBn::new(conv, bn, activation))
+    }
+
+    fn distance(a: &Tensor, b: &Tensor) -> f64 {
+        (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+    }
+
+    #[test]
+    fn momentum_and_eps_arrive() {
+        let config = BatchNormConfig { momentum: 0.3, eps: 0.5, ..BatchNormConfig::default() };
+        let settings = BatchNormSettings { momentum: Some(0.3), eps: Some(0.5), normalize: true };
+        let xs = numbers("x", &[2, 3, 5, 5]);
+        let run = |settings, config| {
+            let (store, unit) = unit(settings, config, Some(Pointwise::Relu));
+            let ys = tape::on_tape(&xs, true, |xs| unit.forward_t(xs, true)).unwrap();
+            let mut all = vec![ys, unit.forward_t(&xs, true).unwrap(), unit.forward_t(&xs, false).unwrap()];
+            all.extend(store.buffers().into_iter().map(|(_, var)| var.as_detached_tensor()));
+            all
+        };
+        let want = run(BatchNormSettings::default(), config);
+        let got = run(settings, BatchNormConfig::default());
+        assert!(got.iter().zip(&want).all(|(a, b)| distance(a, b) == 0.0));
+        let plain = run(BatchNormSettings::default(), BatchNormConfig::default());
+        assert!(got.iter().zip(&plain).all(|(a, b)| distance(a, b) > 1e-3));
+    }
+
+    /// Without normalisation the unit is act(weight · conv(x) + bias + skip), in training and in evaluation, fused or not.
+    #[test]
+    fn without_normalisation_weight_and_bias_are_left() {
+        for (activation, with_skip) in [
+            (Some(Pointwise::Relu), true),
+            (Some(Pointwise::Relu6), false),
+            (Some(Pointwise::Silu), true),
+            (None, false),
+        ] {
+            let (store, unit) = unit(OFF, BatchNormConfig::default(), activation);
+            let xs = Var::from_tensor(&numbers("x", &[2, 3, 6, 5])).unwrap();
+            let skip = Var::from_tensor(&numbers("skip", &[2, 4, 6, 5])).unwrap();
+            let shortcut = || Ok(with_skip.then(|| skip.as_tensor().clone()));
+            let fused = || tape::on_tape(&xs, true, |xs| unit.forward_add(xs, shortcut, activation, true));
+            let by_layers = || unit.forward_add(&xs, shortcut, activation, true);
+            let by_hand = || {
+                let var = |key: &str| store.get(key).unwrap().var.unwrap().as_tensor().clone();
+                let row = |key: &str| var(key).reshape((1, 4, 1, 1));
+                let padded = Conv2dParams { padding: (1, 1), ..Conv2dParams::default() };
+                let ys = crate::ops::conv2d(&xs, &var("conv.weight"), Some(&var("conv.bias")), padded)?;
+                let ys = ys.broadcast_mul(&row("bn.weight")?)?.broadcast_add(&row("bn.bias")?)?;
+                let ys = if with_skip { (ys + skip.as_tensor())? } else { ys };
+                activation.map_or(Ok(ys.clone()), |function| activate(&ys, function))
+            };
+            let mut vars: Vec<Tensor> = store.parameters().iter().map(|(_, var)| var.as_tensor().clone()).collect();
+            vars.push(xs.as_tensor().clone());
+            vars.extend(with_skip.then(|| skip.as_tensor().clone()));
+            let gradients = |run: &dyn Fn() -> Result<Tensor>| {
+                let ys = run().unwrap();
+                let loss = (&ys * numbers("upstream", ys.dims())).unwrap().sum_all().unwrap();
+                let grads = loss.backward().unwrap();
+                let mut all: Vec<Tensor> = vars.iter().map(|var| grads.get(var).unwrap().clone()).collect();
+                all.push(ys);
+                all
+            };
+            let want = gradients(&by_hand);
+            for got in [gradients(&fused), gradients(&by_layers), composed(|| gradients(&by_layers))] {
+                assert!(got.iter().zip(&want).all(|(a, b)| distance(a, b) < 1e-12), "{activation:?}");
+            }
+            let plain = xs.as_detached_tensor();
+            let evaluated = unit.forward_add(&plain, shortcut, activation, false).unwrap();
+            assert!(distance(&evaluated, &want[want.len() - 1]) < 1e-12, "{activation:?} in evaluation");
+        }
+    }
+
+    #[test]
+    fn without_normalisation_keys_stay_and_statistics_rest() {
+        let (store, norm) = unit(OFF, BatchNormConfig::default(), None);
+        let (usual, _) = unit(BatchNormSettings::default(), BatchNormConfig::default(), None);
+        let keys = |store: &VarStore| store.slots().into_iter().map(|s| (s.key, s.shape, s.kind)).collect::<Vec<_>>();
+        assert_eq!(keys(&store), keys(&usual));
+        // A single value a channel has no variance, and needs none.
+        norm.forward_t(&numbers("x", &[1, 3, 1, 1]), true).unwrap();
+        let statistics = |key: &str| store.get(key).unwrap().var.unwrap().to_vec1::<f64>().unwrap();
+        assert_eq!((statistics("bn.running_mean"), statistics("bn.running_var")), (vec![0.0; 4], vec![1.0; 4]));
     }
 }

@@ -13,6 +13,7 @@
 //! by candle's own graph; an operation that does not is found out when the recording ends, and is an error.
 
 use crate::ops::{AddTo, Path, has_whole_rows, path};
+use crate::trace;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, TensorId, Var, bail};
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -290,7 +291,9 @@ pub fn by_images(
     f: impl Fn(&Tensor) -> Result<Tensor> + Sync,
 ) -> Result<Tensor> {
     let batch = xs.dims().first().copied().unwrap_or(0);
-    if train || is_recording() || tracks(xs) || batch < 2 * images || !matches!(path(xs), Path::Kernel) {
+    let whole = train || is_recording() || tracks(xs) || batch < 2 * images || !matches!(path(xs), Path::Kernel);
+    // Who looks at the steps looks at this thread.
+    if whole || trace::is_watched() {
         return on_tape(xs, train, f);
     }
     let parts = (0..batch.div_ceil(images)).into_par_iter().map(|part| {

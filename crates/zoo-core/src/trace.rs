@@ -1,16 +1,23 @@
 //! Looking at a network from outside: its layers with shapes, parameters and multiply-adds, and the graph they form.
 //!
 //! While a forward pass runs under [`Graph::of`], every layer of this crate tells its kind, its place, what it read and what it
-//! made; no tensor is computed, only shapes are. The same pass without a tracer costs one look at a thread-local.
+//! made; no tensor is computed, only shapes are. Under [`first_not_finite`] the tensors are computed, and the pass ends at the
+//! first that holds a NaN or an infinity. The same pass without a tracer costs one look at a thread-local.
 //!
 //! A model takes part by running its blocks inside [`block`], and whatever it does with candle's ops between the layers
 //! inside [`op`] or [`layer`]. A test sweeps the registry and fails on a model whose graph has a gap.
 
 use crate::model::{Model, ModelInfo, ModelOptions};
 use crate::vars::VarStore;
-use candle_core::{Result, Tensor, TensorId};
+use candle_core::{DType, Result, Tensor, TensorId, bail};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
+
+mod diagnose;
+mod footprint;
+
+pub use diagnose::{Diagnosis, diagnose};
+pub use footprint::training_memory;
 
 /// One step of a forward pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -72,7 +79,7 @@ impl Graph {
         let mut tracer = Tracer::default();
         let mut inputs = Vec::with_capacity(shapes.len());
         for shape in shapes {
-            let input = shape_only(shape, candle_core::DType::F32, &candle_core::Device::Cpu)?;
+            let input = shape_only(shape, DType::F32, &candle_core::Device::Cpu)?;
             tracer.known.insert(input.id(), tracer.graph.nodes.len());
             tracer.graph.nodes.push(Node {
                 place: String::new(),
@@ -86,18 +93,8 @@ impl Graph {
             });
             inputs.push(input);
         }
-        /// Takes the tracer off again, also when the pass fails.
-        struct Tracing(Option<Tracer>);
-        impl Drop for Tracing {
-            fn drop(&mut self) {
-                TRACER.set(self.0.take());
-            }
-        }
-        let outer = Tracing(TRACER.replace(Some(tracer)));
-        forward(&inputs)?;
-        let graph = TRACER.take().map(|tracer| tracer.graph).unwrap_or_default();
-        drop(outer);
-        Ok(graph)
+        let (result, tracer) = observe(tracer, || forward(&inputs));
+        result.map(|_| tracer.graph)
     }
 
     /// The graph of an image classifier on one image (channels, height, width), in evaluation.
@@ -120,6 +117,46 @@ impl Graph {
     }
 }
 
+/// Runs a forward pass, in training or in evaluation, and looks at the output of each of its layers: the first that holds a NaN or
+/// an infinity, where the pass ends; `None` if there is none. A step without tensors of its own is placed at its block.
+///
+/// The values are real and whatever the pass moves, such as running statistics, moves: see [`diagnose`], which puts it back.
+/// What is one operation elsewhere runs layer by layer here.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use zoo_core::{Linear, ModuleT, VarStore, trace::first_not_finite};
+/// let store = VarStore::new(0, DType::F32, &Device::Cpu);
+/// let (a, b) = (Linear::new(2, 3, store.root().pp("a"))?, Linear::new(3, 1, store.root().pp("b"))?);
+/// store.parameters()[2].1.set(&Tensor::new(&[[f32::NAN, 0., 0.]], &Device::Cpu)?)?; // b.weight
+/// let xs = Tensor::ones((1, 2), DType::F32, &Device::Cpu)?;
+/// let found = first_not_finite(|| b.forward_t(&a.forward_t(&xs, true)?, true))?;
+/// assert!(found.is_some_and(|node| node.place == "b" && node.kind == "Linear"));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
+/// # Errors
+/// What the forward pass refuses.
+pub fn first_not_finite<R>(forward: impl FnOnce() -> Result<R>) -> Result<Option<Node>> {
+    let (result, tracer) = observe(Tracer { values: true, ..Tracer::default() }, forward);
+    if !tracer.not_finite {
+        return result.map(|_| None);
+    }
+    let Graph { mut nodes, blocks } = tracer.graph;
+    let mut found = nodes.pop();
+    if let Some(node) = found.as_mut().filter(|node| node.place.is_empty()) {
+        node.place = node.block.map_or(String::new(), |block| blocks[block].place.clone());
+    }
+    Ok(found)
+}
+
+/// Whether no element is a NaN or an infinity.
+fn is_finite(xs: &Tensor) -> Result<bool> {
+    // 0 · x is 0 for a number and NaN for what is none; a sum of the elements themselves could overflow.
+    let zero = (xs.detach().contiguous()? * 0.0)?.sum_all()?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+    Ok(zero == 0.0)
+}
+
 #[derive(Debug, Default)]
 struct Tracer {
     graph: Graph,
@@ -130,6 +167,40 @@ struct Tracer {
     macs: u64,
     /// Inside a layer: its own steps are not listed.
     inside: bool,
+    /// Whether values are computed, and looked at.
+    values: bool,
+    /// Whether those of the last node are not finite.
+    not_finite: bool,
+}
+
+impl Tracer {
+    /// Lists a step, unless it returns what is known already.
+    fn list(
+        &mut self,
+        (kind, place): (&'static str, &str),
+        weights: &[Option<&Tensor>],
+        detail: impl FnOnce() -> String,
+        inputs: &[&Tensor],
+        output: &Tensor,
+    ) {
+        if self.known.contains_key(&output.id()) {
+            return;
+        }
+        let own = weights.iter().flatten().filter(|w| self.counted.insert(w.id()));
+        let parameters = own.map(|w| w.elem_count()).sum();
+        let inputs = inputs.iter().filter_map(|xs| self.known.get(&xs.id()).copied()).collect();
+        self.known.insert(output.id(), self.graph.nodes.len());
+        self.graph.nodes.push(Node {
+            place: place.to_string(),
+            kind,
+            detail: detail(),
+            inputs,
+            shape: output.dims().to_vec(),
+            parameters,
+            macs: self.macs,
+            block: self.blocks.last().copied(),
+        });
+    }
 }
 
 thread_local! {
@@ -141,19 +212,37 @@ fn with<R>(f: impl FnOnce(&mut Tracer) -> R) -> Option<R> {
     TRACER.with_borrow_mut(|tracer| tracer.as_mut().map(f))
 }
 
-/// Whether a tracer looks on, so that shapes are wanted and values are not.
+/// Runs `f` under a tracer, and takes it off again, also when `f` panics.
+fn observe<R>(tracer: Tracer, f: impl FnOnce() -> R) -> (R, Tracer) {
+    struct Restore(Option<Tracer>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            TRACER.set(self.0.take());
+        }
+    }
+    let _restore = Restore(TRACER.replace(Some(tracer)));
+    let result = f();
+    (result, TRACER.take().unwrap_or_default())
+}
+
+/// Whether a tracer looks on for which shapes are wanted and values are not.
 pub(crate) fn is_tracing() -> bool {
+    TRACER.with_borrow(|tracer| tracer.as_ref().is_some_and(|tracer| !tracer.values))
+}
+
+/// Whether a tracer looks on, for which each layer runs on its own and nothing is fused.
+pub(crate) fn by_layers() -> bool {
     TRACER.with_borrow(Option::is_some)
 }
 
 /// Whether somebody looks at the steps of the passes on this thread, a tracer or [`Model::forward_intermediates`]: then a
 /// network that can leave out what does not reach its output runs whole.
 pub fn is_watched() -> bool {
-    is_tracing() || STAGES.with_borrow(Option::is_some)
+    by_layers() || STAGES.with_borrow(Option::is_some)
 }
 
 /// A tensor of zeros that has a shape and no memory to speak of.
-pub(crate) fn shape_only(shape: &[usize], dtype: candle_core::DType, device: &candle_core::Device) -> Result<Tensor> {
+pub(crate) fn shape_only(shape: &[usize], dtype: DType, device: &candle_core::Device) -> Result<Tensor> {
     Tensor::zeros((), dtype, device)?.broadcast_as(shape)
 }
 
@@ -180,29 +269,20 @@ pub fn layer(
         return run();
     }
     with(|tracer| tracer.macs = 0);
-    let output = run();
-    with(|tracer| {
+    let result = run();
+    let values = with(|tracer| {
         tracer.inside = false;
-        let Ok(output) = &output else { return };
-        if tracer.known.contains_key(&output.id()) {
-            return;
+        if let Ok(output) = &result {
+            tracer.list((kind, place), weights, detail, inputs, output);
         }
-        let own = weights.iter().flatten().filter(|w| tracer.counted.insert(w.id()));
-        let parameters = own.map(|w| w.elem_count()).sum();
-        let inputs = inputs.iter().filter_map(|xs| tracer.known.get(&xs.id()).copied()).collect();
-        tracer.known.insert(output.id(), tracer.graph.nodes.len());
-        tracer.graph.nodes.push(Node {
-            place: place.to_string(),
-            kind,
-            detail: detail(),
-            inputs,
-            shape: output.dims().to_vec(),
-            parameters,
-            macs: tracer.macs,
-            block: tracer.blocks.last().copied(),
-        });
+        tracer.values
     });
-    output
+    let output = result?;
+    if values == Some(true) && !is_finite(&output)? {
+        with(|tracer| tracer.not_finite = true);
+        bail!("{place} ({kind}): the output is not finite")
+    }
+    Ok(output)
 }
 
 /// [`layer`] for a step without tensors of its own: an addition, a pooling, a reshaping.

@@ -5,6 +5,7 @@
 //! optimizer sees, and a store can be built from shapes only, to count a 600 MB network without allocating it.
 
 use crate::init::Init;
+use crate::norm::BatchNormSettings;
 use crate::rng::Rng;
 use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
 use std::collections::{BTreeMap, HashMap};
@@ -43,6 +44,7 @@ struct Inner {
     /// Whether dropout layers let everything through.
     dropout_off: Arc<AtomicBool>,
     dropout_calls: Mutex<BTreeMap<String, Arc<AtomicU64>>>,
+    batch_norm: Mutex<BatchNormSettings>,
 }
 
 #[derive(Debug, Default)]
@@ -79,8 +81,9 @@ impl VarStore {
     }
 
     fn build(seed: u64, dtype: DType, device: &Device, shapes_only: bool) -> Self {
-        let (slots, dropout_off, dropout_calls) = Default::default();
-        Self(Arc::new(Inner { seed, dtype, device: device.clone(), shapes_only, slots, dropout_off, dropout_calls }))
+        let (slots, dropout_off, dropout_calls, batch_norm) = Default::default();
+        let device = device.clone();
+        Self(Arc::new(Inner { seed, dtype, device, shapes_only, slots, dropout_off, dropout_calls, batch_norm }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Slots> {
@@ -140,6 +143,11 @@ impl VarStore {
         self.0.dropout_off.store(!on, Ordering::Relaxed);
     }
 
+    /// Changes every BatchNorm that is built in this store from now on: call it before the network is built.
+    pub fn set_batch_norm(&self, settings: BatchNormSettings) {
+        *self.0.batch_norm.lock().unwrap_or_else(PoisonError::into_inner) = settings;
+    }
+
     /// How often each dropout layer has drawn a mask, by key: with the seed, the whole random state of the network.
     pub fn dropout_state(&self) -> BTreeMap<String, u64> {
         let calls = self.0.dropout_calls.lock().unwrap_or_else(PoisonError::into_inner);
@@ -191,6 +199,11 @@ impl VarBuilder {
     /// The device of the store.
     pub fn device(&self) -> &Device {
         self.store.device()
+    }
+
+    /// What the store changes in a BatchNorm.
+    pub(crate) fn batch_norm(&self) -> BatchNormSettings {
+        *self.store.0.batch_norm.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A new trainable tensor called `name` here, filled by `init`.

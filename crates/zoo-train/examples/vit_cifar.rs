@@ -59,7 +59,7 @@ fn main() -> Result<()> {
 
     // The quick recipe's course of the learning rate with the optimizer that Transformers want.
     let adamw = OptimizerConfig::AdamW { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.05 };
-    let overrides = Overrides { epochs: Some(epochs), batch: Some(64), lr: Some(1e-3) };
+    let overrides = Overrides { epochs: Some(epochs), batch: Some(64), lr: Some(1e-3), ..Overrides::NONE };
     let recipe = Recipe { optimizer: adamw, decay_all: false, ..Recipe::named("quick")?.with(&overrides)? };
     let folder = std::env::temp_dir().join(format!("vit-cifar-{}", std::process::id()));
     std::fs::create_dir_all(&folder)?;

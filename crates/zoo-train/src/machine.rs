@@ -1,4 +1,4 @@
-//! What a program runs on: threads and device, as commands name them, and the user at its keyboard.
+//! What a program runs on: threads and device, as commands name them, memory, and the user at its keyboard.
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
@@ -65,4 +65,49 @@ pub fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
     })
     .context("cannot watch for Ctrl-C")?;
     Ok(stop)
+}
+
+/// Bytes of memory that this process may still take without the system swapping or ending it: what the machine has free or can
+/// free at once, or what the container's limit leaves, if that is less. `None` where the system does not tell.
+pub fn available_memory() -> Option<u64> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let machine = bytes_available(&read("/proc/meminfo")?)?;
+    let group = |file: &str| read(&format!("/sys/fs/cgroup/memory.{file}"));
+    let left = || bytes_left(&group("max")?, &group("current")?, &group("stat")?);
+    Some(left().map_or(machine, |left| left.min(machine)))
+}
+
+/// Of `/proc/meminfo`.
+fn bytes_available(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+/// Of a control group (version 2), by its files `memory.max`, `memory.current` and `memory.stat`; `None` without a limit. Files
+/// that the system keeps in memory and nobody has used lately count as used there, though it drops them at once where memory is
+/// short.
+fn bytes_left(max: &str, current: &str, stat: &str) -> Option<u64> {
+    let idle = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.trim().parse().ok()).unwrap_or(0);
+    let used = current.trim().parse::<u64>().ok()?.saturating_sub(idle);
+    Some(max.trim().parse::<u64>().ok()?.saturating_sub(used))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn memory_is_read_as_the_system_writes_it() {
+        let meminfo = "MemTotal:       24576000 kB\nMemFree:         1000000 kB\nMemAvailable:   12288000 kB\n";
+        assert_eq!(bytes_available(meminfo), Some(12_288_000 * 1024));
+        assert_eq!(bytes_available("MemTotal: 24576000 kB\n"), None);
+        let stat = "anon 700\ninactive_anon 5\ninactive_file 200\nactive_file 100\n";
+        assert_eq!(bytes_left("4000\n", "1000\n", stat), Some(3200));
+        assert_eq!(bytes_left("500\n", "1000\n", stat), Some(0));
+        assert_eq!(bytes_left("max\n", "1000\n", stat), None);
+        if cfg!(target_os = "linux") {
+            let available = available_memory().unwrap();
+            assert!((1 << 20..1 << 50).contains(&available), "{available}");
+        }
+    }
 }

@@ -54,6 +54,11 @@ pub enum Decay {
         /// The interval.
         every: Every,
     },
+    /// Evenly from the base rate to 0, over the same stretch and by the same rule.
+    Linear {
+        /// The interval.
+        every: Every,
+    },
 }
 
 /// The first steps of a run, which take the place of the base rate.
@@ -104,7 +109,7 @@ impl Schedule {
         let warmup = self.warmup.map_or(0, |w| w.length.to_steps(&length).min(length.total_steps / 10));
         let milestones = match &self.decay {
             Decay::MultiStep { milestones, .. } => milestones.iter().map(|m| m.to_steps(&length)).collect(),
-            Decay::Constant | Decay::Cosine { .. } => Vec::new(),
+            Decay::Constant | Decay::Cosine { .. } | Decay::Linear { .. } => Vec::new(),
         };
         LearningRate { schedule: self.clone(), base, length, warmup, milestones }
     }
@@ -135,13 +140,17 @@ impl LearningRate {
                 Decay::MultiStep { gamma, .. } => {
                     gamma.powi(self.milestones.iter().filter(|&&milestone| milestone <= step).count() as i32)
                 }
-                Decay::Cosine { every } => {
-                    let interval = if every == Every::Epoch { self.length.steps_per_epoch.max(1) } else { 1 };
-                    let elapsed = (step - self.warmup) / interval * interval;
-                    let rest = self.length.total_steps.saturating_sub(self.warmup).max(1);
-                    0.5 * (1.0 + (PI * elapsed.min(rest) as f64 / rest as f64).cos())
-                }
+                Decay::Cosine { every } => 0.5 * (1.0 + (PI * self.share_since_warmup(step, every)).cos()),
+                Decay::Linear { every } => 1.0 - self.share_since_warmup(step, every),
             }
+    }
+
+    /// How much of the run behind the warm-up has passed when the interval of `step` begins, 0 to 1.
+    fn share_since_warmup(&self, step: u64, every: Every) -> f64 {
+        let interval = if every == Every::Epoch { self.length.steps_per_epoch.max(1) } else { 1 };
+        let elapsed = (step - self.warmup) / interval * interval;
+        let rest = self.length.total_steps.saturating_sub(self.warmup).max(1);
+        elapsed.min(rest) as f64 / rest as f64
     }
 }
 
@@ -151,6 +160,7 @@ mod tests {
     use serde_json::Value;
 
     const COSINE: Decay = Decay::Cosine { every: Every::Epoch };
+    const LINEAR: Decay = Decay::Linear { every: Every::Step };
 
     fn rising(steps: u64) -> Option<Warmup> {
         Some(Warmup { length: When::Step(steps), factor: None })
@@ -201,6 +211,14 @@ mod tests {
     }
 
     #[test]
+    fn a_line_falls_evenly_behind_the_warmup() {
+        let rates = rates(&Schedule { decay: LINEAR, warmup: rising(2) }, 1.0, 5, 20);
+        assert_eq!(rates[..3], [0.5, 1.0, 1.0]);
+        assert!(rates[2..].windows(2).all(|pair| (pair[0] - pair[1] - 1.0 / 18.0).abs() < 1e-12));
+        assert!(rates[19] > 0.0);
+    }
+
+    #[test]
     fn milestones_by_fraction_move_with_the_run() {
         let milestones = vec![When::Fraction(0.5), When::Fraction(0.75)];
         let schedule = Schedule { decay: Decay::MultiStep { milestones, gamma: 0.1 }, warmup: None };
@@ -228,7 +246,7 @@ mod tests {
     #[test]
     fn every_step_of_the_shortest_runs_is_finite_and_within_the_base_rate() {
         for total in 0..5 {
-            for decay in [COSINE, Decay::Constant, Decay::Cosine { every: Every::Step }] {
+            for decay in [COSINE, Decay::Constant, Decay::Cosine { every: Every::Step }, LINEAR] {
                 let lr =
                     Schedule { decay, warmup: rising(3) }.over(0.1, Extent { steps_per_epoch: 0, total_steps: total });
                 // Beyond the end too: a run that was resumed with fewer epochs must not see the rate rise again.
@@ -242,7 +260,7 @@ mod tests {
     #[test]
     fn a_schedule_survives_json() {
         let milestones = vec![When::Fraction(0.5), When::Step(7), When::Epoch(1.5)];
-        for decay in [Decay::MultiStep { milestones, gamma: 0.1 }, COSINE, Decay::Constant] {
+        for decay in [Decay::MultiStep { milestones, gamma: 0.1 }, COSINE, LINEAR, Decay::Constant] {
             let schedule = Schedule { decay, warmup: rising(3) };
             let json = serde_json::to_string(&schedule).unwrap();
             assert_eq!(serde_json::from_str::<Schedule>(&json).unwrap(), schedule, "{json}");

@@ -6,6 +6,7 @@ use crate::data::{Dataset, Split};
 use crate::eval::evaluate;
 use crate::insight;
 use crate::loader::{Batch, Loader};
+use crate::machine::available_memory;
 use crate::optim::{Optimizer, clip_grad_norm};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
@@ -20,6 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use zoo::{Model, ModelInfo, ModelOptions, VarStore};
 use zoo_core::loss::{cross_entropy, topk_correct};
+use zoo_core::trace::{diagnose, training_memory};
 use zoo_core::weights::{LoadOptions, Weights, load, save_safetensors};
 
 /// Images a step of evaluation; it holds no graph, so it may be larger than a training step's.
@@ -117,10 +119,11 @@ struct Saver<'a> {
 ///
 /// With [`Checkpoints::resume`] it goes on from the newest checkpoint in `folder`, whatever ended the run that wrote it, to the weights
 /// and metrics that an uninterrupted run has, bit by bit. When `stop` turns true the run ends after the step in hand and keeps what is
-/// done. A loss that is not finite ends the run as failed, naming epoch, batch and learning rate; it is no error of this function.
+/// done. A loss that is not finite ends the run as failed, naming epoch, batch, learning rate and the first layer whose output is not finite; it is no error of this
+/// function.
 ///
 /// # Errors
-/// Data that does not fit the network or the recipe; a folder that holds another run; a file that cannot be written
+/// Data that does not fit the network or the recipe; a run that would not fit into memory; a folder that holds another run; a file that cannot be written
 /// ([`Unwritable`]), which is tried before the first step.
 pub fn train(
     job: &Job,
@@ -209,9 +212,14 @@ impl<'a> Run<'a> {
             "{} is made for images of {side}x{side}, the data has {height}x{width}",
             job.model.name
         );
-        let store = VarStore::new(job.seed, DType::F32, &job.device);
         let options =
             ModelOptions { num_classes: Some(data.classes.len()), in_chans: Some(channels), image_size: Some(height) };
+        if let (Some(available), true) = (available_memory(), job.device.is_cpu()) {
+            let needed = training_memory(job.model, &options, recipe.batch, recipe.optimizer.states())?;
+            notes.extend(ensure_memory(needed, available, recipe.batch)?);
+        }
+        let store = VarStore::new(job.seed, DType::F32, &job.device);
+        store.set_batch_norm(recipe.batch_norm.into());
         let net = job.model.build(&options, store.root())?;
         if let Some(start) = &job.start {
             let may_differ: Vec<&str> = start.may_differ.iter().map(String::as_str).collect();
@@ -345,8 +353,12 @@ impl<'a> Run<'a> {
                 .step(&batch, lr)
                 .with_context(|| format!("{} epoch {epoch} batch {number}", self.job.model.name))?;
             if !loss.is_finite() {
+                let why = match diagnose(self.net.as_ref(), &self.store, &batch.images) {
+                    Ok(diagnosis) => diagnosis.to_string(),
+                    Err(error) => format!("looking for the cause failed: {error}"),
+                };
                 return Ok(Pass::Diverged(format!(
-                    "the loss became {loss} at epoch {epoch}, batch {number}, learning rate {lr:.3e}"
+                    "the loss became {loss} at epoch {epoch}, batch {number}, learning rate {lr:.3e}: {why}"
                 )));
             }
             let sums = &mut self.at.sums;
@@ -407,6 +419,19 @@ impl<'a> Run<'a> {
     }
 }
 
+/// Refuses a run that needs far more memory than there is, and gives a warning for one that may. The estimate may be a third too
+/// high, see [`training_memory`].
+fn ensure_memory(needed: u64, available: u64, batch: usize) -> Result<Option<String>> {
+    let gb = |bytes: u64| bytes as f64 / 1e9;
+    let text = format!(
+        "training with a batch of {batch} needs about {:.1} GB of memory, and {:.1} GB are available",
+        gb(needed),
+        gb(available)
+    );
+    ensure!(needed / 4 * 3 <= available, "{text}: take a smaller batch");
+    Ok((needed > available).then(|| format!("{text}: it may be ended by the system; a smaller batch would fit")))
+}
+
 /// What makes a run the one that it is: a checkpoint goes on in the same one only. Threads are no part of it, since they change no
 /// bit of a result.
 fn identity(job: &Job, data: &Dataset) -> Result<Value> {
@@ -429,4 +454,19 @@ fn identity(job: &Job, data: &Dataset) -> Result<Value> {
         "classes": data.classes,
         "start": start,
     }))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_that_would_not_fit_says_so_first() {
+        let gb = 1_000_000_000;
+        assert_eq!(ensure_memory(2 * gb, 8 * gb, 128).unwrap(), None);
+        let warning = ensure_memory(9 * gb, 8 * gb, 128).unwrap().unwrap();
+        assert!(warning.contains("a batch of 128 needs about 9.0 GB") && warning.contains("8.0 GB are"), "{warning}");
+        let error = ensure_memory(80 * gb, 8 * gb, 128).unwrap_err().to_string();
+        assert!(error.contains("80.0 GB") && error.contains("smaller batch"), "{error}");
+    }
 }

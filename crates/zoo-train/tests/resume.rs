@@ -49,7 +49,12 @@ static NETWORK: ModelInfo = ModelInfo {
 
 /// With momentum, warm-up, crop and flip: everything that a checkpoint has to hold or that has to come back without it.
 fn job() -> Result<Job> {
-    let recipe = Recipe::named("quick")?.with(&Overrides { epochs: Some(3), batch: Some(16), lr: Some(0.02) })?;
+    let recipe = Recipe::named("quick")?.with(&Overrides {
+        epochs: Some(3),
+        batch: Some(16),
+        lr: Some(0.02),
+        ..Overrides::NONE
+    })?;
     let recipe = Recipe { augment: Augment::STANDARD, ..recipe };
     Ok(Job::new(&NETWORK, recipe, 7, Device::Cpu))
 }

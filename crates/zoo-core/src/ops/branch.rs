@@ -4,6 +4,7 @@ pub(crate) use super::cpu::branch::Inner;
 use super::cpu::branch::{Branch, Weights};
 use super::{Path, Real, elements, for_real, path, with_elements};
 use crate::tape::{self, Gradient, on_tape};
+use crate::trace;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 use std::sync::OnceLock;
 
@@ -11,7 +12,7 @@ use std::sync::OnceLock;
 pub(crate) type Affine<'a> = (&'a Tensor, &'a Tensor);
 
 /// x + second(inner(first(norm(x)))) for x of (b, n, c), or its first tokens (b, 1, c), if there is a kernel for it; `None`
-/// where it is to be composed of its layers: on other devices, for half types, and while a tracer looks on.
+/// where it is to be composed of its layers: on other devices, for half types, and while somebody looks at each layer.
 pub(crate) fn branch(
     xs: &Tensor,
     inner: Inner,
@@ -21,6 +22,9 @@ pub(crate) fn branch(
 ) -> Result<Option<Tensor>> {
     let (Path::Kernel, &[b, n, c]) = (path(xs), xs.dims()) else { return Ok(None) };
     let (&[mid, _], &[_, act]) = (first.0.dims(), second.0.dims()) else { return Ok(None) };
+    if trace::by_layers() {
+        return Ok(None);
+    }
     let branch = Branch { inner, eps, n, c, mid, act };
     let params = [norm.0, norm.1, first.0, first.1, second.0, second.1];
     // What does not fit gets its error from the layer that refuses it.
