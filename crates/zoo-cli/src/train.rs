@@ -58,8 +58,8 @@ pub struct Args {
     /// Base learning rate instead of the recipe's
     #[arg(long, value_name = "RATE")]
     lr: Option<f64>,
-    /// Whose mean and deviation are taken off the pixels. Default: the network's, which published checkpoints were trained
-    /// with, with --weights and for an image folder; the recipe's for CIFAR-10 from scratch
+    /// Mean and deviation that pixels are brought to zero and one with: those that the checkpoint was trained with. Default:
+    /// `model` with --weights and for an image folder, `recipe` for CIFAR-10 from scratch
     #[arg(long, value_enum, value_name = "WHOSE")]
     normalize: Option<Whose>,
     /// Fixes initialisation, order, augmentation and dropout
@@ -88,10 +88,29 @@ pub struct Args {
 /// Whose mean and deviation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Whose {
-    /// What published checkpoints of the network were trained with
+    /// The network's: what torchvision's or timm's checkpoints of it were trained with
     Model,
-    /// What the recipe says
+    /// The recipe's: for a checkpoint that was trained under it
     Recipe,
+    /// CIFAR-10's
+    Cifar10,
+    /// ImageNet's
+    Imagenet,
+    /// A half each: pixels from -1 to 1
+    Half,
+}
+
+impl Whose {
+    /// Their figures, and what the record says where they are not the recipe's own.
+    fn figures(self, model: &ModelInfo, recipe: &Recipe) -> (Normalize, &'static str) {
+        match self {
+            Self::Model => (Normalize::of(&model.input), "normalize=model"),
+            Self::Recipe => (recipe.normalize.clone(), "normalize=recipe"),
+            Self::Cifar10 => (Normalize::CIFAR10, "normalize=cifar10"),
+            Self::Imagenet => (Normalize::IMAGENET, "normalize=imagenet"),
+            Self::Half => (Normalize::HALF, "normalize=half"),
+        }
+    }
 }
 
 /// Trains, and leaves the run's files.
@@ -219,14 +238,14 @@ fn plan(args: &Args, model: &'static ModelInfo, data: &Dataset, device: Device) 
     let mut overrides = changes.describe(&recipe);
     let mut recipe = recipe.with(&changes)?;
 
-    let normalize = args.normalize.unwrap_or(match args.weights.is_some() || !data.source.is_cifar10() {
+    let whose = args.normalize.unwrap_or(match args.weights.is_some() || !data.source.is_cifar10() {
         true => Whose::Model,
         false => Whose::Recipe,
     });
-    let models = Normalize::of(&model.input);
-    if normalize == Whose::Model && recipe.normalize != models {
-        recipe.normalize = models;
-        overrides.push("normalize=model".into());
+    let (normalize, said) = whose.figures(model, &recipe);
+    if recipe.normalize != normalize {
+        recipe.normalize = normalize;
+        overrides.push(said.into());
     }
 
     let mut job = Job::new(model, recipe, args.seed, device);

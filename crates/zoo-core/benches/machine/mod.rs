@@ -31,7 +31,7 @@ impl Machine {
         machine
     }
 
-    /// Set it, and elements are images.
+    /// Set it, and elements are images; 0 for images that nobody computes with.
     #[allow(dead_code, reason = "one bench counts images, the other operations")]
     pub fn flops_per_image(&self) -> Rc<Cell<Option<f64>>> {
         self.flops_per_image.clone()
@@ -154,6 +154,7 @@ impl ValueFormatter for Machine {
     fn format_throughput(&self, throughput: &Throughput, nanoseconds: f64) -> String {
         let share = |rate: f64, peak: f64| 100.0 * rate / peak;
         match (throughput, self.flops_per_image.get()) {
+            (&Throughput::Elements(images), Some(0.0)) => format!("{:.0} images/s", images as f64 / nanoseconds * 1e9),
             (&Throughput::Elements(images), Some(flops)) => {
                 let rate = images as f64 / nanoseconds * 1e9;
                 let flops = rate * flops;
