@@ -15,7 +15,7 @@ use zoo_train::record::{
     RESULTS_FILE, RunRecord, Status, append_jsonl, now_utc, read_jsonl, replace_file, reset_peak_rss,
 };
 use zoo_train::report;
-use zoo_train::run_record::Circumstances;
+use zoo_train::run_record::{Circumstances, source_commit};
 use zoo_train::trainer::{Job, Outcome, train};
 
 /// The models of `--quick`: one of each kind, from seconds to a minute.
@@ -305,7 +305,7 @@ impl Suite<'_> {
             bail!("{} is asked for twice: two runs of this suite are the same", path.display());
         }
         fs::create_dir_all(&path).with_context(|| format!("cannot make the folder {}", path.display()))?;
-        let started = now_utc();
+        let (started, commit) = (now_utc(), source_commit());
         reset_peak_rss();
         let job = Job::new(model, recipe.clone(), *seed, self.device.clone());
         let checkpoints = Checkpoints { resume: self.args.resume, ..Checkpoints::default() };
@@ -327,6 +327,7 @@ impl Suite<'_> {
             device: self.args.device.clone(),
             threads: self.threads,
             started,
+            commit,
             command: self.command(planned),
             folder: folder.clone(),
         };

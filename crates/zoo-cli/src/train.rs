@@ -15,7 +15,7 @@ use zoo_train::data::Dataset;
 use zoo_train::machine::{device, set_threads, stop_on_ctrl_c};
 use zoo_train::recipe::{Overrides, Recipe};
 use zoo_train::record::{METRICS_FILE, RunRecord, Status, now_utc, read_jsonl, reset_peak_rss};
-use zoo_train::run_record::Circumstances;
+use zoo_train::run_record::{Circumstances, source_commit};
 use zoo_train::trainer::{Job, train};
 
 /// The trained network.
@@ -139,7 +139,7 @@ pub fn run(args: &Args) -> Result<()> {
     );
 
     make_folder(args)?;
-    let started = now_utc();
+    let (started, commit) = (now_utc(), source_commit());
     reset_peak_rss();
     let checkpoints = Checkpoints { resume: args.resume, ..Checkpoints::default() };
     let outcome = train(&job, &data, &args.out, &checkpoints, &stop).inspect_err(|_| {
@@ -151,6 +151,7 @@ pub fn run(args: &Args) -> Result<()> {
         device: args.device.clone(),
         threads,
         started,
+        commit,
         command: command(),
         // The record lies in the run's own folder.
         folder: ".".into(),

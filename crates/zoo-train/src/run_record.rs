@@ -20,10 +20,18 @@ pub struct Circumstances {
     pub threads: usize,
     /// When it began, see [`now_utc`](crate::record::now_utc).
     pub started: String,
+    /// The [`source_commit`] when it began: the tree may change while it trains.
+    pub commit: Option<String>,
     /// The command that repeats it.
     pub command: String,
     /// Its folder, relative to the record's file.
     pub folder: String,
+}
+
+/// The commit of the source tree that this program was built from, where that tree still stands; see
+/// [`git_commit`](crate::record::git_commit).
+pub fn source_commit() -> Option<String> {
+    git_commit(Path::new(env!("CARGO_MANIFEST_DIR")))
 }
 
 impl RunRecord {
@@ -34,7 +42,7 @@ impl RunRecord {
     /// # Errors
     /// A recipe that makes no batch of the data, or a network that the data's classes and images do not fit.
     pub fn of(job: &Job, data: &Dataset, outcome: &Outcome, circumstances: Circumstances) -> Result<Self> {
-        let Circumstances { mut overrides, device, threads, started, command, folder } = circumstances;
+        let Circumstances { mut overrides, device, threads, started, commit, command, folder } = circumstances;
         overrides.extend(job.start.as_ref().map(|start| format!("weights={}", start.file.display())));
         let [channels, height, _] = data.train.shape();
         let options =
@@ -70,7 +78,7 @@ impl RunRecord {
             device,
             threads,
             versions: versions(),
-            commit: git_commit(Path::new(env!("CARGO_MANIFEST_DIR"))),
+            commit,
             command,
             started,
             platform: Platform::current(),
@@ -125,6 +133,7 @@ mod tests {
             device: "cpu".into(),
             threads: 2,
             started: "2026-01-02T03:04:05Z".into(),
+            commit: source_commit(),
             command: "zoo train mlp".into(),
             folder: ".".into(),
         }
