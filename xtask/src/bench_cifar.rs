@@ -313,7 +313,7 @@ impl Suite<'_> {
             Ok(outcome) => outcome,
             Err(error) if error.downcast_ref::<Unwritable>().is_some() => {
                 return Err(error.context(format!(
-                    "{folder} stopped; its last checkpoint is kept, and the same command with --resume goes on from it"
+                    "{folder} stopped; what was written until then is whole, and the same command with --resume goes on from it"
                 )));
             }
             Err(error) => {

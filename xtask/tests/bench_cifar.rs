@@ -75,6 +75,30 @@ fn one_seed_gives_the_same_metrics_bit_by_bit() {
 }
 
 #[test]
+fn a_suite_that_was_stopped_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("suite");
+    let stopped = bench(&out, &["--seeds", "1,2", "--time-budget", "1ms"]);
+    let said = String::from_utf8_lossy(&stopped.stderr).into_owned();
+    assert!(stopped.status.success() && said.contains("--resume goes on"), "{said}");
+    let went_on = bench(&out, &["--seeds", "1,2", "--resume"]);
+    assert!(went_on.status.success(), "{}", String::from_utf8_lossy(&went_on.stderr));
+    let finished = || lines(&out.join("results.jsonl")).into_iter().filter(|r| r["status"] == "finished").count();
+    assert_eq!(finished(), 2);
+    // Nothing is left to resume, and nothing is done again.
+    let run = out.join("runs/mlp-quick-2epochs-seed1");
+    assert!(!zoo_train::checkpoint::is_in(&run) && lines(&run.join("metrics.jsonl")).len() == 2);
+    let again = bench(&out, &["--seeds", "1,2", "--resume"]);
+    let said = String::from_utf8_lossy(&again.stderr).into_owned();
+    assert_eq!((finished(), said.matches("finished already").count()), (2, 2), "{said}");
+    // The same run as in a suite that nobody stopped.
+    let whole = folder.path().join("whole");
+    assert!(bench(&whole, &[]).status.success());
+    let weights = |out: &Path| fs::read(out.join("runs/mlp-quick-2epochs-seed1/model.safetensors")).unwrap();
+    assert!(weights(&out) == weights(&whole));
+}
+
+#[test]
 fn what_cannot_be_done_is_said_in_one_line() {
     let folder = tempfile::tempdir().unwrap();
     let fails = |more: &[&str], expected: &str| {

@@ -12,6 +12,7 @@ use zoo_core::weights::Weights;
 use zoo_train::augment::Normalize;
 use zoo_train::checkpoint::{self, Checkpoints};
 use zoo_train::data::Dataset;
+use zoo_train::insight::{EVALUATION_FILE, MISTAKES_FILE};
 use zoo_train::machine::{device, set_threads, stop_on_ctrl_c};
 use zoo_train::recipe::{Overrides, Recipe};
 use zoo_train::record::{METRICS_FILE, RunRecord, Status, now_utc, read_jsonl, reset_peak_rss};
@@ -25,7 +26,7 @@ const RECORD_FILE: &str = "record.json";
 /// The names of the classes, one a line, in the order of the network's outputs.
 const CLASSES_FILE: &str = "classes.txt";
 /// Everything that a run leaves in its folder.
-const FILES: [&str; 4] = [WEIGHTS_FILE, METRICS_FILE, RECORD_FILE, CLASSES_FILE];
+const FILES: [&str; 6] = [WEIGHTS_FILE, METRICS_FILE, RECORD_FILE, CLASSES_FILE, EVALUATION_FILE, MISTAKES_FILE];
 
 /// Arguments of `train`.
 #[derive(clap::Args)]
