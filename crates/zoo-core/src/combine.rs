@@ -23,8 +23,8 @@ pub fn concat(parts: &[&Tensor], dim: usize) -> Result<Tensor> {
 
 /// Maps one behind the other along the channels, of which a dense block's layers read more and more: (b, Σ cᵢ, h, w).
 ///
-/// [`concat`] copies all of them for every layer. Where a kernel can read them from where they are, they stay apart, and each one's
-/// statistics are made once; elsewhere, and for a tracer, this is [`concat`].
+/// [`concat()`] copies all of them for every layer. Where a kernel can read them from where they are, they stay apart, and each one's
+/// statistics are made once; elsewhere, and for a tracer, this is [`concat()`].
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};

@@ -28,8 +28,7 @@ pub struct Circumstances {
     pub folder: String,
 }
 
-/// The commit of the source tree that this program was built from, where that tree still stands; see
-/// [`git_commit`](crate::record::git_commit).
+/// The commit of the source tree that this program was built from, where that tree still stands; see [`git_commit`].
 pub fn source_commit() -> Option<String> {
     git_commit(Path::new(env!("CARGO_MANIFEST_DIR")))
 }
