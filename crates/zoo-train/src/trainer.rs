@@ -119,12 +119,12 @@ struct Saver<'a> {
 ///
 /// With [`Checkpoints::resume`] it goes on from the newest checkpoint in `folder`, whatever ended the run that wrote it, to the weights
 /// and metrics that an uninterrupted run has, bit by bit. When `stop` turns true the run ends after the step in hand and keeps what is
-/// done. A loss that is not finite ends the run as failed, naming epoch, batch, learning rate and the first layer whose output is not finite; it is no error of this
-/// function.
+/// done. A loss that is not finite ends the run as failed, naming epoch, batch, learning rate and the first layer whose output is
+/// not finite; it is no error of this function.
 ///
 /// # Errors
-/// Data that does not fit the network or the recipe; a run that would not fit into memory; a folder that holds another run; a file that cannot be written
-/// ([`Unwritable`]), which is tried before the first step.
+/// Data that does not fit the network or the recipe; a run that would not fit into memory; a folder that holds another run; a file
+/// that cannot be written ([`Unwritable`]), which is tried before the first step.
 pub fn train(
     job: &Job,
     data: &Dataset,
@@ -138,7 +138,10 @@ pub fn train(
     let progress = Progress::new(&name, run.epochs, (run.epochs * run.train.len()) as u64);
     progress.resume(run.at.steps, run.at.seconds);
     run.notes.iter().for_each(|note| progress.say(&format!("{name}: {note}")));
-    checkpoint::ensure_room(folder, run.checkpoint_bytes())?;
+    if run.at.steps == 0 {
+        // A run that goes on has taken its room already.
+        checkpoint::ensure_room(folder, run.checkpoint_bytes())?;
+    }
     // The first one shows that the folder can be written before anything is computed.
     let mut saver = Saver { folder, every: checkpoints.every, last: Instant::now() };
     saver.save(&run)?;
@@ -215,8 +218,10 @@ impl<'a> Run<'a> {
         let options =
             ModelOptions { num_classes: Some(data.classes.len()), in_chans: Some(channels), image_size: Some(height) };
         if let (Some(available), true) = (available_memory(), job.device.is_cpu()) {
-            let needed = training_memory(job.model, &options, recipe.batch, recipe.optimizer.states())?;
-            notes.extend(ensure_memory(needed, available, recipe.batch)?);
+            // A network of the caller's own may have a pass that cannot be traced: then nothing is known.
+            if let Ok(needed) = training_memory(job.model, &options, recipe.batch, recipe.optimizer.states()) {
+                notes.extend(ensure_memory(needed, available, recipe.batch)?);
+            }
         }
         let store = VarStore::new(job.seed, DType::F32, &job.device);
         store.set_batch_norm(recipe.batch_norm.into());
