@@ -7,7 +7,7 @@ use super::batch_norm::{BatchStats, Norm, Rows, Sums, batch_stats};
 use super::cpu::batch_norm::{self as kernel, Affine, CutBy, InputGrad, Window};
 use super::cpu::buffer::written_by_tasks;
 use super::cpu::clamp::Clamp;
-use super::{Real, elements, for_dtype, is_plain, read, tensor};
+use super::{Real, elements, for_dtype, is_plain, read, tensor, with_elements};
 use crate::tape::{self, Gradient};
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
 
@@ -91,20 +91,17 @@ impl<T: Real> Parts<T> {
 
     fn forward(&self, maps: &[Tensor]) -> Result<Vec<T>> {
         let total = self.b * self.s * self.widths.iter().sum::<usize>();
-        let mut failed = Ok(());
-        // SAFETY: the windows of all parts cover the output, unless one cannot be read; then the output is dropped unread.
-        let ys = unsafe {
-            written_by_tasks(total, |ys| {
+        with_elements("batch_norm", &maps.iter().collect::<Vec<_>>(), |maps| {
+            let write = |ys| {
                 for (part, xs) in maps.iter().enumerate() {
-                    let into = (ys, self.window(part));
-                    let write = |xs: &[T]| {
-                        kernel::affine_into(self.dims(part), xs, self.affine(part), None, self.clamp, into);
-                    };
-                    failed = std::mem::replace(&mut failed, Ok(())).and(read::<T, _>(xs, write));
+                    let (by, into) = (self.affine(part), (ys, self.window(part)));
+                    // SAFETY: the output holds all channels, of which the window is a part.
+                    unsafe { kernel::affine_into(self.dims(part), xs, by, None, self.clamp, into) };
                 }
-            })
-        };
-        failed.map(|()| ys)
+            };
+            // SAFETY: the windows of all maps cover the output.
+            Ok(unsafe { written_by_tasks(total, write) })
+        })
     }
 
     /// For each map, and for weight and bias, the gradient with what came `earlier`.
