@@ -149,7 +149,7 @@ impl Forward {
     }
 
     fn finish<'a, T>(&self, bias: Option<&'a [T]>) -> kernel::Finish<'a, T> {
-        kernel::Finish { by_tiles: self.1, ..kernel::Finish::bias(bias) }
+        kernel::Finish::bias(bias).by_tiles(self.1)
     }
 
     fn output_shape(&self) -> Shape {

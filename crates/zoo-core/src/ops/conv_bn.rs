@@ -48,10 +48,9 @@ fn train<T: Real>(
     let dims = (g.b, g.c_out, g.output_plane());
     let shape = Shape::from((g.b, g.c_out, g.oh, g.ow));
     let conv_bias = bias.map(|bias| bias.to_vec1::<T>()).transpose()?;
-    let finish = Finish::bias(conv_bias.as_deref());
-    let conv = read::<T, _>(xs, |x| read::<T, _>(weight, |w| kernel::forward(&g, x, w, &finish)))??;
+    let forward = |x: &[T], w: &[T]| kernel::forward_with_stats(&g, x, w, conv_bias.as_deref());
+    let (conv, stats) = read::<T, _>(xs, |x| read::<T, _>(weight, |w| forward(x, w)))??;
     let (mean, var) = {
-        let stats = norm_kernel::stats(dims, &conv);
         let (mean, var) = stats.split_at(g.c_out);
         (tensor(mean.to_vec(), g.c_out)?, tensor(var.to_vec(), g.c_out)?)
     };
@@ -149,8 +148,7 @@ pub(crate) fn conv_bn_eval(
         let bias = bias.map(|bias| bias.to_vec1::<T>()).transpose()?.unwrap_or_else(|| vec![T::from_f64(0.0); g.c_out]);
         let shift: Vec<T> = (0..g.c_out).map(|c| rows.shift[c] + (bias[c] - rows.mean[c]) * rows.scale[c]).collect();
         let run = |skip: Option<&[T]>| {
-            let (scale, bias) = (Some(&rows.scale[..]), Some(&shift[..]));
-            let finish = Finish { scale, bias, skip, clamp, by_tiles: true };
+            let finish = Finish::folded(Some(&rows.scale), Some(&shift), skip, clamp).by_tiles(true);
             read::<T, _>(&xs, |x| read::<T, _>(&weight, |w| kernel::forward(&g, x, w, &finish)))?
         };
         let ys = match &skip {
