@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use zoo::{Model, ModelInfo, ModelOptions, VarStore};
 use zoo_core::loss::cross_entropy;
 use zoo_core::rng::Rng;
-use zoo_train::machine::{device, set_threads};
+use zoo_train::machine::{device, in_pool, set_threads};
 use zoo_train::optim::{Group, Optimizer, Sgd};
 use zoo_train::record::peak_rss_mb;
 
@@ -65,6 +65,10 @@ fn default_batch(info: &ModelInfo) -> usize {
 /// Prints the figures.
 pub fn run(args: &Args) -> Result<()> {
     let threads = set_threads(args.threads)?;
+    in_pool(|| measure(args, threads))
+}
+
+fn measure(args: &Args, threads: usize) -> Result<()> {
     let info = zoo::find(&args.model)?;
     let device = device(&args.device)?;
     let (batch, side) = (args.batch.unwrap_or_else(|| default_batch(info)), args.image.unwrap_or(info.input.size));

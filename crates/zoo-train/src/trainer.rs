@@ -6,7 +6,7 @@ use crate::data::{Dataset, Split};
 use crate::eval::evaluate;
 use crate::insight;
 use crate::loader::{Batch, Loader};
-use crate::machine::available_memory;
+use crate::machine::{available_memory, in_pool};
 use crate::optim::{Optimizer, clip_grad_norm};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
@@ -126,6 +126,16 @@ struct Saver<'a> {
 /// Data that does not fit the network or the recipe; a run that would not fit into memory; a folder that holds another run; a file
 /// that cannot be written ([`Unwritable`]), which is tried before the first step.
 pub fn train(
+    job: &Job,
+    data: &Dataset,
+    folder: &Path,
+    checkpoints: &Checkpoints,
+    stop: &AtomicBool,
+) -> Result<Outcome> {
+    in_pool(|| train_here(job, data, folder, checkpoints, stop))
+}
+
+fn train_here(
     job: &Job,
     data: &Dataset,
     folder: &Path,
