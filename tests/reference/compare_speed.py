@@ -69,6 +69,11 @@ def git(*words):
     return run.stdout.strip() if run.returncode == 0 else None
 
 
+def command(args):
+    """What was typed, with the baseline's name alone: where it lies is each machine's own business."""
+    return " ".join(word.replace(args.baseline, Path(args.baseline).name) for word in sys.argv)
+
+
 def conditions(args):
     cpu = re.search(r"^model name\s*:\s*(.*)$", Path("/proc/cpuinfo").read_text(), re.M)
     return {
@@ -79,7 +84,7 @@ def conditions(args):
         "commit": git("rev-parse", "HEAD"), "changed_files": bool(git("status", "--porcelain", "--untracked-files=no")),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         # Whoever else computes here takes from both sides, and not alike.
-        "load_before": round(os.getloadavg()[0], 2), "seconds": args.seconds, "rounds": args.rounds, "command": " ".join(sys.argv),
+        "load_before": round(os.getloadavg()[0], 2), "seconds": args.seconds, "rounds": args.rounds, "command": command(args),
     }
 
 
