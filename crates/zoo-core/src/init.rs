@@ -4,7 +4,7 @@
 //! (1 for a linear layer), fan_in = in / groups · r and fan_out = out · r.
 
 use crate::rng::Rng;
-use candle_core::{Result, bail};
+use candle_core::{Result, WithDType, bail};
 use rayon::prelude::*;
 
 /// Which side of a layer the variance is kept on.
@@ -89,11 +89,11 @@ impl Init {
         Self::Uniform { lo: -bound, hi: bound }
     }
 
-    /// Draws the elements of a parameter of shape `dims`, in row-major order.
+    /// Draws the elements of a parameter of shape `dims`, in row-major order: in f64, rounded once.
     ///
     /// # Errors
     /// A rule that needs fans on a shape of fewer than two dimensions.
-    pub fn sample(&self, dims: &[usize], rng: &mut Rng) -> Result<Vec<f64>> {
+    pub fn sample<T: WithDType>(&self, dims: &[usize], rng: &mut Rng) -> Result<Vec<T>> {
         let count = dims.iter().product();
         let normal = |rng: &mut Rng, std: f64| draw(count, 4, rng, |rng, _| std * rng.normal());
         let symmetric = |rng: &mut Rng, bound: f64| draw(count, 2, rng, |rng, _| rng.uniform_in(-bound, bound));
@@ -103,7 +103,7 @@ impl Init {
         };
         let both_fans = || fans(dims).map(|(i, o)| i + o);
         Ok(match *self {
-            Self::Const(value) => vec![value; count],
+            Self::Const(value) => vec![T::from_f64(value); count],
             Self::Uniform { lo, hi } => draw(count, 2, rng, |rng, _| rng.uniform_in(lo, hi)),
             Self::Normal { mean, std } => draw(count, 4, rng, |rng, _| mean + std * rng.normal()),
             Self::TruncatedNormal { std } => truncated(count, rng, std, 2.0),
@@ -125,13 +125,13 @@ impl Init {
 const BLOCK: usize = 1 << 14;
 
 /// `count` values, value i from the `words` words of the stream that begin at i · words: the same in any number of threads.
-fn draw(count: usize, words: u64, rng: &mut Rng, value: impl Fn(&mut Rng, u64) -> f64 + Sync) -> Vec<f64> {
+fn draw<T: WithDType>(count: usize, words: u64, rng: &mut Rng, value: impl Fn(&mut Rng, u64) -> f64 + Sync) -> Vec<T> {
     let start = rng.position();
-    let mut values = vec![0.0; count];
+    let mut values = vec![T::zero(); count];
     values.par_chunks_mut(BLOCK).enumerate().for_each(|(block, values)| {
         let (first, mut rng) = ((block * BLOCK) as u64, rng.clone());
         rng.seek(start + words * first);
-        values.iter_mut().zip(first..).for_each(|(x, i)| *x = value(&mut rng, i));
+        values.iter_mut().zip(first..).for_each(|(x, i)| *x = T::from_f64(value(&mut rng, i)));
     });
     rng.seek(start + words * count as u64);
     values
@@ -139,7 +139,7 @@ fn draw(count: usize, words: u64, rng: &mut Rng, value: impl Fn(&mut Rng, u64) -
 
 /// N(0, std²) cut at ±limit, by rejection instead of the inverse CDF that timm and PyTorch use: the same distribution. The
 /// interval must hold a fair share of the mass. A value that falls outside is drawn again from words behind those of all first tries.
-fn truncated(count: usize, rng: &mut Rng, std: f64, limit: f64) -> Vec<f64> {
+fn truncated<T: WithDType>(count: usize, rng: &mut Rng, std: f64, limit: f64) -> Vec<T> {
     let start = rng.position();
     draw(count, 4, rng, |rng, i| {
         let mut round = 0;
@@ -169,7 +169,7 @@ mod tests {
     use super::*;
 
     fn std_of(init: Init, dims: &[usize]) -> f64 {
-        let xs = init.sample(dims, &mut Rng::new(5, "init")).unwrap();
+        let xs = init.sample::<f64>(dims, &mut Rng::new(5, "init")).unwrap();
         (xs.iter().map(|x| x * x).sum::<f64>() / xs.len() as f64).sqrt()
     }
 
@@ -204,7 +204,7 @@ mod tests {
             (Init::Uniform { lo: -1.0, hi: 3.0 }, |rng: &mut Rng| rng.uniform_in(-1.0, 3.0)),
         ] {
             let (mut rng, mut other) = (Rng::new(3, "blocks"), Rng::new(3, "blocks"));
-            let xs = init.sample(dims, &mut rng).unwrap();
+            let xs = init.sample::<f64>(dims, &mut rng).unwrap();
             assert!(xs.iter().all(|&x| x == one(&mut other)), "{init:?}");
             assert_eq!(rng.position(), other.position());
         }
@@ -213,7 +213,7 @@ mod tests {
     /// Four standard errors of each estimate, at 1e5 draws.
     #[test]
     fn a_cut_normal_has_its_moments() {
-        let xs = Init::TruncatedNormal { std: 1.0 }.sample(&[100_000], &mut Rng::new(0, "moments")).unwrap();
+        let xs = Init::TruncatedNormal { std: 1.0 }.sample::<f64>(&[100_000], &mut Rng::new(0, "moments")).unwrap();
         let mean = xs.iter().sum::<f64>() / xs.len() as f64;
         let var = xs.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / xs.len() as f64;
         assert!(mean.abs() < 0.012 && (var - 0.7737).abs() < 0.012, "{mean} {var}");
@@ -222,7 +222,7 @@ mod tests {
     /// A fifth of these fall outside at the first try.
     #[test]
     fn values_drawn_again_are_new() {
-        let mut xs = Init::TruncatedNormal { std: 1.6 }.sample(&[2, BLOCK], &mut Rng::new(3, "again")).unwrap();
+        let mut xs = Init::TruncatedNormal { std: 1.6 }.sample::<f64>(&[2, BLOCK], &mut Rng::new(3, "again")).unwrap();
         assert!(xs.iter().all(|x| x.abs() <= 2.0));
         xs.sort_by(f64::total_cmp);
         assert!(xs.windows(2).all(|pair| pair[0] < pair[1]), "a value came twice");
@@ -231,9 +231,9 @@ mod tests {
     #[test]
     fn bounds_hold_and_vectors_have_no_fans() {
         let bound = 1.0 / 288f64.sqrt();
-        let xs = Init::TORCH_WEIGHT.sample(&[64, 32, 3, 3], &mut Rng::new(0, "b")).unwrap();
+        let xs = Init::TORCH_WEIGHT.sample::<f64>(&[64, 32, 3, 3], &mut Rng::new(0, "b")).unwrap();
         assert!(xs.iter().all(|x| x.abs() <= bound));
-        let error = Init::HE_FAN_IN.sample(&[7], &mut Rng::new(0, "b")).unwrap_err().to_string();
+        let error = Init::HE_FAN_IN.sample::<f64>(&[7], &mut Rng::new(0, "b")).unwrap_err().to_string();
         assert!(error.contains("[7]"), "{error}");
     }
 }

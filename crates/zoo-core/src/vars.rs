@@ -236,8 +236,15 @@ impl VarBuilder {
 
     fn fill(&self, key: &str, shape: &Shape, init: Init) -> Result<Var> {
         let mut rng = Rng::new(self.store.0.seed, &format!("init/{key}"));
-        let values = Tensor::from_vec(init.sample(shape.dims(), &mut rng)?, shape, &Device::Cpu)?;
-        Var::from_tensor(&values.to_dtype(self.dtype())?.to_device(self.device())?)
+        // The two usual types are drawn where they stay: a copy of a large layer would be the most that building ever takes.
+        match self.dtype() {
+            DType::F32 => Var::from_vec(init.sample::<f32>(shape.dims(), &mut rng)?, shape, self.device()),
+            DType::F64 => Var::from_vec(init.sample::<f64>(shape.dims(), &mut rng)?, shape, self.device()),
+            other => {
+                let values = Tensor::from_vec(init.sample::<f64>(shape.dims(), &mut rng)?, shape, &Device::Cpu)?;
+                Var::from_tensor(&values.to_dtype(other)?.to_device(self.device())?)
+            }
+        }
     }
 
     fn insert(&self, slot: Slot) -> Result<()> {

@@ -3,6 +3,7 @@
 
 use super::chart::{Axis, Chart, Point, Series, Style};
 use super::curves::{LARGE, curve, percent, test_acc};
+use super::format::duration;
 use super::summary::{Row, Section, ending};
 use crate::record::RunRecord;
 
@@ -36,6 +37,7 @@ pub(super) fn studies(section: &Section) -> Vec<Chart> {
     let mut charts = by_depth(section);
     charts.extend(SETTINGS.iter().flat_map(|setting| by_setting(section, setting)));
     charts.extend(batch_norm(section));
+    charts.extend(frontier(section));
     charts
 }
 
@@ -218,6 +220,49 @@ fn batch_norm(section: &Section) -> Vec<Chart> {
     charts
 }
 
+/// What more time buys: test accuracy against the time of whole runs, one line a model that was trained under several of the
+/// `fast` recipes.
+fn frontier(section: &Section) -> Vec<Chart> {
+    let rows = section.rows.iter().filter(|row| row.last().is_some() && is_fast(&row.record().recipe));
+    let rows = rows.filter_map(|row| {
+        let (_, _, batch, device, overrides) = training(row.record(), |_| false);
+        Some(((batch, device, overrides), (row.seconds()?.mean, row)))
+    });
+    let mut charts = Vec::new();
+    for ((_, _, overrides), mut rows) in grouped(rows) {
+        rows.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let mut lines = grouped(rows.into_iter().map(|(seconds, row)| (row.record().model.as_str(), (seconds, row))));
+        lines.retain(|(_, points)| points.len() > 1);
+        if lines.is_empty() {
+            continue;
+        }
+        let seconds: Vec<f64> = lines.iter().flat_map(|(_, points)| points).map(|(seconds, _)| *seconds).collect();
+        let legend = lines.iter().enumerate().map(|(index, (model, _))| (Style::Series(index), (*model).to_owned()));
+        let legend = legend.collect();
+        let told = |seconds: f64, row: &Row, accuracy: String| {
+            let record = row.record();
+            format!("{} · {} · {accuracy} after {}", record.model, record.recipe, duration(seconds))
+        };
+        let lines = lines.into_iter().enumerate();
+        let series: Vec<Series> = lines.map(|(index, (_, points))| line(index, points, |acc| acc, told)).collect();
+        let settings = overrides.iter().map(|setting| format!(", {setting}")).collect::<String>();
+        charts.push(Chart {
+            title: format!("Test accuracy against a run's time · fast{settings} · {}", section.name()),
+            x: Axis::time(seconds.into_iter()),
+            y: reach(&series),
+            series,
+            legend,
+            size: LARGE,
+        });
+    }
+    charts
+}
+
+/// Whether a recipe is one of ours that fill a given time.
+pub(super) fn is_fast(recipe: &str) -> bool {
+    recipe == "fast" || recipe.starts_with("fast-")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,6 +274,26 @@ mod tests {
     fn with(settings: &[&str], mut run: Run) -> Run {
         run.record.overrides = settings.iter().map(|&setting| setting.to_owned()).collect();
         run
+    }
+
+    #[test]
+    fn the_frontier_goes_from_the_shortest_run_to_the_longest() {
+        let lasting = |seconds: f64, mut run: Run| {
+            run.record.seconds = seconds;
+            run
+        };
+        let runs = [
+            lasting(3300.0, run("cifar_resnet20", "fast-60", 1, 0.91)),
+            lasting(280.0, run("cifar_resnet20", "fast-5", 1, 0.75)),
+            lasting(850.0, run("cifar_resnet20", "fast-15", 1, 0.86)),
+            lasting(850.0, run("mlp", "fast-15", 1, 0.55)),
+            lasting(9000.0, run("mlp", "modern-200", 1, 0.60)),
+        ];
+        let told = drawn(&runs);
+        assert_eq!(told.len(), 1);
+        assert_eq!(told[0].0, "Test accuracy against a run's time · fast · CIFAR-10");
+        assert_eq!(told[0].1, ["cifar_resnet20"]);
+        assert_eq!(told[0].2, [[(280.0, 75.0), (850.0, 86.0), (3300.0, 91.0)]]);
     }
 
     /// (title, names of the lines, their points)
