@@ -545,6 +545,25 @@ fn convolution_of_small_planes() {
     property(40, (convs, setting()), |(conv, setting)| conv.check(&setting));
 }
 
+/// Rows of whole vectors, of which one packed copy serves all horizontal taps: shifts that stay in the zeros between the rows, fill
+/// them, and reach past them; outputs as wide as the input, narrower and wider by whole vectors.
+#[test]
+fn convolution_of_whole_rows() {
+    let width = select(vec![8usize, 16, 24, 32, 48]);
+    let taps = (select(vec![2usize, 3, 5]), 1..=9usize, select(vec![0usize, 1, 2]));
+    let sizes = (1..=5usize, select(vec![1usize, 3, 8, 17]), 1..=9usize, width, taps, 1..=2usize, any::<bool>());
+    let convs = sizes.prop_map(|(b, channels, height, width, (taps, dilation, share), groups, bias)| {
+        let reach = (taps - 1) * dilation + 1;
+        // No padding, what keeps the width, or all that meets the image.
+        let padding = (reach - 1) * share / 2;
+        let params = Conv2dParams { padding: (1, padding), dilation: (1, dilation), groups, ..Conv2dParams::default() };
+        let (c_in, c_out) = (channels * groups, (channels + 1) * groups);
+        let size = (height, width.max(reach.saturating_sub(2 * padding)));
+        Conv { b, c_in, c_out, size, kernel: (3, taps), params, bias }
+    });
+    property(120, (convs, setting()), |(conv, setting)| conv.check(&setting));
+}
+
 /// Larger than a tile of any kind, which the random cases seldom are.
 #[test]
 fn large_convolution() {
