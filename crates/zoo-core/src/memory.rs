@@ -10,7 +10,8 @@
 //! ```
 //!
 //! Blocks below 64 KiB are the system allocator's. Larger ones are rounded up to a size class, an eighth of a power of two apart,
-//! and a freed one waits in its class for the next use. What waits is bounded by what is in use at the most.
+//! and a freed one waits in its class for the next use. Where none waits, one of up to twice the size is lent: an epoch's last batch,
+//! smaller than the others, lives in their memory. What waits is bounded by what is in use at the most.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -31,69 +32,155 @@ const HUGE: usize = 2 << 20;
 
 /// The first free block of each class, whose first word points to the next.
 static FREE: [Mutex<usize>; CLASSES] = [const { Mutex::new(0) }; CLASSES];
+/// A request may be lent a block of this many classes above its own: up to twice the size.
+const LENDING: usize = 8;
+/// Blocks that were lent, with their own class: their layout does not tell it.
+static LENT: Mutex<Lent> = Mutex::new(Lent { blocks: [(0, 0); 512], count: 0 });
+/// `LENT`'s count, to be asked without its lock.
+static LENT_COUNT: AtomicUsize = AtomicUsize::new(0);
 /// Bytes of kept classes in use, the most that ever were, and bytes that wait.
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
 static MOST: AtomicUsize = AtomicUsize::new(0);
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
-/// Class and size of a request, if it is one to keep.
-fn class(layout: Layout) -> Option<(usize, Layout)> {
+/// Class of a request, if it is one to keep.
+fn class(layout: Layout) -> Option<usize> {
     let size = layout.size();
     if size < SMALLEST || layout.align() > ALIGN {
         return None;
     }
     // The power of two at or below, and the eighth of it, rounded up.
     let power = size.ilog2() as usize;
-    let step = 1usize << (power - 3);
-    let eighth = (size - (1 << power)).div_ceil(step);
+    let eighth = (size - (1 << power)).div_ceil(1 << (power - 3));
     let index = 8 * (power - SMALLEST.ilog2() as usize) + eighth;
-    let rounded = (1usize << power) + eighth * step;
-    let align = if rounded >= HUGE { HUGE } else { ALIGN };
-    let layout = Layout::from_size_align(rounded, align).ok()?;
-    (index < CLASSES).then_some((index, layout))
+    (index < CLASSES).then_some(index)
 }
 
-// SAFETY: a block handed out is either the system allocator's or a free one of its class, which is as large and aligned as any
-// request of the class asks for, and which the class's lock lets one caller take.
+/// The block of a class.
+fn block(index: usize) -> Layout {
+    let power = index / 8 + SMALLEST.ilog2() as usize;
+    let size = (1usize << power) + ((index % 8) << (power - 3));
+    let align = if size >= HUGE { HUGE } else { ALIGN };
+    // SAFETY: the alignment is a power of two, and the size, below 2⁴⁰ for every class, far from overflowing.
+    unsafe { Layout::from_size_align_unchecked(size, align) }
+}
+
+struct Lent {
+    /// Address and class of the first `count`.
+    blocks: [(usize, usize); 512],
+    count: usize,
+}
+
+impl Lent {
+    /// Notes a block; false where there is no room.
+    fn add(&mut self, address: usize, index: usize) -> bool {
+        let has_room = self.count < self.blocks.len();
+        if has_room {
+            self.blocks[self.count] = (address, index);
+            self.count += 1;
+            LENT_COUNT.store(self.count, Relaxed);
+        }
+        has_room
+    }
+
+    /// The class of a block, which is lent no longer.
+    fn remove(&mut self, address: usize) -> Option<usize> {
+        let at = self.blocks[..self.count].iter().position(|lent| lent.0 == address)?;
+        self.count -= 1;
+        LENT_COUNT.store(self.count, Relaxed);
+        let index = self.blocks[at].1;
+        self.blocks[at] = self.blocks[self.count];
+        Some(index)
+    }
+}
+
+/// The first block that waits in a class.
+fn take(index: usize) -> Option<*mut u8> {
+    let mut first = FREE[index].lock().unwrap_or_else(PoisonError::into_inner);
+    if *first == 0 {
+        return None;
+    }
+    let taken = *first as *mut u8;
+    // SAFETY: a free block holds the next one's address in its first word.
+    *first = unsafe { taken.cast::<usize>().read() };
+    WAITING.fetch_sub(block(index).size(), Relaxed);
+    Some(taken)
+}
+
+/// Lets a block wait in its class.
+///
+/// # Safety
+/// The block is of this class, and nobody's.
+unsafe fn keep(index: usize, ptr: *mut u8) {
+    WAITING.fetch_add(block(index).size(), Relaxed);
+    let mut first = FREE[index].lock().unwrap_or_else(PoisonError::into_inner);
+    // SAFETY: the caller's; a block is larger than a word.
+    unsafe { ptr.cast::<usize>().write(*first) };
+    *first = ptr as usize;
+}
+
+/// A waiting block of a larger class.
+fn borrow(index: usize) -> Option<(usize, *mut u8)> {
+    for larger in index + 1..CLASSES.min(index + LENDING + 1) {
+        if let Some(taken) = take(larger) {
+            if LENT.lock().unwrap_or_else(PoisonError::into_inner).add(taken as usize, larger) {
+                return Some((larger, taken));
+            }
+            // SAFETY: it was taken from this class just now.
+            unsafe { keep(larger, taken) };
+            return None;
+        }
+    }
+    None
+}
+
+/// Counts a block that is handed out.
+fn count(index: usize) {
+    let size = block(index).size();
+    MOST.fetch_max(IN_USE.fetch_add(size, Relaxed) + size, Relaxed);
+}
+
+// SAFETY: a block handed out is either the system allocator's or a free one of its class or a larger one, which is as large and aligned
+// as any request of the class asks for, and which the class's lock lets one caller take.
 unsafe impl GlobalAlloc for KeepPages {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        let Some((index, block)) = class(layout) else {
+        let Some(index) = class(layout) else {
             // SAFETY: the caller's.
             return unsafe { System.alloc(layout) };
         };
-        MOST.fetch_max(IN_USE.fetch_add(block.size(), Relaxed) + block.size(), Relaxed);
-        let mut first = FREE[index].lock().unwrap_or_else(PoisonError::into_inner);
-        if *first != 0 {
-            let taken = *first as *mut u8;
-            // SAFETY: a free block holds the next one's address in its first word.
-            *first = unsafe { taken.cast::<usize>().read() };
-            WAITING.fetch_sub(block.size(), Relaxed);
+        if let Some((index, taken)) = take(index).map(|taken| (index, taken)).or_else(|| borrow(index)) {
+            count(index);
             return taken;
         }
-        drop(first);
+        let block = block(index);
         // SAFETY: the class's layout is not empty.
         let taken = unsafe { System.alloc(block) };
         if !taken.is_null() {
+            count(index);
             advise_huge(taken, block.size());
         }
         taken
     }
 
     unsafe fn dealloc(&self, ptr: *mut u8, layout: Layout) {
-        let Some((index, block)) = class(layout) else {
+        let Some(index) = class(layout) else {
             // SAFETY: the caller's.
             return unsafe { System.dealloc(ptr, layout) };
         };
+        let mut index = index;
+        // Who frees a block knows of its being lent: whatever handed it over from the thread that got it has ordered the count.
+        if LENT_COUNT.load(Relaxed) > 0 {
+            let mut lent = LENT.lock().unwrap_or_else(PoisonError::into_inner);
+            index = lent.remove(ptr as usize).unwrap_or(index);
+        }
+        let block = block(index);
         IN_USE.fetch_sub(block.size(), Relaxed);
         if WAITING.load(Relaxed) + block.size() > MOST.load(Relaxed) {
             // SAFETY: the block came from the system with this layout.
             return unsafe { System.dealloc(ptr, block) };
         }
-        WAITING.fetch_add(block.size(), Relaxed);
-        let mut first = FREE[index].lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: the block is ours again, and larger than a word.
-        unsafe { ptr.cast::<usize>().write(*first) };
-        *first = ptr as usize;
+        // SAFETY: the block is ours again.
+        unsafe { keep(index, ptr) };
     }
 
     unsafe fn alloc_zeroed(&self, layout: Layout) -> *mut u8 {
@@ -127,17 +214,46 @@ fn advise_huge(block: *mut u8, size: usize) {
 mod tests {
     use super::*;
 
+    fn layout(size: usize) -> Layout {
+        Layout::from_size_align(size, 8).unwrap()
+    }
+
     #[test]
     fn classes_hold_their_requests_and_waste_an_eighth_at_the_most() {
-        assert!(class(Layout::from_size_align(SMALLEST - 1, 8).unwrap()).is_none());
+        assert!(class(layout(SMALLEST - 1)).is_none());
         let mut last = 0;
         for size in (SMALLEST..1 << 24).step_by(777) {
-            let (index, block) = class(Layout::from_size_align(size, 8).unwrap()).unwrap();
+            let index = class(layout(size)).unwrap();
+            let block = block(index);
             assert!(block.size() >= size && block.size() <= size + size / 8 + 1, "{size} in {}", block.size());
             assert!(index >= last);
             last = index;
             // Every request of a class gets the same block.
-            assert_eq!(class(Layout::from_size_align(block.size(), 8).unwrap()).unwrap(), (index, block));
+            assert_eq!(class(layout(block.size())), Some(index));
+        }
+    }
+
+    /// Sizes that no other test asks for, so that nobody else takes the blocks.
+    #[test]
+    fn a_block_is_lent_to_smaller_requests_and_comes_back_to_its_class() {
+        let (large, small) = (layout(900 << 20), layout(600 << 20));
+        // SAFETY: blocks are freed with the layout they were asked for with, and never touched.
+        unsafe {
+            let first = KeepPages.alloc(large);
+            KeepPages.dealloc(first, large);
+            let lent = KeepPages.alloc(small);
+            assert_eq!(lent, first);
+            // While it is lent nobody else has it.
+            let other = KeepPages.alloc(large);
+            assert_ne!(other, first);
+            KeepPages.dealloc(lent, small);
+            assert_eq!(KeepPages.alloc(large), first);
+            KeepPages.dealloc(first, large);
+            KeepPages.dealloc(other, large);
+            // Less than half of it is not worth it.
+            let little = KeepPages.alloc(layout(300 << 20));
+            assert!(little != first && little != other);
+            KeepPages.dealloc(little, layout(300 << 20));
         }
     }
 
