@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 use zoo::{Model, ModelInfo, ModelOptions, VarStore};
 use zoo_core::loss::cross_entropy;
 use zoo_core::rng::Rng;
-use zoo_train::machine::{device, in_pool, set_threads};
+use zoo_core::threads::in_pool;
+use zoo_train::machine::{device, set_threads};
 use zoo_train::optim::{Group, Optimizer, Sgd};
 use zoo_train::record::peak_rss_mb;
 

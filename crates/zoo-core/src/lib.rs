@@ -29,6 +29,7 @@ pub mod model;
 pub mod ops;
 pub mod rng;
 pub mod tape;
+pub mod threads;
 pub mod trace;
 pub mod vars;
 pub mod weights;

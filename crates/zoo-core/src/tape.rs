@@ -101,6 +101,19 @@ fn while_recording<R>(recording: Option<Recording>, f: impl FnOnce() -> R) -> (R
     (result, RECORDING.take())
 }
 
+/// Runs `f` as on a thread of its own: neither recording nor playing. Work that a thread takes up while it waits inside an operation of
+/// other work knows nothing of that one's tape.
+pub(crate) fn apart<R>(f: impl FnOnce() -> R) -> R {
+    struct Restore(Option<Arc<HashSet<TensorId>>>);
+    impl Drop for Restore {
+        fn drop(&mut self) {
+            PLAYING.set(self.0.take());
+        }
+    }
+    let _restore = Restore(PLAYING.take());
+    while_recording(None, f).0
+}
+
 /// Whether operations of this thread go on a tape now.
 pub(crate) fn is_recording() -> bool {
     RECORDING.with_borrow(Option::is_some)

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 #[cfg(unix)]
 const THREADS_VARIABLE: &str = "RAYON_NUM_THREADS";
 
-/// Stack of a thread of the pool, as the main thread's: [`in_pool`] may bring any work there.
+/// Stack of a thread of the pool, as the main thread's: [`in_pool`](zoo_core::threads::in_pool) may bring any work there.
 const STACK: usize = 8 << 20;
 
 /// Sizes the pools that the kernels and candle's own operations run in; returns the number of threads. Call it first thing in
@@ -33,20 +33,6 @@ pub fn set_threads(threads: Option<usize>) -> Result<usize> {
     let builder = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).stack_size(STACK);
     builder.build_global().context("cannot start the threads")?;
     Ok(rayon::current_num_threads())
-}
-
-/// Runs `work` in a thread of the pool that the kernels run in. From any other thread each operation wakes the pool and sleeps
-/// until it is done: in a training step of cifar_densenet121 thousands of times. In one of the pool's own an operation begins
-/// at once, with this thread at work too.
-///
-/// ```
-/// use candle_core::{Device, Tensor};
-/// let sum = zoo_train::machine::in_pool(|| Tensor::ones(4, candle_core::DType::F32, &Device::Cpu)?.sum_all()?.to_scalar::<f32>());
-/// assert_eq!(sum?, 4.0);
-/// # Ok::<(), candle_core::Error>(())
-/// ```
-pub fn in_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
-    rayon::scope(|_| work())
 }
 
 /// The device called `cpu`, `cuda:N` or `metal`.

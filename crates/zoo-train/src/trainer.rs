@@ -6,7 +6,7 @@ use crate::data::{Dataset, Split};
 use crate::eval::evaluate;
 use crate::insight;
 use crate::loader::{Batch, Loader};
-use crate::machine::{available_memory, in_pool};
+use crate::machine::available_memory;
 use crate::optim::{Optimizer, clip_grad_norm};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use zoo::{Model, ModelInfo, ModelOptions, VarStore};
 use zoo_core::loss::{cross_entropy, topk_correct};
+use zoo_core::threads::in_pool;
 use zoo_core::trace::{diagnose, training_memory};
 use zoo_core::weights::{LoadOptions, Weights, load, save_safetensors};
 

@@ -1,0 +1,60 @@
+//! Where a program's work begins: inside the pool of threads that the kernels run in.
+
+use crate::tape;
+use std::sync::{Mutex, TryLockError};
+
+/// Whether the pool has somebody's work already.
+static TAKEN: Mutex<()> = Mutex::new(());
+
+/// Runs `work` in a thread of the pool that the kernels run in, and returns what it does. From any other thread each operation wakes the
+/// pool and sleeps until it is done: in a training step of cifar_densenet121 thousands of times. In one of the pool's own an
+/// operation begins at once, with this thread at work too.
+///
+/// The pool takes one work at a time. While it has one, another thread's runs where it is: a thread that waits inside an operation would
+/// take up the other work, and come back when all of that is done.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// let sum = zoo_core::threads::in_pool(|| Tensor::ones(4, DType::F32, &Device::Cpu)?.sum_all()?.to_scalar::<f32>());
+/// assert_eq!(sum?, 4.0);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn in_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+    if rayon::current_thread_index().is_some() {
+        // A pool's thread, perhaps one that waits inside another work's operation.
+        return tape::apart(work);
+    }
+    let _taken = match TAKEN.try_lock() {
+        Ok(guard) => guard,
+        // Whoever panicked has left the pool.
+        Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
+        Err(TryLockError::WouldBlock) => return work(),
+    };
+    rayon::scope(|_| work())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::mpsc::channel;
+    use std::thread;
+
+    #[test]
+    fn the_pool_takes_one_work_at_a_time() {
+        let (began, has_begun) = channel();
+        let (end, may_end) = channel::<()>();
+        let first = thread::spawn(move || {
+            in_pool(move || {
+                began.send(rayon::current_thread_index()).unwrap();
+                may_end.recv().unwrap();
+            });
+        });
+        // If another test has the pool, the first work is not in it, and there is nothing to see.
+        if has_begun.recv().unwrap().is_some() {
+            assert_eq!(in_pool(rayon::current_thread_index), None);
+        }
+        end.send(()).unwrap();
+        first.join().unwrap();
+        assert_eq!(in_pool(|| in_pool(|| 7)), 7);
+    }
+}
