@@ -13,6 +13,9 @@ static TAKEN: Mutex<()> = Mutex::new(());
 /// The pool takes one work at a time. While it has one, another thread's runs where it is: a thread that waits inside an operation would
 /// take up the other work, and come back when all of that is done.
 ///
+/// For a program that does one thing at a time, as our commands do: do not run other networks on the pool's threads meanwhile. A thread
+/// that waits inside an operation takes up whatever the pool has to do, with this work's tape in its hands.
+///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
 /// let sum = zoo_core::threads::in_pool(|| Tensor::ones(4, DType::F32, &Device::Cpu)?.sum_all()?.to_scalar::<f32>());
