@@ -2,6 +2,7 @@
 
 use anyhow::Result;
 use candle_core::Device;
+use rayon::prelude::*;
 use std::sync::atomic::AtomicBool;
 use zoo::{ModelOptions, VarStore};
 use zoo_core::weights::{LoadOptions, Weights, load};
@@ -57,6 +58,22 @@ fn a_seed_repeats_a_run_bit_by_bit() -> Result<()> {
         assert_ne!(numbers(&a.epochs), numbers(&c.epochs), "{model}: the seed changes nothing");
         let weights = |folder: &tempfile::TempDir| std::fs::read(folder.path().join("model.safetensors"));
         assert_eq!(weights(&folder_a)?, weights(&folder_b)?, "{model}: the weights differ");
+    }
+    Ok(())
+}
+
+/// A thread that waits inside one run's operation takes up another run, if both are the pool's: neither may see the other's tape.
+#[test]
+fn runs_in_one_pool_do_not_touch_each_other() -> Result<()> {
+    let one = Overrides { epochs: Some(1), batch: Some(50), lr: None, ..Overrides::NONE };
+    let alone = run(&job("cifar_resnet20", 7, one)?, &data())?.0;
+    let together: Vec<Outcome> = [7u64; 4]
+        .into_par_iter()
+        .with_max_len(1)
+        .map(|seed| Ok(run(&job("cifar_resnet20", seed, one)?, &data())?.0))
+        .collect::<Result<_>>()?;
+    for other in together {
+        assert_eq!(numbers(&alone.epochs), numbers(&other.epochs));
     }
     Ok(())
 }

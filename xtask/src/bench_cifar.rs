@@ -7,7 +7,6 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use zoo_core::threads::in_pool;
 use zoo_train::checkpoint::{self, Checkpoints, Unwritable};
 use zoo_train::data::{DataSource, DataSpec, Dataset, Synthetic};
 use zoo_train::machine::{device, set_threads, stop_on_ctrl_c};
@@ -310,7 +309,7 @@ impl Suite<'_> {
         reset_peak_rss();
         let job = Job::new(model, recipe.clone(), *seed, self.device.clone());
         let checkpoints = Checkpoints { resume: self.args.resume, ..Checkpoints::default() };
-        let outcome = match in_pool(|| train(&job, self.data, &path, &checkpoints, self.stop)) {
+        let outcome = match train(&job, self.data, &path, &checkpoints, self.stop) {
             Ok(outcome) => outcome,
             Err(error) if error.downcast_ref::<Unwritable>().is_some() => {
                 return Err(error.context(format!(

@@ -8,7 +8,6 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use zoo::{ModelInfo, ModelOptions, VarStore};
-use zoo_core::threads::in_pool;
 use zoo_core::weights::Weights;
 use zoo_train::augment::Normalize;
 use zoo_train::checkpoint::{self, Checkpoints};
@@ -144,7 +143,7 @@ pub fn run(args: &Args) -> Result<()> {
     let (started, commit) = (now_utc(), source_commit());
     reset_peak_rss();
     let checkpoints = Checkpoints { resume: args.resume, ..Checkpoints::default() };
-    let outcome = in_pool(|| train(&job, &data, &args.out, &checkpoints, &stop)).inspect_err(|_| {
+    let outcome = train(&job, &data, &args.out, &checkpoints, &stop).inspect_err(|_| {
         // An empty folder is none of the run's files; one with anything in it stays.
         fs::remove_dir(&args.out).ok();
     })?;

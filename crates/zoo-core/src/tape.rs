@@ -312,7 +312,7 @@ pub fn by_images(
     let parts = (0..batch.div_ceil(images)).into_par_iter().map(|part| {
         let part = xs.narrow(0, part * images, images.min(batch - part * images))?;
         // This thread may be one that waits for an operation of a pass on a tape.
-        while_recording(None, || f(&part)).0
+        apart(|| f(&part))
     });
     Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)
 }

@@ -13,9 +13,6 @@ static TAKEN: Mutex<()> = Mutex::new(());
 /// The pool takes one work at a time. While it has one, another thread's runs where it is: a thread that waits inside an operation would
 /// take up the other work, and come back when all of that is done.
 ///
-/// For a program that does one thing at a time, as our commands do: do not run other networks on the pool's threads meanwhile. A thread
-/// that waits inside an operation takes up whatever the pool has to do, with this work's tape in its hands.
-///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
 /// let sum = zoo_core::threads::in_pool(|| Tensor::ones(4, DType::F32, &Device::Cpu)?.sum_all()?.to_scalar::<f32>());
@@ -33,12 +30,15 @@ pub fn in_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
         Err(TryLockError::Poisoned(guard)) => guard.into_inner(),
         Err(TryLockError::WouldBlock) => return work(),
     };
-    rayon::scope(|_| work())
+    // The thread that begins it may be one that waits, too.
+    rayon::scope(|_| tape::apart(work))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tape::{is_recording, on_tape};
+    use candle_core::{DType, Device, Result, Tensor};
     use std::sync::mpsc::channel;
     use std::thread;
 
@@ -59,5 +59,26 @@ mod tests {
         end.send(()).unwrap();
         first.join().unwrap();
         assert_eq!(in_pool(|| in_pool(|| 7)), 7);
+    }
+    /// Work from outside that a thread of the pool takes up while it waits in the midst of a pass finds no tape there.
+    #[test]
+    fn work_that_a_waiting_thread_takes_up_has_no_tape() -> Result<()> {
+        let store = crate::VarStore::new(0, DType::F32, &Device::Cpu);
+        let layer = crate::Linear::new(2, 2, store.root())?;
+        let xs = Tensor::ones((1, 2), DType::F32, &Device::Cpu)?;
+        rayon::scope(|_| {
+            for _ in 0..100 {
+                on_tape(&xs, true, |xs| {
+                    assert!(is_recording());
+                    let visitor = thread::spawn(|| in_pool(is_recording));
+                    while !visitor.is_finished() {
+                        rayon::yield_now();
+                    }
+                    assert!(!visitor.join().unwrap());
+                    crate::ModuleT::forward_t(&layer, xs, true)
+                })?;
+            }
+            Ok(())
+        })
     }
 }

@@ -21,6 +21,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use zoo::{Model, ModelInfo, ModelOptions, VarStore};
 use zoo_core::loss::{cross_entropy, topk_correct};
+use zoo_core::threads::in_pool;
 use zoo_core::trace::{diagnose, training_memory};
 use zoo_core::weights::{LoadOptions, Weights, load, save_safetensors};
 
@@ -126,6 +127,16 @@ struct Saver<'a> {
 /// Data that does not fit the network or the recipe; a run that would not fit into memory; a folder that holds another run; a file
 /// that cannot be written ([`Unwritable`]), which is tried before the first step.
 pub fn train(
+    job: &Job,
+    data: &Dataset,
+    folder: &Path,
+    checkpoints: &Checkpoints,
+    stop: &AtomicBool,
+) -> Result<Outcome> {
+    in_pool(|| train_here(job, data, folder, checkpoints, stop))
+}
+
+fn train_here(
     job: &Job,
     data: &Dataset,
     folder: &Path,
