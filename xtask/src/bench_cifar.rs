@@ -126,31 +126,38 @@ pub fn run(args: &Args) -> Result<()> {
     }
 
     let suite = Suite { args, data: &data, device: &device, threads, out: &out, stop: &stop };
-    let mut failures = Vec::new();
+    let (mut failures, mut left) = (Vec::new(), 0);
     for planned in &runs {
-        if stop.load(Ordering::Relaxed) {
-            break;
-        }
         if finished.contains(&planned.folder) {
             eprintln!("{}: finished already", planned.folder);
             continue;
         }
-        let record = suite.run(planned)?;
-        if let Status::Failed { message } = &record.status {
-            failures.push(format!("{} seed {}: {message}", record.model, record.seed));
+        if stop.load(Ordering::Relaxed) {
+            left += 1;
+            continue;
         }
+        let record = suite.run(planned)?;
         append_jsonl(&out.join(RESULTS_FILE), &record)?;
-        if record.status == Status::Finished {
-            checkpoint::remove(&out.join(&planned.folder))?;
+        match record.status {
+            Status::Finished => checkpoint::remove(&out.join(&planned.folder))?,
+            Status::Interrupted => left += 1,
+            Status::Failed { message } => failures.push(format!("{} seed {}: {message}", record.model, record.seed)),
         }
         // After every run, so that there is a report to look at while the next one trains, and after a crash.
         suite.report()?;
     }
     eprintln!("report: {}", out.join("report.html").display());
-    if stop.load(Ordering::Relaxed) {
-        eprintln!("stopped early: the report holds what was done until then; the same command with --resume goes on");
+    let stopped = left > 0;
+    let left = format!("{left} of {} left", count(runs.len(), "run"));
+    if stopped {
+        eprintln!(
+            "stopped early, with {left}: the report holds what was done until then; the same command with --resume goes on"
+        );
     }
     ensure!(failures.is_empty(), "{} failed: {}", count(failures.len(), "run"), failures.join("; "));
+    // A budget that is spent was asked for. Whoever interrupts a script does not want the rest of it.
+    let spent = args.time_budget.is_some_and(|budget| begin.elapsed() >= budget);
+    ensure!(!stopped || spent, "interrupted, with {left}");
     Ok(())
 }
 

@@ -5,12 +5,16 @@ use std::fs;
 use std::path::Path;
 use std::process::{Command, Output};
 
-/// Runs the suite on a little synthetic data.
-fn bench(out: &Path, more: &[&str]) -> Output {
+/// The suite on a little synthetic data.
+fn command(out: &Path, more: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
     command.args(["bench-cifar", "--data", "synthetic", "--models", "mlp", "--recipe", "quick", "--epochs", "2"]);
     command.args(["--limit", "256", "--out"]).arg(out).args(more).env_remove("CIFAR10_DIR");
-    command.output().unwrap()
+    command
+}
+
+fn bench(out: &Path, more: &[&str]) -> Output {
+    command(out, more).output().unwrap()
 }
 
 fn error_line(output: &Output) -> String {
@@ -96,6 +100,31 @@ fn a_suite_that_was_stopped_goes_on() {
     assert!(bench(&whole, &[]).status.success());
     let weights = |out: &Path| fs::read(out.join("runs/mlp-quick-2epochs-seed1/model.safetensors")).unwrap();
     assert!(weights(&out) == weights(&whole));
+}
+
+/// Unlike a budget that is spent: `bench-cifar … && next` must not go on.
+#[test]
+#[cfg(unix)]
+fn ctrl_c_is_no_success() {
+    use std::process::Stdio;
+    use std::time::{Duration, Instant};
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("suite");
+    let more = ["--epochs", "100000", "--seeds", "1,2", "--time-budget", "1h"];
+    let mut suite = command(&out, &more).stderr(Stdio::piped()).spawn().unwrap();
+    let metrics = out.join("runs/mlp-quick-100000epochs-seed1/metrics.jsonl");
+    let begin = Instant::now();
+    while fs::read_to_string(&metrics).map_or(0, |text| text.lines().count()) < 2 {
+        assert!(begin.elapsed() < Duration::from_secs(60) && suite.try_wait().unwrap().is_none(), "no epoch yet");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert!(Command::new("kill").args(["-INT", &suite.id().to_string()]).status().unwrap().success());
+    let output = suite.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert_eq!(error_line(&output), "error: interrupted, with 2 of 2 runs left");
+    assert!(out.join("report.html").exists());
+    let records = lines(&out.join("results.jsonl"));
+    assert_eq!((records.len(), &records[0]["status"]), (1, &Value::from("interrupted")));
 }
 
 #[test]
