@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use zoo_train::checkpoint::{self, Checkpoints, Unwritable};
 use zoo_train::data::{DataSource, DataSpec, Dataset, Synthetic};
 use zoo_train::machine::{device, set_threads, stop_on_ctrl_c};
+use zoo_train::progress::say;
 use zoo_train::recipe::{Choice, Overrides, Recipe, choose};
 use zoo_train::record::{
     RESULTS_FILE, RunRecord, Status, append_jsonl, now_utc, read_jsonl, replace_file, reset_peak_rss,
@@ -103,7 +104,7 @@ pub fn run(args: &Args) -> Result<()> {
     let runs = plan(args, data.train.len())?;
     let out = prepare_folder(args)?;
     let finished = if args.resume { finished(&out)? } else { BTreeSet::new() };
-    eprintln!(
+    say(format_args!(
         "{} on {}; {} training and {} test images; {}, {}; report in {}",
         count(runs.len(), "run"),
         data.source.label(),
@@ -112,7 +113,7 @@ pub fn run(args: &Args) -> Result<()> {
         count(threads, "thread"),
         args.device,
         out.display()
-    );
+    ));
 
     let stop = stop_on_ctrl_c()?;
     if let Some(budget) = args.time_budget {
@@ -120,7 +121,10 @@ pub fn run(args: &Args) -> Result<()> {
         // It ends with the program.
         std::thread::spawn(move || {
             std::thread::sleep(budget.saturating_sub(begin.elapsed()));
-            eprintln!("the time budget of {} is spent: stopping after this step", humantime::format_duration(budget));
+            say(format_args!(
+                "the time budget of {} is spent: stopping after this step",
+                humantime::format_duration(budget)
+            ));
             alarm.store(true, Ordering::Relaxed);
         });
     }
@@ -129,7 +133,7 @@ pub fn run(args: &Args) -> Result<()> {
     let (mut failures, mut left) = (Vec::new(), 0);
     for planned in &runs {
         if finished.contains(&planned.folder) {
-            eprintln!("{}: finished already", planned.folder);
+            say(format_args!("{}: finished already", planned.folder));
             continue;
         }
         if stop.load(Ordering::Relaxed) {
@@ -146,13 +150,13 @@ pub fn run(args: &Args) -> Result<()> {
         // After every run, so that there is a report to look at while the next one trains, and after a crash.
         suite.report()?;
     }
-    eprintln!("report: {}", out.join("report.html").display());
+    say(format_args!("report: {}", out.join("report.html").display()));
     let stopped = left > 0;
     let left = format!("{left} of {} left", count(runs.len(), "run"));
     if stopped {
-        eprintln!(
+        say(format_args!(
             "stopped early, with {left}: the report holds what was done until then; the same command with --resume goes on"
-        );
+        ));
     }
     ensure!(failures.is_empty(), "{} failed: {}", count(failures.len(), "run"), failures.join("; "));
     // A budget that is spent was asked for. Whoever interrupts a script does not want the rest of it.
@@ -166,12 +170,12 @@ fn rewrite_readme() -> Result<()> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace's folder")?;
     let (results, readme) = (root.join("results"), root.join("README.md"));
     let (runs, warnings) = report::load(&results)?;
-    warnings.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    warnings.iter().for_each(|warning| say(format_args!("warning: {warning}")));
     let text = fs::read_to_string(&readme).with_context(|| format!("cannot read {}", readme.display()))?;
     let text = report::splice(&text, &report::readme(&runs)).with_context(|| readme.display().to_string())?;
     replace_file(&readme, text.as_bytes())?;
     report::write(&results, &runs)?;
-    eprintln!("{}: {} of {}", readme.display(), count(runs.len(), "run"), results.join(RESULTS_FILE).display());
+    say(format_args!("{}: {} of {}", readme.display(), count(runs.len(), "run"), results.join(RESULTS_FILE).display()));
     Ok(())
 }
 
@@ -182,7 +186,7 @@ fn finished(out: &Path) -> Result<BTreeSet<String>> {
         return Ok(BTreeSet::new());
     }
     let records = read_jsonl::<RunRecord>(&path)?;
-    records.warning.iter().for_each(|warning| eprintln!("warning: {warning}"));
+    records.warning.iter().for_each(|warning| say(format_args!("warning: {warning}")));
     let done = records.values.into_iter().filter(|record| record.status == Status::Finished);
     Ok(done.map(|record| record.folder).collect())
 }
@@ -288,7 +292,7 @@ fn prepare_folder(args: &Args) -> Result<PathBuf> {
         }
     }
     if args.resume && !is_used {
-        eprintln!("{} holds no suite to go on with: starting one", out.display());
+        say(format_args!("{} holds no suite to go on with: starting one", out.display()));
     }
     fs::create_dir_all(out.join("runs")).with_context(|| format!("cannot make the folder {}", out.display()))?;
     Ok(out.clone())
@@ -325,7 +329,7 @@ impl Suite<'_> {
             }
             Err(error) => {
                 let outcome = Outcome::failed(&error);
-                eprintln!("{}: {error:#}", model.name);
+                say(format_args!("{}: {error:#}", model.name));
                 outcome
             }
         };
@@ -387,7 +391,7 @@ impl Suite<'_> {
     fn report(&self) -> Result<()> {
         let (runs, warnings) = report::load(self.out)?;
         for warning in warnings {
-            eprintln!("warning: {warning}");
+            say(format_args!("warning: {warning}"));
         }
         report::write(self.out, &runs)
     }

@@ -35,7 +35,7 @@ fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // One line, with every cause on it.
-            eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+            zoo_train::progress::say(format_args!("error: {}", format!("{error:#}").replace('\n', " ")));
             ExitCode::FAILURE
         }
     }

@@ -127,6 +127,17 @@ fn ctrl_c_is_no_success() {
     assert_eq!((records.len(), &records[0]["status"]), (1, &Value::from("interrupted")));
 }
 
+/// As with `bench-cifar … 2>&1 | head`, or when the terminal that it was started from is gone.
+#[test]
+fn a_suite_that_nobody_listens_to_goes_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("suite");
+    let mut suite = command(&out, &[]).stderr(std::process::Stdio::piped()).spawn().unwrap();
+    drop(suite.stderr.take());
+    assert!(suite.wait().unwrap().success());
+    assert_eq!(lines(&out.join("results.jsonl"))[0]["status"], "finished");
+}
+
 #[test]
 fn what_cannot_be_done_is_said_in_one_line() {
     let folder = tempfile::tempdir().unwrap();

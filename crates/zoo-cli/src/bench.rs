@@ -1,5 +1,6 @@
 //! `zoo bench`: how many images a second a network trains and classifies here.
 
+use crate::text::print_line;
 use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use std::time::{Duration, Instant};
@@ -107,17 +108,16 @@ fn measure(args: &Args, threads: usize) -> Result<()> {
             "device": args.device, "train_images_per_s": rounded(train), "infer_images_per_s": rounded(infer),
             "peak_rss_mb": peak_rss_mb().map(f64::round),
         });
-        println!("{object}");
-        return Ok(());
+        return print_line(object);
     }
-    println!("{}: batch {batch}, {side}x{side}, {}, {threads} threads", info.name, args.device);
+    print_line(format_args!("{}: batch {batch}, {side}x{side}, {}, {threads} threads", info.name, args.device))?;
     for (what, figure) in [("training", train), ("inference", infer)] {
         if let Some(figure) = figure {
-            println!("{what:10} {figure:8.1} images/s");
+            print_line(format_args!("{what:10} {figure:8.1} images/s"))?;
         }
     }
     if let Some(mb) = peak_rss_mb() {
-        println!("{:10} {mb:8.0} MB at the most", "memory");
+        print_line(format_args!("{:10} {mb:8.0} MB at the most", "memory"))?;
     }
     Ok(())
 }

@@ -1,8 +1,10 @@
 //! `zoo check`: how a checkpoint's keys stand to a network's.
 
 use crate::network::Shapes;
+use crate::text::{print_line, until_closed};
 use anyhow::{Result, bail};
 use candle_core::Shape;
+use std::io::{self, Write};
 use std::path::PathBuf;
 use zoo_core::weights::{self, KeyReport, Weights};
 
@@ -29,9 +31,9 @@ pub fn run(args: &Args) -> Result<()> {
     let Shapes { store, options, classifier } = Shapes::of(&args.model, args.classes, args.in_chans)?;
     let report = weights::check(&store, &Weights::open(&args.file)?, &options)?;
     if args.json {
-        println!("{}", json(&args.model, &report));
+        print_line(json(&args.model, &report))?;
     } else {
-        print(&report);
+        until_closed(print(&report, &mut io::stdout().lock()))?;
     }
     if report.is_exact() {
         return Ok(());
@@ -80,18 +82,19 @@ fn json(model: &str, report: &KeyReport) -> serde_json::Value {
 }
 
 /// Every key that does not match; of those that do, the number.
-fn print(report: &KeyReport) {
-    println!("{} keys match", report.matching.len());
+fn print(report: &KeyReport, out: &mut impl Write) -> io::Result<()> {
+    writeln!(out, "{} keys match", report.matching.len())?;
     for (key, shape) in &report.missing {
-        println!("missing     {key} {:?}", dims(shape));
+        writeln!(out, "missing     {key} {:?}", dims(shape))?;
     }
     for (key, shape) in &report.unexpected {
-        println!("unexpected  {key} {:?}", dims(shape));
+        writeln!(out, "unexpected  {key} {:?}", dims(shape))?;
     }
     for m in &report.mis_shaped {
-        println!("mis-shaped  {}: {:?} in the file, {:?} in the network", m.key, dims(&m.file), dims(&m.network));
+        writeln!(out, "mis-shaped  {}: {:?} in the file, {:?} in the network", m.key, dims(&m.file), dims(&m.network))?;
     }
     for key in &report.left_out {
-        println!("left out    {key}");
+        writeln!(out, "left out    {key}")?;
     }
+    Ok(())
 }

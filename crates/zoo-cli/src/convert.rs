@@ -1,7 +1,7 @@
 //! `zoo convert`: any checkpoint as safetensors.
 
 use crate::network::Shapes;
-use crate::text::may_write;
+use crate::text::{may_write, print_line};
 use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
@@ -49,6 +49,5 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let named = tensors.iter().map(|(key, tensor)| (key.as_str(), tensor));
     weights::save_tensors(named.collect::<Vec<_>>(), &args.output, &metadata)?;
-    println!("{}: {} tensors", args.output.display(), tensors.len());
-    Ok(())
+    print_line(format_args!("{}: {} tensors", args.output.display(), tensors.len()))
 }

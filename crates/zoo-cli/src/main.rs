@@ -59,7 +59,7 @@ fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", format!("{error:#}").replace('\n', " "));
+            zoo_train::progress::say(format_args!("error: {}", format!("{error:#}").replace('\n', " ")));
             ExitCode::FAILURE
         }
     }

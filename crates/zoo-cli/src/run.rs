@@ -1,6 +1,6 @@
 //! `zoo run`: a network on stored input, its results stored; the way to compare with a network elsewhere, number by number.
 
-use crate::text::may_write;
+use crate::text::{may_write, print_line};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
@@ -93,8 +93,7 @@ pub fn run(args: &Args) -> Result<()> {
     let named = results.iter().map(|(key, tensor)| (key.as_str(), tensor)).collect::<Vec<_>>();
     let metadata = BTreeMap::from([("model".to_string(), info.name.to_string())]);
     weights::save_tensors(named, &args.output, &metadata)?;
-    println!("{}: logits {:?}, {} tensors", args.output.display(), results[0].1.dims(), results.len());
-    Ok(())
+    print_line(format_args!("{}: logits {:?}, {} tensors", args.output.display(), results[0].1.dims(), results.len()))
 }
 
 /// `input` in `dtype` and, if the file has it, `target` as classes.

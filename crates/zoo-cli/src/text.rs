@@ -1,7 +1,8 @@
 //! What the commands share: numbers and shapes as people read them, and files that must not be overwritten.
 
 use anyhow::{Result, ensure};
-use std::io;
+use std::fmt::Display;
+use std::io::{self, Write};
 use std::path::Path;
 
 /// 269722 as 269,722.
@@ -49,6 +50,11 @@ pub fn until_closed(result: io::Result<()>) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
         result => Ok(result?),
     }
+}
+
+/// A line on standard output, if that is still open.
+pub fn print_line(line: impl Display) -> Result<()> {
+    until_closed(writeln!(io::stdout(), "{line}"))
 }
 
 #[cfg(test)]

@@ -14,6 +14,7 @@ use zoo_train::checkpoint::{self, Checkpoints};
 use zoo_train::data::Dataset;
 use zoo_train::insight::{EVALUATION_FILE, MISTAKES_FILE};
 use zoo_train::machine::{device, set_threads, stop_on_ctrl_c};
+use zoo_train::progress::say;
 use zoo_train::recipe::{Overrides, Recipe};
 use zoo_train::record::{METRICS_FILE, RunRecord, Status, now_utc, read_jsonl, reset_peak_rss};
 use zoo_train::run_record::{Circumstances, source_commit};
@@ -121,13 +122,13 @@ pub fn run(args: &Args) -> Result<()> {
     let model = zoo::find(&args.model)?;
     may_leave_a_run(args)?;
     if args.resume && is_finished(&args.out)? {
-        eprintln!("{}: this run is finished, there is nothing to go on with", args.out.display());
+        say(format_args!("{}: this run is finished, there is nothing to go on with", args.out.display()));
         return Ok(());
     }
     let data = load_data(args, model)?;
     let (job, overrides) = plan(args, model, &data, device)?;
     let stop = stop_on_ctrl_c()?;
-    eprintln!(
+    say(format_args!(
         "{}: {} training and {} test images of {} classes; {}, recipe {}, batch {}; {}, {threads} threads",
         args.data.display(),
         data.train.len(),
@@ -137,7 +138,7 @@ pub fn run(args: &Args) -> Result<()> {
         job.recipe.name,
         job.recipe.batch,
         args.device
-    );
+    ));
 
     make_folder(args)?;
     let (started, commit) = (now_utc(), source_commit());
@@ -286,8 +287,8 @@ fn command() -> String {
 fn summarise(args: &Args, record: &RunRecord, classes: usize) {
     let percent = |accuracy: Option<f64>| accuracy.map_or("-".to_string(), |a| format!("{:.1} %", 100.0 * a));
     let path = |name: &str| quoted(&args.out.join(name).to_string_lossy());
-    let row = |name: &str, value: &str| eprintln!("  {name:14} {value}");
-    eprintln!();
+    let row = |name: &str, value: &str| say(format_args!("  {name:14} {value}"));
+    say("");
     row("epochs", &format!("{} of {}, {:.1} s", record.epochs_done, record.epochs, record.seconds));
     row("test accuracy", &format!("{} after the last epoch", percent(record.test_acc_last)));
     if let Some(epoch) = record.best_epoch {

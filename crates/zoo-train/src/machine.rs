@@ -1,5 +1,6 @@
 //! What a program runs on: threads and device, as commands name them, memory, and the user at its keyboard.
 
+use crate::progress::say;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
 use std::sync::Arc;
@@ -64,7 +65,7 @@ pub fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
             // The second time the user means it. 130 is what shells expect of a program that was interrupted.
             std::process::exit(130);
         }
-        eprintln!("stopping after this step; press Ctrl-C again to stop at once");
+        say("stopping after this step; press Ctrl-C again to stop at once");
     })
     .context("cannot watch for Ctrl-C")?;
     Ok(stop)

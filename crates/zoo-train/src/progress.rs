@@ -2,7 +2,18 @@
 
 use crate::record::EpochMetrics;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::IsTerminal;
+use std::fmt::Display;
+use std::io::{IsTerminal, Write};
+
+/// A line for the user, on standard error. That nobody can read it any more, because a pipe is closed or a terminal gone, is no reason
+/// to end a training.
+///
+/// ```
+/// zoo_train::progress::say(format_args!("{} epochs left", 3));
+/// ```
+pub fn say(line: impl Display) {
+    writeln!(std::io::stderr(), "{line}").ok();
+}
 
 /// Progress of one run, on standard error.
 #[derive(Debug)]
@@ -63,7 +74,7 @@ impl Progress {
         if self.terminal {
             self.bar.println(line);
         } else {
-            eprintln!("{line}");
+            say(line);
         }
     }
 }

@@ -10,7 +10,7 @@ mod outline;
 mod svg;
 
 use crate::info::{Image, Traced};
-use crate::text::may_write;
+use crate::text::{may_write, print_line};
 use anyhow::{Context, Result, bail};
 use outline::Outline;
 use std::path::PathBuf;
@@ -49,6 +49,5 @@ pub fn run(args: &Args) -> Result<()> {
     let outline = Outline::new(&traced.graph, !args.unfold);
     std::fs::write(&args.output, draw(&traced, &outline))
         .with_context(|| format!("cannot write {}", args.output.display()))?;
-    println!("{}", args.output.display());
-    Ok(())
+    print_line(args.output.display())
 }
