@@ -1,11 +1,10 @@
 //! `zoo train`: a network on a folder of images or on CIFAR-10, from scratch or from a checkpoint.
 
-use crate::text::quoted;
+use crate::text::{print_line, quoted};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
 use clap::builder::PossibleValuesParser;
 use std::fs;
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use zoo::{ModelInfo, ModelOptions, VarStore};
 use zoo_core::weights::Weights;
@@ -166,7 +165,7 @@ pub fn run(args: &Args) -> Result<()> {
         checkpoint::remove(&args.out)?;
     }
     if args.json {
-        print_line(&line);
+        print_line(&line)?;
     }
     summarise(args, &record, data.classes.len());
     match record.status {
@@ -261,18 +260,14 @@ fn plan(args: &Args, model: &'static ModelInfo, data: &Dataset, device: Device) 
         job = job.weights(file, &[net.classifier().place()]);
     }
     if args.json {
-        job.on_epoch = Some(|metrics| print_line(&serde_json::to_string(metrics).unwrap_or_default()));
+        // That standard output cannot be written to is no reason to end the training.
+        job.on_epoch = Some(|metrics| _ = print_line(serde_json::to_string(metrics).unwrap_or_default()).ok());
     }
     Ok((job, overrides))
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
     fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
-}
-
-/// A line on standard output. That its reader has seen enough is no reason to end the training.
-fn print_line(line: &str) {
-    writeln!(io::stdout(), "{line}").ok();
 }
 
 /// The command that repeats this run, as the user gave it, but for what concerns earlier runs and output.
