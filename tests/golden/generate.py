@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the golden values that the zoo's tests compare with: what PyTorch computes, in f64.
 
-usage: python tests/golden/generate.py [ops] [optim] [cnn] [resnet] [mobile] [transformer] [mlp]
+usage: python tests/golden/generate.py [ops] [optim] [photos] [cnn] [resnet] [mobile] [transformer] [mlp]
                                         [transformer_seq]
        (no name: all of them; rewrites the files beside it; a family's networks stand in reference_FAMILY.py)
 needs: pip install torch torchvision timm numpy safetensors
@@ -11,6 +11,7 @@ Files
   models_FAMILY.json          whole networks: logits, loss, gradients, running statistics after one training step; dropout off
   transformer_seq.json        nn.Transformer, and a translator on top of it, on sequences: output, loss, gradients; dropout 0
   optim.json                  optimizers step by step, gradient clipping, learning-rate schedules
+  photos.json                 photographs resized and cut by torchvision on Pillow's images, byte by byte
 Each holds the generator's name and PyTorch's version. Running the script again on the same version changes nothing.
 
 The rule that fills tensors
@@ -545,7 +546,30 @@ def optim():
     })
 
 
-PARTS = {"ops": ops, "optim": optim, "transformer_seq": transformer_seq} | {family: functools.partial(models, family) for family in FAMILIES}
+# --------------------------------------------------------------------------------------------------------- photographs
+
+
+def photos():
+    from PIL import Image, __version__ as pillow
+    from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
+
+    def photo(w, h):
+        """Waves with an edge: byte(y, x, c) = 64 + (3x + 5y + 40c) mod 96, and 90 more where x > y."""
+        y, x, c = np.mgrid[:h, :w, :3]
+        return Image.fromarray((64 + (3 * x + 5 * y + 40 * c) % 96 + 90 * (x > y)).astype(np.uint8))
+
+    cases = []
+    for w, h in [(50, 37), (33, 80), (11, 11), (9, 7), (12, 25)]:
+        for crop, interpolation in [(1.0, "bilinear"), (0.875, "bilinear"), (0.9, "bicubic")]:
+            size = 12
+            mode = InterpolationMode(interpolation)
+            view = Compose([Resize(math.floor(size / crop), interpolation=mode), CenterCrop(size), PILToTensor()])
+            cases.append({"photo": [w, h], "size": size, "crop": crop, "interpolation": interpolation,
+                          "bytes": view(photo(w, h)).flatten().tolist()})
+    write_json("photos.json", {"pillow": pillow, "cases": cases})
+
+
+PARTS = {"ops": ops, "optim": optim, "photos": photos, "transformer_seq": transformer_seq} | {family: functools.partial(models, family) for family in FAMILIES}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

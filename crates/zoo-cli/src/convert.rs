@@ -4,7 +4,6 @@ use crate::network::Shapes;
 use crate::text::{may_write, print_line};
 use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
-use std::collections::BTreeMap;
 use std::path::PathBuf;
 use zoo_core::weights::{self, Weights};
 
@@ -35,7 +34,9 @@ pub fn run(args: &Args) -> Result<()> {
     ensure!(extension == Some("safetensors"), "{}: the output must end in .safetensors", args.output.display());
     may_write(&args.output, args.force)?;
     let weights = Weights::open(&args.input)?;
-    let mut metadata = BTreeMap::from([("format".to_string(), "pt".to_string())]);
+    // What the file says of itself goes along: how its images are normalised, what its classes are called.
+    let mut metadata = weights.metadata().clone();
+    metadata.insert("format".to_string(), "pt".to_string());
     let tensors: Vec<(String, Tensor)> = match &args.model {
         None => {
             let read = |key: &str| Ok((key.to_string(), weights.tensor(key, &Device::Cpu)?));

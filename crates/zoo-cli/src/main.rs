@@ -3,13 +3,16 @@
 mod bench;
 mod check;
 mod convert;
+mod eval;
 mod info;
 mod list;
 mod network;
 mod plot;
+mod predict;
 mod run;
 mod text;
 mod train;
+mod trained;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -41,6 +44,10 @@ enum Command {
     Bench(bench::Args),
     /// Run a network on stored input and store logits, and with --grads loss, gradients and running statistics
     Run(run::Args),
+    /// Tell what is on images
+    Predict(predict::Args),
+    /// Measure a trained network on test images
+    Eval(eval::Args),
     /// Train a network on a folder of images or on CIFAR-10, from scratch or from a checkpoint
     Train(train::Args),
 }
@@ -54,6 +61,8 @@ fn main() -> ExitCode {
         Command::Convert(args) => convert::run(&args),
         Command::Bench(args) => bench::run(&args),
         Command::Run(args) => run::run(&args),
+        Command::Predict(args) => predict::run(&args),
+        Command::Eval(args) => eval::run(&args),
         Command::Train(args) => train::run(&args),
     };
     match result {

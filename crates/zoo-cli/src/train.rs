@@ -17,10 +17,9 @@ use zoo_train::progress::say;
 use zoo_train::recipe::{Overrides, Recipe};
 use zoo_train::record::{METRICS_FILE, RunRecord, Status, now_utc, read_jsonl, reset_peak_rss};
 use zoo_train::run_record::{Circumstances, source_commit};
+use zoo_train::trained::WEIGHTS_FILE;
 use zoo_train::trainer::{Job, train};
 
-/// The trained network.
-const WEIGHTS_FILE: &str = "model.safetensors";
 /// One [`RunRecord`].
 const RECORD_FILE: &str = "record.json";
 /// The names of the classes, one a line, in the order of the network's outputs.
@@ -167,7 +166,7 @@ pub fn run(args: &Args) -> Result<()> {
     if args.json {
         print_line(&line)?;
     }
-    summarise(args, &record, data.classes.len());
+    summarise(args, &record);
     match record.status {
         Status::Finished => Ok(()),
         Status::Interrupted => bail!(
@@ -279,7 +278,7 @@ fn command() -> String {
 }
 
 /// What the user wants to know at the end, on standard error.
-fn summarise(args: &Args, record: &RunRecord, classes: usize) {
+fn summarise(args: &Args, record: &RunRecord) {
     let percent = |accuracy: Option<f64>| accuracy.map_or("-".to_string(), |a| format!("{:.1} %", 100.0 * a));
     let path = |name: &str| quoted(&args.out.join(name).to_string_lossy());
     let row = |name: &str, value: &str| say(format_args!("  {name:14} {value}"));
@@ -296,6 +295,6 @@ fn summarise(args: &Args, record: &RunRecord, classes: usize) {
     }
     if record.epochs_done > 0 {
         let (model, weights) = (&record.model, path(WEIGHTS_FILE));
-        row("to look at it", &format!("zoo check {model} {weights} --classes {classes}"));
+        row("to use it", &format!("zoo predict {model} --weights {weights} IMAGE..."));
     }
 }

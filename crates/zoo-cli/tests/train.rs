@@ -1,10 +1,11 @@
 //! `zoo train` as a user runs it, on images made here: a folder of plain colours, and files in CIFAR-10's format.
 
-use image::{Rgb, RgbImage};
+mod images;
+
+use images::{add_cifar, colours};
 use serde_json::Value;
 use std::path::Path;
 use std::process::{Command, Output};
-use tempfile::TempDir;
 
 fn train(folder: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_zoo"));
@@ -33,34 +34,6 @@ fn fails(folder: &Path, arguments: &[&str]) -> String {
     message
 }
 
-const COLOURS: [(&str, [u8; 3]); 3] = [("red", [220, 30, 30]), ("green", [30, 220, 30]), ("blue", [30, 30, 220])];
-
-/// A folder with `photos`, an image folder of three colours: 12 training and 4 validation images each, 40x36, in shades.
-fn colours() -> TempDir {
-    let root = TempDir::new().unwrap();
-    for (split, count) in [("train", 12), ("val", 4)] {
-        for (name, colour) in COLOURS {
-            let dir = root.path().join("photos").join(split).join(name);
-            std::fs::create_dir_all(&dir).unwrap();
-            for i in 0..count {
-                let shade = |x: u32| Rgb(colour.map(|c| c.saturating_sub((3 * i + x) as u8)));
-                RgbImage::from_fn(40, 36, |x, _| shade(x)).save(dir.join(format!("{i}.png"))).unwrap();
-            }
-        }
-    }
-    root
-}
-
-/// Adds `cifar`: 40 training and 10 test records of ten classes, an even grey each.
-fn add_cifar(root: &Path) {
-    let dir = root.join("cifar");
-    std::fs::create_dir(&dir).unwrap();
-    let records =
-        |n: u8| -> Vec<u8> { (0..n).flat_map(|i| [vec![i % 10], vec![25 * (i % 10); 3072]].concat()).collect() };
-    std::fs::write(dir.join("data_batch_1.bin"), records(40)).unwrap();
-    std::fs::write(dir.join("test_batch.bin"), records(10)).unwrap();
-}
-
 fn json(path: &Path) -> Value {
     serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
@@ -72,7 +45,10 @@ fn a_folder_of_images_leaves_a_network_its_classes_and_a_record() {
     let (out, err) = succeeds(path, &["mlp", "--data", "photos", "--out", "my run", "--epochs", "4", "--batch", "6"]);
     assert_eq!(out, "");
     assert!(err.contains("36 training and 12 test images of 3 classes"), "{err}");
-    assert!(err.contains("epoch   4/4") && err.contains("zoo check mlp 'my run/model.safetensors' --classes"), "{err}");
+    assert!(
+        err.contains("epoch   4/4") && err.contains("zoo predict mlp --weights 'my run/model.safetensors' IMAGE"),
+        "{err}"
+    );
 
     let run = path.join("my run");
     assert_eq!(std::fs::read_to_string(run.join("classes.txt")).unwrap(), "blue\ngreen\nred\n");

@@ -129,18 +129,41 @@ impl Transform {
     /// Per-channel figures for images that have not three channels.
     pub fn new(normalize: &Normalize, train: &Split) -> Result<Self, DataError> {
         let shape = train.shape();
-        let table = match normalize {
-            Normalize::Channels { mean, std } => {
-                if shape[0] != mean.len() {
-                    return Err(DataError::Mismatch(format!("3 channel means for images of {} channels", shape[0])));
-                }
-                Table::Channels(Box::new(
-                    [0, 1, 2].map(|c| std::array::from_fn(|byte| (byte as f32 / 255.0 - mean[c]) / std[c])),
-                ))
-            }
-            Normalize::PixelMean => Table::PixelMean(train.mean_image()),
-        };
-        Ok(Self { shape, table })
+        match normalize {
+            Normalize::Channels { mean, std } => Self::of_channels(*mean, *std, shape),
+            Normalize::PixelMean => Self::of_pixel_mean(train.mean_image(), shape),
+        }
+    }
+
+    /// (pixel / 255 - mean\[c\]) / std\[c\] for channel c of images of `shape`.
+    ///
+    /// # Errors
+    /// Images that have not three channels.
+    pub fn of_channels(mean: [f32; 3], std: [f32; 3], shape: [usize; 3]) -> Result<Self, DataError> {
+        if shape[0] != mean.len() {
+            return Err(DataError::Mismatch(format!("3 channel means for images of {} channels", shape[0])));
+        }
+        let table = [0, 1, 2].map(|c| std::array::from_fn(|byte| (byte as f32 / 255.0 - mean[c]) / std[c]));
+        Ok(Self { shape, table: Table::Channels(Box::new(table)) })
+    }
+
+    /// pixel / 255 minus `mean` at that pixel and channel, of images of `shape`.
+    ///
+    /// # Errors
+    /// A mean of another size.
+    pub fn of_pixel_mean(mean: Vec<f32>, shape: [usize; 3]) -> Result<Self, DataError> {
+        if mean.len() != shape.iter().product::<usize>() {
+            return Err(DataError::Mismatch(format!("a mean image of {} values for images {shape:?}", mean.len())));
+        }
+        Ok(Self { shape, table: Table::PixelMean(mean) })
+    }
+
+    /// What is taken off each pixel, where that is not one figure a channel.
+    pub fn pixel_mean(&self) -> Option<&[f32]> {
+        match &self.table {
+            Table::PixelMean(mean) => Some(mean),
+            Table::Channels(_) => None,
+        }
     }
 
     /// (channels, height, width) of the images it takes.

@@ -26,6 +26,16 @@ impl Evaluation {
     pub fn top1(&self) -> f64 {
         self.correct as f64 / self.images as f64
     }
+
+    /// Share of images whose label was among the five largest logits, 0 to 1.
+    pub fn top5(&self) -> f64 {
+        self.correct_top5 as f64 / self.images as f64
+    }
+
+    /// Images looked at in a second.
+    pub fn images_per_s(&self) -> f64 {
+        self.images as f64 / self.seconds
+    }
 }
 
 /// Runs `model` in evaluation over all batches of `loader`; no autograd graph is built.
@@ -33,16 +43,31 @@ impl Evaluation {
 /// # Errors
 /// No images, or what the loader or the model refuses.
 pub fn evaluate(model: &dyn Model, loader: &Loader) -> Result<Evaluation> {
+    evaluate_parts(model, [Ok(loader.clone())], |_| ())
+}
+
+/// Runs `model` in evaluation over all batches of one loader after the other, and tells `seen` after each how many images it had.
+///
+/// # Errors
+/// As [`evaluate`], and those among the loaders.
+pub fn evaluate_parts(
+    model: &dyn Model,
+    loaders: impl IntoIterator<Item = Result<Loader>>,
+    mut seen: impl FnMut(usize),
+) -> Result<Evaluation> {
     let begin = Instant::now();
     let mut sum = Evaluation { images: 0, correct: 0, correct_top5: 0, loss: 0.0, seconds: 0.0 };
-    for batch in loader.epoch(0)? {
-        let batch = batch?;
-        let n = batch.host_labels.len();
-        let logits = model.forward_t(&batch.images, false)?;
-        sum.images += n;
-        sum.correct += topk_correct(&logits, &batch.host_labels, 1)?;
-        sum.correct_top5 += topk_correct(&logits, &batch.host_labels, 5)?;
-        sum.loss += f64::from(cross_entropy(&logits, &batch.labels, 0.0)?.to_scalar::<f32>()?) * n as f64;
+    for loader in loaders {
+        for batch in loader?.epoch(0)? {
+            let batch = batch?;
+            let n = batch.host_labels.len();
+            let logits = model.forward_t(&batch.images, false)?;
+            sum.images += n;
+            sum.correct += topk_correct(&logits, &batch.host_labels, 1)?;
+            sum.correct_top5 += topk_correct(&logits, &batch.host_labels, 5)?;
+            sum.loss += f64::from(cross_entropy(&logits, &batch.labels, 0.0)?.to_scalar::<f32>()?) * n as f64;
+            seen(n);
+        }
     }
     ensure!(sum.images > 0, "there are no images to evaluate on");
     Ok(Evaluation { loss: sum.loss / sum.images as f64, seconds: begin.elapsed().as_secs_f64(), ..sum })

@@ -35,4 +35,5 @@ pub mod record;
 pub mod report;
 pub mod run_record;
 pub mod schedule;
+pub mod trained;
 pub mod trainer;

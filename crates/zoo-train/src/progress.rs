@@ -4,6 +4,7 @@ use crate::record::EpochMetrics;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::fmt::Display;
 use std::io::{IsTerminal, Write};
+use std::time::{Duration, Instant};
 
 /// A line for the user, on standard error. That nobody can read it any more, because a pipe is closed or a terminal gone, is no reason
 /// to end a training.
@@ -13,6 +14,62 @@ use std::io::{IsTerminal, Write};
 /// ```
 pub fn say(line: impl Display) {
     writeln!(std::io::stderr(), "{line}").ok();
+}
+
+/// Images that were looked at, on standard error: a bar on a terminal, a line now and then elsewhere.
+///
+/// ```
+/// let mut images = zoo_train::progress::Images::new("mlp", 10_000);
+/// images.seen(250);
+/// ```
+#[derive(Debug)]
+pub struct Images {
+    name: String,
+    total: usize,
+    done: usize,
+    /// Hidden where standard error is not a terminal.
+    bar: ProgressBar,
+    /// When the last line was written; `None` on a terminal.
+    line: Option<Instant>,
+}
+
+impl Images {
+    /// Time between two lines.
+    const EVERY: Duration = Duration::from_secs(10);
+
+    /// Of `total` images, under a name.
+    pub fn new(name: &str, total: usize) -> Self {
+        let (bar, terminal) =
+            bar(name, total as u64, "{prefix} {bar:30} {pos} of {len} images · {elapsed} · {eta} left");
+        Self { name: name.to_owned(), total, done: 0, bar, line: (!terminal).then(Instant::now) }
+    }
+
+    /// After so many more.
+    pub fn seen(&mut self, images: usize) {
+        self.done += images;
+        self.bar.inc(images as u64);
+        if let Some(last) = self.line.as_mut().filter(|last| last.elapsed() >= Self::EVERY && self.done < self.total) {
+            *last = Instant::now();
+            say(format_args!("{}: {} of {} images", self.name, self.done, self.total));
+        }
+    }
+}
+
+impl Drop for Images {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// A bar on standard error, hidden where that is not a terminal, and whether it is one.
+fn bar(name: &str, length: u64, template: &str) -> (ProgressBar, bool) {
+    let terminal = std::io::stderr().is_terminal();
+    let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(Some(length), target);
+    // The templates are constants; should one ever not parse, the default style shows progress as well.
+    bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
+    bar.set_prefix(name.to_owned());
+    (bar, terminal)
 }
 
 /// Progress of one run, on standard error.
@@ -28,13 +85,7 @@ pub struct Progress {
 impl Progress {
     /// Of a run called `name` with so many epochs and steps.
     pub fn new(name: &str, epochs: usize, steps: u64) -> Self {
-        let terminal = std::io::stderr().is_terminal();
-        let target = if terminal { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
-        let bar = ProgressBar::with_draw_target(Some(steps), target);
-        let template = "{prefix} {bar:30} {percent:>3} % · {elapsed} · {eta} left · {msg}";
-        // The template is a constant; should it ever not parse, the default style shows progress as well.
-        bar.set_style(ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar()));
-        bar.set_prefix(name.to_owned());
+        let (bar, terminal) = bar(name, steps, "{prefix} {bar:30} {percent:>3} % · {elapsed} · {eta} left · {msg}");
         Self { name: name.to_owned(), epochs, bar, terminal }
     }
 

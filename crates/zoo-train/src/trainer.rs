@@ -12,6 +12,7 @@ use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::record::{EpochMetrics, METRICS_FILE, Status, append_jsonl, rss_mb, write_jsonl};
 use crate::schedule::LearningRate;
+use crate::trained::{WEIGHTS_FILE, metadata};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Var};
 use serde_json::{Value, json};
@@ -100,6 +101,8 @@ struct Run<'a> {
     train: Loader,
     test: Loader,
     epochs: usize,
+    /// What its weights say of themselves.
+    metadata: BTreeMap<String, String>,
     /// Where it stands; its `seconds` are those of earlier sessions.
     at: Position,
     began: Instant,
@@ -180,8 +183,7 @@ fn train_here(
         progress.epoch(&metrics);
         job.on_epoch.inspect(|tell| tell(&metrics));
     }
-    let metadata = BTreeMap::from([("model".to_owned(), job.model.name.to_owned())]);
-    save_safetensors(&run.store, folder.join("model.safetensors"), &metadata)
+    save_safetensors(&run.store, folder.join(WEIGHTS_FILE), &run.metadata)
         .map_err(|error| anyhow::Error::from(error).context(Unwritable(folder.into())))?;
     if status == Status::Finished {
         insight::write(folder, run.net.as_ref(), &run.test, &data.test, &data.classes).map_err(|error| {
@@ -255,6 +257,7 @@ impl<'a> Run<'a> {
         let identity = identity(job, data)?;
         let data = data.clone().limit(images);
         let transform = std::sync::Arc::new(Transform::new(&recipe.normalize, &data.train)?);
+        let metadata = metadata(job.model, &recipe, &transform, &data.classes)?;
         let extent = recipe.extent(images)?;
         let train = Loader::train(data.train, transform.clone(), recipe.augment, recipe.batch, job.seed, &job.device)?
             .drop_last(recipe.drop_last);
@@ -273,7 +276,7 @@ impl<'a> Run<'a> {
             seconds: 0.0,
             dropout: BTreeMap::new(),
         };
-        Ok(Self { job, store, net, parameters, optimizer, lr, train, test, epochs, at, began, notes })
+        Ok(Self { job, store, net, parameters, optimizer, lr, train, test, epochs, metadata, at, began, notes })
     }
 
     /// Goes to where the run in `folder` stands, or makes sure that there is none.

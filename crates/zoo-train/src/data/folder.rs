@@ -1,12 +1,11 @@
 //! A folder of images: `train/CLASS/*.{png,jpg,jpeg}` and `val/CLASS/*` (or `test/CLASS/*`), one folder a class.
 
+use super::photo::Framing;
 use super::{DataError, DataSource, Dataset, Split};
-use image::imageops::{FilterType, crop_imm};
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
 
-/// Loads the folder at `dir` as RGB images of `side`x`side`: the shorter side of each is resized to `side` (bilinear, with
-/// antialiasing), the centre cut out. Classes are the names of the folders under `train`, in alphabetical order; files are
+/// Loads the folder at `dir` as RGB images of `side`x`side`, each seen through [`Framing::whole`]. Classes are the names of the folders under `train`, in alphabetical order; files are
 /// taken in the order of their names, so that the same folder gives the same data set. Training images stand with the classes
 /// mixed evenly, so that the first or last part of them, which [`Dataset::limit`] and a recipe's hold-out take, is of all classes.
 ///
@@ -17,8 +16,7 @@ use std::path::{Path, PathBuf};
 /// image: each names the path.
 pub fn load(dir: &Path, side: usize) -> Result<Dataset, DataError> {
     let train_dir = dir.join("train");
-    let test_dir = ["val", "test"].map(|name| dir.join(name)).into_iter().find(|path| path.is_dir());
-    let (true, Some(test_dir)) = (train_dir.is_dir(), test_dir) else {
+    let (true, Some(test_dir)) = (train_dir.is_dir(), test_folder(dir)) else {
         return Err(layout(dir, "expected an image folder: train/CLASS/* and val/CLASS/* (or test/CLASS/*)"));
     };
     let classes = subfolders(&train_dir)?;
@@ -31,9 +29,53 @@ pub fn load(dir: &Path, side: usize) -> Result<Dataset, DataError> {
     if let Some(unknown) = subfolders(&test_dir)?.into_iter().find(|name| !classes.contains(name)) {
         return Err(layout(&test_dir.join(unknown), "this class has no training images"));
     }
-    let train = split(&train_dir, &classes, side, true)?;
-    let test = split(&test_dir, &classes, side, false)?;
+    let framing = Framing::whole(side);
+    let train = read(&files(&train_dir, &classes, true)?, framing)?;
+    let test = read(&files(&test_dir, &classes, false)?, framing)?;
     Dataset::new(train, test, classes, DataSource::Other { label: format!("image folder, {}", dir.display()) })
+}
+
+/// A labelled file.
+pub(super) type File = (PathBuf, u32);
+
+/// The test images of the folder at `dir`, which may lack `train`, with the names of their classes: `known` ones, in that order, or
+/// those of the folders under `train` or else under the test folder.
+///
+/// # Errors
+/// As [`load`].
+pub(super) fn test_files(dir: &Path, known: Option<&[String]>) -> Result<(Vec<File>, Vec<String>), DataError> {
+    let Some(test_dir) = test_folder(dir) else {
+        return Err(layout(dir, "expected an image folder: val/CLASS/* (or test/CLASS/*)"));
+    };
+    let train_dir = dir.join("train");
+    let classes = match known {
+        Some(known) => known.to_vec(),
+        None => subfolders(if train_dir.is_dir() { &train_dir } else { &test_dir })?,
+    };
+    if let Some(unknown) = subfolders(&test_dir)?.into_iter().find(|name| !classes.contains(name)) {
+        let problem = match known {
+            Some(known) => format!("the network knows no class of this name, but {}", listed(known)),
+            None => "this class has no training images".into(),
+        };
+        return Err(layout(&test_dir.join(unknown), &problem));
+    }
+    Ok((files(&test_dir, &classes, false)?, classes))
+}
+
+/// The first of some names, for a message.
+pub(super) fn listed(names: &[String]) -> String {
+    let shown = names.iter().take(10).map(String::as_str).collect::<Vec<_>>().join(", ");
+    if names.len() > 10 { format!("{shown}, … ({} in all)", names.len()) } else { shown }
+}
+
+/// The files as one split, in their order.
+pub(super) fn read(files: &[File], framing: Framing) -> Result<Split, DataError> {
+    let images: Vec<Vec<u8>> = files.par_iter().map(|(path, _)| framing.read(path)).collect::<Result<_, _>>()?;
+    Split::new(images.concat(), files.iter().map(|&(_, label)| label).collect(), [3, framing.size, framing.size])
+}
+
+fn test_folder(dir: &Path) -> Option<PathBuf> {
+    ["val", "test"].map(|name| dir.join(name)).into_iter().find(|path| path.is_dir())
 }
 
 /// Whether `dir` holds a folder of either split.
@@ -69,7 +111,8 @@ fn is_image(path: &Path) -> bool {
     extension.is_some_and(|e| ["png", "jpg", "jpeg"].contains(&e.as_str()))
 }
 
-fn split(dir: &Path, classes: &[String], side: usize, training: bool) -> Result<Split, DataError> {
+/// The images under `dir`, each with the place of its class among `classes`.
+fn files(dir: &Path, classes: &[String], training: bool) -> Result<Vec<File>, DataError> {
     let mut files = Vec::new();
     for (label, class) in (0u32..).zip(classes) {
         let folder = dir.join(class);
@@ -80,35 +123,16 @@ fn split(dir: &Path, classes: &[String], side: usize, training: bool) -> Result<
         }
         // The share of its class that comes before the middle of the image: what mixes large classes with small ones.
         let n = paths.len() as f64;
-        files.extend(paths.into_iter().enumerate().map(|(i, path)| ((i as f64 + 0.5) / n, path, label)));
+        files.extend(paths.into_iter().enumerate().map(|(i, path)| ((i as f64 + 0.5) / n, (path, label))));
     }
     if training {
         // Equal shares stay in the order of their classes, for the sort is stable.
-        files.sort_by(|(a, ..), (b, ..)| a.total_cmp(b));
+        files.sort_by(|(a, _), (b, _)| a.total_cmp(b));
     }
     if files.is_empty() {
         return Err(layout(dir, "expected images of the kinds png, jpg or jpeg, found none"));
     }
-    let images: Vec<Vec<u8>> = files.par_iter().map(|(_, path, _)| read(path, side)).collect::<Result<_, _>>()?;
-    Split::new(images.concat(), files.into_iter().map(|(.., label)| label).collect(), [3, side, side])
-}
-
-/// One image as (3, side, side) bytes.
-fn read(path: &Path, side: usize) -> Result<Vec<u8>, DataError> {
-    let problem = |e: image::ImageError| layout(path, &format!("expected an image: {e}"));
-    let image = image::ImageReader::open(path)
-        .and_then(image::ImageReader::with_guessed_format)
-        .map_err(|source| DataError::Io { path: path.into(), source })?
-        .decode()
-        .map_err(problem)?
-        .to_rgb8();
-    let (w, h) = (image.width().max(1), image.height().max(1));
-    let target = side as u32;
-    let scaled = |long: u32, short: u32| (u64::from(long) * u64::from(target) / u64::from(short)).max(1) as u32;
-    let (new_w, new_h) = if w < h { (target, scaled(h, w)) } else { (scaled(w, h), target) };
-    let resized = image::imageops::resize(&image, new_w, new_h, FilterType::Triangle);
-    let cut = crop_imm(&resized, (new_w - target) / 2, (new_h - target) / 2, target, target).to_image();
-    Ok((0..3).flat_map(|c| cut.pixels().map(move |pixel| pixel[c])).collect())
+    Ok(files.into_iter().map(|(_, file)| file).collect())
 }
 
 #[cfg(test)]

@@ -6,9 +6,12 @@
 pub mod cifar10;
 pub mod folder;
 pub mod hub;
+pub mod photo;
 pub mod synthetic;
+mod test_images;
 
 pub use synthetic::Synthetic;
+pub use test_images::TestImages;
 
 use std::ffi::OsString;
 use std::fmt;

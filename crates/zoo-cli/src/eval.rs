@@ -1,0 +1,55 @@
+//! `zoo eval`: how good a trained network is on test images.
+
+use crate::text::print_line;
+use crate::trained;
+use anyhow::{Result, ensure};
+use serde_json::json;
+use std::path::PathBuf;
+use zoo_train::data::TestImages;
+use zoo_train::progress::{Images, say};
+
+/// Arguments of `eval`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    network: trained::Network,
+    /// CIFAR-10's binary files, or an image folder: val/CLASS/* or test/CLASS/*, PNG or JPEG. Its test images are looked at
+    #[arg(long, value_name = "DIR")]
+    data: PathBuf,
+    /// Images that go through the network together. Default: 250 up to 32 pixels, 32 of larger ones
+    #[arg(long, value_name = "N")]
+    batch: Option<usize>,
+    /// One JSON object: images, correct, top1, top5, loss, images_per_s
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints the share of images that are classified right.
+pub fn run(args: &Args) -> Result<()> {
+    ensure!(args.batch != Some(0), "--batch must be at least 1");
+    let (model, trained) = args.network.open(TestImages::side(&args.data))?;
+    let images = TestImages::open(&args.data, trained.framing(), trained.classes())?;
+    let batch = args.batch.unwrap_or(if trained.framing().size <= 32 { 250 } else { 32 });
+    let mut progress = Images::new(model.name, images.len());
+    let result = trained.evaluate(&images, batch, |n| progress.seen(n))?;
+    drop(progress);
+    if args.json {
+        return print_line(json!({
+            "images": result.images,
+            "correct": result.correct,
+            "top1": result.top1(),
+            "top5": result.top5(),
+            "loss": result.loss,
+            "images_per_s": result.images_per_s(),
+        }));
+    }
+    say(format_args!("{:.1} s, {:.0} images/s", result.seconds, result.images_per_s()));
+    print_line(format_args!(
+        "{} of {} images right: top-1 {:.2} %, top-5 {:.2} %, loss {:.4}",
+        result.correct,
+        result.images,
+        100.0 * result.top1(),
+        100.0 * result.top5(),
+        result.loss
+    ))
+}

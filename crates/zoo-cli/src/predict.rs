@@ -1,0 +1,77 @@
+//! `zoo predict`: what a trained network sees on images.
+
+use crate::text::print_line;
+use crate::trained;
+use anyhow::{Context, Result, ensure};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use zoo_train::progress::say;
+use zoo_train::trained::Trained;
+
+/// Images that go through the network together.
+const BATCH: usize = 16;
+
+/// Arguments of `predict`.
+#[derive(clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    network: trained::Network,
+    /// PNG or JPEG files
+    #[arg(required = true, value_name = "IMAGE")]
+    images: Vec<PathBuf>,
+    /// How many classes are shown, the most probable first
+    #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    top: u16,
+    /// Names of the classes, one a line in the order of the network's outputs, where the weights' file does not hold them
+    #[arg(long, value_name = "FILE")]
+    labels: Option<PathBuf>,
+    /// One JSON object a line: `image`, and `top` with `class`, `label` (null where no name is known) and `probability`
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints what is on each image. One that cannot be read is told, the others are looked at, and the command fails at the end.
+pub fn run(args: &Args) -> Result<()> {
+    let (_, mut trained) = args.network.open(None)?;
+    if let Some(path) = &args.labels {
+        trained = trained.with_classes(read_labels(path)?).with_context(|| path.display().to_string())?;
+    }
+    let mut unreadable = 0;
+    for paths in args.images.chunks(BATCH) {
+        let (mut readable, mut images) = (Vec::new(), Vec::new());
+        for path in paths {
+            match trained.framing().read(path) {
+                Ok(image) => {
+                    readable.push(path);
+                    images.push(image);
+                }
+                Err(error) => {
+                    unreadable += 1;
+                    say(error);
+                }
+            }
+        }
+        for (path, probabilities) in readable.into_iter().zip(trained.probabilities(&images)?) {
+            print_line(shown(args, &trained, path, &probabilities))?;
+        }
+    }
+    ensure!(unreadable == 0, "{unreadable} of {} images could not be read", args.images.len());
+    Ok(())
+}
+
+/// One image's classes: a JSON object, or lines under its name.
+fn shown(args: &Args, trained: &Trained, path: &Path, probabilities: &[f64]) -> String {
+    let largest = Trained::largest(probabilities, args.top.into());
+    if args.json {
+        let label = |class: usize| trained.classes().and_then(|names| names.get(class));
+        let top = largest.iter().map(|&(class, p)| json!({ "class": class, "label": label(class), "probability": p }));
+        return json!({ "image": path.to_string_lossy(), "top": top.collect::<Vec<_>>() }).to_string();
+    }
+    let line = |&(class, p): &(usize, f64)| format!("\n  {:5.1} %  {}", 100.0 * p, trained.class_name(class));
+    path.display().to_string() + &largest.iter().map(line).collect::<String>()
+}
+
+fn read_labels(path: &Path) -> Result<Vec<String>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
+    Ok(text.lines().map(|line| line.trim().to_string()).collect())
+}

@@ -1,0 +1,178 @@
+//! `zoo predict` and `zoo eval` as a user runs them, on networks that `zoo train` left.
+
+mod images;
+
+use candle_core::Device;
+use images::{add_cifar, colours};
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn zoo(folder: &Path, arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_zoo")).args(arguments).current_dir(folder).output().unwrap()
+}
+
+/// Standard output and standard error of a command that must succeed.
+fn succeeds(folder: &Path, arguments: &[&str]) -> (String, String) {
+    let output = zoo(folder, arguments);
+    let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert!(output.status.success(), "zoo {arguments:?}: {err}");
+    (out, err)
+}
+
+/// Standard output and the last line on standard error of a command that must fail with exit status 1.
+fn fails(folder: &Path, arguments: &[&str]) -> (String, String) {
+    let output = zoo(folder, arguments);
+    let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert_eq!(output.status.code(), Some(1), "zoo {arguments:?}: {err}");
+    let last = err.lines().last().unwrap_or_default().to_owned();
+    assert!(last.starts_with("error: "), "{err}");
+    (out, last)
+}
+
+fn objects(out: &str) -> Vec<Value> {
+    out.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+fn record(run: &Path) -> Value {
+    serde_json::from_slice(&std::fs::read(run.join("record.json")).unwrap()).unwrap()
+}
+
+const COLOURS: [&str; 9] = ["mlp", "--data", "photos", "--epochs", "4", "--batch", "6", "--out", "run"];
+const MODEL: [&str; 3] = ["mlp", "--weights", "run/model.safetensors"];
+
+#[test]
+fn a_network_trained_on_a_folder_names_what_it_sees() {
+    let root = colours();
+    let path = root.path();
+    succeeds(path, &[&["train"], &COLOURS[..]].concat());
+
+    let photos = ["photos/val/red/0.png", "photos/val/blue/1.png"];
+    let (out, err) = succeeds(path, &[&["predict"], &MODEL[..], &photos[..]].concat());
+    let lines: Vec<&str> = out.lines().collect();
+    assert_eq!(lines.len(), 8, "{out}");
+    assert_eq!((lines[0], lines[4]), photos.into());
+    assert!(lines[1].ends_with("%  red") && lines[5].ends_with("%  blue"), "{out}");
+    assert!(err.contains("mlp with 3 classes; images of 32x32, CIFAR-10's mean and deviation"), "{err}");
+
+    let (out, _) = succeeds(path, &[&["predict", "--json", "--top", "2"], &MODEL[..], &photos[..]].concat());
+    let objects = objects(&out);
+    assert_eq!((objects.len(), &objects[1]["image"]), (2, &json!(photos[1])));
+    let top = objects[0]["top"].as_array().unwrap();
+    assert_eq!((top.len(), &top[0]["class"], &top[0]["label"]), (2, &json!(2), &json!("red")));
+    let probability = |k: usize| top[k]["probability"].as_f64().unwrap();
+    assert!(probability(0) > probability(1) && probability(0) + probability(1) <= 1.0, "{out}");
+
+    // The file goes on saying what it is when it is converted; other names are the user's.
+    succeeds(path, &["convert", "run/model.safetensors", "again.safetensors", "--model", "mlp", "--classes", "3"]);
+    std::fs::write(path.join("labels.txt"), "bleu\nvert\nrouge\n").unwrap();
+    let again = ["predict", "mlp", "--weights", "again.safetensors", "--top", "1", photos[0]];
+    assert!(succeeds(path, &again).0.ends_with("red\n"));
+    assert!(succeeds(path, &[&again[..], &["--labels", "labels.txt"]].concat()).0.ends_with("rouge\n"));
+}
+
+#[test]
+fn an_image_that_cannot_be_read_does_not_hide_the_others() {
+    let root = colours();
+    let path = root.path();
+    succeeds(path, &[&["train"], &COLOURS[..]].concat());
+    std::fs::write(path.join("text.png"), "no image").unwrap();
+    let images = ["absent.jpg", "photos/val/green/0.png", "text.png"];
+    let output = zoo(path, &[&["predict"], &MODEL[..], &images[..]].concat());
+    let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+    assert_eq!(output.status.code(), Some(1));
+    assert!(out.starts_with("photos/val/green/0.png\n") && out.lines().count() == 4, "{out}");
+    assert!(err.contains("absent.jpg: ") && err.contains("text.png: expected an image"), "{err}");
+    assert!(err.ends_with("error: 2 of 3 images could not be read\n"), "{err}");
+}
+
+/// What `zoo eval` measures is what training measured last, under every normalisation that a recipe has.
+#[test]
+fn eval_measures_what_training_measured() {
+    let root = colours();
+    let path = root.path();
+    add_cifar(path);
+    for (recipe, data) in
+        [("mlp-sgd", "photos"), ("template-600", "photos"), ("resnet-paper", "photos"), ("modern-200", "cifar")]
+    {
+        let common = ["train", "mlp", "--epochs", "1", "--batch", "8", "--out", "run", "--force"];
+        succeeds(path, &[&common[..], &["--recipe", recipe, "--data", data, "--normalize", "recipe"]].concat());
+        let (out, _) = succeeds(path, &[&["eval", "--json", "--data", data], &MODEL[..]].concat());
+        let measured = &objects(&out)[0];
+        let trained = record(&path.join("run"));
+        assert_eq!(measured["top1"], trained["test_acc_last"], "{recipe}");
+        assert_eq!(measured["loss"], trained["test_loss_last"], "{recipe}");
+        assert_eq!(measured["images"], trained["data"]["test_images"]);
+        let share = measured["correct"].as_f64().unwrap() / measured["images"].as_f64().unwrap();
+        assert_eq!(measured["top1"], json!(share));
+        assert!(
+            measured["top5"].as_f64() >= measured["top1"].as_f64() && measured["images_per_s"].as_f64() > Some(0.0)
+        );
+    }
+    let (out, _) = succeeds(path, &[&["eval", "--data", "cifar"], &MODEL[..]].concat());
+    assert!(out.contains(" of 10 images right: top-1 "), "{out}");
+}
+
+#[test]
+fn classes_are_matched_by_name_where_they_have_one() {
+    let root = colours();
+    let path = root.path();
+    add_cifar(path);
+    succeeds(path, &[&["train"], &COLOURS[..]].concat());
+    let eval =
+        |weights: &'static str, data: &'static str| ["eval", "mlp", "--json", "--weights", weights, "--data", data];
+    let top1 = |out: &str| objects(out)[0]["top1"].as_f64().unwrap();
+    // Two of the three, without a training set: red stays class 2.
+    for class in ["green", "red"] {
+        std::fs::create_dir_all(path.join("two/test").join(class)).unwrap();
+        std::fs::copy(
+            path.join("photos/val").join(class).join("0.png"),
+            path.join("two/test").join(class).join("0.png"),
+        )
+        .unwrap();
+    }
+    assert_eq!(top1(&succeeds(path, &eval("run/model.safetensors", "two")).0), 1.0);
+    let (_, other) = fails(path, &eval("run/model.safetensors", "cifar"));
+    assert!(other.contains("blue, green, red") && other.contains("airplane, automobile"), "{other}");
+
+    // A file that says nothing of itself: classes in the order of the folders, and as many as the network has.
+    let tensors = candle_core::safetensors::load(path.join("run/model.safetensors"), &Device::Cpu).unwrap();
+    candle_core::safetensors::save(&tensors, path.join("bare.safetensors")).unwrap();
+    assert_eq!(top1(&succeeds(path, &eval("bare.safetensors", "photos")).0), 1.0);
+    let (_, count) = fails(path, &eval("bare.safetensors", "two"));
+    assert!(count.contains("tells 3 classes apart, the images are of 2"), "{count}");
+    let (out, _) = succeeds(path, &["predict", "mlp", "--weights", "bare.safetensors", "photos/val/red/0.png"]);
+    assert!(out.lines().nth(1).unwrap().ends_with("%  class 2"), "{out}");
+}
+
+#[test]
+fn what_does_not_fit_is_said_in_one_line() {
+    let root = colours();
+    let path = root.path();
+    succeeds(path, &[&["train"], &COLOURS[..]].concat());
+    let image = "photos/val/red/0.png";
+    let weights = "run/model.safetensors";
+    let (_, other) = fails(path, &["predict", "cifar_resnet20", "--weights", weights, image]);
+    assert!(other.contains("holds the weights of mlp, not of cifar_resnet20"), "{other}");
+    assert!(fails(path, &["predict", "mlp", "--weights", "absent.pth", image]).1.contains("absent.pth"));
+    std::fs::write(path.join("two.txt"), "a\nb\n").unwrap();
+    let (_, names) = fails(path, &["predict", "mlp", "--weights", weights, "--labels", "two.txt", image]);
+    assert!(names.contains("two.txt: 2 names for the network's 3 classes"), "{names}");
+    assert!(fails(path, &["eval", "mlp", "--weights", weights, "--data", "absent"]).1.contains("no such directory"));
+    std::fs::create_dir_all(path.join("other/val/yellow")).unwrap();
+    let (_, unknown) = fails(path, &["eval", "mlp", "--weights", weights, "--data", "other"]);
+    assert!(unknown.contains("yellow: the network knows no class of this name, but blue, green, red"), "{unknown}");
+    let tensors = candle_core::safetensors::load(path.join(weights), &Device::Cpu).unwrap();
+    candle_core::safetensors::save(&tensors, path.join("bare.safetensors")).unwrap();
+    let (_, keys) = fails(path, &["predict", "cifar_resnet20", "--weights", "bare.safetensors", image]);
+    assert!(keys.contains("does not fit"), "{keys}");
+
+    for wrong in [
+        &["predict", "mlp", "--weights", weights][..],
+        &["predict", "mlp", image],
+        &["predict", "mlp", "--weights", weights, "--top", "0", image],
+        &["eval", "mlp", "--weights", weights],
+    ] {
+        assert_eq!(zoo(path, wrong).status.code(), Some(2), "{wrong:?}");
+    }
+}

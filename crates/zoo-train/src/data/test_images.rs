@@ -1,0 +1,87 @@
+//! What a trained network is measured on, without the images that it was trained on.
+
+use super::photo::Framing;
+use super::{DataError, Dataset, Split, cifar10, folder};
+use std::path::Path;
+use std::sync::Arc;
+
+/// Images of a folder that are in memory at a time.
+const PART: usize = 1024;
+
+/// Test images with their labels. Those of a folder are read part by part, so that there may be more than fit into memory.
+///
+/// ```no_run
+/// use zoo_train::data::TestImages;
+/// use zoo_train::data::photo::Framing;
+/// let images = TestImages::open("imagenet".as_ref(), Framing::of(&zoo::find("resnet50")?.input), None)?;
+/// println!("{} images of {} classes", images.len(), images.classes().len());
+/// # Ok::<(), anyhow::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct TestImages {
+    images: Images,
+    classes: Vec<String>,
+}
+
+#[derive(Debug, Clone)]
+enum Images {
+    InMemory(Arc<Split>),
+    Files(Vec<folder::File>, Framing),
+}
+
+impl TestImages {
+    /// The side of the images in `dir`, where their files fix it: 32 for CIFAR-10's.
+    pub fn side(dir: &Path) -> Option<usize> {
+        cifar10::is_in(dir).then_some(cifar10::SHAPE[1])
+    }
+
+    /// The test images of what lies in `dir`: CIFAR-10's binary files, or an image folder (`val/CLASS/*` or `test/CLASS/*`), each
+    /// photograph seen through `framing`.
+    ///
+    /// Labels count the classes in the order of `known`, the names that the network gives its outputs; without, in the data's own:
+    /// CIFAR-10's, or that of the folders' names (under `train`, if it is there).
+    ///
+    /// # Errors
+    /// What [`Dataset::open`] refuses; a class that is not among the `known` ones.
+    pub fn open(dir: &Path, framing: Framing, known: Option<&[String]>) -> Result<Self, DataError> {
+        if folder::is_in(dir) && !cifar10::is_in(dir) {
+            let (files, classes) = folder::test_files(dir, known)?;
+            return Ok(Self { images: Images::Files(files, framing), classes });
+        }
+        let Dataset { test, classes, .. } = Dataset::open(dir, framing.size)?;
+        if let Some(known) = known.filter(|known| *known != classes) {
+            let (theirs, ours) = (folder::listed(known), folder::listed(&classes));
+            let problem = format!("the network tells apart {theirs}; these images are of {ours}");
+            return Err(DataError::Layout { path: dir.into(), problem });
+        }
+        Ok(Self { images: Images::InMemory(test), classes })
+    }
+
+    /// The names of the classes; the position is the label.
+    pub fn classes(&self) -> &[String] {
+        &self.classes
+    }
+
+    /// Number of images.
+    pub fn len(&self) -> usize {
+        match &self.images {
+            Images::InMemory(split) => split.len(),
+            Images::Files(files, _) => files.len(),
+        }
+    }
+
+    /// Whether there is no image.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The images in their order, so many at a time as fit into memory.
+    pub fn parts(&self) -> impl Iterator<Item = Result<Arc<Split>, DataError>> {
+        let (whole, files, framing) = match &self.images {
+            Images::InMemory(split) => (Some(split.clone()), &[][..], Framing::whole(1)),
+            Images::Files(files, framing) => (None, &files[..], *framing),
+        };
+        let read = move |part| folder::read(part, framing).map(Arc::new);
+        whole.map(Ok).into_iter().chain(files.chunks(PART).map(read))
+    }
+}
