@@ -28,7 +28,8 @@ pub struct Circumstances {
     pub folder: String,
 }
 
-/// The commit of the source tree that this program was built from, where that tree still stands; see [`git_commit`].
+/// The commit that the source tree of this program stands at, where that tree is still there; see [`git_commit`]. `cargo xtask` and
+/// `cargo run` build what stands there first, so it is the program's own; a binary that was kept names what was committed since.
 pub fn source_commit() -> Option<String> {
     git_commit(Path::new(env!("CARGO_MANIFEST_DIR")))
 }

@@ -176,13 +176,14 @@ impl Axis {
         Self::log_with_ticks(name, values, format, [fine, powers().collect()])
     }
 
-    /// A logarithmic axis of seconds, with ticks where a clock has round numbers.
+    /// A logarithmic axis of seconds, with ticks where a clock has round numbers, each at least twice the one before:
+    /// closer ones' words would touch.
     pub(super) fn time(values: impl Iterator<Item = f64>) -> Self {
         let (minute, hour) = (60.0, 3600.0);
-        let seconds = [0.001, 0.01, 0.1, 1.0, 10.0].into_iter().flat_map(|unit| [unit, 2.0 * unit]);
-        let minutes = [0.5, 1.0, 2.0, 5.0, 10.0, 20.0].map(|count| count * minute);
-        let hours = [0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0].map(|count| count * hour);
-        let fine = seconds.chain([0.005, 0.05, 0.5, 5.0]).chain(minutes).chain(hours).collect();
+        let seconds = [0.001, 0.01, 0.1, 1.0].into_iter().flat_map(|unit| [unit, 2.0 * unit, 5.0 * unit]);
+        let minutes = [1.0, 2.0, 5.0, 10.0, 30.0].map(|count| count * minute);
+        let hours = [1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0, 200.0, 500.0].map(|count| count * hour);
+        let fine = seconds.chain([10.0, 30.0]).chain(minutes).chain(hours).collect();
         let coarse = [0.001, 0.01, 0.1, 1.0, 10.0, minute, 10.0 * minute, hour, 10.0 * hour, 100.0 * hour].into();
         let format = |seconds: f64| match seconds {
             0.0..60.0 => format!("{} s", tidy(seconds)),
@@ -200,8 +201,8 @@ impl Axis {
         choices: [Vec<f64>; 2],
     ) -> Self {
         let (low, high) = span(values.filter(|&value| value > 0.0)).unwrap_or((1.0, 10.0));
-        // Wide enough that one of 1, 2, 5 always falls inside.
-        let (low, high) = (low / 1.6, high * 1.6);
+        // Wide enough that a tick always falls inside: neighbours are up to a factor of 3 apart, which is less than 1.8².
+        let (low, high) = (low / 1.8, high * 1.8);
         let [fine, coarse] =
             choices.map(|ticks| ticks.into_iter().filter(|tick| (low..=high).contains(tick)).collect::<Vec<_>>());
         Self { name, low, high, ticks: if fine.len() <= 9 { fine } else { coarse }, log: true, format }
@@ -509,8 +510,13 @@ mod tests {
     fn a_log_axis_always_has_ticks() {
         for exponent in -20..80 {
             let value = 10f64.powf(f64::from(exponent) / 10.0);
-            let axis = Axis::log("", [value].into_iter(), tidy);
-            assert!(!axis.ticks.is_empty() && axis.low < value && value < axis.high, "{value}");
+            let log = Axis::log("", [value].into_iter(), tidy);
+            assert!(!log.ticks.is_empty() && log.low < value && value < log.high, "{value}");
+            // A clock's ticks end at 500 hours.
+            let time = Axis::time([value.min(2e6)].into_iter());
+            assert!(!time.ticks.is_empty(), "{value} s");
+            let steps: Vec<f64> = time.ticks.windows(2).map(|pair| pair[1] / pair[0]).collect();
+            assert!(steps.iter().all(|&step| step > 1.99), "{value} s: {:?}", time.ticks);
         }
         assert_eq!(
             labels(&Axis::log("", [100.0, 1e6].into_iter(), tidy)),
@@ -518,7 +524,7 @@ mod tests {
         );
         assert_eq!(
             labels(&Axis::time([25.0, 3000.0].into_iter())),
-            ["20 s", "30 s", "1 min", "2 min", "5 min", "10 min", "20 min", "30 min", "1 h"]
+            ["30 s", "1 min", "2 min", "5 min", "10 min", "30 min", "1 h"]
         );
         assert_eq!(labels(&Axis::time([0.5, 30_000.0].into_iter())), ["1 s", "10 s", "1 min", "10 min", "1 h", "10 h"]);
     }
