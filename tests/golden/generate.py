@@ -205,6 +205,10 @@ def ops():
         "train_2d_two_rows": ((2, 3), 0.3, 1e-3, True),
         "train_1x1_image": ((4, 3, 1, 1), 0.1, 1e-5, True),
         "train_large_mean": ((4, 2, 3, 3), 0.1, 1e-5, True),
+        # Small planes of many images have kernels of their own.
+        "train_small_planes": ((9, 5, 2, 3), 0.1, 1e-5, True),
+        "train_1x1_many": ((35, 6, 1, 1), 0.1, 1e-5, True),
+        "eval_small_planes": ((8, 7, 2, 2), 0.1, 1e-5, False),
         "eval_4d": ((2, 4, 3, 3), 0.1, 1e-5, False),
         "eval_4d_eps1e-3": ((2, 3, 2, 3), 0.1, 1e-3, False),
         "eval_2d": ((3, 5), 0.1, 1e-5, False),

@@ -763,7 +763,9 @@ fn run_batch_norm(t: &[Tensor], given: Option<&[Input; 2]>) -> Result<Tensor> {
 #[test]
 fn batch_normalisation() {
     let rest = prop_oneof![Just(vec![]), (1..=33usize).prop_map(|n| vec![n]), side().prop_map(|(h, w)| vec![h, w])];
-    property(150, (1..=9usize, channels(), rest, any::<bool>(), setting()), |(b, c, rest, train, setting)| {
+    // Small planes of eight images and more go another way than others.
+    let images = prop_oneof![3 => 1..=9usize, 1 => 30..=70usize];
+    property(200, (images, channels(), rest, any::<bool>(), setting()), |(b, c, rest, train, setting)| {
         let dims = [&[b, c], rest.as_slice()].concat();
         let inputs = norm_inputs(&setting, &dims, &[c], 3.0);
         let rng = &mut Rng::new(setting.seed, "statistics");

@@ -3,12 +3,17 @@
 //! Inputs are (b, c, s) with s pixels a plane. Every pass runs over runs of planes in parallel; a plane's sums are made while
 //! it is in the first-level cache, in vector lanes, and added up over the planes of a channel in f64, in their order:
 //! no bit depends on the number of threads.
+//!
+//! Planes of a few pixels would leave most lanes of a vector empty, and the way to a kernel would take longer than its work. There
+//! ([`are_small`]) a vector holds pixels of several channels: all of an image are passed over at once with every channel's
+//! numbers spread over its pixels, and sums are made element by element over the images.
 
 use super::buffer::{Shared, written_by_tasks};
 use super::clamp::Clamp;
 use super::simd::{Kernel, Simd, dispatch, prefetch_to_write};
 use crate::ops::Real;
 use rayon::prelude::*;
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// (b, channels, pixels a plane)
@@ -20,6 +25,48 @@ const AHEAD: usize = 512;
 
 /// Elements of a task.
 const TASK: usize = 1 << 15;
+
+/// Columns of a task where sums go over the images, some cache lines.
+const COLUMNS: usize = 256;
+
+/// Lanes of the widest vector.
+const MOST_LANES: usize = 16;
+
+/// Images whose values are added up in lanes, before these are added in f64.
+const CHAIN: usize = 32;
+
+/// Whether planes have too few pixels to be passed over one by one, and there are enough of them to make that worth while.
+fn are_small((b, c, s): Dims) -> bool {
+    s < 32 && b >= 8 && c > 1
+}
+
+/// A number of every channel, as a kernel reads it: one channel's, or, with `EACH`, one for every pixel of an image.
+#[derive(Clone, Copy)]
+struct Number<'a, T> {
+    one: T,
+    each: &'a [T],
+}
+
+impl<'a, T: Real> Number<'a, T> {
+    /// Of `channel`, or of the pixels from there on.
+    fn of(values: &'a [T], channel: usize) -> Self {
+        Self { one: values[channel], each: values }
+    }
+
+    #[inline(always)]
+    unsafe fn lanes<V: Simd<Elem = T>, const EACH: bool>(self, i: usize, count: usize) -> V {
+        // SAFETY: below `dispatch`; with `EACH` there are as many values as pixels, and i + count of these.
+        unsafe { if EACH { V::load_first(self.each.as_ptr().add(i), count) } else { V::splat(self.one) } }
+    }
+}
+
+/// The channels' numbers, each once for every pixel of its plane.
+fn spread<T: Real>(values: &[T], s: usize) -> Cow<'_, [T]> {
+    match s {
+        1 => values.into(),
+        _ => values.iter().flat_map(|&value| std::iter::repeat_n(value, s)).collect(),
+    }
+}
 
 /// Where the planes of a tensor of channels lie in a wider one, whose other channels stand before and behind them.
 #[derive(Clone, Copy)]
@@ -86,8 +133,57 @@ pub(crate) fn stats<T: Real>(dims: Dims, xs: &[T]) -> Vec<T> {
     }
     let (b, c, s) = dims;
     assert_eq!(xs.len(), b * c * s);
+    if are_small(dims) {
+        return small_stats(dims, xs);
+    }
     let channels = by_channel(dims, |plane| dispatch(Plane(&xs[plane * s..][..s])), |planes| channel_stats(planes, s));
     in_rows(&channels)
+}
+
+/// [`stats`] of small planes; two passes, as [`plane_stats`].
+fn small_stats<T: Real>(dims: Dims, xs: &[T]) -> Vec<T> {
+    /// Σ (x - center) and Σ (x - center)² over the images.
+    struct Columns<'a, T> {
+        xs: &'a [T],
+        images: usize,
+        center: &'a [T],
+        columns: Range<usize>,
+        sums: &'a mut [[f64; 2]],
+    }
+    impl<T: Real> Kernel<T> for Columns<'_, T> {
+        type Output = ();
+
+        #[inline(always)]
+        unsafe fn run<V: Simd<Elem = T>>(self) {
+            let row = self.center.len();
+            // SAFETY: below `dispatch`; an image has as many pixels as there are centers, and the columns are among them.
+            unsafe {
+                for (sums, i) in self.sums.chunks_mut(V::LANES).zip(self.columns.step_by(V::LANES)) {
+                    let count = sums.len();
+                    let center = V::load_first(self.center.as_ptr().add(i), count);
+                    sum_images::<V>(self.images, sums, |image| {
+                        let d = V::load_first(self.xs.as_ptr().add(image * row + i), count).sub(center);
+                        [d, d.mul(d)]
+                    });
+                }
+            }
+        }
+    }
+    let (b, c, s) = dims;
+    let sums =
+        |center: &[T]| by_columns(dims, |columns, sums| dispatch(Columns { xs, images: b, center, columns, sums }));
+    let n = (b * s) as f64;
+    let means: Vec<f64> = sums(&vec![T::zero(); c * s]).iter().map(|sum| sum[0] / n).collect();
+    let rounded: Vec<T> = means.iter().map(|&mean| T::from_f64(mean)).collect();
+    let squares = sums(&spread(&rounded, s));
+    let channel = |((mean, center), [_, squares]): ((f64, &T), [f64; 2])| {
+        // The mean was rounded to be subtracted: take back what that adds.
+        let slip = mean - center.to_f64();
+        let variance = squares / n - slip * slip;
+        // Roundings can leave less than nothing; NaN stays NaN.
+        (mean, if variance < 0.0 { 0.0 } else { variance })
+    };
+    in_rows(&means.into_iter().zip(&rounded).zip(squares).map(channel).collect::<Vec<_>>())
 }
 
 /// The same from each plane's [`plane_stats`], those of a channel side by side.
@@ -192,28 +288,66 @@ pub(crate) unsafe fn affine_into<T: Real>(
     clamp: Clamp,
     (ys, window): (Shared<T>, Window),
 ) {
-    struct Plane<'a, T> {
+    by.check(dims);
+    let (b, c, s) = dims;
+    assert!(xs.len() == b * c * s && skip.is_none_or(|skip| skip.len() == xs.len()) && window.first + c <= window.of);
+    let to = |plane: usize| {
+        // SAFETY: the caller's output holds the planes of all images and of the window's channels.
+        unsafe { ys.at(window.start(plane, dims)) }
+    };
+    if are_small(dims) {
+        let [mean, scale, shift] = [by.mean, by.scale, by.shift].map(|values| spread(values, s));
+        let by = Affine { mean: &mean, scale: &scale, shift: &shift };
+        for_planes((b, 1, c * s), |run| {
+            for image in run {
+                let part = image * c * s..(image + 1) * c * s;
+                affine_plane::<T, true>(&xs[part.clone()], skip.map(|skip| &skip[part]), by, 0, clamp, to(image * c));
+            }
+        });
+    } else {
+        for_planes(dims, |run| {
+            for plane in run {
+                let part = plane * s..(plane + 1) * s;
+                let skip = skip.map(|skip| &skip[part.clone()]);
+                affine_plane::<T, false>(&xs[part], skip, by, plane % c, clamp, to(plane));
+            }
+        });
+    }
+}
+
+/// A plane of `channel`, or with `EACH` the planes of an image.
+#[inline]
+fn affine_plane<T: Real, const EACH: bool>(
+    xs: &[T],
+    skip: Option<&[T]>,
+    by: Affine<T>,
+    channel: usize,
+    clamp: Clamp,
+    ys: *mut T,
+) {
+    struct Plane<'a, T, const EACH: bool> {
         xs: &'a [T],
         ys: *mut T,
         skip: Option<&'a [T]>,
-        mean: T,
-        scale: T,
-        shift: T,
+        mean: Number<'a, T>,
+        scale: Number<'a, T>,
+        shift: Number<'a, T>,
         clamp: Clamp,
     }
-    impl<T: Real> Kernel<T> for Plane<'_, T> {
+    impl<T: Real, const EACH: bool> Kernel<T> for Plane<'_, T, EACH> {
         type Output = ();
 
         #[inline(always)]
         unsafe fn run<V: Simd<Elem = T>>(self) {
-            // SAFETY: below `dispatch`; `xs`, `ys` and `skip` have the same length.
+            // SAFETY: below `dispatch`; `xs`, `ys` and `skip` have the same length, and with `EACH` the numbers too.
             unsafe {
-                let (mean, scale, shift) = (V::splat(self.mean), V::splat(self.scale), V::splat(self.shift));
                 let n = self.xs.len();
                 for i in (0..n).step_by(V::LANES) {
                     let count = V::LANES.min(n - i);
                     prefetch_to_write(self.ys.wrapping_add(i + AHEAD));
-                    let mut y = V::load_first(self.xs.as_ptr().add(i), count).sub(mean).mul_add(scale, shift);
+                    let (mean, scale) = (self.mean.lanes::<V, EACH>(i, count), self.scale.lanes::<V, EACH>(i, count));
+                    let centered = V::load_first(self.xs.as_ptr().add(i), count).sub(mean);
+                    let mut y = centered.mul_add(scale, self.shift.lanes::<V, EACH>(i, count));
                     if let Some(skip) = self.skip {
                         y = y.add(V::load_first(skip.as_ptr().add(i), count));
                     }
@@ -222,24 +356,8 @@ pub(crate) unsafe fn affine_into<T: Real>(
             }
         }
     }
-    let (b, c, s) = dims;
-    by.check(dims);
-    assert!(xs.len() == b * c * s && skip.is_none_or(|skip| skip.len() == xs.len()) && window.first + c <= window.of);
-    for_planes(dims, |run| {
-        for plane in run {
-            let (start, channel) = (plane * s, plane % c);
-            dispatch(Plane {
-                xs: &xs[start..][..s],
-                // SAFETY: the caller's output holds the planes of all images and of the window's channels.
-                ys: unsafe { ys.at(window.start(plane, dims)) },
-                skip: skip.map(|skip| &skip[start..][..s]),
-                mean: by.mean[channel],
-                scale: by.scale[channel],
-                shift: by.shift[channel],
-                clamp,
-            });
-        }
-    });
+    let [mean, scale, shift] = [by.mean, by.scale, by.shift].map(|values| Number::of(values, channel));
+    dispatch(Plane::<T, EACH> { xs, ys, skip, mean, scale, shift, clamp });
 }
 
 /// y = clamp((x - mean) · scale + shift + skip)
@@ -302,50 +420,115 @@ impl<T: Copy> CutBy<'_, T> {
     }
 }
 
-/// A plane's view of the backward pass.
-struct Grads<'a, T> {
+/// A plane's view of the backward pass; with `EACH` the view of an image's planes.
+struct Grads<'a, T, const EACH: bool> {
     xs: *const T,
     grad: *const T,
     n: usize,
-    output: Option<&'a [T]>,
-    mean: T,
-    scale: T,
-    shift: T,
+    output: Option<*const T>,
+    mean: Number<'a, T>,
+    /// Of the clamp's input.
+    affine: Option<(Number<'a, T>, Number<'a, T>)>,
     clamp: Clamp,
 }
 
-impl<T: Real> Grads<'_, T> {
+impl<T: Real, const EACH: bool> Grads<'_, T, EACH> {
     /// (gradient that passes the clamp, x - mean) of some lanes.
     #[inline(always)]
     unsafe fn at<V: Simd<Elem = T>>(&self, i: usize, count: usize) -> (V, V) {
         // SAFETY: below `dispatch`, i + count ≤ n.
         unsafe {
             let grad = V::load_first(self.grad.add(i), count);
-            let centered = V::load_first(self.xs.add(i), count).sub(V::splat(self.mean));
-            let grad = match (self.clamp, self.output) {
-                (Clamp::None, _) => grad,
-                (clamp, Some(output)) => clamp.gradient(V::load_first(output.as_ptr().add(i), count), grad),
-                (clamp, None) => clamp.gradient(centered.mul_add(V::splat(self.scale), V::splat(self.shift)), grad),
+            let centered = V::load_first(self.xs.add(i), count).sub(self.mean.lanes::<V, EACH>(i, count));
+            let grad = match (self.clamp, self.output, self.affine) {
+                (Clamp::None, ..) => grad,
+                (clamp, Some(output), _) => clamp.gradient(V::load_first(output.add(i), count), grad),
+                (clamp, None, Some((scale, shift))) => {
+                    let (scale, shift) = (scale.lanes::<V, EACH>(i, count), shift.lanes::<V, EACH>(i, count));
+                    clamp.gradient(centered.mul_add(scale, shift), grad)
+                }
+                (_, None, None) => grad,
             };
             (grad, centered)
         }
     }
 }
 
-/// `xs` and `grad` are the plane's own.
-fn grads<'a, T: Real>(
+/// `xs` and `grad` are the plane's own, or with `EACH` those of the image's `n` pixels that begin with this plane.
+#[inline(always)]
+fn grads<'a, T: Real, const EACH: bool>(
     (_, c, s): Dims,
-    plane: usize,
+    (plane, n): (usize, usize),
     (xs, grad): (*const T, *const T),
-    mean: &[T],
+    mean: &'a [T],
     (clamp, cut): (Clamp, CutBy<'a, T>),
-) -> Grads<'a, T> {
-    let (start, channel) = (plane * s, plane % c);
-    let (output, scale, shift) = match cut {
-        CutBy::Output(ys) => (Some(&ys[start..][..s]), T::zero(), T::zero()),
-        CutBy::Input(by) => (None, by.scale[channel], by.shift[channel]),
+) -> Grads<'a, T, EACH> {
+    let channel = if EACH { 0 } else { plane % c };
+    let (output, affine) = match cut {
+        CutBy::Output(ys) => (Some(ys[plane * s..][..n].as_ptr()), None),
+        CutBy::Input(by) => (None, Some((Number::of(by.scale, channel), Number::of(by.shift, channel)))),
     };
-    Grads { xs, grad, n: s, output, mean: mean[channel], scale, shift, clamp }
+    Grads { xs, grad, n, output, mean: Number::of(mean, channel), affine, clamp }
+}
+
+/// [`CutBy`] with the channels' numbers spread over their pixels.
+struct SpreadCut<'a, T: Clone> {
+    output: Option<&'a [T]>,
+    affine: [Cow<'a, [T]>; 3],
+}
+
+impl<'a, T: Real> SpreadCut<'a, T> {
+    fn of(cut: CutBy<'a, T>, s: usize) -> Self {
+        match cut {
+            CutBy::Output(ys) => Self { output: Some(ys), affine: [const { Cow::Borrowed(&[]) }; 3] },
+            CutBy::Input(by) => {
+                Self { output: None, affine: [by.mean, by.scale, by.shift].map(|values| spread(values, s)) }
+            }
+        }
+    }
+
+    fn cut(&self) -> CutBy<'_, T> {
+        let [mean, scale, shift] = &self.affine;
+        match self.output {
+            Some(ys) => CutBy::Output(ys),
+            None => CutBy::Input(Affine { mean, scale, shift }),
+        }
+    }
+}
+
+/// Two numbers of each channel from the sums of its pixels over the images, which `f` makes for a run of columns.
+fn by_columns((_, c, s): Dims, f: impl Fn(Range<usize>, &mut [[f64; 2]]) + Sync) -> Vec<[f64; 2]> {
+    let mut columns = vec![[0.0; 2]; c * s];
+    columns.par_chunks_mut(COLUMNS).enumerate().for_each(|(i, sums)| {
+        let first = i * COLUMNS;
+        f(first..first + sums.len(), sums);
+    });
+    columns.chunks_exact(s).map(|pixels| pixels.iter().fold([0.0; 2], |[a, b], [c, d]| [a + c, b + d])).collect()
+}
+
+/// Σ of two vectors over `images`, added to `sums` lane by lane: in vectors over a chain of images, then in f64.
+///
+/// # Safety
+/// Below `dispatch`; there are at most LANES `sums`.
+#[inline(always)]
+unsafe fn sum_images<V: Simd<Elem: Real>>(images: usize, sums: &mut [[f64; 2]], mut at: impl FnMut(usize) -> [V; 2]) {
+    use candle_core::WithDType;
+    let mut lanes = [[V::Elem::from_f64(0.0); MOST_LANES]; 2];
+    for first in (0..images).step_by(CHAIN) {
+        // SAFETY: below `dispatch`; a vector has at most MOST_LANES lanes.
+        unsafe {
+            let mut chain = [V::zero(); 2];
+            for image in first..images.min(first + CHAIN) {
+                let values = at(image);
+                chain = [chain[0].add(values[0]), chain[1].add(values[1])];
+            }
+            chain[0].store_first(lanes[0].as_mut_ptr(), V::LANES);
+            chain[1].store_first(lanes[1].as_mut_ptr(), V::LANES);
+        }
+        for (sum, (a, b)) in sums.iter_mut().zip(lanes[0].iter().zip(&lanes[1])) {
+            *sum = [sum[0] + a.to_f64(), sum[1] + b.to_f64()];
+        }
+    }
 }
 
 /// Σ g and Σ g · (x - mean) of each channel, 2·c numbers, where g is the gradient behind the clamp; with `keep`, g itself too.
@@ -358,7 +541,7 @@ pub(crate) fn grad_sums<T: Real>(
     clamp: (Clamp, CutBy<T>),
     keep: bool,
 ) -> (Vec<T>, Option<Vec<T>>) {
-    struct Plane<'a, T>(Grads<'a, T>, Option<*mut T>);
+    struct Plane<'a, T>(Grads<'a, T, false>, Option<*mut T>);
     impl<T: Real> Kernel<T> for Plane<'_, T> {
         type Output = [f64; 2];
 
@@ -397,6 +580,35 @@ pub(crate) fn grad_sums<T: Real>(
             }
         }
     }
+    struct Columns<'s, F> {
+        /// The view of an image, and where its gradient is kept.
+        image: F,
+        images: usize,
+        columns: Range<usize>,
+        sums: &'s mut [[f64; 2]],
+    }
+    impl<'a, T: Real, F: Fn(usize) -> (Grads<'a, T, true>, Option<*mut T>)> Kernel<T> for Columns<'_, F> {
+        type Output = ();
+
+        #[inline(always)]
+        unsafe fn run<V: Simd<Elem = T>>(self) {
+            let Self { image, images, columns, sums } = self;
+            // SAFETY: below `dispatch`, inside the images' columns; no other task has these.
+            unsafe {
+                for (sums, i) in sums.chunks_mut(V::LANES).zip(columns.step_by(V::LANES)) {
+                    let count = sums.len();
+                    sum_images::<V>(images, sums, |n| {
+                        let (plane, keep) = image(n);
+                        let (g, x) = plane.at::<V>(i, count);
+                        if let Some(keep) = keep {
+                            g.store_first(keep.add(i), count);
+                        }
+                        [g, g.mul(x)]
+                    });
+                }
+            }
+        }
+    }
     assert!(xs.len() == dims.0 * dims.1 * dims.2 && mean.len() == dims.1);
     window.check(dims, grad.len());
     if let CutBy::Output(ys) = clamp.1 {
@@ -405,18 +617,27 @@ pub(crate) fn grad_sums<T: Real>(
     let mut kept = keep.then(|| Vec::with_capacity(xs.len()));
     let place = kept.as_mut().map(|kept: &mut Vec<T>| Shared::from_spare(kept));
     let (x, g) = (Shared::reading(xs), Shared::reading(grad));
-    let sums = by_channel(
-        dims,
-        |plane| {
-            // SAFETY: planes lie inside the slices, whose lengths were checked; each has its place.
-            unsafe {
-                let keep = place.map(|place| place.at(plane * dims.2));
-                let places = (x.at(plane * dims.2).cast_const(), g.at(window.start(plane, dims)).cast_const());
-                dispatch(Plane(grads(dims, plane, places, mean, clamp), keep))
-            }
-        },
-        |planes| planes.iter().fold([0.0; 2], |[a, b], [c, d]| [a + c, b + d]),
-    );
+    let (b, c, s) = dims;
+    // SAFETY: planes lie inside the slices, whose lengths were checked; each has its place.
+    let places = |plane: usize| unsafe { (x.at(plane * s).cast_const(), g.at(window.start(plane, dims)).cast_const()) };
+    // SAFETY: as above.
+    let keeps = |plane: usize| place.map(|place| unsafe { place.at(plane * s) });
+    let sums = if are_small(dims) {
+        let (mean, cut) = (spread(mean, s), SpreadCut::of(clamp.1, s));
+        by_columns(dims, |columns, sums| {
+            let image = |i: usize| {
+                let plane = i * c;
+                (grads(dims, (plane, c * s), places(plane), &mean, (clamp.0, cut.cut())), keeps(plane))
+            };
+            dispatch(Columns { image, images: b, columns, sums });
+        })
+    } else {
+        by_channel(
+            dims,
+            |plane| dispatch(Plane(grads(dims, (plane, s), places(plane), mean, clamp), keeps(plane))),
+            |planes| planes.iter().fold([0.0; 2], |[a, b], [c, d]| [a + c, b + d]),
+        )
+    };
     if let Some(kept) = &mut kept {
         // SAFETY: every plane was written, and they are the whole capacity asked for.
         unsafe { kept.set_len(xs.len()) };
@@ -448,27 +669,63 @@ fn input_grad_into<T: Real>(
     by: &InputGrad<T>,
     clamp: (Clamp, CutBy<T>),
 ) {
-    struct Plane<'a, T> {
-        grads: Grads<'a, T>,
+    let (b, c, s) = dims;
+    let g = Shared::reading(grad);
+    // SAFETY: the callers have checked that all have the dims' length.
+    let at = |plane: usize| unsafe {
+        ((xs.at(plane * s).cast_const(), g.at(window.start(plane, dims)).cast_const()), to.at(plane * s))
+    };
+    if are_small(dims) {
+        let [mean, a] = [by.mean, by.a].map(|values| spread(values, s));
+        let rest = by.rest.map(|(b, d)| (spread(b, s), spread(d, s)));
+        let rest = rest.as_ref().map(|(b, d)| (&b[..], &d[..]));
+        let (by, cut) = (InputGrad { mean: &mean, a: &a, rest }, SpreadCut::of(clamp.1, s));
+        for_planes((b, 1, c * s), |run| {
+            for image in run {
+                let (places, to) = at(image * c);
+                let grads = grads(dims, (image * c, c * s), places, by.mean, (clamp.0, cut.cut()));
+                input_grad_plane::<T, true>(grads, &by, 0, (to, before));
+            }
+        });
+    } else {
+        for_planes(dims, |run| {
+            for plane in run {
+                let (places, to) = at(plane);
+                let grads = grads(dims, (plane, s), places, by.mean, clamp);
+                input_grad_plane::<T, false>(grads, by, plane % c, (to, before));
+            }
+        });
+    }
+}
+
+/// A plane of `channel`, or with `EACH` the planes of an image.
+#[inline]
+fn input_grad_plane<T: Real, const EACH: bool>(
+    grads: Grads<T, EACH>,
+    by: &InputGrad<T>,
+    channel: usize,
+    (to, before): (*mut T, Before),
+) {
+    struct Plane<'a, T, const EACH: bool> {
+        grads: Grads<'a, T, EACH>,
         to: *mut T,
         before: Before,
-        a: T,
-        rest: Option<(T, T)>,
+        a: Number<'a, T>,
+        rest: Option<(Number<'a, T>, Number<'a, T>)>,
     }
-    impl<T: Real> Kernel<T> for Plane<'_, T> {
+    impl<T: Real, const EACH: bool> Kernel<T> for Plane<'_, T, EACH> {
         type Output = ();
 
         #[inline(always)]
         unsafe fn run<V: Simd<Elem = T>>(self) {
             // SAFETY: below `dispatch`, inside the plane; a place is read before it is written.
             unsafe {
-                let a = V::splat(self.a);
-                let rest = self.rest.map(|(b, d)| (V::splat(b), V::splat(d)));
                 for i in (0..self.grads.n).step_by(V::LANES) {
                     let count = V::LANES.min(self.grads.n - i);
                     let (g, x) = self.grads.at::<V>(i, count);
-                    let mut dx = a.mul(g);
-                    if let Some((b, d)) = rest {
+                    let mut dx = self.a.lanes::<V, EACH>(i, count).mul(g);
+                    if let Some((b, d)) = self.rest {
+                        let (b, d) = (b.lanes::<V, EACH>(i, count), d.lanes::<V, EACH>(i, count));
                         dx = dx.sub(b.mul_add(x, d));
                     }
                     if self.before == Before::AddedTo {
@@ -479,23 +736,9 @@ fn input_grad_into<T: Real>(
             }
         }
     }
-    let (_, c, s) = dims;
-    let g = Shared::reading(grad);
-    for_planes(dims, |run| {
-        for plane in run {
-            let channel = plane % c;
-            // SAFETY: the callers have checked that all have the dims' length.
-            unsafe {
-                dispatch(Plane {
-                    grads: grads(dims, plane, (xs.at(plane * s), g.at(window.start(plane, dims))), by.mean, clamp),
-                    to: to.at(plane * s),
-                    before,
-                    a: by.a[channel],
-                    rest: by.rest.map(|(b, d)| (b[channel], d[channel])),
-                });
-            }
-        }
-    });
+    let number = |values| Number::of(values, channel);
+    let rest = by.rest.map(|(b, d)| (number(b), number(d)));
+    dispatch(Plane { grads, to, before, a: Number::of(by.a, channel), rest });
 }
 
 impl<T: Real> InputGrad<'_, T> {
@@ -563,5 +806,104 @@ mod tests {
         let xs: Vec<f32> = (0..4096).map(|i| 1000.0 + (i % 2) as f32).collect();
         let stats = stats((4, 1, 1024), &xs);
         assert_eq!(stats, [1000.5, 0.25]);
+    }
+
+    /// Numbers from -1 to 1.
+    fn numbers(n: usize, name: &str) -> Vec<f32> {
+        let mut rng = crate::rng::Rng::new(5, name);
+        (0..n).map(|_| (rng.below(2001) as f32 - 1000.0) / 1000.0).collect()
+    }
+
+    /// Fewer than eight images are passed over plane by plane: what all give together is what their parts give, to the bit where no
+    /// sum goes over the images.
+    #[test]
+    fn small_planes_together_are_what_they_are_one_by_one() {
+        const PART: usize = 5;
+        for (b, c, s) in [(8, 3, 1), (9, 5, 4), (40, 70, 4), (33, 300, 1), (70, 2, 31), (11, 33, 9)] {
+            assert!(are_small((b, c, s)) && !are_small((PART, c, s)));
+            let (row, window) = (c * s, Window { first: 2, of: c + 5 });
+            let wide = window.of * s;
+            let [xs, skip, out] = ["xs", "skip", "out"].map(|name| numbers(b * row, name));
+            let grad = numbers(b * wide, "grad");
+            let [mean, scale, shift, d] = ["mean", "scale", "shift", "d"].map(|name| numbers(c, name));
+            let by = Affine { mean: &mean, scale: &scale, shift: &shift };
+            let rest = InputGrad { mean: &mean, a: &scale, rest: Some((&shift, &d)) };
+            let parts = || (0..b).step_by(PART).map(|first| (first, (b - first).min(PART)));
+            for clamp in [Clamp::None, Clamp::Relu, Clamp::Relu6] {
+                let affine = |first: usize, n: usize, skip: Option<&[f32]>| {
+                    let mut ys = vec![7.0; n * wide];
+                    let skip = skip.map(|skip| &skip[first * row..][..n * row]);
+                    let to = (Shared::new(&mut ys), window);
+                    // SAFETY: the output holds the window's images.
+                    unsafe { affine_into((n, c, s), &xs[first * row..][..n * row], by, skip, clamp, to) };
+                    ys
+                };
+                for skip in [None, Some(&skip[..])] {
+                    let one_by_one: Vec<f32> = parts().flat_map(|(first, n)| affine(first, n, skip)).collect();
+                    assert_eq!(affine(0, b, skip), one_by_one, "{b} {c} {s} {clamp:?}");
+                }
+
+                for cut in [CutBy::Output(&out[..]), CutBy::Input(by)] {
+                    let of = |first: usize, n: usize| {
+                        let places = first * row..(first + n) * row;
+                        let grad = (&grad[first * wide..][..n * wide], window);
+                        (&xs[places.clone()], grad, (clamp, cut.part(places)))
+                    };
+                    let added = |first: usize, n: usize| {
+                        let (xs, grad, cut) = of(first, n);
+                        let mut to = skip[first * row..][..n * row].to_vec();
+                        add_input_grad((n, c, s), xs, &mut to, grad, &rest, cut);
+                        [input_grad((n, c, s), xs, grad, &rest, cut), to].concat()
+                    };
+                    let all = added(0, b);
+                    for (first, n) in parts() {
+                        let part = added(first, n);
+                        for (half, from) in [(0, 0), (1, b * row)] {
+                            assert_eq!(part[half * n * row..][..n * row], all[from + first * row..][..n * row]);
+                        }
+                    }
+
+                    let sums = |first: usize, n: usize| {
+                        let (xs, grad, cut) = of(first, n);
+                        let (sums, kept) = grad_sums((n, c, s), xs, grad, &mean, cut, true);
+                        (sums, kept.unwrap())
+                    };
+                    let (together, kept) = sums(0, b);
+                    let mut expected = vec![0f64; 2 * c];
+                    for (first, n) in parts() {
+                        let (part, part_kept) = sums(first, n);
+                        assert_eq!(part_kept, kept[first * row..][..n * row]);
+                        expected.iter_mut().zip(part).for_each(|(sum, x)| *sum += f64::from(x));
+                    }
+                    for (found, expected) in together.iter().zip(&expected) {
+                        let error = (f64::from(*found) - expected).abs();
+                        assert!(error < 1e-6 * (b * s) as f64, "{found} {expected}: {b} {c} {s} {clamp:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn statistics_of_small_planes_are_those_of_the_definition() {
+        for (b, c, s) in [(8, 3, 1), (9, 5, 4), (70, 300, 4), (33, 2, 31)] {
+            let xs: Vec<f32> = numbers(b * c * s, "xs").iter().map(|x| 1000.0 + x).collect();
+            let found = stats((b, c, s), &xs);
+            for channel in 0..c {
+                let own = (0..b * c * s).filter(|i| i / s % c == channel).map(|i| f64::from(xs[i]));
+                let n = (b * s) as f64;
+                let mean = own.clone().sum::<f64>() / n;
+                let variance = own.map(|x| (x - mean) * (x - mean)).sum::<f64>() / n;
+                assert!((f64::from(found[channel]) - mean).abs() < 1e-4, "{} {mean}", found[channel]);
+                let error = (f64::from(found[c + channel]) - variance).abs();
+                assert!(error < 1e-5 * variance, "{} {variance}: {b} {c} {s}", found[c + channel]);
+            }
+        }
+        // As in every other form: a mean a thousand times the spread costs no digits, and constants have no variance but
+        // the square of their mean's rounding.
+        let xs: Vec<f32> = (0..64).map(|i| 1000.0 + (i / 2 % 2) as f32).collect();
+        assert_eq!(stats((32, 2, 1), &xs), [1000.5, 1000.5, 0.25, 0.25]);
+        let constant = stats((8, 2, 1), &[0.1f32; 16]);
+        assert!(constant[2..].iter().all(|&variance| (0.0..1e-15).contains(&variance)), "{constant:?}");
     }
 }
