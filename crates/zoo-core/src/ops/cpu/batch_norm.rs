@@ -55,6 +55,7 @@ impl<'a, T: Real> Number<'a, T> {
 
     #[inline(always)]
     unsafe fn lanes<V: Simd<Elem = T>, const EACH: bool>(self, i: usize, count: usize) -> V {
+        debug_assert!(!EACH || i + count <= self.each.len());
         // SAFETY: below `dispatch`; with `EACH` there are as many values as pixels, and i + count of these.
         unsafe { if EACH { V::load_first(self.each.as_ptr().add(i), count) } else { V::splat(self.one) } }
     }
@@ -478,10 +479,12 @@ struct SpreadCut<'a, T: Clone> {
 }
 
 impl<'a, T: Real> SpreadCut<'a, T> {
-    fn of(cut: CutBy<'a, T>, s: usize) -> Self {
+    fn of(cut: CutBy<'a, T>, dims: Dims) -> Self {
+        let (_, _, s) = dims;
         match cut {
             CutBy::Output(ys) => Self { output: Some(ys), affine: [const { Cow::Borrowed(&[]) }; 3] },
             CutBy::Input(by) => {
+                by.check(dims);
                 Self { output: None, affine: [by.mean, by.scale, by.shift].map(|values| spread(values, s)) }
             }
         }
@@ -623,7 +626,7 @@ pub(crate) fn grad_sums<T: Real>(
     // SAFETY: as above.
     let keeps = |plane: usize| place.map(|place| unsafe { place.at(plane * s) });
     let sums = if are_small(dims) {
-        let (mean, cut) = (spread(mean, s), SpreadCut::of(clamp.1, s));
+        let (mean, cut) = (spread(mean, s), SpreadCut::of(clamp.1, dims));
         by_columns(dims, |columns, sums| {
             let image = |i: usize| {
                 let plane = i * c;
@@ -679,7 +682,7 @@ fn input_grad_into<T: Real>(
         let [mean, a] = [by.mean, by.a].map(|values| spread(values, s));
         let rest = by.rest.map(|(b, d)| (spread(b, s), spread(d, s)));
         let rest = rest.as_ref().map(|(b, d)| (&b[..], &d[..]));
-        let (by, cut) = (InputGrad { mean: &mean, a: &a, rest }, SpreadCut::of(clamp.1, s));
+        let (by, cut) = (InputGrad { mean: &mean, a: &a, rest }, SpreadCut::of(clamp.1, dims));
         for_planes((b, 1, c * s), |run| {
             for image in run {
                 let (places, to) = at(image * c);
