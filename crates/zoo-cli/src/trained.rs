@@ -12,11 +12,11 @@ use zoo_train::trained::{Instead, Trained};
 #[derive(clap::Args)]
 pub struct Network {
     /// Name of the network
-    pub model: String,
+    model: String,
     /// Its weights: .safetensors, .pth, .pt or .th. What `zoo train` and the benchmark suite leave also says how images are cut and
     /// normalised and what the classes are called
     #[arg(long, value_name = "FILE")]
-    pub weights: PathBuf,
+    weights: PathBuf,
     /// Mean and deviation that pixels are brought to zero and one with. Default: what the weights' file says, else `model`
     #[arg(long, value_enum, value_name = "WHOSE")]
     normalize: Option<Whose>,

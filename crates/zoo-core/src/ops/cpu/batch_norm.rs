@@ -37,7 +37,7 @@ const CHAIN: usize = 32;
 
 /// Whether planes have too few pixels to be passed over one by one, and there are enough of them to make that worth while.
 fn are_small((b, c, s): Dims) -> bool {
-    s < 32 && b >= 8 && c > 1
+    (1..32).contains(&s) && b >= 8 && c > 1
 }
 
 /// A number of every channel, as a kernel reads it: one channel's, or, with `EACH`, one for every pixel of an image.
@@ -516,6 +516,7 @@ fn by_columns((_, c, s): Dims, f: impl Fn(Range<usize>, &mut [[f64; 2]]) + Sync)
 #[inline(always)]
 unsafe fn sum_images<V: Simd<Elem: Real>>(images: usize, sums: &mut [[f64; 2]], mut at: impl FnMut(usize) -> [V; 2]) {
     use candle_core::WithDType;
+    const { assert!(V::LANES <= MOST_LANES) };
     let mut lanes = [[V::Elem::from_f64(0.0); MOST_LANES]; 2];
     for first in (0..images).step_by(CHAIN) {
         // SAFETY: below `dispatch`; a vector has at most MOST_LANES lanes.
@@ -906,6 +907,7 @@ mod tests {
         // the square of their mean's rounding.
         let xs: Vec<f32> = (0..64).map(|i| 1000.0 + (i / 2 % 2) as f32).collect();
         assert_eq!(stats((32, 2, 1), &xs), [1000.5, 1000.5, 0.25, 0.25]);
+        assert_eq!(stats::<f32>((8, 2, 0), &[]).len(), 4);
         let constant = stats((8, 2, 1), &[0.1f32; 16]);
         assert!(constant[2..].iter().all(|&variance| (0.0..1e-15).contains(&variance)), "{constant:?}");
     }
