@@ -107,7 +107,7 @@ fn refusals_name_their_reason() {
         assert!(error.contains(reason) && error.contains(file) && error.contains("(at byte "), "{error}");
     }
     assert!(!Path::new("/tmp/zoo-hostile").exists());
-    assert!(Weights::open(fixture("")).unwrap_err().to_string().contains("not a file"));
+    assert!(Weights::open(fixture("")).unwrap_err().to_string().contains("it is a directory, not a regular file"));
     assert!(refused_file("absent.pt").contains("absent.pt: "));
     assert!(refused([]).contains("empty"));
     assert!(refused(*b"GIF89a, and more of it").contains("begins with `GIF89a"));

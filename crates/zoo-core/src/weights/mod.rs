@@ -11,12 +11,14 @@
 
 mod bytes;
 mod entry;
+mod file;
 mod load;
 mod pickle;
 mod safetensors;
 mod torch;
 mod zip;
 
+pub use file::open_regular;
 pub use load::{
     KeyMap, KeyReport, LoadOptions, LoadReport, MisShaped, Rename, Source, check, load, save_safetensors, translate,
 };
@@ -27,7 +29,6 @@ use candle_core::{DType, Device, Error, Result, Shape, Tensor, bail};
 use entry::Entry;
 use memmap2::Mmap;
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::path::Path;
 
 /// The tensors of a checkpoint file, by key, in the order of their keys.
@@ -82,11 +83,7 @@ impl Weights {
         let path = path.as_ref();
         let name = path.display().to_string();
         let named = |e: std::io::Error| complaint(format!("{name}: {e}"));
-        let file = File::open(path).map_err(named)?;
-        // A pipe or a device cannot be mapped, and has no end to measure claims by.
-        if !file.metadata().map_err(named)?.is_file() {
-            return Err(complaint(format!("{name}: not a file")));
-        }
+        let file = open_regular(path).map_err(named)?;
         // SAFETY: the map is read-only and lives as long as the slices into it. A file that another process changes in
         // place meanwhile would change under it: as with every mapped file, the user must not do that. `save_tensors`
         // never does, it replaces files.
