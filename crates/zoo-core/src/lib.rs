@@ -39,11 +39,13 @@ mod attention;
 mod combine;
 mod conv;
 mod drop;
+mod kernels;
 mod linear;
 mod norm;
 mod patch;
 mod pool;
 mod squeeze_excite;
+mod storage;
 
 pub use activation::{activate, relu, softmax};
 pub use attention::{SelfAttention, merge_heads, scaled_dot_product_attention, split_heads};

@@ -1,8 +1,8 @@
 //! The sum of two tensors: where a shortcut meets its branch, and where two gradients meet.
 
-use super::cpu::batch_norm::add_to;
-use super::cpu::copy;
 use super::{Path, Real, elements, for_real, path};
+use crate::kernels::batch_norm::add_to;
+use crate::kernels::copy;
 use crate::{tape, trace};
 use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp2, InplaceOp2, Layout, Result, Shape, Tensor, WithDType, bail};

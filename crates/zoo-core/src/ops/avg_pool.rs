@@ -1,10 +1,9 @@
 //! Average pooling for any kernel, stride, padding and `ceil_mode`.
 
-use super::cpu::pool as kernel;
-use super::max_pool::Window;
 use super::{Path, compose, elements, for_real, path};
+use crate::kernels::pool::{self as kernel, Window};
 use crate::{tape, trace};
-use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, WithDType, bail};
+use candle_core::{CpuStorage, CustomOp1, DType, Error, Layout, Result, Shape, Tensor, WithDType, bail};
 
 /// The mean under each window: (b, c, h, w) -> (b, c, oh, ow), as `torch.nn.functional.avg_pool2d`.
 ///
@@ -29,7 +28,7 @@ pub fn avg_pool2d(
     ceil_mode: bool,
     count_include_pad: bool,
 ) -> Result<Tensor> {
-    let window = Window::new("avg_pool2d", xs, kernel, stride, padding, ceil_mode)?;
+    let window = Window::new("avg_pool2d", xs.dims(), kernel, stride, padding, ceil_mode).map_err(Error::msg)?;
     let op = AvgPool { window, count_include_pad };
     match path(xs) {
         Path::Shape => trace::shape_only(&window.output, xs.dtype(), xs.device()),

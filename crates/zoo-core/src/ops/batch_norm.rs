@@ -1,9 +1,9 @@
 //! Batch normalisation: Ioffe and Szegedy 2015, "Batch Normalization: Accelerating Deep Network Training by Reducing
 //! Internal Covariate Shift" (arXiv:1502.03167).
 
-use super::cpu::batch_norm::{self as kernel, Affine, CutBy, Dims, Window};
-use super::cpu::clamp::Clamp;
 use super::{Path, Pointwise, Real, compose, elements, for_dtype, for_real, path, pointwise, read, tensor};
+use crate::kernels::batch_norm::{self as kernel, Affine, CutBy, Dims, Window};
+use crate::kernels::clamp::Clamp;
 use crate::{tape, trace};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 

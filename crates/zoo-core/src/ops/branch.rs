@@ -1,8 +1,8 @@
 //! A residual branch of a Transformer or Mixer as one operation.
 
-pub(crate) use super::cpu::branch::Inner;
-use super::cpu::branch::{Branch, Weights};
 use super::{Path, Real, elements, for_real, path, with_elements};
+pub(crate) use crate::kernels::residual_block::Inner;
+use crate::kernels::residual_block::{Branch, Weights};
 use crate::tape::{self, Gradient, on_tape};
 use crate::trace;
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, WithDType, bail};

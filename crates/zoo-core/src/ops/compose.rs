@@ -4,9 +4,9 @@
 //! built from selections whose gradients are right. The tests run every function here on the CPU against PyTorch's
 //! values, exactly as they do the kernels.
 
-use super::conv2d::Conv2dParams;
-use super::max_pool::Window;
-use super::pointwise::{GELU_TANH, Pointwise};
+use crate::kernels::conv::Conv2dParams;
+use crate::kernels::pointwise::{GELU_TANH, Pointwise};
+use crate::kernels::pool::Window;
 use candle_core::{D, Result, Tensor};
 
 /// Candle's convolution knows one stride, padding and dilation for both directions, and its gradient takes the rows that the

@@ -1,97 +1,11 @@
 //! 2-d convolution (cross-correlation, as every framework calls it) with groups, stride, padding and dilation.
 
-use super::cpu::conv2d as kernel;
-use super::{Path, compose, elements, for_real, output_size, path};
+use super::{Path, compose, elements, for_real, path};
+use crate::kernels::conv::{self as kernel, Conv2dParams, Geometry};
 use crate::{tape, trace};
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType, bail};
-
-/// How a convolution walks over its input; pairs are (vertical, horizontal).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Conv2dParams {
-    /// Step of the window.
-    pub stride: (usize, usize),
-    /// Zeros put around the image.
-    pub padding: (usize, usize),
-    /// Distance between the taps of the kernel.
-    pub dilation: (usize, usize),
-    /// Input and output channels are split into this many independent groups.
-    pub groups: usize,
-}
-
-impl Default for Conv2dParams {
-    fn default() -> Self {
-        Self { stride: (1, 1), padding: (0, 0), dilation: (1, 1), groups: 1 }
-    }
-}
-
-/// Every size of one convolution, checked once.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Geometry {
-    pub b: usize,
-    pub c_in: usize,
-    pub h: usize,
-    pub w: usize,
-    pub c_out: usize,
-    pub kh: usize,
-    pub kw: usize,
-    pub oh: usize,
-    pub ow: usize,
-    pub params: Conv2dParams,
-}
-
-impl Geometry {
-    pub fn new(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, params: Conv2dParams) -> Result<Self> {
-        let (x, k) = (xs.dims(), weight.dims());
-        let (&[b, c_in, h, w], &[c_out, c_group, kh, kw]) = (x, k) else {
-            bail!("conv2d: wants input (b, c_in, h, w) and weight (c_out, c_in / groups, kh, kw), got {x:?} and {k:?}")
-        };
-        let Conv2dParams { stride, padding, dilation, groups } = params;
-        if [stride.0, stride.1, dilation.0, dilation.1, groups, kh, kw].contains(&0) {
-            bail!("conv2d: stride, dilation, groups and kernel must be at least 1, got {params:?} and weight {k:?}")
-        }
-        if x.contains(&0) || c_out == 0 {
-            bail!("conv2d: nothing to convolve in input {x:?} with weight {k:?}")
-        }
-        if c_group * groups != c_in || c_out % groups != 0 {
-            bail!("conv2d: weight {k:?} with groups {groups} does not fit input {x:?}")
-        }
-        if let Some(bias) = bias
-            && bias.dims() != [c_out]
-        {
-            bail!("conv2d: bias {:?} does not fit weight {k:?}", bias.dims())
-        }
-        if let Some(other) = [Some(weight), bias].into_iter().flatten().find(|t| t.dtype() != xs.dtype()) {
-            bail!("conv2d: input is {:?}, weight or bias {:?}", xs.dtype(), other.dtype())
-        }
-        let (Some(oh), Some(ow)) =
-            (output_size(h, kh, stride.0, padding.0, dilation.0), output_size(w, kw, stride.1, padding.1, dilation.1))
-        else {
-            bail!("conv2d: the kernel of weight {k:?} with {params:?} is larger than the padded input {x:?}")
-        };
-        Ok(Self { b, c_in, h, w, c_out, kh, kw, oh, ow, params })
-    }
-
-    /// Multiply-adds of the forward pass.
-    fn macs(&self) -> u64 {
-        (self.b * self.c_out * self.oh * self.ow * self.group_in() * self.kh * self.kw) as u64
-    }
-
-    pub fn group_in(&self) -> usize {
-        self.c_in / self.params.groups
-    }
-
-    pub fn group_out(&self) -> usize {
-        self.c_out / self.params.groups
-    }
-
-    pub fn output_plane(&self) -> usize {
-        self.oh * self.ow
-    }
-
-    pub fn input_plane(&self) -> usize {
-        self.h * self.w
-    }
-}
+use candle_core::{
+    CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Error, Layout, Result, Shape, Tensor, WithDType, bail,
+};
 
 /// y\[n, o\] = bias\[o\] + Σ over i in o's group of weight\[o, i\] ⋆ x\[n, i\], where ⋆ is 2-d cross-correlation.
 ///
@@ -112,7 +26,7 @@ impl Geometry {
 /// # Errors
 /// Shapes or element types that do not fit together, naming them.
 pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, params: Conv2dParams) -> Result<Tensor> {
-    let geometry = Geometry::new(xs, weight, bias, params)?;
+    let geometry = geometry(xs, weight, bias, params)?;
     trace::count_macs(geometry.macs());
     match path(xs) {
         Path::Shape => {
@@ -126,6 +40,20 @@ pub fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, params: Conv2
         }
         Path::Kernel => kernel_conv2d(xs, weight, bias, geometry),
     }
+}
+
+/// The sizes of a convolution of these tensors, checked.
+pub(crate) fn geometry(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, params: Conv2dParams) -> Result<Geometry> {
+    let geometry = Geometry::new(xs.dims(), weight.dims(), params).map_err(Error::msg)?;
+    if let Some(bias) = bias
+        && bias.dims() != [geometry.c_out]
+    {
+        bail!("conv2d: bias {:?} does not fit weight {:?}", bias.dims(), weight.dims())
+    }
+    if let Some(other) = [Some(weight), bias].into_iter().flatten().find(|t| t.dtype() != xs.dtype()) {
+        bail!("conv2d: input is {:?}, weight or bias {:?}", xs.dtype(), other.dtype())
+    }
+    Ok(geometry)
 }
 
 fn kernel_conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, geometry: Geometry) -> Result<Tensor> {

@@ -4,11 +4,11 @@
 //! gradient over it. In evaluation the normalisation is folded into the weights and the whole is one convolution.
 
 use super::batch_norm::{BatchStats, Norm};
-use super::conv2d::Geometry;
-use super::cpu::batch_norm::{self as norm_kernel, CutBy, InputGrad};
-use super::cpu::clamp::Clamp;
-use super::cpu::conv2d::{self as kernel, Finish};
+use super::conv2d::geometry;
 use super::{Conv2dParams, Real, for_dtype, read, tensor};
+use crate::kernels::batch_norm::{self as norm_kernel, CutBy, InputGrad};
+use crate::kernels::clamp::Clamp;
+use crate::kernels::conv::{self as kernel, Finish, Geometry};
 use crate::tape::{self, Gradient};
 use candle_core::{Result, Shape, Tensor, WithDType};
 use std::ops::Range;
@@ -30,7 +30,7 @@ pub(crate) fn conv_bn_train(
     clamp: Clamp,
     check: impl FnOnce(&BatchStats) -> Result<()>,
 ) -> Result<Tensor> {
-    let g = Geometry::new(xs, weight, bias, params)?;
+    let g = geometry(xs, weight, bias, params)?;
     for_dtype!("conv_bn", xs.dtype(), T => train::<T>(xs, (weight, bias), g, scale, skip, clamp, check))
 }
 
@@ -138,7 +138,7 @@ pub(crate) fn conv_bn_eval(
     skip: Option<&Tensor>,
     clamp: Clamp,
 ) -> Result<Tensor> {
-    let g = Geometry::new(xs, weight, bias, params)?;
+    let g = geometry(xs, weight, bias, params)?;
     let shape = Shape::from((g.b, g.c_out, g.oh, g.ow));
     norm.check(shape.dims())?;
     let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);

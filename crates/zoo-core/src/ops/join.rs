@@ -1,8 +1,8 @@
 //! Joining and rearranging along one dimension: copies at the speed of the memory, which candle's strided ones, on
 //! one thread, are not.
 
-use super::cpu::copy as kernel;
 use super::{Path, elements, for_real, path, tensor};
+use crate::kernels::copy as kernel;
 use crate::tape::{self, Gradient};
 use crate::trace;
 use candle_core::{

@@ -4,10 +4,10 @@
 //! the block's later layers have sent.
 
 use super::batch_norm::{BatchStats, Norm, Rows, Sums, batch_stats};
-use super::cpu::batch_norm::{self as kernel, Affine, CutBy, InputGrad, Window};
-use super::cpu::buffer::written_by_tasks;
-use super::cpu::clamp::Clamp;
-use super::{Real, elements, for_dtype, is_plain, read, tensor, with_elements};
+use super::{Real, elements, elements_mut, for_dtype, is_plain, read, tensor, with_elements};
+use crate::kernels::batch_norm::{self as kernel, Affine, CutBy, InputGrad, Window};
+use crate::kernels::buffer::written_by_tasks;
+use crate::kernels::clamp::Clamp;
 use crate::tape::{self, Gradient};
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
 
@@ -174,7 +174,7 @@ impl<T: Real> InplaceOp2 for AddInputGrad<'_, T> {
 
     fn cpu_fwd(&self, to: &mut CpuStorage, to_layout: &Layout, grad: &CpuStorage, layout: &Layout) -> Result<()> {
         let grad = elements::<T>(self.name(), grad, layout)?;
-        let (Some((start, end)), Some(to)) = (to_layout.contiguous_offsets(), T::elements_mut(to)) else {
+        let (Some((start, end)), Some(to)) = (to_layout.contiguous_offsets(), elements_mut::<T>(to)) else {
             bail!("{}: wants contiguous tensors of one type, got strides {:?}", self.name(), to_layout.stride())
         };
         let to = &mut to[start..end];

@@ -1,7 +1,7 @@
 //! Layer normalisation: Ba, Kiros and Hinton 2016, "Layer Normalization" (arXiv:1607.06450).
 
-use super::cpu::layer_norm as kernel;
 use super::{Path, compose, elements, for_real, path};
+use crate::kernels::layer_norm as kernel;
 use crate::{tape, trace};
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 

@@ -1,7 +1,7 @@
 //! The affine map of a fully connected layer.
 
-use super::cpu::linear::{self as kernel, Sizes};
 use super::{Path, compose, elements, for_real, path};
+use crate::kernels::linear::{self as kernel, Sizes};
 use crate::{tape, trace};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 

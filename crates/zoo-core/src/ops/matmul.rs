@@ -1,8 +1,8 @@
 //! Products of batches of matrices.
 
-use super::cpu::buffer::written;
-use super::cpu::gemm::{Mat, Out, Threads, gemm};
 use super::{Path, Real, elements, for_real, path};
+use crate::kernels::buffer::written;
+use crate::kernels::gemm::{Mat, Out, Threads, gemm};
 use crate::{tape, trace};
 use candle_core::{CpuStorage, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 use rayon::prelude::*;

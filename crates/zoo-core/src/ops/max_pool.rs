@@ -1,55 +1,9 @@
 //! Max pooling for any kernel, stride, padding and `ceil_mode`, with the gradient that PyTorch gives.
 
-use super::cpu::pool as kernel;
 use super::{Path, compose, elements, for_real, path};
+use crate::kernels::pool::{self as kernel, Window};
 use crate::{tape, trace};
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType, bail};
-
-/// The sizes of one pooling, checked once; pairs are (vertical, horizontal).
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Window {
-    /// b · c
-    pub planes: usize,
-    pub h: usize,
-    pub w: usize,
-    pub oh: usize,
-    pub ow: usize,
-    pub kernel: (usize, usize),
-    pub stride: (usize, usize),
-    pub padding: (usize, usize),
-    /// (b, c, oh, ow)
-    pub output: [usize; 4],
-}
-
-impl Window {
-    pub fn new(
-        op: &str,
-        xs: &Tensor,
-        kernel: (usize, usize),
-        stride: (usize, usize),
-        padding: (usize, usize),
-        ceil_mode: bool,
-    ) -> Result<Self> {
-        let &[b, c, h, w] = xs.dims() else { bail!("{op}: wants input (b, c, h, w), got {:?}", xs.dims()) };
-        if [b, c, h, w, kernel.0, kernel.1, stride.0, stride.1].contains(&0) {
-            bail!("{op}: input, kernel and stride must not be empty, got {:?}, {kernel:?}, {stride:?}", xs.dims())
-        }
-        if 2 * padding.0 > kernel.0 || 2 * padding.1 > kernel.1 {
-            bail!("{op}: padding {padding:?} is more than half the kernel {kernel:?}: a window could hold only padding")
-        }
-        let size = |n: usize, k: usize, s: usize, p: usize| -> Option<usize> {
-            let room = (n + 2 * p).checked_sub(k)?;
-            let out = if ceil_mode { room.div_ceil(s) } else { room / s } + 1;
-            // A last window that would start in the padding on the right is dropped.
-            Some(if ceil_mode && (out - 1) * s >= n + p { out - 1 } else { out })
-        };
-        let (Some(oh), Some(ow)) = (size(h, kernel.0, stride.0, padding.0), size(w, kernel.1, stride.1, padding.1))
-        else {
-            bail!("{op}: kernel {kernel:?} is larger than input {:?} with padding {padding:?}", xs.dims())
-        };
-        Ok(Self { planes: b * c, h, w, oh, ow, kernel, stride, padding, output: [b, c, oh, ow] })
-    }
-}
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Error, Layout, Result, Shape, Tensor, WithDType};
 
 /// The largest element under each window: (b, c, h, w) -> (b, c, oh, ow), as `torch.nn.functional.max_pool2d`.
 ///
@@ -73,7 +27,7 @@ pub fn max_pool2d(
     padding: (usize, usize),
     ceil_mode: bool,
 ) -> Result<Tensor> {
-    let window = Window::new("max_pool2d", xs, kernel, stride, padding, ceil_mode)?;
+    let window = Window::new("max_pool2d", xs.dims(), kernel, stride, padding, ceil_mode).map_err(Error::msg)?;
     match path(xs) {
         Path::Shape => trace::shape_only(&window.output, xs.dtype(), xs.device()),
         Path::Compose => compose::max_pool2d(xs, &window),

@@ -3,8 +3,9 @@
 //! The formulas and their order of operations are PyTorch's (`torch.optim`), so that trajectories agree to rounding. On the
 //! CPU a step allocates nothing; on any other device, and for half types, it is composed of candle's ops.
 
-use super::cpu::simd::{Kernel, Simd, dispatch};
-use super::{Path, Real, cpu, elements, path};
+use super::{Path, Real, elements, path};
+use crate::kernels;
+use crate::kernels::simd::{Kernel, Simd, dispatch};
 use candle_core::{CpuStorage, DType, InplaceOp1, InplaceOp2, Layout, Result, Tensor, Var, bail};
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -262,7 +263,7 @@ fn sum_of_squares<T: Element>(tensor: &Tensor) -> Result<f64> {
     };
     let xs = elements::<T>("global_norm", storage, layout)?;
     let square = |x: T| x.to_f64() * x.to_f64();
-    let parts: Vec<f64> = xs.par_chunks(CHUNK).map(|xs| cpu::lanes(xs.len(), |i| square(xs[i]))).collect();
+    let parts: Vec<f64> = xs.par_chunks(CHUNK).map(|xs| kernels::lanes(xs.len(), |i| square(xs[i]))).collect();
     Ok(parts.iter().sum())
 }
 

@@ -1,54 +1,9 @@
 //! Activation functions, element by element, each with the derivative that PyTorch uses at the kinks.
 
-use super::cpu::pointwise as kernel;
 use super::{Path, compose, elements, for_real, path};
+use crate::kernels::pointwise::{self as kernel, Pointwise};
 use crate::{tape, trace};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Layout, Result, Shape, Tensor, WithDType};
-
-/// Which function; the derivatives at the kinks follow PyTorch (0 for ReLU at 0, for ReLU6 at 0 and 6).
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Pointwise {
-    /// max(x, 0)
-    Relu,
-    /// min(max(x, 0), 6)
-    Relu6,
-    /// x if x > 0, else slope · x
-    LeakyRelu(f64),
-    /// x · Φ(x), with the normal distribution's exact Φ
-    Gelu,
-    /// x · ½(1 + tanh(√(2/π)(x + 0.044715 x³)))
-    GeluTanh,
-    /// x · σ(x), also called swish
-    Silu,
-    /// σ(x) = 1 / (1 + e⁻ˣ)
-    Sigmoid,
-    /// tanh x
-    Tanh,
-    /// min(max(x + 3, 0), 6) / 6
-    HardSigmoid,
-    /// x · min(max(x + 3, 0), 6) / 6
-    HardSwish,
-}
-
-/// √(2/π) and the cubic's coefficient in the tanh form of GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415).
-pub(crate) const GELU_TANH: (f64, f64) = (0.797_884_560_802_865_4, 0.044_715);
-
-impl Pointwise {
-    /// The function's usual name.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Relu => "ReLU",
-            Self::Relu6 => "ReLU6",
-            Self::LeakyRelu(_) => "LeakyReLU",
-            Self::Gelu | Self::GeluTanh => "GELU",
-            Self::Silu => "SiLU",
-            Self::Sigmoid => "Sigmoid",
-            Self::Tanh => "Tanh",
-            Self::HardSigmoid => "HardSigmoid",
-            Self::HardSwish => "HardSwish",
-        }
-    }
-}
 
 /// Applies the function to every element; the shape stays.
 ///

@@ -1,7 +1,7 @@
 //! Softmax over the last dimension.
 
-use super::cpu::softmax as kernel;
 use super::{Path, elements, for_real, path};
+use crate::kernels::softmax as kernel;
 use crate::{tape, trace};
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, D, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 

@@ -8,9 +8,9 @@
 //! An element's sum is taken in one order, however the product is cut: the number of threads changes no bit.
 
 use super::buffer::{Shared, with_scratch, written_by_tasks};
-use super::product::{TileShape, tile_of_rows};
+use super::microkernel::{TileShape, tile_of_rows};
+use super::real::Real;
 use super::simd::{Kernel, Simd, dispatch_at, prefetch};
-use crate::ops::Real;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
@@ -512,7 +512,7 @@ impl<T: Real> Block<'_, T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::cpu::buffer::uninit;
+    use crate::kernels::buffer::uninit;
     use crate::rng::Rng;
 
     fn numbers(rng: &mut Rng, n: usize) -> Vec<f64> {

@@ -1,12 +1,62 @@
 //! Pooling on the host, plane by plane.
 
 use super::buffer::written;
+use super::real::Real;
 use super::simd::{Kernel, Simd, dispatch};
-use crate::ops::Real;
-use crate::ops::max_pool::Window;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
+
+/// The sizes of one pooling, checked once; pairs are (vertical, horizontal).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Window {
+    /// b · c
+    pub planes: usize,
+    pub h: usize,
+    pub w: usize,
+    pub oh: usize,
+    pub ow: usize,
+    pub kernel: (usize, usize),
+    pub stride: (usize, usize),
+    pub padding: (usize, usize),
+    /// (b, c, oh, ow)
+    pub output: [usize; 4],
+}
+
+impl Window {
+    /// Of an input with dimensions `x`; the error names `op` and the sizes.
+    pub fn new(
+        op: &str,
+        x: &[usize],
+        kernel: (usize, usize),
+        stride: (usize, usize),
+        padding: (usize, usize),
+        ceil_mode: bool,
+    ) -> Result<Self, String> {
+        let &[b, c, h, w] = x else {
+            return Err(format!("{op}: wants input (b, c, h, w), got {x:?}"));
+        };
+        if [b, c, h, w, kernel.0, kernel.1, stride.0, stride.1].contains(&0) {
+            return Err(format!("{op}: input, kernel and stride must not be empty, got {x:?}, {kernel:?}, {stride:?}"));
+        }
+        if 2 * padding.0 > kernel.0 || 2 * padding.1 > kernel.1 {
+            return Err(format!(
+                "{op}: padding {padding:?} is more than half the kernel {kernel:?}: a window could hold only padding"
+            ));
+        }
+        let size = |n: usize, k: usize, s: usize, p: usize| -> Option<usize> {
+            let room = (n + 2 * p).checked_sub(k)?;
+            let out = if ceil_mode { room.div_ceil(s) } else { room / s } + 1;
+            // A last window that would start in the padding on the right is dropped.
+            Some(if ceil_mode && (out - 1) * s >= n + p { out - 1 } else { out })
+        };
+        let (Some(oh), Some(ow)) = (size(h, kernel.0, stride.0, padding.0), size(w, kernel.1, stride.1, padding.1))
+        else {
+            return Err(format!("{op}: kernel {kernel:?} is larger than input {x:?} with padding {padding:?}"));
+        };
+        Ok(Self { planes: b * c, h, w, oh, ow, kernel, stride, padding, output: [b, c, oh, ow] })
+    }
+}
 
 impl Window {
     /// The part of window `(oy, ox)` that lies inside the image.

@@ -1,7 +1,8 @@
 //! The activations that kernels apply on the way: those that only cut.
 
+use super::pointwise::Pointwise;
+use super::real::Real;
 use super::simd::Simd;
-use crate::ops::{Pointwise, Real};
 use candle_core::WithDType;
 
 /// What is applied to a value before it is stored.

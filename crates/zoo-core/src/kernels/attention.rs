@@ -2,8 +2,8 @@
 
 use super::buffer::{uninit, zeroed};
 use super::gemm::{Mat, Out, Threads::One as Alone, product};
+use super::real::Real;
 use super::softmax;
-use crate::ops::Real;
 use candle_core::WithDType;
 use std::mem::MaybeUninit;
 

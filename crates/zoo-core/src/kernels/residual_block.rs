@@ -2,13 +2,13 @@
 //! output stays in the cache: x + W₂ · inner(W₁ · norm(x) + b₁) + b₂.
 
 use super::attention;
+use super::bias::{add_column, add_column_sums, add_row, add_row_sums};
 use super::buffer::{assume_init, room, written};
 use super::gemm::Threads::{self, All};
 use super::gemm::{Mat, Out, Rhs, gemm};
 use super::layer_norm as norm;
 use super::pointwise::{gelu, gelu_and_grad};
-use super::rows::{add_column, add_column_sums, add_row, add_row_sums};
-use crate::ops::Real;
+use super::real::Real;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 

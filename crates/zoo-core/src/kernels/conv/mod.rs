@@ -19,16 +19,22 @@
 //! Outputs of the first two do not depend on how the work is cut; the weight gradient is cut by shape alone, and its parts
 //! are added in their order: the bits never depend on the number of threads.
 
-use super::batch_norm;
-use super::buffer::{Shared, with_scratch, written_by_tasks};
-use super::clamp::Clamp;
-use super::depthwise;
-use super::product::{TileShape, tile};
-use super::simd::{Kernel, Simd, dispatch_at, prefetch, prefetch_to_write};
-use super::{pixels, sum, winograd};
-use crate::ops::Real;
-use crate::ops::conv2d::Geometry;
-use crate::ops::valid_outputs;
+mod depthwise;
+mod geometry;
+mod small_planes;
+mod winograd;
+
+pub use geometry::Conv2dParams;
+pub(crate) use geometry::Geometry;
+
+use crate::kernels::batch_norm;
+use crate::kernels::buffer::{Shared, with_scratch, written_by_tasks};
+use crate::kernels::clamp::Clamp;
+use crate::kernels::microkernel::{TileShape, tile};
+use crate::kernels::real::Real;
+use crate::kernels::simd::{Kernel, Simd, dispatch_at, prefetch, prefetch_to_write};
+use crate::kernels::sum;
+use geometry::valid_outputs;
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -129,8 +135,8 @@ fn forward_noting<T: Real>(g: &Geometry, xs: &[T], weight: &[T], finish: &Finish
         return (ys, false);
     }
     assert_eq!(weight.len(), g.c_out * g.depth());
-    if pixels::suits(g) {
-        return (pixels::forward(g, xs, weight, finish), false);
+    if small_planes::suits(g) {
+        return (small_planes::forward(g, xs, weight, finish), false);
     }
     let p = g.params;
     let offset = |tap: usize, dilation: usize, padding: usize| (tap * dilation) as isize - padding as isize;
@@ -179,8 +185,8 @@ pub(crate) fn input_grad<T: Real>(g: &Geometry, grad: &[T], weight: &[T]) -> Vec
         return depthwise::input_grad(g, grad, weight);
     }
     assert_eq!(weight.len(), g.c_out * g.depth());
-    if pixels::suits(g) {
-        return pixels::input_grad(g, grad, weight);
+    if small_planes::suits(g) {
+        return small_planes::input_grad(g, grad, weight);
     }
     assert_eq!(grad.len(), g.b * g.output_image());
     // SAFETY: the remainders modulo the stride cover every input pixel once.
@@ -194,7 +200,7 @@ const PART: usize = 1 << 20;
 /// the other: where the planes are large and the weights small.
 pub(crate) fn images_at_once<T: Real>(g: &Geometry, weight: &[T]) -> Option<usize> {
     let images = (PART / (g.output_image() * size_of::<T>())).max(1);
-    let is_other = g.is_depthwise() || pixels::suits(g);
+    let is_other = g.is_depthwise() || small_planes::suits(g);
     let by_tiles = || winograd::suits(g, (g.group_out(), g.group_in()), (g.h, g.w), weight);
     (!is_other && g.b >= 2 * images && weight.len() <= PART / 8 / size_of::<T>() && !by_tiles()).then_some(images)
 }
@@ -1216,8 +1222,8 @@ pub(crate) fn weight_grad<T: Real>(g: &Geometry, xs: &[T], grad: &[T]) -> Vec<T>
         return depthwise::weight_grad(g, xs, grad);
     }
     assert_eq!((xs.len(), grad.len()), (g.b * g.input_image(), g.b * g.output_image()));
-    if pixels::suits(g) {
-        return pixels::weight_grad(g, xs, grad);
+    if small_planes::suits(g) {
+        return small_planes::weight_grad(g, xs, grad);
     }
     let shape = TileShape::now::<T>();
     let walk = PixelSum::new::<T>(g, shape);
@@ -1559,13 +1565,11 @@ pub(crate) fn bias_grad<T: Real>(g: &Geometry, grad: &[T]) -> Vec<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::Conv2dParams;
-    use candle_core::{DType, Device, Tensor};
 
     /// Whole planes in one task, bands of large ones, planes that are unfolded, groups, strides: the statistics made on the way are those
     /// of the outputs, bit by bit.
     #[test]
-    fn statistics_on_the_way_are_the_outputs() -> candle_core::Result<()> {
+    fn statistics_on_the_way_are_the_outputs() -> Result<(), String> {
         // b, input channels, side, output channels, kernel, stride, padding, groups
         let cases = [
             [8, 16, 32, 16, 3, 1, 1, 1],
@@ -1586,9 +1590,7 @@ mod tests {
                 groups,
                 ..Conv2dParams::default()
             };
-            let like = |dims: &[usize]| Tensor::zeros(dims, DType::F32, &Device::Cpu);
-            let (input, weight) = (like(&[b, c_in, side, side])?, like(&[c_out, c_in / groups, k, k])?);
-            let g = Geometry::new(&input, &weight, None, params)?;
+            let g = Geometry::new(&[b, c_in, side, side], &[c_out, c_in / groups, k, k], params)?;
             let bias = values(c_out);
             let mut planes = vec![[0.0; 2]; b * c_out];
             let finish = Finish { stats: Some(Shared::new(&mut planes)), ..Finish::bias(Some(&bias)) };

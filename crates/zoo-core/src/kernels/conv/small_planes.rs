@@ -6,12 +6,12 @@
 //!
 //! The sums are those of the plain loops, in another order.
 
-use super::buffer::{Shared, with_scratch, written, written_by_tasks};
-use super::conv2d::{Finish, odd_lines};
-use super::product::{TileShape, tile_of_rows};
-use super::simd::{Kernel, Simd, dispatch_at, prefetch};
-use crate::ops::Real;
-use crate::ops::conv2d::Geometry;
+use super::geometry::Geometry;
+use super::{Finish, odd_lines};
+use crate::kernels::buffer::{Shared, with_scratch, written, written_by_tasks};
+use crate::kernels::microkernel::{TileShape, tile_of_rows};
+use crate::kernels::real::Real;
+use crate::kernels::simd::{Kernel, Simd, dispatch_at, prefetch};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;

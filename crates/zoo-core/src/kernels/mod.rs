@@ -3,26 +3,24 @@
 
 pub(crate) mod attention;
 pub(crate) mod batch_norm;
-pub(crate) mod branch;
+pub(crate) mod bias;
 pub(crate) mod buffer;
 pub(crate) mod clamp;
-pub(crate) mod conv2d;
+pub(crate) mod conv;
 pub(crate) mod copy;
-pub(crate) mod depthwise;
 pub(crate) mod gemm;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod math;
-mod pixels;
+mod microkernel;
 pub(crate) mod pointwise;
 pub(crate) mod pool;
-mod product;
-pub(crate) mod rows;
+mod real;
+pub(crate) mod residual_block;
 pub mod simd;
 pub(crate) mod softmax;
-mod winograd;
 
-use super::Real;
+pub(crate) use real::Real;
 
 /// Σ x, over sixteen independent lanes: the compiler turns them into vector registers, and the error grows with n/16.
 pub(crate) fn sum<T: Real>(xs: &[T]) -> T {

@@ -1,6 +1,6 @@
 //! Memory for kernels: outputs that are written once, and scratch that a thread keeps.
 
-use crate::ops::Real;
+use super::real::Real;
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 

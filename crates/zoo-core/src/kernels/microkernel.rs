@@ -1,7 +1,7 @@
 //! The inner loops behind every convolution and matrix product: a tile of a product that stays in registers.
 
+use super::real::Real;
 use super::simd::{Kernel, Level, Simd, dispatch_at};
-use crate::ops::Real;
 
 /// The registers that an operation runs with, from its packing to its last task.
 #[derive(Clone, Copy)]

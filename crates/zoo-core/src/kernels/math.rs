@@ -183,8 +183,8 @@ pub(crate) const NORMAL_DENSITY: f64 = 0.398_942_280_401_432_7;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::Real;
-    use crate::ops::cpu::simd::{Kernel, dispatch};
+    use crate::kernels::real::Real;
+    use crate::kernels::simd::{Kernel, dispatch};
     use candle_core::cpu::erf::erf_f64;
 
     #[derive(Clone, Copy)]

@@ -6,10 +6,10 @@
 //! that see it; images no larger than one vector are taken several channels at a time ([`Packed`]); everything else goes
 //! tap by tap.
 
-use super::buffer::written;
-use super::simd::{Kernel, Simd, dispatch};
-use crate::ops::conv2d::Geometry;
-use crate::ops::{Real, valid_outputs};
+use super::geometry::{Geometry, valid_outputs};
+use crate::kernels::buffer::written;
+use crate::kernels::real::Real;
+use crate::kernels::simd::{Kernel, Simd, dispatch};
 use candle_core::WithDType;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;

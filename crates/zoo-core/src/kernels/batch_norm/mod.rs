@@ -8,10 +8,10 @@
 //! ([`are_small`]) a vector holds pixels of several channels: all of an image are passed over at once with every channel's
 //! numbers spread over its pixels, and sums are made element by element over the images.
 
-use super::buffer::{Shared, written_by_tasks};
-use super::clamp::Clamp;
-use super::simd::{Kernel, Simd, dispatch, prefetch_to_write};
-use crate::ops::Real;
+use crate::kernels::buffer::{Shared, written_by_tasks};
+use crate::kernels::clamp::Clamp;
+use crate::kernels::real::Real;
+use crate::kernels::simd::{Kernel, Simd, dispatch, prefetch_to_write};
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::ops::Range;

@@ -2,8 +2,8 @@
 
 use super::buffer::{written, zeroed};
 use super::math::num;
+use super::real::Real;
 use super::simd::{Kernel, Simd, dispatch};
-use crate::ops::Real;
 use candle_core::WithDType;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;

@@ -2,11 +2,55 @@
 
 use super::buffer::written;
 use super::math::{NORMAL_DENSITY, normal, num, sigmoid, tanh};
+use super::real::Real;
 use super::simd::{Kernel, Simd, dispatch};
-use crate::ops::Real;
-use crate::ops::pointwise::{GELU_TANH, Pointwise};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
+
+/// Which function; the derivatives at the kinks follow PyTorch (0 for ReLU at 0, for ReLU6 at 0 and 6).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Pointwise {
+    /// max(x, 0)
+    Relu,
+    /// min(max(x, 0), 6)
+    Relu6,
+    /// x if x > 0, else slope · x
+    LeakyRelu(f64),
+    /// x · Φ(x), with the normal distribution's exact Φ
+    Gelu,
+    /// x · ½(1 + tanh(√(2/π)(x + 0.044715 x³)))
+    GeluTanh,
+    /// x · σ(x), also called swish
+    Silu,
+    /// σ(x) = 1 / (1 + e⁻ˣ)
+    Sigmoid,
+    /// tanh x
+    Tanh,
+    /// min(max(x + 3, 0), 6) / 6
+    HardSigmoid,
+    /// x · min(max(x + 3, 0), 6) / 6
+    HardSwish,
+}
+
+/// √(2/π) and the cubic's coefficient in the tanh form of GELU (Hendrycks and Gimpel 2016, arXiv:1606.08415).
+pub(crate) const GELU_TANH: (f64, f64) = (0.797_884_560_802_865_4, 0.044_715);
+
+impl Pointwise {
+    /// The function's usual name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Relu => "ReLU",
+            Self::Relu6 => "ReLU6",
+            Self::LeakyRelu(_) => "LeakyReLU",
+            Self::Gelu | Self::GeluTanh => "GELU",
+            Self::Silu => "SiLU",
+            Self::Sigmoid => "Sigmoid",
+            Self::Tanh => "Tanh",
+            Self::HardSigmoid => "HardSigmoid",
+            Self::HardSwish => "HardSwish",
+        }
+    }
+}
 
 /// Runs `$body` for each vector of a block, the last one with fewer lanes: `|inputs…| -> output`.
 macro_rules! each {

@@ -1,9 +1,9 @@
 //! The affine map of rows on the host.
 
+use super::bias::add_column_sums;
 use super::buffer::written;
 use super::gemm::{Mat, Out, Rhs, Threads, gemm};
-use super::rows::add_column_sums;
-use crate::ops::Real;
+use super::real::Real;
 use rayon::prelude::*;
 
 /// Rows whose gradient one task adds up for the bias.

@@ -8,7 +8,7 @@
 //! Everything on the way from `dispatch` to the instruction is `#[inline(always)]`: only so does a kernel take on the target
 //! features of the function that starts it.
 
-use crate::ops::Real;
+use super::real::Real;
 use candle_core::{Result, WithDType, bail};
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -106,7 +106,7 @@ pub fn force(level: Option<Level>) -> Result<()> {
 pub(crate) trait Simd: Copy {
     type Elem: Real;
     const LANES: usize;
-    /// Rows of the tile of a matrix product that this kind of register file holds, see `product.rs`.
+    /// Rows of the tile of a matrix product that this kind of register file holds, see `microkernel.rs`.
     const ROWS: usize;
 
     unsafe fn splat(x: Self::Elem) -> Self;

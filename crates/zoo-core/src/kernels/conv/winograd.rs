@@ -8,9 +8,9 @@
 //! the four windows of its tile. A number that is not finite would reach pixels of its tile that no window brings it to, so
 //! such inputs and weights take the direct way. So does the forward pass of training, see `Finish::by_tiles`.
 
-use super::simd::Simd;
-use crate::ops::Real;
-use crate::ops::conv2d::Geometry;
+use super::geometry::Geometry;
+use crate::kernels::real::Real;
+use crate::kernels::simd::Simd;
 use rayon::prelude::*;
 
 /// Elements of transformed input that a task keeps in the second-level cache, in bytes.

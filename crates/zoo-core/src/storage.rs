@@ -1,0 +1,90 @@
+//! From tensors to the slices that the kernels work on, and back.
+
+use crate::kernels::Real;
+use candle_core::{CpuStorage, Device, Layout, Result, Shape, Storage, Tensor, bail};
+use std::any::Any;
+
+/// Runs a generic kernel for the element type that a storage holds.
+macro_rules! for_real {
+    ($op:expr, $storage:expr, $T:ident => $body:expr) => {
+        match $storage {
+            candle_core::CpuStorage::F32(_) => {
+                type $T = f32;
+                $body
+            }
+            candle_core::CpuStorage::F64(_) => {
+                type $T = f64;
+                $body
+            }
+            other => candle_core::bail!(
+                "{}: no CPU kernel for {:?}",
+                $op,
+                candle_core::backend::BackendStorage::dtype(other)
+            ),
+        }
+    };
+}
+pub(crate) use for_real;
+
+/// The elements of a contiguous tensor, from its first.
+pub(crate) fn elements<'a, T: Real>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
+    match layout.contiguous_offsets() {
+        Some((start, end)) => Ok(&T::cpu_storage_as_slice(storage)?[start..end]),
+        None => bail!("{op}: the kernel wants contiguous tensors, got strides {:?}", layout.stride()),
+    }
+}
+
+/// The elements of a storage of this type, to write to.
+pub(crate) fn elements_mut<T: Real>(storage: &mut CpuStorage) -> Option<&mut [T]> {
+    let elements: &mut dyn Any = match storage {
+        CpuStorage::F32(elements) => elements,
+        CpuStorage::F64(elements) => elements,
+        _ => return None,
+    };
+    elements.downcast_mut::<Vec<T>>().map(Vec::as_mut_slice)
+}
+
+/// Runs a generic body for an element type.
+macro_rules! for_dtype {
+    ($op:expr, $dtype:expr, $T:ident => $body:expr) => {
+        match $dtype {
+            candle_core::DType::F32 => {
+                type $T = f32;
+                $body
+            }
+            candle_core::DType::F64 => {
+                type $T = f64;
+                $body
+            }
+            other => candle_core::bail!("{}: no CPU kernel for {other:?}", $op),
+        }
+    };
+}
+pub(crate) use for_dtype;
+
+/// Lends the elements of a contiguous tensor on the CPU.
+pub(crate) fn read<T: Real, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
+    with_elements("read", &[tensor], |all| Ok(f(all[0])))
+}
+
+/// Runs `f` on the elements of contiguous tensors on the host.
+pub(crate) fn with_elements<T: Real, R>(
+    op: &str,
+    tensors: &[&Tensor],
+    f: impl FnOnce(&[&[T]]) -> Result<R>,
+) -> Result<R> {
+    let guards: Vec<_> = tensors.iter().map(|t| t.storage_and_layout()).collect();
+    let mut slices = Vec::with_capacity(guards.len());
+    for (storage, layout) in &guards {
+        match &**storage {
+            Storage::Cpu(storage) => slices.push(elements::<T>(op, storage, layout)?),
+            _ => bail!("{op}: the kernel wants tensors on the host"),
+        }
+    }
+    f(&slices)
+}
+
+/// A tensor of elements that a kernel has made.
+pub(crate) fn tensor<T: Real>(elements: Vec<T>, shape: impl Into<Shape>) -> Result<Tensor> {
+    Tensor::from_vec(elements, shape.into(), &Device::Cpu)
+}
