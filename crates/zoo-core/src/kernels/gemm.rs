@@ -1,30 +1,25 @@
 //! Matrix products on the host.
 //!
-//! The right side is packed in panels of three vectors of columns; a panel's [`DEPTH`] rows stay in the cache while the rows
+//! The right side is packed in panels of three vectors of columns; a panel's [`GEMM_DEPTH`] rows stay in the cache while the rows
 //! of the left side run over them, each number broadcast to a vector. A row-major left side is read where it lies, a
 //! transposed one is packed too. What is multiplied again and again, as weights are, is packed once ([`Rhs`]), else a panel
 //! is packed right before the rows run over it.
 //!
 //! An element's sum is taken in one order, however the product is cut: the number of threads changes no bit.
 
+use super::blocking::{GEMM_DEPTH, GEMM_LEFT, GEMM_ROWS};
 use super::buffer::{Shared, with_scratch, written_by_tasks};
-use super::microkernel::{TileShape, tile_of_rows};
+use super::microkernel::{RegisterTile, microkernel_of_rows};
 use super::real::Real;
 use super::simd::{Kernel, Simd, dispatch_at, prefetch};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Rows of a panel that are multiplied at a time.
-const DEPTH: usize = 384;
-/// Rows of the left side that one task takes, at the most.
-const ROWS: usize = 512;
 /// Blocks of so many rows that a right side meets unpacked: they cost less than writing all panels and reading them again.
 const PASSES: usize = 2;
 /// Vectors of a panel's row.
 const VECTORS: usize = 3;
-/// Bytes of the left side that may wait in the second-level cache for the next panel.
-const CACHE: usize = 3 << 19;
 
 /// A read-only matrix in a slice: element (i, j) is at `i·rs + j·cs`.
 #[derive(Clone, Copy)]
@@ -107,11 +102,11 @@ pub(crate) struct Rhs<'a, T> {
     right: Right<'a, T>,
     k: usize,
     n: usize,
-    shape: TileShape,
+    shape: RegisterTile,
 }
 
 enum Right<'a, T> {
-    /// Packed: for each `DEPTH` rows one panel behind the other, row by row, zeros behind the last column.
+    /// Packed: for each `GEMM_DEPTH` rows one panel behind the other, row by row, zeros behind the last column.
     Panels(Vec<T>),
     /// Each panel is packed when its turn comes.
     Mat(Mat<'a, T>),
@@ -120,12 +115,12 @@ enum Right<'a, T> {
 impl<'a, T: Real> Rhs<'a, T> {
     /// The matrix (k, n), for products with `rows` rows in all: packed beforehand if it is worth it.
     pub fn new(rhs: Mat<'a, T>, (k, n): (usize, usize), rows: usize, threads: Threads) -> Self {
-        let shape = TileShape::now::<T>();
+        let shape = RegisterTile::current::<T>();
         if n == 0 || rows == 0 {
             return Self { right: Right::Panels(Vec::new()), k, n, shape };
         }
         rhs.assert_holds(k, n);
-        if rows <= ROWS * PASSES {
+        if rows <= GEMM_ROWS * PASSES {
             return Self { right: Right::Mat(rhs), k, n, shape };
         }
         let width = VECTORS * shape.lanes;
@@ -192,7 +187,7 @@ fn check<T>((m, n, k): (usize, usize, usize), len: usize, rs: usize, onto: Onto<
 
 /// The rows of panels that are multiplied at a time.
 fn depths(k: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..k).step_by(DEPTH).map(move |start| start..k.min(start + DEPTH))
+    (0..k).step_by(GEMM_DEPTH).map(move |start| start..k.min(start + GEMM_DEPTH))
 }
 
 /// Packs some rows of a panel.
@@ -268,11 +263,11 @@ struct Job<'a, T> {
 
 impl<T: Real> Job<'_, T> {
     /// Scratch for the left side, if it has to be packed.
-    fn lhs_elements(&self, rows: usize, shape: TileShape) -> usize {
+    fn lhs_elements(&self, rows: usize, shape: RegisterTile) -> usize {
         if self.lhs.cs == 1 { 0 } else { rows.next_multiple_of(shape.rows) * self.k }
     }
 
-    fn run(&self, shape: TileShape, threads: Threads) {
+    fn run(&self, shape: RegisterTile, threads: Threads) {
         let width = VECTORS * shape.lanes;
         let columns = self.n.div_ceil(width);
         let panel = match self.right {
@@ -280,10 +275,10 @@ impl<T: Real> Job<'_, T> {
                 assert_eq!(data.len(), columns * width * self.k);
                 0
             }
-            Right::Mat(_) => self.k.min(DEPTH) * width,
+            Right::Mat(_) => self.k.min(GEMM_DEPTH) * width,
         };
         let tasks = if threads == Threads::All { 4 * rayon::current_num_threads() } else { 1 };
-        let rows = self.m.div_ceil(self.m.div_ceil(ROWS)).next_multiple_of(shape.rows);
+        let rows = self.m.div_ceil(self.m.div_ceil(GEMM_ROWS)).next_multiple_of(shape.rows);
         let blocks = self.m.div_ceil(rows);
         let per_task = columns.div_ceil(tasks.div_ceil(blocks));
         let parts = columns.div_ceil(per_task);
@@ -346,20 +341,20 @@ impl<T: Real> Block<'_, T> {
             if packed {
                 self.pack_left::<V, M>();
             }
-            let depths = k.div_ceil(DEPTH);
+            let depths = k.div_ceil(GEMM_DEPTH);
             // Elements of a cache line.
             let line_len = 64 / size_of::<T>();
             // While the rows run over a panel the next one comes from memory, unless all of them stay in the cache.
-            let elsewhere = self.columns.len() * width * k * size_of::<T>() > CACHE;
-            let panel_by_panel = rows * k * size_of::<T>() <= CACHE;
+            let elsewhere = self.columns.len() * width * k * size_of::<T>() > GEMM_LEFT;
+            let panel_by_panel = rows * k * size_of::<T>() <= GEMM_LEFT;
             // A step: first row, rows, panel.
             let step = |step: usize| {
                 let (depth, panel) = match panel_by_panel {
                     true => (step % depths, step / depths),
                     false => (step / self.columns.len(), step % self.columns.len()),
                 };
-                let (first, panel) = (depth * DEPTH, self.columns.start + panel);
-                let depth = DEPTH.min(k.saturating_sub(first));
+                let (first, panel) = (depth * GEMM_DEPTH, self.columns.start + panel);
+                let depth = GEMM_DEPTH.min(k.saturating_sub(first));
                 (first, depth, panel)
             };
             for at in 0..depths * self.columns.len() {
@@ -458,15 +453,15 @@ impl<T: Real> Block<'_, T> {
             let b_step = VECTORS * V::LANES;
             match (self.job.n - col).div_ceil(V::LANES) {
                 1 => {
-                    let sums = tile_of_rows(depth, a, left.step, b, b_step, [[V::zero(); 1]; M]);
+                    let sums = microkernel_of_rows(depth, a, left.step, b, b_step, [[V::zero(); 1]; M]);
                     self.store::<V, M, 1>(rows, (row, col), first, sums);
                 }
                 2 => {
-                    let sums = tile_of_rows(depth, a, left.step, b, b_step, [[V::zero(); 2]; M]);
+                    let sums = microkernel_of_rows(depth, a, left.step, b, b_step, [[V::zero(); 2]; M]);
                     self.store::<V, M, 2>(rows, (row, col), first, sums);
                 }
                 _ => {
-                    let sums = tile_of_rows(depth, a, left.step, b, b_step, [[V::zero(); 3]; M]);
+                    let sums = microkernel_of_rows(depth, a, left.step, b, b_step, [[V::zero(); 3]; M]);
                     self.store::<V, M, 3>(rows, (row, col), first, sums);
                 }
             }

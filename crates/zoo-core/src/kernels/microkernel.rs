@@ -3,9 +3,9 @@
 use super::real::Real;
 use super::simd::{Kernel, Level, Simd, dispatch_at};
 
-/// The registers that an operation runs with, from its packing to its last task.
+/// The register tile that an operation runs with, from its packing to its last task.
 #[derive(Clone, Copy)]
-pub(crate) struct TileShape {
+pub(crate) struct RegisterTile {
     pub level: Level,
     /// Rows of a tile.
     pub rows: usize,
@@ -13,15 +13,15 @@ pub(crate) struct TileShape {
     pub lanes: usize,
 }
 
-impl TileShape {
-    pub fn now<T: Real>() -> Self {
+impl RegisterTile {
+    pub fn current<T: Real>() -> Self {
         struct Ask(Level);
         impl<T: Real> Kernel<T> for Ask {
-            type Output = TileShape;
+            type Output = RegisterTile;
 
             #[inline(always)]
-            unsafe fn run<V: Simd<Elem = T>>(self) -> TileShape {
-                TileShape { level: self.0, rows: V::ROWS, lanes: V::LANES }
+            unsafe fn run<V: Simd<Elem = T>>(self) -> RegisterTile {
+                RegisterTile { level: self.0, rows: V::ROWS, lanes: V::LANES }
             }
         }
         let level = Level::current();
@@ -37,7 +37,7 @@ impl TileShape {
 /// Below `dispatch`; `a` must hold (depth - 1) · a_step + M elements, `offsets` `depth` of them, and each `b[j]` the lanes
 /// behind every offset.
 #[inline(always)]
-pub(crate) unsafe fn tile<V: Simd, const M: usize, const N: usize>(
+pub(crate) unsafe fn microkernel<V: Simd, const M: usize, const N: usize>(
     depth: usize,
     a: *const V::Elem,
     a_step: usize,
@@ -72,7 +72,7 @@ pub(crate) unsafe fn tile<V: Simd, const M: usize, const N: usize>(
 /// # Safety
 /// Below `dispatch`; each `a[i]` must hold (depth - 1) · a_step + 1 elements, `b` (depth - 1) · b_step + N · LANES.
 #[inline(always)]
-pub(crate) unsafe fn tile_of_rows<V: Simd, const M: usize, const N: usize>(
+pub(crate) unsafe fn microkernel_of_rows<V: Simd, const M: usize, const N: usize>(
     depth: usize,
     a: [*const V::Elem; M],
     a_step: usize,

@@ -1,5 +1,6 @@
 //! Pooling on the host, plane by plane.
 
+use super::blocking::PLANE_TASK;
 use super::buffer::written;
 use super::real::Real;
 use super::simd::{Kernel, Simd, dispatch};
@@ -84,7 +85,7 @@ impl Window {
 
     /// Planes that one task works on: some 64 KiB.
     fn planes_a_task<T>(&self) -> usize {
-        ((64 << 10) / (size_of::<T>() * self.plane_in())).max(1)
+        (PLANE_TASK / (size_of::<T>() * self.plane_in())).max(1)
     }
 
     fn outputs(&self) -> impl Iterator<Item = (usize, usize)> {

@@ -1,8 +1,6 @@
 //! The element types of the kernels.
 
-#[cfg(target_arch = "x86_64")]
-use super::simd::x86;
-use super::simd::{Lanes, Simd};
+use super::simd::{self, Simd};
 use candle_core::WithDType;
 use std::ops::Neg;
 
@@ -18,16 +16,16 @@ pub(crate) trait Real: WithDType + Neg<Output = Self> {
 
 impl Real for f32 {
     #[cfg(target_arch = "x86_64")]
-    type Avx512 = x86::F32x16;
+    type Avx512 = simd::F32x16;
     #[cfg(target_arch = "x86_64")]
-    type Avx2 = x86::F32x8;
-    type Portable = Lanes<f32, 8>;
+    type Avx2 = simd::F32x8;
+    type Portable = simd::Lanes<f32, 8>;
 }
 
 impl Real for f64 {
     #[cfg(target_arch = "x86_64")]
-    type Avx512 = x86::F64x8;
+    type Avx512 = simd::F64x8;
     #[cfg(target_arch = "x86_64")]
-    type Avx2 = x86::F64x4;
-    type Portable = Lanes<f64, 4>;
+    type Avx2 = simd::F64x4;
+    type Portable = simd::Lanes<f64, 4>;
 }

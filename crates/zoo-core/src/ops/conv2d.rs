@@ -76,8 +76,8 @@ impl Forward {
         Ok((dx, dw))
     }
 
-    fn finish<'a, T>(&self, bias: Option<&'a [T]>) -> kernel::Finish<'a, T> {
-        kernel::Finish::bias(bias).by_tiles(self.1)
+    fn finish<'a, T>(&self, bias: Option<&'a [T]>) -> kernel::Epilogue<'a, T> {
+        kernel::Epilogue::bias(bias).allow_winograd(self.1)
     }
 
     fn output_shape(&self) -> Shape {

@@ -8,7 +8,7 @@ use super::conv2d::geometry;
 use super::{Conv2dParams, Real, for_dtype, read, tensor};
 use crate::kernels::batch_norm::{self as norm_kernel, CutBy, InputGrad};
 use crate::kernels::clamp::Clamp;
-use crate::kernels::conv::{self as kernel, Finish, Geometry};
+use crate::kernels::conv::{self as kernel, Epilogue, Geometry};
 use crate::tape::{self, Gradient};
 use candle_core::{Result, Shape, Tensor, WithDType};
 use std::ops::Range;
@@ -148,7 +148,7 @@ pub(crate) fn conv_bn_eval(
         let bias = bias.map(|bias| bias.to_vec1::<T>()).transpose()?.unwrap_or_else(|| vec![T::from_f64(0.0); g.c_out]);
         let shift: Vec<T> = (0..g.c_out).map(|c| rows.shift[c] + (bias[c] - rows.mean[c]) * rows.scale[c]).collect();
         let run = |skip: Option<&[T]>| {
-            let finish = Finish::folded(Some(&rows.scale), Some(&shift), skip, clamp).by_tiles(true);
+            let finish = Epilogue::fold_batch_norm(Some(&rows.scale), Some(&shift), skip, clamp).allow_winograd(true);
             read::<T, _>(&xs, |x| read::<T, _>(&weight, |w| kernel::forward(&g, x, w, &finish)))?
         };
         let ys = match &skip {

@@ -86,6 +86,24 @@ impl Geometry {
     pub fn input_plane(&self) -> usize {
         self.h * self.w
     }
+
+    /// Factors of one output: the taps of all channels of a group.
+    pub fn depth(&self) -> usize {
+        self.group_in() * self.kh * self.kw
+    }
+
+    /// One input channel a group: no sum over channels, so a matrix product would be all overhead.
+    pub fn is_depthwise(&self) -> bool {
+        self.group_in() == 1 && self.params.groups > 1
+    }
+
+    pub fn input_image(&self) -> usize {
+        self.c_in * self.input_plane()
+    }
+
+    pub fn output_image(&self) -> usize {
+        self.c_out * self.output_plane()
+    }
 }
 
 /// Output length of a convolution or pooling along one dimension:

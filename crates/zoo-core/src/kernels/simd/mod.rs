@@ -1,0 +1,371 @@
+//! Vectors of the machine: one trait, four kinds of register, chosen at run time.
+//!
+//! A kernel is written once over `Simd`, a handful of lanes of f32 or f64, and started through `dispatch`, which picks
+//! the widest registers that the machine has: AVX-512, AVX2 with FMA, or arrays that the compiler lays into whatever the
+//! target guarantees (SSE2 on x86-64, NEON on AArch64). [`force`] and the environment variable `ZOO_SIMD` choose a
+//! narrower kind, to test it or to compare.
+//!
+//! Everything on the way from `dispatch` to the instruction is `#[inline(always)]`: only so does a kernel take on the target
+//! features of the function that starts it.
+
+mod portable;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+pub(super) use portable::Lanes;
+#[cfg(target_arch = "x86_64")]
+pub(super) use x86::{F32x8, F32x16, F64x4, F64x8};
+
+use super::real::Real;
+use candle_core::{Result, WithDType, bail};
+use std::sync::atomic::{AtomicU8, Ordering};
+
+/// A kind of vector registers, from the narrowest to the widest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+pub enum Level {
+    /// What every machine of the target has; NEON on AArch64.
+    Portable = 1,
+    /// 256 bits with fused multiply-add.
+    Avx2 = 2,
+    /// 512 bits.
+    Avx512 = 3,
+}
+
+/// 0: not chosen yet.
+static LEVEL: AtomicU8 = AtomicU8::new(0);
+
+impl Level {
+    const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
+
+    /// Whether this machine can run it.
+    pub fn is_supported(self) -> bool {
+        match self {
+            Self::Portable => true,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => is_x86_feature_detected!("avx512f"),
+            #[cfg(not(target_arch = "x86_64"))]
+            _ => false,
+        }
+    }
+
+    /// Every kind that this machine can run, narrowest first.
+    pub fn supported() -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(|level| level.is_supported())
+    }
+
+    /// The name that `ZOO_SIMD` takes: `portable`, `avx2` or `avx512`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Portable => "portable",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+        }
+    }
+
+    /// The kind that kernels run with now.
+    pub fn current() -> Self {
+        match LEVEL.load(Ordering::Relaxed) {
+            1 => Self::Portable,
+            2 => Self::Avx2,
+            3 => Self::Avx512,
+            _ => Self::choose(),
+        }
+    }
+
+    #[cold]
+    fn choose() -> Self {
+        let widest = Self::supported().last().unwrap_or(Self::Portable);
+        // A wish that this machine cannot fulfil would end in an illegal instruction; a name that nobody knows is no wish.
+        let wish = std::env::var("ZOO_SIMD").ok();
+        let level = match Self::supported().find(|level| Some(level.name()) == wish.as_deref()) {
+            Some(level) => level,
+            None => {
+                if let Some(wish) = wish {
+                    eprintln!("ZOO_SIMD={wish} is no kind of vectors that this machine has; using {}", widest.name());
+                }
+                widest
+            }
+        };
+        LEVEL.store(level as u8, Ordering::Relaxed);
+        level
+    }
+}
+
+/// Makes every kernel of this process run with `level`; `None` chooses anew. Results of different kinds differ by roundings.
+///
+/// # Errors
+/// A kind that this machine does not have.
+pub fn force(level: Option<Level>) -> Result<()> {
+    match level {
+        Some(level) if !level.is_supported() => bail!("this machine has no {} vectors", level.name()),
+        _ => LEVEL.store(level.map_or(0, |level| level as u8), Ordering::Relaxed),
+    }
+    Ok(())
+}
+
+/// A vector register of `LANES` elements.
+///
+/// # Safety
+/// Every method may use instructions that only machines with the register's [`Level`] have: call them below [`dispatch`]
+/// only. The pointers of loads and stores must be valid for the lanes that they touch; no alignment is asked for.
+pub(crate) trait Simd: Copy {
+    type Elem: Real;
+    const LANES: usize;
+    /// Rows of the tile of a matrix product that this kind of register file holds, see `microkernel.rs`.
+    const ROWS: usize;
+
+    unsafe fn splat(x: Self::Elem) -> Self;
+    unsafe fn load(from: *const Self::Elem) -> Self;
+    unsafe fn store(self, to: *mut Self::Elem);
+    /// The first `n` lanes, zeros behind them; n ≤ LANES.
+    unsafe fn load_first(from: *const Self::Elem, n: usize) -> Self;
+    /// Stores the first `n` lanes; n ≤ LANES.
+    unsafe fn store_first(self, to: *mut Self::Elem, n: usize);
+    unsafe fn add(self, other: Self) -> Self;
+    unsafe fn sub(self, other: Self) -> Self;
+    unsafe fn mul(self, other: Self) -> Self;
+    unsafe fn div(self, other: Self) -> Self;
+    /// self · a + b, rounded once where the machine can.
+    unsafe fn mul_add(self, a: Self, b: Self) -> Self;
+    /// `a` where self > `limit`, otherwise `b`; a NaN in self gives `b`.
+    unsafe fn if_greater(self, limit: Self, a: Self, b: Self) -> Self;
+    /// To the nearest integer, ties to even. Defined for |x| < 2²².
+    unsafe fn round(self) -> Self;
+    /// 2^self for integers in the range of normal numbers.
+    unsafe fn exp2_of_integer(self) -> Self;
+    /// `a` where self ≤ `limit`, otherwise `b`; a NaN in self gives `b`.
+    unsafe fn if_at_most(self, limit: Self, a: Self, b: Self) -> Self;
+    /// Transposes LANES rows of LANES elements.
+    #[inline(always)]
+    unsafe fn transpose(from: *const Self::Elem, from_stride: usize, to: *mut Self::Elem, to_stride: usize) {
+        for i in 0..Self::LANES {
+            for j in 0..Self::LANES {
+                // SAFETY: the caller's blocks hold LANES rows of LANES elements.
+                unsafe { *to.add(j * to_stride + i) = *from.add(i * from_stride + j) };
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn zero() -> Self {
+        // SAFETY: the caller stands below `dispatch`.
+        unsafe { Self::splat(Self::Elem::from_f64(0.0)) }
+    }
+
+    /// The larger one; `other` if self is NaN.
+    #[inline(always)]
+    unsafe fn max(self, other: Self) -> Self {
+        // SAFETY: as above.
+        unsafe { self.if_greater(other, self, other) }
+    }
+
+    /// Σ lanes, in a fixed order.
+    #[inline(always)]
+    unsafe fn sum(self) -> Self::Elem {
+        let mut lanes = [Self::Elem::from_f64(0.0); 16];
+        // SAFETY: no register has more than sixteen lanes.
+        unsafe { self.store(lanes.as_mut_ptr()) };
+        let mut n = Self::LANES;
+        while n > 1 {
+            n /= 2;
+            for i in 0..n {
+                lanes[i] += lanes[i + n];
+            }
+        }
+        lanes[0]
+    }
+
+    /// The largest lane; none may be NaN.
+    #[inline(always)]
+    unsafe fn largest(self) -> Self::Elem {
+        let mut lanes = [Self::Elem::from_f64(f64::NEG_INFINITY); 16];
+        // SAFETY: no register has more than sixteen lanes.
+        unsafe { self.store(lanes.as_mut_ptr()) };
+        let mut n = 16;
+        while n > 1 {
+            n /= 2;
+            for i in 0..n {
+                lanes[i] = if lanes[i + n] > lanes[i] { lanes[i + n] } else { lanes[i] };
+            }
+        }
+        lanes[0]
+    }
+
+    /// The lanes whose bit in `lanes` is set, zeros elsewhere; touches no other element.
+    unsafe fn load_where(from: *const Self::Elem, lanes: u32) -> Self;
+    /// The elements at even and at odd places of `self` followed by `other`.
+    unsafe fn deinterleave(self, other: Self) -> (Self, Self);
+    /// self\[0\], other\[0\], self\[1\], other\[1\], …
+    unsafe fn interleave(self, other: Self) -> (Self, Self);
+    /// `a` where self is NaN, otherwise `b`.
+    unsafe fn if_nan(self, a: Self, b: Self) -> Self;
+}
+
+/// Asks for a cache line that is going to be read, in the second-level cache. Any address will do.
+#[inline(always)]
+pub(crate) fn prefetch<T>(place: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which reads nothing; SSE belongs to the target.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(place.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
+/// Asks for a cache line that is going to be written. Any address will do.
+#[inline(always)]
+pub(crate) fn prefetch_to_write<T>(place: *const T) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a hint, which writes nothing; without the instruction it is a no-operation.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_ET0 }>(place.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = place;
+}
+
+/// Work over vectors: `run` must be `#[inline(always)]`, and so must everything it calls.
+pub(crate) trait Kernel<T: Real> {
+    type Output;
+    /// # Safety
+    /// The machine must have `V`'s registers. Started by [`dispatch`] alone.
+    unsafe fn run<V: Simd<Elem = T>>(self) -> Self::Output;
+}
+
+/// Runs a kernel with the registers of [`Level::current`].
+#[inline]
+pub(crate) fn dispatch<T: Real, K: Kernel<T>>(kernel: K) -> K::Output {
+    dispatch_at(Level::current(), kernel)
+}
+
+/// Runs a kernel with the registers of `level`, which this machine must have: what [`Level::current`] says. A kernel whose
+/// callers lay data out for its registers asks for the level once.
+#[inline]
+pub(crate) fn dispatch_at<T: Real, K: Kernel<T>>(level: Level, kernel: K) -> K::Output {
+    debug_assert!(level.is_supported());
+    #[cfg(target_arch = "x86_64")]
+    {
+        #[target_feature(enable = "avx512f")]
+        unsafe fn avx512<T: Real, K: Kernel<T>>(kernel: K) -> K::Output {
+            // SAFETY: this function is entered on machines with AVX-512 only.
+            unsafe { kernel.run::<T::Avx512>() }
+        }
+        #[target_feature(enable = "avx2,fma")]
+        unsafe fn avx2<T: Real, K: Kernel<T>>(kernel: K) -> K::Output {
+            // SAFETY: this function is entered on machines with AVX2 and FMA only.
+            unsafe { kernel.run::<T::Avx2>() }
+        }
+        match level {
+            // SAFETY: `Level::current` names supported levels only.
+            Level::Avx512 => return unsafe { avx512(kernel) },
+            // SAFETY: as above.
+            Level::Avx2 => return unsafe { avx2(kernel) },
+            Level::Portable => {}
+        }
+    }
+    // SAFETY: arrays need no feature.
+    unsafe { kernel.run::<T::Portable>() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Each operation of one kind of register against the same on plain numbers.
+    struct Check<T>(std::marker::PhantomData<T>);
+
+    impl<T: Real> Kernel<T> for Check<T> {
+        type Output = ();
+
+        #[inline(always)]
+        unsafe fn run<V: Simd<Elem = T>>(self) {
+            let n = V::LANES;
+            let num = |x: f64| T::from_f64(x);
+            let xs: Vec<T> = (0..n).map(|i| num(i as f64 * 1.25 - 3.0)).collect();
+            let ys: Vec<T> = (0..n).map(|i| num(2.0 - i as f64 * 0.5)).collect();
+            let mut out = vec![T::zero(); n];
+            let check = |what: &str, out: &[T], f: &dyn Fn(usize) -> f64| {
+                for (i, &o) in out.iter().enumerate() {
+                    let want = f(i);
+                    assert!((o.to_f64() - want).abs() <= 1e-6 * want.abs(), "{what}, lane {i}: {o} for {want}");
+                }
+            };
+            let (a, b) = (|i: usize| xs[i].to_f64(), |i: usize| ys[i].to_f64());
+            // SAFETY: run by `dispatch`; every slice has LANES elements, the blocks LANES².
+            unsafe {
+                let (x, y) = (V::load(xs.as_ptr()), V::load(ys.as_ptr()));
+                type Lane<'a> = &'a dyn Fn(usize) -> f64;
+                let ops: [(&str, V, Lane); 9] = [
+                    ("if_at_most", x.if_at_most(y, x, y), &|i| a(i).min(b(i))),
+                    ("add", x.add(y), &|i| a(i) + b(i)),
+                    ("sub", x.sub(y), &|i| a(i) - b(i)),
+                    ("mul", x.mul(y), &|i| a(i) * b(i)),
+                    ("div", y.div(x.add(V::splat(num(0.1)))), &|i| b(i) / (a(i) + 0.1)),
+                    ("mul_add", x.mul_add(y, x), &|i| a(i) * b(i) + a(i)),
+                    ("max", x.max(y), &|i| a(i).max(b(i))),
+                    ("round", x.round(), &|i| a(i).round_ties_even()),
+                    ("exp2", x.round().exp2_of_integer(), &|i| a(i).round_ties_even().exp2()),
+                ];
+                for (name, vector, f) in ops {
+                    vector.store(out.as_mut_ptr());
+                    check(name, &out, f);
+                }
+                let sum: f64 = (0..n).map(a).sum();
+                assert!((x.sum().to_f64() - sum).abs() < 1e-4 * sum.abs());
+                for part in 0..=n {
+                    V::load_first(xs.as_ptr(), part).store(out.as_mut_ptr());
+                    check("load_first", &out, &|i| if i < part { a(i) } else { 0.0 });
+                    y.store(out.as_mut_ptr());
+                    x.store_first(out.as_mut_ptr(), part);
+                    check("store_first", &out, &|i| if i < part { a(i) } else { b(i) });
+                }
+                let nan = V::splat(num(f64::NAN));
+                nan.max(y).store(out.as_mut_ptr());
+                check("max of NaN", &out, &b);
+                nan.if_nan(x, y).store(out.as_mut_ptr());
+                check("NaN is NaN", &out, &a);
+                x.if_nan(nan, y).store(out.as_mut_ptr());
+                check("numbers are not", &out, &b);
+                for lanes in [0, 1, 0b101, 0b0110 & ((1 << n) - 1), (1 << n) - 2, (1 << n) - 1] {
+                    V::load_where(xs.as_ptr(), lanes).store(out.as_mut_ptr());
+                    check("load_where", &out, &|i| if lanes >> i & 1 == 1 { a(i) } else { 0.0 });
+                }
+                let joined = |i: usize| if i < n { a(i) } else { b(i - n) };
+                let (even, odd) = x.deinterleave(y);
+                even.store(out.as_mut_ptr());
+                check("even", &out, &|i| joined(2 * i));
+                odd.store(out.as_mut_ptr());
+                check("odd", &out, &|i| joined(2 * i + 1));
+                let (low, high) = even.interleave(odd);
+                low.store(out.as_mut_ptr());
+                check("low", &out, &a);
+                high.store(out.as_mut_ptr());
+                check("high", &out, &b);
+                let block: Vec<T> = (0..n * (n + 3)).map(|i| num(i as f64)).collect();
+                let mut turned = vec![T::zero(); n * (n + 1)];
+                V::transpose(block.as_ptr(), n + 3, turned.as_mut_ptr(), n + 1);
+                for i in 0..n {
+                    for j in 0..n {
+                        assert!(turned[j * (n + 1) + i] == block[i * (n + 3) + j], "transpose {i} {j}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_kind_of_register_computes_alike() {
+        // `force` holds for the process: one test walks through the kinds, and the others may run with any of them.
+        for level in Level::supported() {
+            force(Some(level)).unwrap();
+            dispatch_at(level, Check::<f32>(std::marker::PhantomData));
+            dispatch_at(level, Check::<f64>(std::marker::PhantomData));
+        }
+        force(None).unwrap();
+        println!("{:?}", Level::supported().collect::<Vec<_>>());
+    }
+}
