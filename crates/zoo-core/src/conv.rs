@@ -181,24 +181,22 @@ impl ConvBn {
     pub fn forward_add(
         &self,
         xs: &Tensor,
-        skip: impl FnOnce() -> Result<Option<Tensor>>,
+        skip: Option<&Tensor>,
         activation: Option<Pointwise>,
         train: bool,
     ) -> Result<Tensor> {
-        let has_kernel = if train { tape::is_recording() && self.bn.normalizes() } else { is_plain(xs) };
+        let has_kernel = if train { tape::is_recorded(xs) && self.bn.normalizes() } else { is_plain(xs) };
         if let (Some(clamp), true) = (Clamp::of(activation), has_kernel && !trace::by_layers()) {
             let weight = weight_for(&self.conv.weight, train);
             let (bias, params) = (self.conv.bias.as_ref().map(|bias| weight_for(bias, train)), self.conv.params);
-            let skip = skip()?;
-            let skip = skip.as_ref();
             return match train {
                 true => self.bn.after_conv(xs, (&weight, bias.as_ref()), params, skip, clamp),
                 false => conv_bn_eval(xs, &weight, bias.as_ref(), params, &self.bn.running(), skip, clamp),
             };
         }
         let mut ys = self.bn.forward_t(&self.conv.forward_t(xs, train)?, train)?;
-        if let Some(skip) = skip()? {
-            ys = add(&ys, &skip)?;
+        if let Some(skip) = skip {
+            ys = add(&ys, skip)?;
         }
         activation.map_or(Ok(ys.clone()), |function| activate(&ys, function))
     }
@@ -206,7 +204,7 @@ impl ConvBn {
 
 impl ModuleT for ConvBn {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        self.forward_add(xs, || Ok(None), self.activation, train)
+        self.forward_add(xs, None, self.activation, train)
     }
 }
 
@@ -238,8 +236,7 @@ mod tests {
             let skip = Var::from_tensor(&numbers("skip", &[9, 8, side, side])).unwrap();
             let run = || {
                 let ys = tape::on_tape(&xs, true, |xs| {
-                    let skip = || Ok(with_skip.then(|| skip.as_tensor().clone()));
-                    unit.forward_add(xs, skip, Some(Pointwise::Relu), true)
+                    unit.forward_add(xs, with_skip.then_some(skip.as_tensor()), Some(Pointwise::Relu), true)
                 });
                 let ys = ys.unwrap();
                 let loss = (&ys * numbers("upstream", ys.dims())).unwrap().sum_all().unwrap();

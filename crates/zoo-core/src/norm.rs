@@ -138,12 +138,14 @@ impl BatchNorm {
         Norm { weight: &self.weight, bias: &self.bias, mean, var, eps: self.config.eps, through_stats: false }
     }
 
-    /// Moves the running statistics towards the batch's.
-    fn learn(&self, stats: &BatchStats, dims: &[usize]) -> Result<()> {
+    /// Moves the running statistics towards those of a batch of shape `dims`: called when its output has been computed, so that a
+    /// call that is refused leaves them where they were.
+    fn update_running_stats(&self, stats: &BatchStats, dims: &[usize]) -> Result<()> {
         if stats.count < 2 {
+            let place = if self.place.is_empty() { "batch_norm" } else { &self.place };
             bail!(
-                "batch_norm: training needs more than one value per channel, got input {dims:?}; use a larger batch, or drop \
-                 the last one of the epoch if it holds a single image"
+                "{place}: training needs more than one value per channel, got input {dims:?}; use a larger batch, or drop the \
+                 last one of the epoch if it holds a single image"
             )
         }
         self.update(&self.running_mean, &stats.mean)?;
@@ -161,7 +163,9 @@ impl BatchNorm {
         clamp: Clamp,
     ) -> Result<Tensor> {
         let scale = Scale { weight: &self.weight, bias: &self.bias, eps: self.config.eps };
-        conv_bn_train(xs, (weight, bias), params, &scale, skip, clamp, |stats| self.learn(stats, xs.dims()))
+        let (ys, stats) = conv_bn_train(xs, (weight, bias), params, &scale, skip, clamp)?;
+        self.update_running_stats(&stats, ys.dims())?;
+        Ok(ys)
     }
 
     /// The normalisation, then an activation, as one operation where there is a kernel for it.
@@ -191,10 +195,11 @@ impl BatchNorm {
             return batch_norm_joined(&tensors, &Norm { weight: &weight, bias: &bias, ..self.running() }, clamp);
         }
         let stats = joined_stats(parts)?;
-        self.learn(&stats, tensors[0].dims())?;
         let (mean, var, eps) = (&stats.mean, &stats.var, self.config.eps);
         let norm = Norm { weight: &weight, bias: &bias, mean, var, eps, through_stats: true };
-        batch_norm_joined(&tensors, &norm, clamp)
+        let ys = batch_norm_joined(&tensors, &norm, clamp)?;
+        self.update_running_stats(&stats, ys.dims())?;
+        Ok(ys)
     }
 
     fn normalize(&self, xs: &Tensor, activation: Option<Pointwise>, train: bool) -> Result<Tensor> {
@@ -203,10 +208,11 @@ impl BatchNorm {
             return batch_norm_act(xs, &Norm { weight: &weight, bias: &bias, ..self.running() }, activation);
         }
         let stats = batch_stats(xs)?;
-        self.learn(&stats, xs.dims())?;
         let (mean, var, eps) = (&stats.mean, &stats.var, self.config.eps);
         let norm = Norm { weight: &weight, bias: &bias, mean, var, eps, through_stats: true };
-        batch_norm_act(xs, &norm, activation)
+        let ys = batch_norm_act(xs, &norm, activation)?;
+        self.update_running_stats(&stats, xs.dims())?;
+        Ok(ys)
     }
 }
 
@@ -295,9 +301,12 @@ mod tests {
                 });
                 let vars = widths.map(|c| Var::from_tensor(&numbers(&format!("map {c}"), &[3, c, 5, 7])).unwrap());
                 let pass = |train: bool| {
-                    let source = Tensor::ones(1, DType::F64, &Device::Cpu)?;
-                    tape::on_tape(&source, train, |_| {
-                        let maps = vars.each_ref().map(|map| crate::combine::add(map, map));
+                    let source = Tensor::zeros((3, 1, 5, 7), DType::F64, &Device::Cpu)?;
+                    tape::on_tape(&source, train, |source| {
+                        let maps = vars.each_ref().map(|map| {
+                            let sum = tape::candle(&[map, source], |t| t[0].broadcast_add(&t[1]))?;
+                            crate::combine::add(&sum, map)
+                        });
                         let [first, second, third] = maps;
                         let mut joined = Joined::new(first?, train)?;
                         joined.push(second?)?;
@@ -361,6 +370,35 @@ mod tests {
         (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
     }
 
+    /// A call that is refused leaves the running statistics where they were, and its error names the norm and its own map.
+    #[test]
+    fn a_refused_call_moves_no_statistics() {
+        let (store, unit) = unit(BatchNormSettings::default(), BatchNormConfig::default(), None);
+        let statistics = || {
+            let row = |(_, var): (String, Var)| var.to_vec1::<f64>().unwrap();
+            store.buffers().into_iter().map(row).collect::<Vec<_>>()
+        };
+        let before = statistics();
+        let refused = |xs: &Tensor, skip: Option<&Tensor>, on_tape: bool| {
+            let call = |xs: &Tensor| unit.forward_add(xs, skip, None, true);
+            let result = if on_tape { tape::on_tape(xs, true, call) } else { call(xs) };
+            let error = result.unwrap_err().to_string();
+            assert_eq!(statistics(), before, "{error}");
+            error
+        };
+        let (xs, narrow) = (numbers("x", &[2, 3, 6, 6]), numbers("skip", &[2, 4, 6, 5]));
+        let error = refused(&xs, Some(&narrow), true);
+        assert!(error.contains("[2, 4, 6, 5]") && error.contains("[2, 4, 6, 6]"), "{error}");
+        let other = numbers("skip", &[2, 4, 6, 6]).to_dtype(DType::F32).unwrap();
+        assert!(refused(&xs, Some(&other), true).contains("F32"));
+        for on_tape in [true, false] {
+            let error = refused(&numbers("x", &[1, 3, 1, 1]), None, on_tape);
+            assert!(error.starts_with("bn: ") && error.contains("[1, 4, 1, 1]"), "{error}");
+        }
+        assert!(unit.forward_add(&xs, None, None, true).is_ok());
+        assert_ne!(statistics(), before);
+    }
+
     #[test]
     fn momentum_and_eps_arrive() {
         let config = BatchNormConfig { momentum: 0.3, eps: 0.5, ..BatchNormConfig::default() };
@@ -392,7 +430,7 @@ mod tests {
             let (store, unit) = unit(OFF, BatchNormConfig::default(), activation);
             let xs = Var::from_tensor(&numbers("x", &[2, 3, 6, 5])).unwrap();
             let skip = Var::from_tensor(&numbers("skip", &[2, 4, 6, 5])).unwrap();
-            let shortcut = || Ok(with_skip.then(|| skip.as_tensor().clone()));
+            let shortcut = with_skip.then_some(skip.as_tensor());
             let fused = || tape::on_tape(&xs, true, |xs| unit.forward_add(xs, shortcut, activation, true));
             let by_layers = || unit.forward_add(&xs, shortcut, activation, true);
             let by_hand = || {

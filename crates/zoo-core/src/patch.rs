@@ -58,7 +58,7 @@ impl ModuleT for PatchEmbed {
         }
         let (weight, bias) = (weight_for(&self.weight, train), weight_for(&self.bias, train));
         let (dim, in_chans) = (weight.dim(0)?, weight.dim(1)?);
-        if matches!(ops::path(xs), ops::Path::Kernel) && c == in_chans {
+        if matches!(ops::path(xs), ops::Path::Kernel) && c == in_chans && !trace::by_layers() {
             // One matrix product on the patches as rows: (b, c, h, w) -> (b, h/p · w/p, c · p · p)
             let rows = tape::candle(&[xs], |xs| {
                 let cells = xs[0].reshape(vec![b, c, h / p, p, w / p, p])?.permute([0, 2, 4, 1, 3, 5])?;

@@ -73,6 +73,9 @@ struct Node {
 #[derive(Default)]
 struct Recording {
     nodes: Vec<Node>,
+    /// The pass's input and every output of its operations, whether a gradient is wanted or not.
+    known: HashSet<TensorId>,
+    /// Those, and the variables, whose gradient is wanted.
     tracked: HashSet<TensorId>,
     /// Every variable that an operation has read, once.
     variables: Vec<Tensor>,
@@ -114,9 +117,16 @@ pub(crate) fn apart<R>(f: impl FnOnce() -> R) -> R {
     while_recording(None, f).0
 }
 
-/// Whether operations of this thread go on a tape now.
-pub(crate) fn is_recording() -> bool {
-    RECORDING.with_borrow(Option::is_some)
+/// Whether `tensor` belongs to the tape that runs on this thread: its input, or the output of one of its operations. Operations on it go
+/// on that tape. A thread that waits inside a pass may take up work of another network, whose tensors this tape does not know: they go on
+/// candle's graph, or on a tape of their own.
+pub(crate) fn is_recorded(tensor: &Tensor) -> bool {
+    RECORDING.with_borrow(|tape| tape.as_ref().is_some_and(|tape| tape.known.contains(&tensor.id())))
+}
+
+/// [`is_recorded`] for at least one of `tensors`.
+fn any_recorded(tensors: &[&Tensor]) -> bool {
+    tensors.iter().any(|tensor| is_recorded(tensor))
 }
 
 /// Whether a tensor asks for its gradient, of candle's graph or of the tape.
@@ -149,7 +159,10 @@ pub(crate) fn record_onto(
 
 fn push(name: &'static str, inputs: &[&Tensor], output: &Tensor, backward: Backward) {
     RECORDING.with_borrow_mut(|tape| {
-        let Some(tape) = tape else { return };
+        let Some(tape) = tape.as_mut().filter(|tape| inputs.iter().any(|t| tape.known.contains(&t.id()))) else {
+            return;
+        };
+        tape.known.insert(output.id());
         let inputs: Vec<Option<TensorId>> = inputs.iter().map(|t| tape.tracks(t).then(|| t.id())).collect();
         if inputs.iter().any(Option::is_some) {
             tape.tracked.insert(output.id());
@@ -166,9 +179,9 @@ fn made(gradient: Option<Tensor>, grad: &Gradient) -> Option<Gradient> {
     })
 }
 
-/// Runs an operation of one tensor, on the tape if there is one, otherwise on candle's graph.
+/// Runs an operation of one tensor, on the tape if the tensor is, otherwise on candle's graph.
 pub(crate) fn apply1(xs: &Tensor, op: impl CustomOp1 + Send + Sync + 'static) -> Result<Tensor> {
-    if !is_recording() {
+    if !is_recorded(xs) {
         return xs.apply_op1(op);
     }
     let ys = xs.apply_op1_no_bwd(&op)?;
@@ -179,7 +192,7 @@ pub(crate) fn apply1(xs: &Tensor, op: impl CustomOp1 + Send + Sync + 'static) ->
 
 /// Runs an operation of two tensors.
 pub(crate) fn apply2(a: &Tensor, b: &Tensor, op: impl CustomOp2 + Send + Sync + 'static) -> Result<Tensor> {
-    if !is_recording() {
+    if !any_recorded(&[a, b]) {
         return a.apply_op2(b, op);
     }
     let ys = a.apply_op2_no_bwd(b, &op)?;
@@ -194,7 +207,7 @@ pub(crate) fn apply2(a: &Tensor, b: &Tensor, op: impl CustomOp2 + Send + Sync + 
 
 /// Runs an operation of three tensors.
 pub(crate) fn apply3(a: &Tensor, b: &Tensor, c: &Tensor, op: impl CustomOp3 + Send + Sync + 'static) -> Result<Tensor> {
-    if !is_recording() {
+    if !any_recorded(&[a, b, c]) {
         return a.apply_op3(b, c, op);
     }
     let ys = a.apply_op3_no_bwd(b, c, &op)?;
@@ -213,7 +226,7 @@ pub(crate) fn apply3(a: &Tensor, b: &Tensor, c: &Tensor, op: impl CustomOp3 + Se
 /// A shape of another number of elements.
 pub fn reshape(xs: &Tensor, shape: impl Into<Shape>) -> Result<Tensor> {
     let shape = shape.into();
-    if !is_recording() {
+    if !is_recorded(xs) {
         return xs.reshape(shape);
     }
     let ys = xs.contiguous()?.reshape(shape)?;
@@ -243,7 +256,7 @@ pub(crate) fn contiguous(xs: &Tensor) -> Result<Tensor> {
 /// What `f` refuses.
 pub fn candle(inputs: &[&Tensor], f: impl FnOnce(&[Tensor]) -> Result<Tensor>) -> Result<Tensor> {
     let owned = || inputs.iter().map(|&t| t.clone()).collect::<Vec<_>>();
-    if !is_recording() {
+    if !any_recorded(inputs) {
         return f(&owned());
     }
     let leaves: Vec<(Tensor, bool)> = inputs
@@ -264,7 +277,7 @@ pub fn candle(inputs: &[&Tensor], f: impl FnOnce(&[Tensor]) -> Result<Tensor>) -
 }
 
 /// Runs a training pass on a tape: `f` gets `xs`, and what it returns is on candle's graph, an operation of the variables that
-/// `f` has read, and of `xs` if that asks for its gradient. In evaluation, inside another tape, while a graph is
+/// `f` has read, and of `xs` if that asks for its gradient. In evaluation, for an `xs` that is on a tape already, while a graph is
 /// drawn, and where there are no kernels, this is `f(xs)`.
 ///
 /// `f` must not keep tensors that it makes for later: outside they are constants.
@@ -304,7 +317,7 @@ pub fn by_images(
     f: impl Fn(&Tensor) -> Result<Tensor> + Sync,
 ) -> Result<Tensor> {
     let batch = xs.dims().first().copied().unwrap_or(0);
-    let whole = train || is_recording() || tracks(xs) || batch < 2 * images || !matches!(path(xs), Path::Kernel);
+    let whole = train || is_recorded(xs) || tracks(xs) || batch < 2 * images || !matches!(path(xs), Path::Kernel);
     // Who looks at the steps looks at this thread.
     if whole || trace::is_watched() {
         return on_tape(xs, train, f);
@@ -326,18 +339,19 @@ pub fn outputs_on_tape(
     train: bool,
     f: impl FnOnce(&Tensor) -> Result<Vec<Tensor>>,
 ) -> Result<Vec<Tensor>> {
-    if !train || is_recording() || !matches!(path(xs), Path::Kernel) {
+    if !train || is_recorded(xs) || !matches!(path(xs), Path::Kernel) {
         return f(xs);
     }
     let source = xs.contiguous()?;
     let input = source.detach();
     let mut recording = Recording::default();
+    recording.known.insert(input.id());
     if source.track_op() {
         recording.tracked.insert(input.id());
     }
     let (outputs, recording) = while_recording(Some(recording), || f(&input));
     let outputs = outputs?;
-    let Recording { nodes, tracked, variables } = recording.unwrap_or_default();
+    let Recording { nodes, known, tracked, variables } = recording.unwrap_or_default();
 
     let read: HashSet<TensorId> = nodes
         .iter()
@@ -373,7 +387,12 @@ pub fn outputs_on_tape(
             _ => link,
         };
     }
-    outputs.into_iter().map(|ys| link.apply_op1(Output { tape: tape.clone(), ys })).collect()
+    let output = |ys: Tensor| match known.contains(&ys.id()) {
+        true => link.apply_op1(Output { tape: tape.clone(), ys }),
+        // Made of variables alone: candle's graph has it.
+        false => Ok(ys),
+    };
+    outputs.into_iter().map(output).collect()
 }
 
 struct State {
@@ -396,14 +415,14 @@ impl Tape {
     fn gradient(&self, id: TensorId) -> Result<Option<Tensor>> {
         let mut state = self.state();
         if let Some(nodes) = state.nodes.take() {
-            struct Stop;
-            impl Drop for Stop {
+            // A thread that waits while it plays another tape may have taken this one up: that one goes on afterwards.
+            struct Restore(Option<Arc<HashSet<TensorId>>>);
+            impl Drop for Restore {
                 fn drop(&mut self) {
-                    PLAYING.set(None);
+                    PLAYING.set(self.0.take());
                 }
             }
-            PLAYING.set(Some(state.tracked.clone()));
-            let _stop = Stop;
+            let _restore = Restore(PLAYING.replace(Some(state.tracked.clone())));
             for node in nodes.into_iter().rev() {
                 let Some(mut grad) = state.grads.remove(&node.output) else { continue };
                 if !grad.tensor.is_contiguous() {
@@ -540,7 +559,7 @@ mod tests {
         let run = |train: bool| {
             by_images(&xs, train, 5, |xs| {
                 calls.lock().unwrap_or_else(PoisonError::into_inner).push(xs.dim(0)?);
-                assert_eq!(is_recording(), train);
+                assert_eq!(is_recorded(xs), train);
                 crate::ops::linear(xs, &weight, None)
             })
         };

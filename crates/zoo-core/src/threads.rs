@@ -37,7 +37,7 @@ pub fn in_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tape::{is_recording, on_tape};
+    use crate::tape::{is_recorded, on_tape};
     use candle_core::{DType, Device, Result, Tensor};
     use std::sync::mpsc::channel;
     use std::thread;
@@ -60,6 +60,7 @@ mod tests {
         first.join().unwrap();
         assert_eq!(in_pool(|| in_pool(|| 7)), 7);
     }
+
     /// Work from outside that a thread of the pool takes up while it waits in the midst of a pass finds no tape there.
     #[test]
     fn work_that_a_waiting_thread_takes_up_has_no_tape() -> Result<()> {
@@ -69,8 +70,10 @@ mod tests {
         rayon::scope(|_| {
             for _ in 0..100 {
                 on_tape(&xs, true, |xs| {
-                    assert!(is_recording());
-                    let visitor = thread::spawn(|| in_pool(is_recording));
+                    assert!(is_recorded(xs));
+                    // Even for a tensor that the pass knows: the work begins afresh.
+                    let known = xs.clone();
+                    let visitor = thread::spawn(move || in_pool(|| is_recorded(&known)));
                     while !visitor.is_finished() {
                         rayon::yield_now();
                     }

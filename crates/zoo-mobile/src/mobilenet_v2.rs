@@ -132,7 +132,7 @@ impl ModuleT for InvertedResidual {
             };
             // 1x1 wider, 3x3 depthwise, 1x1 narrower
             let ys = layers.iter().try_fold(xs.clone(), |ys, layer| layer.forward_t(&ys, train))?;
-            last.forward_add(&ys, || Ok(self.has_shortcut.then(|| xs.clone())), None, train)
+            last.forward_add(&ys, self.has_shortcut.then_some(xs), None, train)
         })
     }
 }

@@ -143,7 +143,7 @@ impl ModuleT for Unit {
             let ys = channel_shuffle(&ys, self.groups)?;
             let ys = self.depthwise.forward_t(&ys, train)?; // (b, c_out / 4, h / stride, w / stride)
             match self.shortcut {
-                Shortcut::Add => self.expand.forward_add(&ys, || Ok(Some(xs.clone())), Some(Pointwise::Relu), train),
+                Shortcut::Add => self.expand.forward_add(&ys, Some(xs), Some(Pointwise::Relu), train),
                 Shortcut::PoolAndConcat => {
                     let ys = self.expand.forward_t(&ys, train)?;
                     relu(&concat(&[&POOL.forward(xs)?, &ys], 1)?) // c_in + (c_out - c_in) channels

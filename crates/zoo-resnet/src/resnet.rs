@@ -250,14 +250,12 @@ impl ModuleT for Block {
             for layer in layers {
                 ys = layer.forward_t(&ys, train)?; // 3x3, 3x3 or 1x1, 3x3, 1x1; ReLU behind each but the last
             }
+            let skip = self.skip.forward(xs, train)?;
             if let Some(se) = &self.se {
                 let ys = se.forward_t(&last.forward_t(&ys, train)?, train)?;
-                return relu(&match self.skip.forward(xs, train)? {
-                    Some(skip) => add(&ys, &skip)?,
-                    None => ys,
-                });
+                return relu(&skip.map_or(Ok(ys.clone()), |skip| add(&ys, &skip))?);
             }
-            last.forward_add(&ys, || self.skip.forward(xs, train), Some(Pointwise::Relu), train)
+            last.forward_add(&ys, skip.as_ref(), Some(Pointwise::Relu), train)
         })
     }
 }

@@ -10,7 +10,7 @@ use crate::kernels::batch_norm::{self as norm_kernel, CutBy, InputGrad};
 use crate::kernels::clamp::Clamp;
 use crate::kernels::conv::{self as kernel, Epilogue, Geometry};
 use crate::tape::{self, Gradient};
-use candle_core::{Result, Shape, Tensor, WithDType};
+use candle_core::{Result, Shape, Tensor, WithDType, bail};
 use std::ops::Range;
 
 /// The affine part of a normalisation that has no statistics yet.
@@ -20,7 +20,7 @@ pub(crate) struct Scale<'a> {
     pub eps: f64,
 }
 
-/// Training, on the tape: the output, and the batch's statistics.
+/// Training, on the tape: the output, and the batch's statistics, which the caller moves the running ones with.
 pub(crate) fn conv_bn_train(
     xs: &Tensor,
     (weight, bias): (&Tensor, Option<&Tensor>),
@@ -28,10 +28,10 @@ pub(crate) fn conv_bn_train(
     scale: &Scale,
     skip: Option<&Tensor>,
     clamp: Clamp,
-    check: impl FnOnce(&BatchStats) -> Result<()>,
-) -> Result<Tensor> {
+) -> Result<(Tensor, BatchStats)> {
     let g = geometry(xs, weight, bias, params)?;
-    for_dtype!("conv_bn", xs.dtype(), T => train::<T>(xs, (weight, bias), g, scale, skip, clamp, check))
+    check_skip(skip, xs, &g)?;
+    for_dtype!("conv_bn", xs.dtype(), T => train::<T>(xs, (weight, bias), g, scale, skip, clamp))
 }
 
 fn train<T: Real>(
@@ -41,8 +41,7 @@ fn train<T: Real>(
     scale: &Scale,
     skip: Option<&Tensor>,
     clamp: Clamp,
-    check: impl FnOnce(&BatchStats) -> Result<()>,
-) -> Result<Tensor> {
+) -> Result<(Tensor, BatchStats)> {
     let (xs, weight) = (&tape::contiguous(xs)?, &weight.contiguous()?);
     let skip = skip.map(tape::contiguous).transpose()?;
     let dims = (g.b, g.c_out, g.output_plane());
@@ -54,7 +53,7 @@ fn train<T: Real>(
         let (mean, var) = stats.split_at(g.c_out);
         (tensor(mean.to_vec(), g.c_out)?, tensor(var.to_vec(), g.c_out)?)
     };
-    check(&BatchStats { mean: mean.clone(), var: var.clone(), count: dims.0 * dims.2 })?;
+    let batch = BatchStats { mean: mean.clone(), var: var.clone(), count: dims.0 * dims.2 };
     let (gamma, beta) = (scale.weight, scale.bias);
     let norm = Norm { weight: gamma, bias: beta, mean: &mean, var: &var, eps: scale.eps, through_stats: true };
     norm.check(shape.dims())?;
@@ -125,7 +124,21 @@ fn train<T: Real>(
         }
         Ok(all)
     });
-    Ok(ys)
+    Ok((ys, batch))
+}
+
+/// A shortcut is of the convolution's output shape and of the input's type.
+fn check_skip(skip: Option<&Tensor>, xs: &Tensor, g: &Geometry) -> Result<()> {
+    match skip {
+        Some(skip) if skip.dims() != [g.b, g.c_out, g.oh, g.ow] || skip.dtype() != xs.dtype() => bail!(
+            "conv_bn: a shortcut of {:?} {:?} cannot be added to an output of {:?} {:?}",
+            skip.dims(),
+            skip.dtype(),
+            [g.b, g.c_out, g.oh, g.ow],
+            xs.dtype()
+        ),
+        _ => Ok(()),
+    }
 }
 
 /// Evaluation, off every graph: y = act(conv(x, weight · s) + bias' + skip) with s = γ / √(σ² + eps).
@@ -141,6 +154,7 @@ pub(crate) fn conv_bn_eval(
     let g = geometry(xs, weight, bias, params)?;
     let shape = Shape::from((g.b, g.c_out, g.oh, g.ow));
     norm.check(shape.dims())?;
+    check_skip(skip, xs, &g)?;
     let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);
     let skip = skip.map(Tensor::contiguous).transpose()?;
     for_dtype!("conv_bn", xs.dtype(), T => {

@@ -32,7 +32,7 @@ pub fn concat(parts: &[&Tensor], dim: usize) -> Result<Tensor> {
             dims[dim] = parts.iter().map(|part| part.dims()[dim]).sum();
             trace::shape_only(&dims, first.dtype(), first.device())
         }
-        (Path::Kernel, _) if tape::is_recording() => recorded(parts, dim),
+        (Path::Kernel, _) if parts.iter().any(|part| tape::is_recorded(part)) => recorded(parts, dim),
         (Path::Kernel, [a, b]) => a.contiguous()?.apply_op2(&b.contiguous()?, Concat { dim }),
         (Path::Kernel, [a, b, c]) => a.contiguous()?.apply_op3(&b.contiguous()?, &c.contiguous()?, Concat { dim }),
         // An operation has three inputs at most: the rest is joined first.

@@ -14,7 +14,7 @@ use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
 /// Whether maps such as `xs` may stay apart on this path; otherwise they are joined by copying.
 pub(crate) fn can_stay_apart(xs: &Tensor, train: bool) -> bool {
     let has_kernel = matches!(super::path(xs), super::Path::Kernel) && xs.rank() == 4 && xs.elem_count() > 0;
-    has_kernel && if train { tape::is_recording() } else { is_plain(xs) }
+    has_kernel && if train { tape::is_recorded(xs) } else { is_plain(xs) }
 }
 
 /// The statistics of all maps, one behind the other.
