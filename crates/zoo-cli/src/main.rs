@@ -9,6 +9,7 @@ mod list;
 mod network;
 mod plot;
 mod predict;
+mod recipe;
 mod run;
 mod text;
 mod train;
@@ -50,6 +51,8 @@ enum Command {
     Eval(eval::Args),
     /// Train a network on a folder of images or on CIFAR-10, from scratch or from a checkpoint
     Train(train::Args),
+    /// List the recipes that networks are trained by, or show every setting of one
+    Recipe(recipe::Args),
 }
 
 fn main() -> ExitCode {
@@ -64,6 +67,7 @@ fn main() -> ExitCode {
         Command::Predict(args) => predict::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Train(args) => train::run(&args),
+        Command::Recipe(args) => recipe::run(&args),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

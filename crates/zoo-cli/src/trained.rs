@@ -55,7 +55,7 @@ impl Network {
             Whose::Half => Normalize::HALF,
         });
         let trained = Trained::open(model, &self.weights, &Instead { normalize, image_size }, &device)?;
-        let (side, normalized) = (trained.framing().size, described(trained.normalize()));
+        let (side, normalized) = (trained.framing().size, trained.normalize());
         say(format_args!(
             "{}: {} with {} classes; images of {side}x{side}, {normalized}",
             self.weights.display(),
@@ -63,17 +63,5 @@ impl Network {
             trained.num_classes()
         ));
         Ok((model, trained))
-    }
-}
-
-fn described(normalize: &Normalize) -> String {
-    let named = [(Normalize::CIFAR10, "CIFAR-10's"), (Normalize::IMAGENET, "ImageNet's")];
-    match normalize {
-        Normalize::PixelMean => "less the mean image of its training".into(),
-        _ if *normalize == Normalize::HALF => "pixels from -1 to 1".into(),
-        Normalize::Channels { mean, std } => match named.iter().find(|(known, _)| known == normalize) {
-            Some((_, whose)) => format!("{whose} mean and deviation"),
-            None => format!("mean {mean:?} and deviation {std:?}"),
-        },
     }
 }

@@ -213,3 +213,27 @@ fn bench_measures_what_it_is_asked_for() {
     assert!(line["train_images_per_s"].is_null() && line["infer_images_per_s"].as_f64().unwrap() > 0.0);
     assert!(fails(folder.path(), &["bench", "template_mixer_s4", "--batch", "0"]).contains("batch"));
 }
+
+#[test]
+fn recipes_are_listed_and_shown() {
+    let folder = TempDir::new().unwrap();
+    let list = succeeds(folder.path(), &["recipe", "list"]);
+    assert!(list.starts_with("name ") && list.contains("\nresnet-paper  He et al. 2015, section 4.2"), "{list}");
+    let lines = succeeds(folder.path(), &["recipe", "list", "--json"]);
+    assert!(lines.lines().all(|line| serde_json::from_str::<serde_json::Value>(line).unwrap()["whose"].is_string()));
+    assert_eq!(lines.lines().count() + 1, list.lines().count());
+
+    let shown = succeeds(folder.path(), &["recipe", "show", "modern-200"]);
+    for line in ["Optimizer          SGD with momentum 0.9", "Its course         a cosine down to 0, epoch by epoch"] {
+        assert!(shown.lines().any(|shown| shown == line), "{line}: {shown}");
+    }
+    // What is printed is a recipe: what a record holds, bit for bit.
+    let json = succeeds(folder.path(), &["recipe", "show", "fast", "--model", "mlp", "--json"]);
+    let recipe: zoo_train::recipe::Recipe = serde_json::from_str(&json).unwrap();
+    assert_eq!(recipe, zoo_train::recipe::Recipe::named("fast").unwrap().adapted_to("mlp"));
+
+    let unknown = zoo(folder.path(), &["recipe", "show", "modern-20"]);
+    assert_eq!(unknown.status.code(), Some(2));
+    assert!(String::from_utf8_lossy(&unknown.stderr).contains("modern-200"));
+    fails(folder.path(), &["recipe", "show", "fast", "--model", "resnet-20"]);
+}

@@ -6,6 +6,7 @@
 
 use crate::data::{DataError, Split};
 use serde::{Deserialize, Serialize};
+use std::fmt;
 use zoo_core::Input;
 use zoo_core::rng::Rng;
 
@@ -46,6 +47,18 @@ impl Normalize {
     pub fn of(input: &Input) -> Self {
         let [mean, std] = [input.mean, input.std].map(|values| values.map(|value| value as f32));
         Self::Channels { mean, std }
+    }
+}
+
+impl fmt::Display for Normalize {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::PixelMean => f.write_str("less the mean image of the training images"),
+            _ if *self == Self::CIFAR10 => f.write_str("CIFAR-10's mean and deviation"),
+            _ if *self == Self::IMAGENET => f.write_str("ImageNet's mean and deviation"),
+            _ if *self == Self::HALF => f.write_str("pixels from -1 to 1"),
+            Self::Channels { mean, std } => write!(f, "mean {mean:?} and deviation {std:?}"),
+        }
     }
 }
 

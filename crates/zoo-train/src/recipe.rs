@@ -1,16 +1,12 @@
 //! Recipes: everything that decides how a network is trained, as data with a name; and the sets of models that were published
 //! under them, or that show what one choice is worth.
 //!
-//! | recipe | whose | in short |
-//! |---|---|---|
-//! | `review-20` | a review of networks on CIFAR-10 | 20 epochs, SGD at a constant 0.001; its batch is not stated, 128 here |
-//! | `resnet-paper` | He et al. 2015, section 4.2 | 64,000 iterations, SGD 0.1, ÷10 at a half and three quarters, crop and flip |
-//! | `template-600` | a template's published table | 600 epochs, Adam 0.001 with L2, batch 500, clipped, warm-up, no augmentation |
-//! | `modern-200` | common PyTorch CIFAR-10 repositories | 200 epochs, SGD 0.1, cosine, crop and flip |
-//! | `mlp-sgd` | ours | `modern-200` for nets without BatchNorm: SGD 0.01, no augmentation, 20 epochs |
-//! | `finetune` | ours | from a checkpoint: 10 epochs, batch 16, SGD 0.01, clipped, warm-up, cosine, flip and crop of an eighth |
-//! | `fast`, `fast-5`, `fast-15`, `fast-60` | ours | what 5, 15 or 60 minutes on two cores are good for: as many epochs as the model trains in that time, SGD 0.1 up and down in one cycle, crop and flip, smoothed labels; AdamW for nets without BatchNorm |
-//! | `quick` | ours | a few epochs on the embedded data: shows the whole path |
+//! [`RECIPES`] says of each whose it is and how it trains, in a line; `zoo recipe list` prints them, `zoo recipe show NAME` every setting
+//! of one.
+
+mod words;
+
+pub use words::{About, RECIPES};
 
 use crate::augment::{Augment, Normalize};
 use crate::optim::OptimizerConfig;
@@ -130,7 +126,7 @@ impl Overrides {
 }
 
 impl Recipe {
-    /// All names, in the order of the table above.
+    /// All names, in the order of [`RECIPES`].
     pub const NAMES: [&str; 11] = [
         "review-20",
         "resnet-paper",
@@ -316,6 +312,12 @@ impl Recipe {
     /// How many of `images` training images are trained on; the rest is held out.
     pub fn train_images(&self, images: usize) -> usize {
         images - (images as f64 * self.hold_out).round() as usize
+    }
+
+    /// Whether an epoch over `images` images would end in a batch of a single one. BatchNorm on a 1x1 map has no variance then, so
+    /// that such a batch is always left out.
+    pub fn leaves_one_image(&self, images: usize) -> bool {
+        !self.drop_last && images > self.batch && images % self.batch == 1
     }
 
     /// Steps of a run that trains on `images` images, held-out ones not counted. Runs end with a whole epoch.

@@ -17,6 +17,8 @@ use anyhow::{Context, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::recipe::Recipe;
+
 /// File of the suite's folder that holds one [`RunRecord`] a line.
 pub const RESULTS_FILE: &str = "results.jsonl";
 /// File of a run's folder that holds one [`EpochMetrics`] a line.
@@ -35,6 +37,9 @@ pub struct RunRecord {
     /// their own.
     #[serde(default)]
     pub overrides: Vec<String>,
+    /// The recipe as it was followed, every setting of it; records from before the field was added have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hyperparameters: Option<Recipe>,
     /// The seed that fixes initialisation, shuffling, augmentation and dropout.
     pub seed: u64,
     /// Epochs that were asked for.
@@ -143,6 +148,7 @@ pub struct EpochMetrics {
     /// Optimizer steps done at its end.
     pub step: u64,
     /// Learning rate of its last step.
+    #[serde(deserialize_with = "null_is_nan")]
     pub lr: f64,
     /// Mean training loss over the epoch's images, as they came by.
     #[serde(deserialize_with = "null_is_nan")]
@@ -346,6 +352,7 @@ pub(crate) mod tests {
             model: model.into(),
             recipe: recipe.into(),
             overrides: Vec::new(),
+            hyperparameters: None,
             seed,
             epochs: 20,
             epochs_done: 20,
@@ -481,7 +488,8 @@ pub(crate) mod tests {
             status.is_ok_and(|status| status.success())
         };
         if !git(&["init", "--quiet"]) {
-            return; // Without git there is nothing to tell, and `git_commit` said so above.
+            crate::progress::say("skipped: the_commit_says_when_the_tree_is_dirty: there is no git here");
+            return;
         }
         fs::write(dir.path().join("file"), "one").unwrap();
         assert!(git(&["add", "file"]) && git(&["commit", "--quiet", "--message=one"]) && git(&["tag", "v1"]));

@@ -47,6 +47,8 @@ impl RunRecord {
         let [channels, height, _] = data.train.shape();
         let options =
             ModelOptions { num_classes: Some(data.classes.len()), in_chans: Some(channels), image_size: Some(height) };
+        let mut recipe = job.recipe.clone();
+        recipe.drop_last |= recipe.leaves_one_image(recipe.train_images(data.train.len()));
         let epochs = &outcome.epochs;
         let last = epochs.last();
         // The first of equals: a later epoch must do better to be called the best.
@@ -58,6 +60,7 @@ impl RunRecord {
             model: job.model.name.into(),
             recipe: job.recipe.name.clone(),
             overrides,
+            hyperparameters: Some(recipe),
             seed: job.seed,
             epochs: job.recipe.epochs(data.train.len())?,
             epochs_done: epochs.len(),
@@ -148,6 +151,7 @@ mod tests {
         let record =
             RunRecord::of(&job("mlp").weights("net.pth", &["layers.2"]), &data, &outcome, circumstances()).unwrap();
         assert_eq!(record.overrides, ["lr=0.5", "weights=net.pth"]);
+        assert_eq!(record.hyperparameters, Some(job("mlp").recipe));
         assert_eq!((record.model.as_str(), record.recipe.as_str(), record.seed), ("mlp", "quick", 7));
         assert_eq!((record.epochs, record.epochs_done, record.steps), (4, 4, 4));
         assert_eq!((record.test_acc_last, record.test_acc_best, record.best_epoch), (Some(0.6), Some(0.7), Some(2)));
@@ -162,6 +166,16 @@ mod tests {
         let record = RunRecord::of(&job("mlp"), &data, &outcome, circumstances()).unwrap();
         assert_eq!(record.status, Status::Failed { message: "mlp: two lines".into() });
         assert_eq!((record.test_acc_last, record.epochs_done, record.images_per_s), (None, 0, None));
+    }
+
+    /// What the trainer changes by itself, it changes in the record too.
+    #[test]
+    fn a_last_batch_of_one_image_is_recorded_as_left_out() {
+        let data = Synthetic { train: 257, test: 20, seed: 0 }.generate();
+        let record =
+            RunRecord::of(&job("mlp"), &data, &Outcome::failed(&anyhow::anyhow!("")), circumstances()).unwrap();
+        let followed = record.hyperparameters.unwrap();
+        assert_eq!(followed, Recipe { drop_last: true, ..job("mlp").recipe });
     }
 
     /// A network for 224 pixels that is trained on smaller images costs what it costs there.

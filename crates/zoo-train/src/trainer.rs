@@ -246,8 +246,7 @@ impl<'a> Run<'a> {
             notes.push(format!("{}: {report}", start.file.display()));
         }
         let images = recipe.train_images(data.train.len());
-        if !recipe.drop_last && images > recipe.batch && images % recipe.batch == 1 {
-            // BatchNorm on a 1x1 map has no variance then, and the run would end there.
+        if recipe.leaves_one_image(images) {
             recipe.drop_last = true;
             notes.push(format!(
                 "{images} images in batches of {} leave a last batch of one image: it is left out",

@@ -1,0 +1,296 @@
+//! Recipes in words: what a person reads of one in a report, on the console and from `zoo recipe`.
+
+use super::{BatchNormOverride, Length, Recipe};
+use crate::augment::Augment;
+use crate::optim::OptimizerConfig;
+use crate::schedule::{Decay, Every, Schedule, Warmup, When};
+
+/// What a recipe is, in a line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct About {
+    /// The recipe's name.
+    pub name: &'static str,
+    /// Who trained by it.
+    pub whose: &'static str,
+    /// How it trains.
+    pub short: &'static str,
+}
+
+const fn about(name: &'static str, whose: &'static str, short: &'static str) -> About {
+    About { name, whose, short }
+}
+
+/// All recipes, the published ones first.
+#[rustfmt::skip]
+pub const RECIPES: [About; 11] = [
+    about("review-20", "a review of networks on CIFAR-10",
+        "20 epochs, SGD at a constant 0.001; its batch is not stated, 128 here"),
+    about("resnet-paper", "He et al. 2015, section 4.2",
+        "64,000 iterations, SGD 0.1, divided by 10 at a half and three quarters, crop and flip"),
+    about("template-600", "a template's published table",
+        "600 epochs, Adam 0.001 with L2, batch 500, clipped, warm-up, no augmentation"),
+    about("modern-200", "common PyTorch CIFAR-10 repositories",
+        "200 epochs, SGD 0.1, cosine, crop and flip"),
+    about("mlp-sgd", "ours",
+        "modern-200 for nets without BatchNorm: SGD 0.01, no augmentation, 20 epochs"),
+    about("finetune", "ours",
+        "from a checkpoint: 10 epochs, batch 16, SGD 0.01, clipped, warm-up, cosine, flip and crop of an eighth"),
+    about("fast", "ours",
+        "the same as fast-15"),
+    about("fast-5", "ours",
+        "as many epochs as the model trains in 5 minutes on two cores, one cycle up to 0.1 and down, crop and flip, smoothed labels"),
+    about("fast-15", "ours",
+        "fast-5 for 15 minutes; all of them train nets without BatchNorm by AdamW"),
+    about("fast-60", "ours",
+        "fast-5 for an hour"),
+    about("quick", "ours",
+        "a few epochs on the embedded data: shows the whole path"),
+];
+
+impl Recipe {
+    /// What the recipe is, in a line; a recipe of one's own has none.
+    pub fn about(&self) -> Option<&'static About> {
+        RECIPES.iter().find(|about| about.name == self.name)
+    }
+
+    /// Every setting with its value, for people: always the same names in the same order.
+    ///
+    /// ```
+    /// use zoo_train::recipe::Recipe;
+    /// let settings = Recipe::named("modern-200")?.hyperparameters();
+    /// assert!(settings.contains(&("Optimizer", "SGD with momentum 0.9".to_owned())));
+    /// assert!(settings.contains(&("Its course", "a cosine down to 0, epoch by epoch".to_owned())));
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    pub fn hyperparameters(&self) -> Vec<(&'static str, String)> {
+        vec![
+            ("Length", length(self.length)),
+            ("Batch", self.batch_in_words()),
+            ("Optimizer", optimizer(&self.optimizer)),
+            ("Learning rate", number(self.lr)),
+            ("Its course", course(&self.schedule)),
+            ("Weight decay", decay(&self.optimizer, self.decay_all)),
+            ("Gradient clipping", self.clip_norm.map_or_else(none, |norm| format!("to a norm of {}", number(norm)))),
+            ("Label smoothing", if self.label_smoothing == 0.0 { none() } else { number(self.label_smoothing) }),
+            ("Augmentation", augmentation(self.augment)),
+            ("Normalisation", self.normalize.to_string()),
+            ("Held out", self.held_out_in_words()),
+            ("BatchNorm", batch_norm(self.batch_norm)),
+        ]
+    }
+
+    /// How many images of a data set are trained on, held out and tested on: `45,000 images to train on, 5,000 held out, 10,000 to
+    /// test on`.
+    pub fn images_in_words(&self, train: usize, test: usize) -> String {
+        use crate::report::format::thousands;
+        let trained_on = self.train_images(train);
+        let [trained, held_out, test] = [trained_on, train - trained_on, test].map(|images| thousands(images as u64));
+        let held_out = if trained_on == train { String::new() } else { format!(" {held_out} held out,") };
+        format!("{trained} images to train on,{held_out} {test} to test on")
+    }
+
+    fn batch_in_words(&self) -> String {
+        let left_out = if self.drop_last { "; an epoch's last batch is left out where it is smaller" } else { "" };
+        format!("{}{left_out}", self.batch)
+    }
+
+    fn held_out_in_words(&self) -> String {
+        match self.hold_out {
+            0.0 => none(),
+            share => format!("the last {} of the training images", percent(share)),
+        }
+    }
+}
+
+fn none() -> String {
+    "none".into()
+}
+
+fn length(length: Length) -> String {
+    match length {
+        Length::Epochs(1) => "1 epoch".into(),
+        Length::Epochs(epochs) => format!("{epochs} epochs"),
+        Length::Steps(steps) => format!("{steps} steps, rounded up to whole epochs"),
+    }
+}
+
+fn optimizer(config: &OptimizerConfig) -> String {
+    let adam = |name: &str, [first, second]: [f64; 2], eps: f64| {
+        format!("{name} with betas {} and {}, epsilon {}", number(first), number(second), number(eps))
+    };
+    match *config {
+        OptimizerConfig::Sgd { momentum: 0.0, .. } => "SGD without momentum".into(),
+        OptimizerConfig::Sgd { momentum, nesterov, .. } => {
+            format!("SGD with {}momentum {}", if nesterov { "Nesterov's " } else { "" }, number(momentum))
+        }
+        OptimizerConfig::Adam { betas, eps, .. } => adam("Adam", betas, eps),
+        OptimizerConfig::AdamW { betas, eps, .. } => adam("AdamW", betas, eps),
+    }
+}
+
+fn decay(config: &OptimizerConfig, all: bool) -> String {
+    let (decay, kind) = match *config {
+        OptimizerConfig::Sgd { weight_decay, .. } | OptimizerConfig::Adam { weight_decay, .. } => (weight_decay, "L2"),
+        OptimizerConfig::AdamW { weight_decay, .. } => (weight_decay, "decoupled"),
+    };
+    match decay {
+        0.0 => none(),
+        _ if all => format!("{} ({kind}), on every parameter", number(decay)),
+        _ => format!("{} ({kind}), not on biases and normalisations", number(decay)),
+    }
+}
+
+fn course(Schedule { decay, warmup }: &Schedule) -> String {
+    let often = |every: &Every| match every {
+        Every::Step => "step by step",
+        Every::Epoch => "epoch by epoch",
+    };
+    let decay = match decay {
+        Decay::Constant => "constant".into(),
+        Decay::MultiStep { milestones, gamma } => {
+            format!("times {} after {}", number(*gamma), moments(milestones))
+        }
+        Decay::Cosine { every } => format!("a cosine down to 0, {}", often(every)),
+        Decay::Linear { every } => format!("a straight line down to 0, {}", often(every)),
+    };
+    match warmup {
+        None => decay,
+        Some(Warmup { length, factor: None }) => format!("rises over the first {}, then {decay}", moment(*length)),
+        Some(Warmup { length, factor: Some(factor) }) => {
+            format!("{} times the rate for the first {}, then {decay}", number(*factor), moment(*length))
+        }
+    }
+}
+
+fn moment(when: When) -> String {
+    match when {
+        When::Fraction(share) => format!("{} of the run", percent(share)),
+        When::Epoch(epochs) => format!("{} epochs", number(epochs)),
+        When::Step(steps) => format!("{steps} steps"),
+    }
+}
+
+/// Several moments; what all of them are shares of is said once.
+fn moments(moments: &[When]) -> String {
+    let texts: Vec<String> = moments.iter().copied().map(moment).collect();
+    let texts = texts.join(" and ");
+    match moments.iter().all(|when| matches!(when, When::Fraction(_))) {
+        true => texts.replace(" of the run and ", " and "),
+        false => texts,
+    }
+}
+
+fn augmentation(Augment { crop_padding, flip }: Augment) -> String {
+    let crop = format!("random crop after {crop_padding} black pixels around");
+    match (crop_padding, flip) {
+        (0, false) => none(),
+        (0, true) => "random flip, left and right".into(),
+        (_, false) => crop,
+        (_, true) => format!("{crop}, random flip, left and right"),
+    }
+}
+
+fn batch_norm(changed: BatchNormOverride) -> String {
+    let BatchNormOverride { momentum, eps, off } = changed;
+    if off {
+        return "left out: its weight and bias alone".into();
+    }
+    let changes = [momentum.map(|m| format!("momentum {}", number(m))), eps.map(|e| format!("epsilon {}", number(e)))];
+    let changes: Vec<String> = changes.into_iter().flatten().collect();
+    if changes.is_empty() { "the network's own".into() } else { changes.join(", ") }
+}
+
+/// A number without a row of zeros: `0.0005`, `1e-8`.
+fn number(value: f64) -> String {
+    if value != 0.0 && value.abs() < 1e-4 { format!("{value:e}") } else { value.to_string() }
+}
+
+fn percent(share: f64) -> String {
+    format!("{} %", (share * 1e6).round() / 1e4)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::recipe::Overrides;
+
+    fn told(recipe: &Recipe) -> String {
+        recipe.hyperparameters().iter().map(|(name, value)| format!("{name}: {value}\n")).collect()
+    }
+
+    #[test]
+    fn every_recipe_is_told_in_a_line() {
+        assert_eq!(RECIPES.map(|about| about.name), Recipe::NAMES);
+        for name in Recipe::NAMES {
+            assert_eq!(Recipe::named(name).unwrap().about().unwrap().name, name);
+        }
+        let fifteen = Recipe { name: "fast".into(), ..Recipe::named("fast-15").unwrap() };
+        assert_eq!(fifteen, Recipe::named("fast").unwrap());
+    }
+
+    #[test]
+    fn the_papers_settings_are_said_in_words() {
+        let paper = told(&Recipe::named("resnet-paper").unwrap().adapted_to("cifar_resnet110"));
+        let expected = "Length: 64000 steps, rounded up to whole epochs\n\
+            Batch: 128\n\
+            Optimizer: SGD with momentum 0.9\n\
+            Learning rate: 0.1\n\
+            Its course: 0.1 times the rate for the first 400 steps, then times 0.1 after 50 % and 75 % of the run\n\
+            Weight decay: 0.0001 (L2), on every parameter\n\
+            Gradient clipping: none\n\
+            Label smoothing: none\n\
+            Augmentation: random crop after 4 black pixels around, random flip, left and right\n\
+            Normalisation: less the mean image of the training images\n\
+            Held out: the last 10 % of the training images\n\
+            BatchNorm: the network's own\n";
+        assert_eq!(paper, expected);
+    }
+
+    #[test]
+    fn whatever_a_recipe_changes_is_said() {
+        let fast = Recipe::named("fast").unwrap().adapted_to("mlp");
+        let text = told(&fast);
+        for part in [
+            "Optimizer: AdamW with betas 0.9 and 0.999, epsilon 1e-8\n",
+            "Weight decay: 0.05 (decoupled), not on biases and normalisations\n",
+            "Its course: rises over the first 10 % of the run, then a straight line down to 0, step by step\n",
+            "Gradient clipping: to a norm of 1\n",
+            "Label smoothing: 0.1\n",
+            "Normalisation: CIFAR-10's mean and deviation\n",
+        ] {
+            assert!(text.contains(part), "{part}{text}");
+        }
+        let changes = Overrides { bn_momentum: Some(0.01), bn_eps: Some(1e-7), epochs: Some(1), ..Overrides::NONE };
+        let text = told(&fast.with(&changes).unwrap());
+        assert!(
+            text.contains("BatchNorm: momentum 0.01, epsilon 1e-7\n") && text.contains("Length: 1 epoch\n"),
+            "{text}"
+        );
+        let off = fast.with(&Overrides { batch_norm: Some(false), ..Overrides::NONE }).unwrap();
+        assert!(told(&off).contains("BatchNorm: left out"));
+        assert!(
+            told(&Recipe::named("template-600").unwrap()).contains("Batch: 500; an epoch's last batch is left out")
+        );
+    }
+
+    /// The names are the columns of a table: a value may be `none`, but none is missing.
+    #[test]
+    fn the_names_are_the_same_for_all() {
+        let names = |recipe: Recipe| recipe.hyperparameters().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
+        let first = names(Recipe::named("quick").unwrap());
+        for name in Recipe::NAMES {
+            assert_eq!(names(Recipe::named(name).unwrap()), first, "{name}");
+        }
+    }
+
+    #[test]
+    fn held_out_images_are_counted() {
+        let paper = Recipe::named("resnet-paper").unwrap();
+        assert_eq!(
+            paper.images_in_words(50_000, 10_000),
+            "45,000 images to train on, 5,000 held out, 10,000 to test on"
+        );
+        let modern = Recipe::named("modern-200").unwrap();
+        assert_eq!(modern.images_in_words(50_000, 10_000), "50,000 images to train on, 10,000 to test on");
+    }
+}
