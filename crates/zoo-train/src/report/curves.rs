@@ -1,8 +1,12 @@
 //! Which charts a section of the report shows.
 
-use super::chart::{Axis, Chart, Point, Series, Style};
-use super::format::{compact, duration, thousands};
-use super::summary::{Row, Section, Stat, ending};
+use std::ptr;
+
+use super::Run;
+use super::chart::{Axis, Chart, Point, Series, Style, amount};
+use super::format::{compact, duration, giga, thousands};
+use super::summary::{Row, Section, Stat, count, ending};
+use super::training;
 use crate::record::{EpochMetrics, RunRecord};
 
 pub(super) const LARGE: (i32, i32) = (520, 300);
@@ -18,8 +22,18 @@ pub(super) struct Charts {
 
 /// What one epoch's line of a run says on a chart's y axis.
 pub(super) type Value = fn(&EpochMetrics) -> f64;
-/// What a model costs, on a chart's x axis.
-type Cost = fn(&RunRecord) -> Option<u64>;
+/// What a model costs, on a chart's x axis: its name, its value, the words of a tick and of a point, in the table's unit.
+struct Cost {
+    name: &'static str,
+    of: fn(&RunRecord) -> Option<u64>,
+    tick: fn(f64) -> String,
+    told: fn(u64) -> String,
+}
+
+const COSTS: [Cost; 2] = [
+    Cost { name: "parameters", of: |record| Some(record.parameters), tick: compact, told: thousands },
+    Cost { name: "GMACs", of: |record| record.macs, tick: |macs| amount(macs / 1e9), told: |macs| giga(macs as f64) },
+];
 
 pub(super) fn test_acc(epoch: &EpochMetrics) -> f64 {
     epoch.test_acc * 100.0
@@ -49,15 +63,15 @@ pub(super) fn charts(section: &Section) -> Charts {
             y: Axis::percent(accuracies()),
             series: train_and_test(row, style),
             legend: vec![],
+            notes: vec![],
             size: if single { LARGE } else { SMALL },
         });
         if single { charts.together.extend(alone) } else { charts.alone.extend(alone) }
     }
     if rows.len() > 1 {
         charts.together.extend(against_time(section, &curved, title("Test accuracy against time")));
-        let costs: [(_, Cost); 2] = [("parameters", |record| Some(record.parameters)), ("MACs", |record| record.macs)];
-        for (name, cost) in costs {
-            charts.together.extend(against_cost(&rows, name, cost, title(&format!("Test accuracy against {name}"))));
+        for cost in &COSTS {
+            charts.together.extend(against_cost(&rows, cost, title(&format!("Test accuracy against {}", cost.name))));
         }
     }
     charts
@@ -67,6 +81,7 @@ fn by_epoch(section: &Section, rows: &[(Style, &Row)], title: impl Fn(&str) -> S
     let chart = |name: &str, y: Axis, value: Value, text: fn(f64) -> String| Chart {
         title: title(name),
         x: Axis::epochs(last_epoch(section)),
+        notes: not_shown(rows, &y, value),
         y,
         series: rows.iter().flat_map(|(style, row)| curve(row, *style, value, text)).collect(),
         legend: vec![],
@@ -74,10 +89,30 @@ fn by_epoch(section: &Section, rows: &[(Style, &Row)], title: impl Fn(&str) -> S
     };
     let losses: [(_, Value); 2] = [("Training loss", |epoch| epoch.train_loss), ("Test loss", |epoch| epoch.test_loss)];
     let losses = losses.map(|(name, value)| {
-        chart(name, Axis::from_zero(epochs(section).map(value)), value, |loss| format!("{loss:.4}"))
+        let runs = rows.iter().flat_map(|(_, row)| &row.runs);
+        let curves: Vec<Vec<f64>> = runs.map(|run| run.epochs.iter().map(value).collect()).collect();
+        chart(name, Axis::losses(&curves), value, |loss| format!("{loss:.4}"))
     });
     let accuracy = chart("Test accuracy", Axis::percent(epochs(section).map(test_acc)), test_acc, percent);
-    [accuracy].into_iter().chain(losses).collect()
+    [accuracy].into_iter().chain(losses).chain(training::rates(rows, title("Learning rate"))).collect()
+}
+
+/// What a chart of curves leaves out: what lies above its axis, and what is no number.
+fn not_shown(rows: &[(Style, &Row)], axis: &Axis, value: Value) -> Vec<String> {
+    let (mut above, mut none) = (Vec::new(), Vec::new());
+    for (_, row) in rows {
+        let values = || row.runs.iter().flat_map(|run| &run.epochs).map(value);
+        let highest = values().filter(|&value| axis.cuts(value)).reduce(f64::max);
+        above.extend(highest.map(|highest| format!("{} goes up to {}", row.label, amount(highest))));
+        let lost = values().filter(|value| !value.is_finite()).count();
+        if lost > 0 {
+            none.push(format!("{} in {lost} of {}", row.label, count(values().count(), "epoch")));
+        }
+    }
+    let above = (!above.is_empty())
+        .then(|| format!("The axis ends at {}, triangles lie above it: {}.", axis.end(), above.join("; ")));
+    let none = (!none.is_empty()).then(|| format!("No finite value: {}.", none.join("; ")));
+    above.into_iter().chain(none).collect()
 }
 
 /// Each row's test accuracy against the time that its epochs took, on average over its seeds.
@@ -98,19 +133,20 @@ fn against_time(section: &Section, rows: &[(Style, &Row)], title: String) -> Opt
     let seconds: Vec<f64> = all.iter().flat_map(|series| &series.points).map(|point| point.x).collect();
     let chart = || {
         let (x, y) = (Axis::time(seconds.iter().copied()), Axis::percent(epochs(section).map(test_acc)));
-        Chart { title, x, y, series: all, legend: vec![], size: LARGE }
+        Chart { title, x, y, series: all, legend: vec![], notes: vec![], size: LARGE }
     };
     (!seconds.is_empty()).then(chart)
 }
 
 /// Each row's accuracy against what its model costs, if at least two rows can be compared.
-fn against_cost(rows: &[(Style, &Row)], name: &'static str, cost: Cost, title: String) -> Option<Chart> {
+fn against_cost(rows: &[(Style, &Row)], cost: &Cost, title: String) -> Option<Chart> {
+    let Cost { name, of, tick, told } = *cost;
     let series: Vec<Series> = rows
         .iter()
         .filter_map(|(style, row)| {
-            let (last, cost) = (row.last()?, cost(row.record())?);
+            let (last, cost) = (row.last()?, of(row.record())?);
             let (x, y) = (cost as f64, last.mean * 100.0);
-            let title = format!("{} · {} · {} {name}", row.label, percent(y), thousands(cost));
+            let title = format!("{} · {} · {} {name}", row.label, percent(y), told(cost));
             Some(Series {
                 style: *style,
                 points: vec![Point { x, y, title }],
@@ -124,10 +160,10 @@ fn against_cost(rows: &[(Style, &Row)], name: &'static str, cost: Cost, title: S
     let points = || series.iter().flat_map(|series| &series.points);
     let reach = series.iter().flat_map(|series| &series.spread).flat_map(|&(_, low, high)| [low, high]);
     let (x, y) = (
-        Axis::log(name, points().map(|point| point.x), compact),
+        Axis::log(name, points().map(|point| point.x), tick),
         Axis::percent(reach.chain(points().map(|point| point.y))),
     );
-    (series.len() > 1).then_some(Chart { title, x, y, series, legend: vec![], size: LARGE })
+    (series.len() > 1).then_some(Chart { title, x, y, series, legend: vec![], notes: vec![], size: LARGE })
 }
 
 fn epochs<'a>(section: &'a Section) -> impl Iterator<Item = &'a EpochMetrics> {
@@ -167,7 +203,9 @@ pub(super) fn curve(row: &Row, style: Style, value: Value, text: fn(f64) -> Stri
     }
     mean.cut_off = counted.iter().any(|run| ending(&run.record).is_some());
     series.push(mean);
-    for run in row.runs.iter().filter(|run| !counted.contains(run)) {
+    // By their place in memory: a run with a NaN is not equal to itself.
+    let left_out = |run: &&&Run| !counted.iter().any(|counted| ptr::eq(*counted, **run));
+    for run in row.runs.iter().filter(left_out) {
         let end = ending(&run.record).unwrap_or_default();
         let points = run.epochs.iter().map(|epoch| {
             let (x, y) = (epoch.epoch as f64, value(epoch));
@@ -184,4 +222,54 @@ fn train_and_test(row: &Row, style: Style) -> Vec<Series> {
     let train = curve(row, Style::Muted, train_acc, |acc| format!("{} in training", percent(acc)));
     let train = train.into_iter().map(|series| Series { spread: vec![], thin: true, cut_off: false, ..series });
     train.take(1).chain(curve(row, style, test_acc, percent)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::report::summary::sections;
+    use crate::report::tests::run;
+
+    fn diverged() -> Run {
+        let mut diverged = run("mlp", "fast", 1, 0.1);
+        diverged.epochs.iter_mut().for_each(|epoch| epoch.test_loss = 1.7e6);
+        diverged.epochs[4].test_loss = f64::NAN;
+        diverged
+    }
+
+    #[test]
+    fn what_a_diverged_run_hides_is_said_on_the_chart() {
+        let runs = [diverged(), run("cifar_resnet20", "fast", 1, 0.9), run("template_cnn", "fast", 1, 0.7)];
+        let sections = sections(&runs);
+        let charts = charts(&sections[0]).together;
+        let chart = |name: &str| charts.iter().find(|chart| chart.title.starts_with(name)).unwrap();
+        let loss = chart("Test loss");
+        let notes = [
+            "The axis ends at 2.5, triangles lie above it: mlp goes up to 1.7 M.",
+            "No finite value: mlp in 1 of 20 epochs.",
+        ];
+        assert_eq!(loss.notes, notes);
+        assert!(loss.figure().unwrap().into_string().contains(notes[0]));
+        assert!(chart("Training loss").notes.is_empty() && chart("Test accuracy").notes.is_empty());
+    }
+
+    /// Its NaN makes it unequal to itself; it is one line all the same, and ends without a cross.
+    #[test]
+    fn a_finished_run_with_a_nan_is_no_run_that_was_cut_off() {
+        let runs = [diverged()];
+        let sections = sections(&runs);
+        let drawn = curve(&sections[0].rows[0], Style::Muted, test_acc, percent);
+        assert_eq!(drawn.iter().map(|series| series.cut_off).collect::<Vec<_>>(), [false]);
+    }
+
+    #[test]
+    fn the_chart_counts_macs_as_the_table_does() {
+        let runs = [run("mlp", "fast", 1, 0.5), run("cifar_resnet20", "fast", 1, 0.9)];
+        let sections = sections(&runs);
+        let charts = charts(&sections[0]).together;
+        let chart = charts.iter().find(|chart| chart.title == "Test accuracy against GMACs · CIFAR-10").unwrap();
+        assert!(chart.series[0].points[0].title.ends_with(" · 0.0408 GMACs"), "{}", chart.series[0].points[0].title);
+        let html = chart.figure().unwrap().into_string();
+        assert!(html.contains("\n0.04\n") && !html.contains(" M\n"), "{html}");
+    }
 }

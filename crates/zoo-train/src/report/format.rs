@@ -1,5 +1,16 @@
 //! Numbers as a reader wants them.
 
+/// `text` on one line, and at most `length` characters of it: a name or a message may be of any length.
+pub(super) fn shortened(text: &str, length: usize) -> String {
+    let mut letters = text.chars().map(|letter| if letter.is_control() { ' ' } else { letter });
+    let mut short: String = letters.by_ref().take(length).collect();
+    if letters.next().is_some() {
+        short.pop();
+        short.push('…');
+    }
+    short
+}
+
 /// A count with a comma between groups of three digits: `61,100,840`.
 pub(crate) fn thousands(count: u64) -> String {
     let digits = count.to_string();
@@ -48,6 +59,14 @@ pub(super) fn duration(seconds: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn long_text_is_cut_and_stays_on_its_line() {
+        assert_eq!(shortened("two\nlines\t", 20), "two lines ");
+        assert_eq!(shortened("äöüß", 4), "äöüß");
+        assert_eq!(shortened("äöüßx", 4), "äöü…");
+        assert_eq!(shortened(&"x".repeat(10_000), 40).chars().count(), 40);
+    }
 
     #[test]
     fn thousands_are_grouped() {

@@ -12,6 +12,7 @@ use super::curves::{Charts, charts};
 use super::mistakes::mistakes;
 use super::studies::studies;
 use super::summary::{COLUMNS, Column, Kind, PROTOCOL, Row, SYNTHETIC_BANNER, Section, conditions, count, sections};
+use super::training::trained;
 
 const CSS: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
@@ -22,7 +23,11 @@ const POLICY: &str = "default-src 'none'; img-src data:; style-src 'unsafe-inlin
 pub fn html(runs: &[Run]) -> Result<String> {
     let sections = sections(runs);
     let names: BTreeSet<String> = sections.iter().map(Section::name).collect();
-    let title = format!("The zoo on {}", names.into_iter().collect::<Vec<_>>().join(" and "));
+    let title = match names.is_empty() {
+        true => "The zoo: no run yet".to_owned(),
+        false => format!("The zoo on {}", names.into_iter().collect::<Vec<_>>().join(" and ")),
+    };
+    let rows = sections.iter().map(|section| section.rows.len()).max().unwrap_or(0);
     let bodies = sections.iter().map(section).collect::<Result<Vec<_>>>()?;
     let page = markup! {
         (DOCTYPE)
@@ -33,7 +38,7 @@ pub fn html(runs: &[Run]) -> Result<String> {
                 meta name="color-scheme" content="light dark";
                 meta http-equiv="Content-Security-Policy" content=(POLICY);
                 title { (title) }
-                style { (PreEscaped(CSS)) (PreEscaped(theme_css())) }
+                style { (PreEscaped(CSS)) (PreEscaped(theme_css(rows))) }
             }
             body {
                 header {
@@ -76,6 +81,7 @@ fn section(section: &Section) -> Result<Markup> {
             @if section.data.synthetic {
                 p.banner role="note" { strong { "Synthetic data." } " " (SYNTHETIC_BANNER) }
             }
+            p.note.scrolls { "The table is wider than this screen: it scrolls sideways." }
             (table(section))
             @for (recipe, source) in section.sources() { p.note.source { "Published, " (recipe) ": " (source) "." } }
             @if !together.is_empty() {
@@ -89,9 +95,13 @@ fn section(section: &Section) -> Result<Markup> {
             }
             @if !alone.is_empty() {
                 h3 { "Each model alone" }
-                p.note { "Accuracy on test images in the model's colour, on training images as they came by in grey." }
+                p.note {
+                    "In the model's colour: accuracy on the test images after each epoch. In grey: on the training images, counted \
+                     while it was learning from them."
+                }
                 div.charts.small { @for figure in &alone { (figure) } }
             }
+            (trained(section))
             (mistakes(section))
         }
     })
@@ -206,7 +216,7 @@ mod tests {
         assert_eq!(page.matches("<span class=\"badge\">synthetic</span>").count(), 2);
         let captions: Vec<&str> =
             page.split("<figcaption>").skip(1).filter_map(|rest| rest.split('<').next()).collect();
-        assert_eq!(captions.len(), 8);
+        assert_eq!(captions.len(), 9);
         assert!(captions.iter().all(|caption| caption.ends_with(" · synthetic data")), "{captions:?}");
     }
 
@@ -260,6 +270,7 @@ mod tests {
         let page = html(&[short]).unwrap();
         assert!(page.contains("<title>mlp · epoch 1 · 25.64 %</title>"));
         assert!(page.contains("<circle"));
-        assert!(html(&[]).unwrap().contains("0 runs"));
+        let none = html(&[]).unwrap();
+        assert!(none.contains("<h1>The zoo: no run yet</h1>") && none.contains("0 runs"), "{none}");
     }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Run;
 use super::summary::{COLUMNS, Kind, PROTOCOL, Row, SYNTHETIC_BANNER, Section, conditions, sections};
+use super::training::{Settings, settings};
 
 /// The report as Markdown without HTML.
 pub fn markdown(runs: &[Run]) -> String {
@@ -44,7 +45,25 @@ fn section(section: &Section) -> String {
     for (recipe, source) in section.sources() {
         text.push_str(&format!("\nPublished, {}: {}.\n", escape(recipe), escape(source)));
     }
-    text + "\n"
+    text + &trained(section) + "\n"
+}
+
+/// Every hyperparameter: what all rows share as a list, the rest as a table.
+fn trained(section: &Section) -> String {
+    let Settings { shared, names, own, notes } = settings(section);
+    let mut text = "\nHow they were trained:\n\n".to_owned();
+    shared.iter().for_each(|(name, value)| text.push_str(&format!("- {name}: {}\n", escape(value))));
+    if !own.is_empty() {
+        let line = |first: &str, rest: Vec<String>| format!("| {first} | {} |\n", rest.join(" | "));
+        let dashes = names.iter().map(|_| "---".to_owned()).collect();
+        text.push_str(&format!("\n{}", line("Model", names.iter().map(|&name| name.to_owned()).collect())));
+        text.push_str(&line("---", dashes));
+        for (_, label, values) in own {
+            text.push_str(&line(&escape(label), values.iter().map(|value| escape(value)).collect()));
+        }
+    }
+    notes.iter().for_each(|note| text.push_str(&format!("\n{}\n", escape(note))));
+    text
 }
 
 fn cells(row: &Row) -> Vec<String> {

@@ -5,7 +5,7 @@ use base64::engine::general_purpose::STANDARD;
 use maud::{Markup, html};
 
 use super::chart::Style;
-use super::format::thousands;
+use super::format::{shortened, thousands};
 use super::summary::{Row, Section, count};
 use crate::insight::{Insight, Mistake};
 
@@ -18,6 +18,13 @@ const LINES: usize = 20;
 const TILE: u32 = 96;
 /// The deepest shade in percent: the number on it must stay readable in both themes.
 const DEEPEST: f64 = 45.0;
+
+/// The classes' names as a table has room for: they come from folders and files, and may be of any length.
+fn names(insight: &Insight) -> Vec<String> {
+    /// Characters that are shown.
+    const LENGTH: usize = 32;
+    insight.classes.iter().map(|name| shortened(name, LENGTH)).collect()
+}
 
 /// The section's models, each folded up but the first; nothing where no network was looked at.
 pub(super) fn mistakes(section: &Section) -> Markup {
@@ -60,7 +67,7 @@ fn wrong(insight: &Insight) -> String {
 /// The counts, shaded by their share of the class: what is right in one colour, what is wrong in another that is scaled to the
 /// most frequent confusion, for beside what is right it would hardly be seen.
 fn matrix(insight: &Insight) -> Markup {
-    let classes = &insight.classes;
+    let classes = names(insight);
     let share = |label: usize, predicted: usize| {
         f64::from(insight.confusion[label][predicted]) / f64::from(insight.images_of(label).max(1))
     };
@@ -78,7 +85,7 @@ fn matrix(insight: &Insight) -> Markup {
                 thead {
                     tr {
                         td {}
-                        @for name in classes { th scope="col" { span { (name) } } }
+                        @for name in &classes { th scope="col" { span { (name) } } }
                         th scope="col" { span { "right" } }
                     }
                 }
@@ -104,7 +111,8 @@ fn matrix(insight: &Insight) -> Markup {
 
 /// What stands in the place of a matrix that nobody could read: the most frequent confusions and the hardest classes.
 fn lists(insight: &Insight) -> Markup {
-    let name = |class: usize| insight.classes[class].as_str();
+    let names = names(insight);
+    let name = |class: usize| names[class].as_str();
     let classes = 0..insight.classes.len();
     let mut hardest: Vec<(usize, f64)> =
         classes.filter_map(|class| Some((class, insight.class_accuracy(class)?))).collect();
@@ -146,6 +154,7 @@ fn lists(insight: &Insight) -> Markup {
 /// The images of the mistakes. Their sheet stands in the page once; every tile shows its part of it.
 fn sheet(insight: &Insight) -> Markup {
     let Some(picture) = &insight.picture else { return html! {} };
+    let names = names(insight);
     let [width, height] = insight.tile;
     let factor = (TILE / width.max(height).max(1)).max(1);
     let style = format!(
@@ -159,7 +168,7 @@ fn sheet(insight: &Insight) -> Markup {
     html! {
         ul.mistakes style=(style) {
             @for mistake in &insight.mistakes {
-                @let (class, taken_for) = (&insight.classes[mistake.label], &insight.classes[mistake.predicted]);
+                @let (class, taken_for) = (&names[mistake.label], &names[mistake.predicted]);
                 li {
                     span.tile role="img" aria-label={ "test image " (mistake.index) } style=(place(mistake))
                         title={ "test image " (mistake.index) ", probability " (mistake.probability) } {}
@@ -222,6 +231,18 @@ mod tests {
         assert_eq!(page.matches("<span class=\"tile\"").count(), 12);
         assert!(page.contains("background-position:-96px -0px"), "{page}");
         assert!(page.contains("truck → cat <span class=\"part\">99 %</span>"), "{page}");
+    }
+
+    /// Names come from folders: HTML in them is text, and one of any length keeps the page small.
+    #[test]
+    fn names_of_any_kind_keep_the_page_whole() {
+        let long = "x".repeat(10_000);
+        let run = looked_at("mlp", 0.5, &["<script>alert(1)</script>", "two\nlines\r\n", &long]);
+        let page = page(&[run]).unwrap();
+        assert_eq!(page.matches("<script").count(), 1);
+        assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;") && page.contains("two lines  "));
+        assert!(!page.contains(&"x".repeat(40)) && page.contains("xxx…"));
+        assert!(page.len() < 150_000, "{}", page.len());
     }
 
     #[test]

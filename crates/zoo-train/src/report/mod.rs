@@ -14,6 +14,7 @@ mod mistakes;
 mod readme;
 mod studies;
 mod summary;
+mod training;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -45,11 +46,27 @@ pub fn load(out: &Path) -> Result<(Vec<Run>, Vec<String>)> {
     let mut records = read_jsonl::<RunRecord>(&out.join(RESULTS_FILE))?;
     let mut warnings: Vec<String> = records.warning.into_iter().collect();
     // A run that was cut off and resumed has a line for each time it ended: the last one counts, in the place of the first.
-    let mut last: BTreeMap<String, RunRecord> =
-        records.values.iter().map(|record| (record.folder.clone(), record.clone())).collect();
-    records.values = records.values.iter().filter_map(|record| last.remove(&record.folder)).collect();
+    type Identity = (String, String, String, Vec<String>, u64);
+    let identity = |record: &RunRecord| -> Identity {
+        let RunRecord { folder, model, recipe, overrides, seed, .. } = record;
+        (folder.clone(), model.clone(), recipe.clone(), overrides.clone(), *seed)
+    };
+    let mut last: BTreeMap<Identity, RunRecord> =
+        records.values.iter().map(|record| (identity(record), record.clone())).collect();
+    // Of different runs that name the same folder, its files are those of the last.
+    let owners: BTreeMap<String, Identity> =
+        records.values.iter().map(|record| (record.folder.clone(), identity(record))).collect();
+    records.values = records.values.iter().filter_map(|record| last.remove(&identity(record))).collect();
     let mut runs = Vec::new();
     for record in records.values {
+        if owners.get(&record.folder) != Some(&identity(&record)) {
+            warnings.push(format!(
+                "{} holds a later run: the report shows no curve of the {} with seed {} that was there before",
+                record.folder, record.model, record.seed
+            ));
+            runs.push(Run { record, epochs: Vec::new(), insight: None });
+            continue;
+        }
         let folder = out.join(&record.folder);
         let path = folder.join(METRICS_FILE);
         let mut epochs = Vec::new();
@@ -138,6 +155,25 @@ pub(crate) mod tests {
         fs::remove_dir_all(dir.path().join(&runs[0].record.folder)).unwrap();
         let (_, warnings) = load(dir.path()).unwrap();
         assert!(warnings.len() == 1 && warnings[0].contains("mlp-fast-1"), "{warnings:?}");
+    }
+
+    #[test]
+    fn two_runs_of_one_folder_are_both_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut runs = [run("mlp", "fast", 1, 0.5), run("template_cnn", "fast", 1, 0.6)];
+        for run in &mut runs {
+            run.record.folder = "runs/same".into();
+            append_jsonl(&dir.path().join(RESULTS_FILE), &run.record).unwrap();
+        }
+        fs::create_dir_all(dir.path().join("runs/same")).unwrap();
+        runs[1]
+            .epochs
+            .iter()
+            .for_each(|epoch| append_jsonl(&dir.path().join("runs/same/metrics.jsonl"), epoch).unwrap());
+        let (loaded, warnings) = load(dir.path()).unwrap();
+        assert_eq!((loaded[0].record.model.as_str(), loaded[0].epochs.len()), ("mlp", 0));
+        assert_eq!(loaded[1], runs[1]);
+        assert!(warnings.len() == 1 && warnings[0].contains("runs/same holds a later run"), "{warnings:?}");
     }
 
     #[test]

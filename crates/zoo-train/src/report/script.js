@@ -1,4 +1,5 @@
-// The page is whole without this script; it adds sorting by column and buttons that copy a command.
+// The page is whole without this script; it adds sorting by column and buttons that copy a command, and says of no table that it
+// scrolls where it does not.
 for (const table of document.querySelectorAll("table.results")) {
   const heads = [...table.tHead.rows[0].cells];
   heads.forEach((head, column) => {
@@ -31,6 +32,11 @@ for (const table of document.querySelectorAll("table.results")) {
     });
   });
 }
+// The line above a table that says that it scrolls, only where it does.
+const told = [...document.querySelectorAll(".scrolls")].map((line) => [line, line.nextElementSibling]);
+const tell = () => told.forEach(([line, table]) => { line.hidden = table.scrollWidth <= table.clientWidth; });
+addEventListener("resize", tell);
+tell();
 if (navigator.clipboard) {
   for (const block of document.querySelectorAll("pre")) {
     const code = block.querySelector("code");

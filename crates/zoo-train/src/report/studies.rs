@@ -134,6 +134,7 @@ fn by_depth(section: &Section) -> Vec<Chart> {
             y: reach(&series),
             series,
             legend,
+            notes: vec![],
             size: LARGE,
         });
     }
@@ -177,6 +178,7 @@ fn by_setting(section: &Section, setting: &Setting) -> Vec<Chart> {
             y: reach(&series),
             series,
             legend,
+            notes: vec![],
             size: LARGE,
         });
     }
@@ -214,6 +216,7 @@ fn batch_norm(section: &Section) -> Vec<Chart> {
                 .flat_map(|(index, (row, _))| curve(row, Style::Series(index), test_acc, percent))
                 .collect(),
             legend: lines.map(|(index, (_, name))| (Style::Series(index), (*name).to_owned())).collect(),
+            notes: vec![],
             size: LARGE,
         });
     }
@@ -252,6 +255,7 @@ fn frontier(section: &Section) -> Vec<Chart> {
             y: reach(&series),
             series,
             legend,
+            notes: vec![],
             size: LARGE,
         });
     }

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::Run;
-use super::format::{duration, giga, thousands};
+use super::format::{duration, giga, shortened, thousands};
 use crate::published;
 use crate::recipe::Length;
 use crate::record::{CIFAR10, DataRecord, EpochMetrics, RunRecord, Status};
@@ -85,15 +85,20 @@ fn label(row: &Row, rows: &[Row]) -> String {
     };
     let siblings: Vec<_> =
         rows.iter().filter(|other| other.record().model == row.record().model).map(details).collect();
-    let mut label = row.record().model.clone();
+    let mut label = shortened(&row.record().model, NAME);
     for (index, detail) in details(row).into_iter().enumerate() {
         let tells = index == OVERRIDES || siblings.iter().any(|other| other[index] != detail);
         if tells && !detail.is_empty() {
-            label = format!("{label} · {detail}");
+            label = format!("{label} · {}", shortened(&detail, 2 * NAME));
         }
     }
     label
 }
+
+/// Characters of a name that are shown.
+pub(super) const NAME: usize = 48;
+/// Characters of a message, or of whatever else a cell holds.
+const MESSAGE: usize = 300;
 
 impl Section<'_> {
     /// What the section's results are on, for headings and the titles of charts.
@@ -271,6 +276,7 @@ pub(super) fn ending(record: &RunRecord) -> Option<String> {
             Some(format!("interrupted after {} of {}", record.epochs_done, count(record.epochs, "epoch")))
         }
         Status::Failed { message } => {
+            let message = shortened(message, MESSAGE);
             Some(format!("failed after {} of {}: {message}", record.epochs_done, count(record.epochs, "epoch")))
         }
     }
@@ -292,7 +298,7 @@ pub(super) struct Cell {
 
 impl Cell {
     fn new(text: Option<String>, value: Option<f64>) -> Self {
-        Self { text: text.unwrap_or_else(|| "–".into()), value }
+        Self { text: text.map_or_else(|| "–".into(), |text| shortened(&text, 2 * MESSAGE)), value }
     }
 }
 
@@ -404,7 +410,8 @@ pub(super) fn conditions<'a>(sections: &[Section<'a>]) -> Conditions<'a> {
             course.extend(memory(run).map(|memory| ("Resident memory", memory)));
             course.extend(ending(record).map(|ended| ("Ended", ended)));
             let overrides: String = record.overrides.iter().map(|setting| format!(" · {setting}")).collect();
-            let title = format!("{} · {}{overrides} · seed {}", record.model, record.recipe, record.seed);
+            let title = format!("{} · {}{overrides}", record.model, record.recipe);
+            let title = format!("{} · seed {}", shortened(&title, MESSAGE), record.seed);
             RunConditions { title, conditions: told(&own, record), course, command: &record.command }
         })
     });
