@@ -5,6 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use zoo_train::checkpoint::Checkpoints;
 use zoo_train::data::Synthetic;
+use zoo_train::progress::say;
 use zoo_train::recipe::{Overrides, Recipe};
 use zoo_train::trainer::{Job, train};
 
@@ -34,7 +35,8 @@ fn twenty_epochs_of_several_seeds_keep_resident_memory_flat() {
     /// by mistake is more: one batch an epoch (0.4 MB) makes 7 MB, a run's weights with Adam's averages 14 MB a seed.
     const TOLERANCE_MB: f64 = 4.0;
     if resident_mb().is_none() {
-        println!("skipped: /proc/self/status does not tell this process's memory here");
+        let name = "twenty_epochs_of_several_seeds_keep_resident_memory_flat";
+        say(format_args!("skipped: {name}: /proc/self/status does not tell this process's memory here"));
         return;
     }
     // Every thread has buffers of its own, which come by and by: two threads, however many cores there are.

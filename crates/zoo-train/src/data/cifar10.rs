@@ -288,7 +288,7 @@ mod tests {
     fn the_real_sample_has_its_labels() {
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/data/cifar10-sample");
         if !dir.is_dir() {
-            eprintln!("skipped: no {}", dir.display());
+            crate::progress::say(format_args!("skipped: the_real_sample_has_its_labels: no {}", dir.display()));
             return;
         }
         let data = load(&dir).unwrap();
