@@ -1,20 +1,22 @@
 //! `zoo check`: how a checkpoint's keys stand to a network's.
 
-use crate::network::Shapes;
+use crate::network::{Shapes, Wanted};
 use crate::text::{print_line, until_closed};
 use anyhow::{Result, bail};
 use candle_core::Shape;
 use std::io::{self, Write};
 use std::path::PathBuf;
-use zoo_core::weights::{self, KeyReport, Weights};
+use zoo_core::weights::{self, KeyReport, shown};
 
 /// Arguments of `check`.
 #[derive(clap::Args)]
 pub struct Args {
     /// Name of the network
     model: String,
-    /// Checkpoint: .safetensors, .pth, .pt or .th
+    /// Checkpoint: .safetensors, .pth, .pt, .th or a run's folder
     file: PathBuf,
+    #[command(flatten)]
+    wanted: Wanted,
     /// Classes of the network, where they are not its default
     #[arg(long)]
     classes: Option<usize>,
@@ -28,34 +30,18 @@ pub struct Args {
 
 /// Prints the comparison; an error unless all keys match.
 pub fn run(args: &Args) -> Result<()> {
-    let Shapes { store, options, classifier } = Shapes::of(&args.model, args.classes, args.in_chans)?;
-    let report = weights::check(&store, &Weights::open(&args.file)?, &options)?;
+    let Shapes { store, options } = Shapes::of(&args.model, args.classes, args.in_chans)?;
+    let selection = args.wanted.selection();
+    let report = weights::check(&store, &args.wanted.open(&args.file)?, &selection.of(options))?;
     if args.json {
         print_line(json(&args.model, &report))?;
     } else {
         until_closed(print(&report, &mut io::stdout().lock()))?;
     }
-    if report.is_exact() {
-        return Ok(());
+    match report.is_exact() {
+        true => Ok(()),
+        false => bail!("{} does not fit {}: {}", args.file.display(), args.model, report.summary()),
     }
-    let hint =
-        classifier.filter(|_| args.classes.is_none()).and_then(|place| hint(&report, &place)).unwrap_or_default();
-    bail!(
-        "{} does not fit {}: {} missing, {} unexpected, {} mis-shaped{hint}",
-        args.file.display(),
-        args.model,
-        report.missing.len(),
-        report.unexpected.len(),
-        report.mis_shaped.len()
-    )
-}
-
-/// Where only the classifier's width differs, the option that mends it.
-fn hint(report: &KeyReport, classifier: &str) -> Option<String> {
-    let head = report.mis_shaped.iter().find(|m| m.key == format!("{classifier}.weight"))?;
-    let only_head = report.mis_shaped.iter().all(|m| m.key.starts_with(classifier));
-    let classes = head.file.dims().first()?;
-    only_head.then(|| format!("; the file has {classes} classes: try --classes {classes}"))
 }
 
 fn dims(shape: &Shape) -> Vec<usize> {
@@ -78,23 +64,26 @@ fn json(model: &str, report: &KeyReport) -> serde_json::Value {
         "unexpected": listed(&report.unexpected),
         "mis_shaped": mis_shaped.collect::<Vec<_>>(),
         "left_out": report.left_out,
+        "prefix": report.prefix,
+        "layout": report.layout,
     })
 }
 
-/// Every key that does not match; of those that do, the number.
+/// How many keys match, and every key that does not, under a heading for each way in which it does not.
 fn print(report: &KeyReport, out: &mut impl Write) -> io::Result<()> {
-    writeln!(out, "{} keys match", report.matching.len())?;
-    for (key, shape) in &report.missing {
-        writeln!(out, "missing     {key} {:?}", dims(shape))?;
+    writeln!(out, "{}", report.summary())?;
+    let with_shape = |(key, shape): &(String, Shape)| format!("{} {:?}", shown(key), dims(shape));
+    list(out, "missing: in the network only", &report.missing, with_shape)?;
+    list(out, "unexpected: in the file only", &report.unexpected, with_shape)?;
+    list(out, "mis-shaped", &report.mis_shaped, |m| {
+        format!("{} {:?} in the file, {:?} in the network", shown(&m.key), dims(&m.file), dims(&m.network))
+    })?;
+    list(out, "left out of the file", &report.left_out, |key| shown(key))
+}
+
+fn list<T>(out: &mut impl Write, title: &str, items: &[T], line: impl Fn(&T) -> String) -> io::Result<()> {
+    if !items.is_empty() {
+        writeln!(out, "\n{title} ({})", items.len())?;
     }
-    for (key, shape) in &report.unexpected {
-        writeln!(out, "unexpected  {key} {:?}", dims(shape))?;
-    }
-    for m in &report.mis_shaped {
-        writeln!(out, "mis-shaped  {}: {:?} in the file, {:?} in the network", m.key, dims(&m.file), dims(&m.network))?;
-    }
-    for key in &report.left_out {
-        writeln!(out, "left out    {key}")?;
-    }
-    Ok(())
+    items.iter().try_for_each(|item| writeln!(out, "  {}", line(item)))
 }

@@ -1,16 +1,21 @@
 //! `zoo convert`: any checkpoint as safetensors.
 
-use crate::network::Shapes;
+use crate::network::{Shapes, Wanted};
 use crate::text::{may_write, print_line};
 use anyhow::{Result, ensure};
 use candle_core::{Device, Tensor};
+use clap::CommandFactory;
+use clap::error::ErrorKind;
 use std::path::PathBuf;
-use zoo_core::weights::{self, Weights};
+use zoo_core::weights;
+use zoo_train::machine::available_memory;
+use zoo_train::progress::say;
+use zoo_train::trained::carried;
 
 /// Arguments of `convert`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Checkpoint: .safetensors, .pth, .pt or .th
+    /// Checkpoint: .safetensors, .pth, .pt, .th or a run's folder
     input: PathBuf,
     /// The safetensors file to write
     output: PathBuf,
@@ -23,6 +28,8 @@ pub struct Args {
     /// Channels of the network's input image, where they are not 3
     #[arg(long, requires = "model")]
     in_chans: Option<usize>,
+    #[command(flatten)]
+    wanted: Wanted,
     /// Replace the output if it exists
     #[arg(long)]
     force: bool,
@@ -32,20 +39,36 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let extension = args.output.extension().and_then(|e| e.to_str());
     ensure!(extension == Some("safetensors"), "{}: the output must end in .safetensors", args.output.display());
+    if args.model.is_none() && args.wanted.chooses_keys() {
+        let what = "--prefix and --ignore need --model, whose keys they are chosen for";
+        crate::Cli::command().error(ErrorKind::MissingRequiredArgument, what).exit();
+    }
     may_write(&args.output, args.force)?;
-    let weights = Weights::open(&args.input)?;
+    let weights = args.wanted.open(&args.input)?;
     // What the file says of itself goes along: how its images are normalised, what its classes are called.
-    let mut metadata = weights.metadata().clone();
+    let mut metadata = carried(&weights, args.model.as_deref())?;
     metadata.insert("format".to_string(), "pt".to_string());
     let tensors: Vec<(String, Tensor)> = match &args.model {
         None => {
+            let (needed, gb) = (weights.size_in_memory(), |bytes: u64| bytes as f64 / 1e9);
+            if let Some(available) = available_memory() {
+                ensure!(
+                    needed <= available,
+                    "{}: its tensors take {:.1} GB, and {:.1} GB of memory are available",
+                    args.input.display(),
+                    gb(needed),
+                    gb(available)
+                );
+            }
             let read = |key: &str| Ok((key.to_string(), weights.tensor(key, &Device::Cpu)?));
             weights.keys().map(read).collect::<Result<_>>()?
         }
         Some(model) => {
-            let Shapes { store, options, .. } = Shapes::of(model, args.classes, args.in_chans)?;
-            metadata.insert("model".to_string(), model.clone());
-            weights::translate(&store, &weights, &options)?
+            let Shapes { store, options } = Shapes::of(model, args.classes, args.in_chans)?;
+            let selection = args.wanted.selection();
+            let (tensors, report) = weights::translate(&store, &weights, &selection.of(options))?;
+            say(report);
+            tensors
         }
     };
     let named = tensors.iter().map(|(key, tensor)| (key.as_str(), tensor));

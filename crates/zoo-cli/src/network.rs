@@ -1,8 +1,47 @@
-//! A network by its name, whether it takes images or sequences.
+//! A network by its name, whether it takes images or sequences, and a checkpoint for it.
 
 use anyhow::{Result, ensure};
+use std::path::Path;
 use zoo::{ModelOptions, VarStore};
-use zoo_core::weights::LoadOptions;
+use zoo_core::weights::{LoadOptions, Selection, Weights};
+use zoo_train::progress::say;
+use zoo_train::trained::{taken, weights_file};
+
+/// The arguments that say what of a checkpoint is wanted.
+#[derive(clap::Args)]
+pub struct Wanted {
+    /// Part of a training state that holds the tensors, where it has several: `state_dict_ema`, `teacher`
+    #[arg(long, value_name = "NAME")]
+    entry: Option<String>,
+    /// What stands in front of the network's keys, where the file holds several networks: `module.encoder_q`
+    #[arg(long, value_name = "KEYS")]
+    prefix: Option<String>,
+    /// Keys of the file that are passed over, such as 'decoder*'. Can be given more than once
+    #[arg(long, value_name = "GLOB")]
+    ignore: Vec<String>,
+}
+
+impl Wanted {
+    /// As the library takes it.
+    pub fn selection(&self) -> Selection {
+        Selection { entry: self.entry.clone(), prefix: self.prefix.clone(), ignore: self.ignore.clone() }
+    }
+
+    /// Whether keys are chosen.
+    pub fn chooses_keys(&self) -> bool {
+        self.prefix.is_some() || !self.ignore.is_empty()
+    }
+
+    /// Opens the checkpoint, and tells on standard error if it holds other tensors than those that are taken.
+    ///
+    /// # Errors
+    /// A file that is no checkpoint.
+    pub fn open(&self, file: &Path) -> Result<Weights> {
+        let weights = self.selection().open(weights_file(file)?)?;
+        taken(&weights).iter().for_each(|note| say(format_args!("{}: {note}", file.display())));
+        Ok(weights)
+    }
+}
 
 /// The tensors that a network wants from a checkpoint, by shape.
 pub struct Shapes {
@@ -10,8 +49,6 @@ pub struct Shapes {
     pub store: VarStore,
     /// How the network reads files.
     pub options: LoadOptions<'static>,
-    /// The key of the classifier; a sequence model has none.
-    pub classifier: Option<String>,
 }
 
 impl Shapes {
@@ -25,12 +62,12 @@ impl Shapes {
             no_image_options(name, classes.is_some() || in_chans.is_some())?;
             (info.builder)(store.root())?;
             let options = LoadOptions { renames: info.renames, ..LoadOptions::default() };
-            return Ok(Self { store, options, classifier: None });
+            return Ok(Self { store, options });
         }
         let info = zoo::find(name)?;
         let options = ModelOptions { num_classes: classes, in_chans, ..ModelOptions::default() };
-        let classifier = info.build(&options, store.root())?.classifier().place().to_string();
-        Ok(Self { store, options: info.load_options(), classifier: Some(classifier) })
+        info.build(&options, store.root())?;
+        Ok(Self { store, options: info.load_options() })
     }
 }
 

@@ -1,5 +1,6 @@
 //! `zoo run`: a network on stored input, its results stored; the way to compare with a network elsewhere, number by number.
 
+use crate::network::Wanted;
 use crate::text::{may_write, print_line};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -14,9 +15,11 @@ use zoo_core::weights::{self, Weights};
 pub struct Args {
     /// Name of the network
     model: String,
-    /// Checkpoint: .safetensors, .pth, .pt or .th
+    /// Checkpoint: .safetensors, .pth, .pt, .th or a run's folder
     #[arg(long)]
     weights: PathBuf,
+    #[command(flatten)]
+    wanted: Wanted,
     /// Tensor file with `input` (b, c, h, w) and, for --grads, `target` (b): the classes
     #[arg(long)]
     input: PathBuf,
@@ -66,7 +69,8 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let store = VarStore::new(0, dtype, &Device::Cpu);
     let net = info.build(&options, store.root())?;
-    weights::load(&store, &Weights::open(&args.weights)?, &info.load_options())?;
+    let selection = args.wanted.selection();
+    weights::load(&store, &args.wanted.open(&args.weights)?, &selection.of(info.load_options()))?;
 
     let mut results: Vec<(String, Tensor)> = Vec::new();
     if args.grads {
@@ -91,7 +95,7 @@ pub fn run(args: &Args) -> Result<()> {
         *tensor = tensor.to_dtype(stored)?;
     }
     let named = results.iter().map(|(key, tensor)| (key.as_str(), tensor)).collect::<Vec<_>>();
-    let metadata = BTreeMap::from([("model".to_string(), info.name.to_string())]);
+    let metadata = BTreeMap::from([("zoo.model".to_string(), info.name.to_string())]);
     weights::save_tensors(named, &args.output, &metadata)?;
     print_line(format_args!("{}: logits {:?}, {} tensors", args.output.display(), results[0].1.dims(), results.len()))
 }

@@ -1,5 +1,6 @@
 //! `zoo train`: a network on a folder of images or on CIFAR-10, from scratch or from a checkpoint.
 
+use crate::network::Wanted;
 use crate::text::{print_line, quoted};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
@@ -7,7 +8,7 @@ use clap::builder::PossibleValuesParser;
 use std::fs;
 use std::path::{Path, PathBuf};
 use zoo::{ModelInfo, ModelOptions, VarStore};
-use zoo_core::weights::Weights;
+use zoo_core::weights::{LoadOptions, ensure_fit};
 use zoo_train::augment::Normalize;
 use zoo_train::checkpoint::{self, Checkpoints};
 use zoo_train::data::Dataset;
@@ -17,7 +18,7 @@ use zoo_train::progress::say;
 use zoo_train::recipe::{Overrides, Recipe};
 use zoo_train::record::{METRICS_FILE, RunRecord, Status, now_utc, read_jsonl, reset_peak_rss};
 use zoo_train::run_record::{Circumstances, source_commit};
-use zoo_train::trained::WEIGHTS_FILE;
+use zoo_train::trained::{WEIGHTS_FILE, normalize_of, weights_file};
 use zoo_train::trainer::{Job, train};
 
 /// One [`RunRecord`].
@@ -42,10 +43,15 @@ pub struct Args {
     /// How it is trained. Default: `finetune` with --weights and for images larger than 32 pixels, else the network's own
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Recipe::NAMES))]
     recipe: Option<String>,
-    /// Checkpoint to start from: .safetensors, .pth, .pt or .th. Where its classifier has another number of classes, the
-    /// network's starts afresh
+    /// Checkpoint to start from: .safetensors, .pth, .pt, .th or a run's folder. Where its classifier has another number of
+    /// classes, the network's starts afresh
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
+    #[command(flatten)]
+    wanted: Wanted,
+    /// Channels that the network sees of its images: 1 turns them grey
+    #[arg(long, value_name = "N")]
+    in_chans: Option<usize>,
     /// Classes that the data must have
     #[arg(long, value_name = "N")]
     classes: Option<usize>,
@@ -59,7 +65,7 @@ pub struct Args {
     #[arg(long, value_name = "RATE")]
     lr: Option<f64>,
     /// Mean and deviation that pixels are brought to zero and one with: those that the checkpoint was trained with. Default:
-    /// `model` with --weights and for an image folder, `recipe` for CIFAR-10 from scratch
+    /// the checkpoint's with --weights, else `model` for an image folder and `recipe` for CIFAR-10
     #[arg(long, value_enum, value_name = "WHOSE")]
     normalize: Option<Whose>,
     /// Fixes initialisation, order, augmentation and dropout
@@ -215,6 +221,10 @@ fn make_folder(args: &Args) -> Result<()> {
 fn load_data(args: &Args, model: &ModelInfo) -> Result<Dataset> {
     ensure!(args.limit != Some(0), "--limit must be at least 1");
     let data = Dataset::open(&args.data, model.input.size)?;
+    let data = match args.in_chans {
+        Some(channels) => data.with_channels(channels)?,
+        None => data,
+    };
     if let Some(classes) = args.classes {
         let found = data.classes.len();
         ensure!(classes == found, "--classes {classes}, but {} has {found} classes", args.data.display());
@@ -227,7 +237,7 @@ fn load_data(args: &Args, model: &ModelInfo) -> Result<Dataset> {
 
 /// What is to be trained and how, and what differs there from the named recipe.
 fn plan(args: &Args, model: &'static ModelInfo, data: &Dataset, device: Device) -> Result<(Job, Vec<String>)> {
-    let [channels, side, _] = data.train.shape();
+    let [_, side, _] = data.train.shape();
     let recipe = match &args.recipe {
         Some(name) => Recipe::named(name)?,
         // The networks' own recipes were made for training on CIFAR-10 from scratch.
@@ -239,30 +249,55 @@ fn plan(args: &Args, model: &'static ModelInfo, data: &Dataset, device: Device) 
     let mut overrides = changes.describe(&recipe);
     let mut recipe = recipe.with(&changes)?;
 
-    let whose = args.normalize.unwrap_or(match args.weights.is_some() || !data.source.is_cifar10() {
-        true => Whose::Model,
-        false => Whose::Recipe,
-    });
-    let (normalize, said) = whose.figures(model, &recipe);
+    let start = args.weights.as_deref().map(|file| start(args, model, data, file)).transpose()?;
+    let usual = if data.source.is_cifar10() { Whose::Recipe } else { Whose::Model };
+    let (normalize, said) = match (args.normalize, &start) {
+        (None, Some(start)) => (start.normalize.clone(), "normalize=checkpoint"),
+        (whose, _) => whose.unwrap_or(usual).figures(model, &recipe),
+    };
     if recipe.normalize != normalize {
         recipe.normalize = normalize;
         overrides.push(said.into());
     }
 
     let mut job = Job::new(model, recipe, args.seed, device);
-    if let Some(file) = &args.weights {
-        // Before anything of an earlier run is removed.
-        Weights::open(file)?;
-        let options =
-            ModelOptions { num_classes: Some(data.classes.len()), in_chans: Some(channels), image_size: Some(side) };
-        let net = model.build(&options, VarStore::shapes_only().root())?;
-        job = job.weights(file, &[net.classifier().place()]);
+    if let Some(start) = start {
+        job = job.weights(start.file, &[&start.classifier]);
+        job.start.iter_mut().for_each(|start| start.selection = args.wanted.selection());
     }
     if args.json {
         // That standard output cannot be written to is no reason to end the training.
         job.on_epoch = Some(|metrics| _ = print_line(serde_json::to_string(metrics).unwrap_or_default()).ok());
     }
     Ok((job, overrides))
+}
+
+/// A checkpoint to start from.
+struct Start {
+    file: PathBuf,
+    /// The key of the network's classifier, which may differ.
+    classifier: String,
+    /// How pixels were normalised in its training.
+    normalize: Normalize,
+}
+
+/// The checkpoint in `file`, which must fit; before anything of an earlier run is removed.
+fn start(args: &Args, model: &ModelInfo, data: &Dataset, file: &Path) -> Result<Start> {
+    let file = weights_file(file)?;
+    let selection = args.wanted.selection();
+    let weights = selection.open(&file)?;
+    let [channels, side, _] = data.train.shape();
+    let options =
+        ModelOptions { num_classes: Some(data.classes.len()), in_chans: Some(channels), image_size: Some(side) };
+    let shapes = VarStore::shapes_only();
+    let classifier = model.build(&options, shapes.root())?.classifier().place().to_string();
+    let options = LoadOptions { may_differ: &[&classifier], ..selection.of(model.load_options()) };
+    let report = ensure_fit(&shapes, &weights, &options)?;
+    let (normalize, why) = normalize_of(model, &weights, &report)?;
+    if args.normalize.is_none() {
+        say(format_args!("{}: {normalize}, {why}", file.display()));
+    }
+    Ok(Start { file, classifier, normalize })
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {

@@ -1,9 +1,12 @@
 //! What `predict` and `eval` share: a network with its weights, and how its images are normalised.
 
+use crate::network::Wanted;
 use anyhow::Result;
 use std::path::PathBuf;
 use zoo::ModelInfo;
+use zoo_core::Interpolation;
 use zoo_train::augment::Normalize;
+use zoo_train::data::photo::Framing;
 use zoo_train::machine::{device, set_threads};
 use zoo_train::progress::say;
 use zoo_train::trained::{Instead, Trained};
@@ -13,10 +16,15 @@ use zoo_train::trained::{Instead, Trained};
 pub struct Network {
     /// Name of the network
     model: String,
-    /// Its weights: .safetensors, .pth, .pt or .th. What `zoo train` and the benchmark suite leave also says how images are cut and
-    /// normalised and what the classes are called
+    /// Its weights: .safetensors, .pth, .pt, .th or a run's folder. What `zoo train` and the benchmark suite leave also says how
+    /// images are cut and normalised and what the classes are called
     #[arg(long, value_name = "FILE")]
     weights: PathBuf,
+    #[command(flatten)]
+    wanted: Wanted,
+    /// Channels of the network's images, where they are not 3: 1 turns pictures grey
+    #[arg(long, value_name = "N")]
+    in_chans: Option<usize>,
     /// Mean and deviation that pixels are brought to zero and one with. Default: what the weights' file says, else `model`
     #[arg(long, value_enum, value_name = "WHOSE")]
     normalize: Option<Whose>,
@@ -54,14 +62,35 @@ impl Network {
             Whose::Imagenet => Normalize::IMAGENET,
             Whose::Half => Normalize::HALF,
         });
-        let trained = Trained::open(model, &self.weights, &Instead { normalize, image_size }, &device)?;
-        let (side, normalized) = (trained.framing().size, trained.normalize());
+        let instead = Instead { normalize, image_size, in_chans: self.in_chans, selection: self.wanted.selection() };
+        let trained = Trained::open(model, &self.weights, &instead, &device)?;
+        for note in trained.notes() {
+            say(format_args!("{}: {note}", self.weights.display()));
+        }
+        let (framing, normalized) = (cut(&trained.framing()), trained.normalize());
+        let assumed = trained.assumed().map(|why| format!(" ({why})")).unwrap_or_default();
         say(format_args!(
-            "{}: {} with {} classes; images of {side}x{side}, {normalized}",
+            "{}: {} with {} classes; images of {framing}, {normalized}{assumed}",
             self.weights.display(),
             model.name,
             trained.num_classes()
         ));
         Ok((model, trained))
+    }
+}
+
+/// How a photograph becomes a square.
+fn cut(framing: &Framing) -> String {
+    let Framing { size, crop, interpolation, squash } = *framing;
+    let how = match interpolation {
+        Interpolation::Bilinear => "bilinear",
+        Interpolation::Bicubic => "bicubic",
+    };
+    if squash {
+        return format!("{size}x{size} whatever their proportions ({how})");
+    }
+    match (size as f64 / crop) as usize {
+        resized if resized > size => format!("{size}x{size} cut from {resized} ({how})"),
+        _ => format!("{size}x{size}"),
     }
 }

@@ -3,7 +3,7 @@
 //! arXiv:1404.5997: five convolutions, three max poolings of overlapping windows, two hidden layers with dropout.
 //!
 //! Checkpoint keys: torchvision's `features.{n}` and `classifier.{n}`, where n counts the steps of a sequence, those
-//! without tensors too: `features.{0,3,6,8,10}`, `classifier.{1,4,6}`. See [`RENAMES`].
+//! without tensors too: `features.{0,3,6,8,10}`, `classifier.{1,4,6}`.
 //!
 //! `cifar_alexnet` is the same network for 32x32 pixels, with keys of the same kind: a 5x5 stem of stride 1 in place of the
 //! 11x11 one of stride 4, BatchNorm after each convolution (which then has no bias), and hidden layers of 1024.
@@ -15,7 +15,6 @@
 
 use candle_core::{Module, Result, Tensor, bail};
 use zoo_core::tape::on_tape;
-use zoo_core::weights::Rename;
 use zoo_core::{
     BatchNorm, Classifier, Conv2d, Conv2dConfig, ConvBn, Dimensions, Dropout, Init, Input, Linear, MaxPool2d, Model,
     ModelInfo, ModuleT, Pointwise, VarBuilder, adaptive_avg_pool2d, flatten, relu, trace,
@@ -224,13 +223,6 @@ impl ModuleT for AlexNet {
     }
 }
 
-/// What other files call the tensors of an AlexNet or a VGG.
-pub const RENAMES: &[Rename] = &[Rename {
-    from: "features.module.**",
-    to: "features.**",
-    reason: "PyTorch's ImageNet example trains these networks with their features alone in data parallel",
-}];
-
 /// The registered variants.
 pub const MODELS: &[ModelInfo] = &[
     ModelInfo {
@@ -241,8 +233,8 @@ pub const MODELS: &[ModelInfo] = &[
         num_classes: 1000,
         keys: "torchvision",
         paper: "Krizhevsky 2014, arXiv:1404.5997",
-        renames: RENAMES,
-        key_map: None,
+        renames: &[],
+        layouts: &[],
         builder: |dims, vb| build(Config::alexnet(), dims, vb),
     },
     ModelInfo {
@@ -254,7 +246,7 @@ pub const MODELS: &[ModelInfo] = &[
         keys: "own",
         paper: "Krizhevsky, Sutskever and Hinton 2012",
         renames: &[],
-        key_map: None,
+        layouts: &[],
         builder: |dims, vb| build(Config::cifar_alexnet(), dims, vb),
     },
 ];

@@ -384,7 +384,7 @@ const fn imagenet(name: &'static str, parameters: usize, builder: Builder) -> Mo
         keys: "torchvision",
         paper: "Huang et al. 2016, arXiv:1608.06993",
         renames: RENAMES,
-        key_map: None,
+        layouts: &[],
         builder,
     }
 }

@@ -433,7 +433,7 @@ pub const MODELS: &[ModelInfo] = &[
         keys: "torchvision",
         paper: "Szegedy et al. 2014, arXiv:1409.4842",
         renames: RENAMES,
-        key_map: None,
+        layouts: &[],
         builder: |dims, vb| build(Config::googlenet(), dims, vb),
     },
     ModelInfo {
@@ -445,7 +445,7 @@ pub const MODELS: &[ModelInfo] = &[
         keys: "torchvision",
         paper: "Szegedy et al. 2014, arXiv:1409.4842",
         renames: RENAMES,
-        key_map: None,
+        layouts: &[],
         builder: |dims, vb| build(Config::cifar_googlenet(), dims, vb),
     },
 ];

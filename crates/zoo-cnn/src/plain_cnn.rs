@@ -176,7 +176,7 @@ pub const MODELS: &[ModelInfo] = &[ModelInfo {
     keys: "own",
     paper: "template suite",
     renames: &[],
-    key_map: None,
+    layouts: &[],
     builder: build,
 }];
 

@@ -3,7 +3,7 @@
 //!
 //! Checkpoint keys: torchvision's `features.{n}` and `classifier.{n}`, where n counts the steps of a sequence: convolutions,
 //! norms, activations, pools and dropouts alike. The CIFAR form, made for the 1x1 map that five poolings leave of 32x32
-//! pixels, has `classifier` alone, a single linear layer. See [`RENAMES`].
+//! pixels, has `classifier` alone, a single linear layer. timm's files load too, see [`from_timm`].
 //!
 //! | configuration in table 1 | layers | plain | with BatchNorm | CIFAR form, with BatchNorm |
 //! |---|---|---|---|---|
@@ -14,10 +14,11 @@
 //!
 //! The CIFAR form keeps the number of its configuration in its name, though it has two layers fewer.
 
-use crate::alexnet::{RENAMES, Sequence};
+use crate::alexnet::Sequence;
 use candle_core::{Result, Tensor, bail};
 use zoo_core::model::Builder;
 use zoo_core::tape::on_tape;
+use zoo_core::weights::{Layout, Rename, Source, Weights};
 use zoo_core::{
     Classifier, Conv2dConfig, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo, ModuleT, VarBuilder,
     adaptive_avg_pool2d, flatten,
@@ -209,6 +210,36 @@ impl ModuleT for Vgg {
     }
 }
 
+const fn timm(from: &'static str, to: &'static str) -> Rename {
+    Rename { from, to, reason: "timm's name for a layer of the classifier" }
+}
+
+/// timm's files, whose images are torchvision's: so are the weights.
+const TIMM: Layout = Layout {
+    name: "timm",
+    sign: "pre_logits.fc1.weight",
+    renames: &[
+        timm("pre_logits.fc1.*", "classifier.0.*"),
+        timm("pre_logits.fc2.*", "classifier.3.*"),
+        timm("head.fc.*", "classifier.6.*"),
+    ],
+    key_map: Some(from_timm),
+    input: None,
+};
+
+/// The translation of timm's layout, which keeps the linear layers behind the map as convolutions that cover it.
+///
+/// # Errors
+/// None of its own: keys that are not timm's are left for the loader to complain of.
+pub fn from_timm(weights: &Weights) -> Result<Vec<(String, Source)>> {
+    let matrix = |key: &str| {
+        let [width, inside @ ..] = weights.shape(key)?.dims() else { return None };
+        let dims = vec![*width, inside.iter().try_fold(1usize, |product, dim| product.checked_mul(*dim))?];
+        Some((key.to_string(), Source::Reshape { key: key.to_string(), dims }))
+    };
+    Ok(["pre_logits.fc1.weight", "pre_logits.fc2.weight"].into_iter().filter_map(matrix).collect())
+}
+
 const fn imagenet(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     ModelInfo {
         name,
@@ -218,14 +249,14 @@ const fn imagenet(name: &'static str, parameters: usize, builder: Builder) -> Mo
         num_classes: 1000,
         keys: "torchvision",
         paper: "Simonyan and Zisserman 2014, arXiv:1409.1556",
-        renames: RENAMES,
-        key_map: None,
+        renames: &[],
+        layouts: &[TIMM],
         builder,
     }
 }
 
 const fn cifar(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
-    ModelInfo { input: Input::CIFAR10, num_classes: 10, ..imagenet(name, parameters, builder) }
+    ModelInfo { input: Input::CIFAR10, num_classes: 10, layouts: &[], ..imagenet(name, parameters, builder) }
 }
 
 fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {

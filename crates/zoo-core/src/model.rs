@@ -3,7 +3,7 @@
 use crate::linear::Classifier;
 use crate::trace;
 use crate::vars::{VarBuilder, VarStore};
-use crate::weights::{KeyMap, LoadOptions, Rename};
+use crate::weights::{Layout, LoadOptions, Rename};
 use candle_core::{Result, Tensor, bail};
 pub use candle_nn::ModuleT;
 
@@ -108,7 +108,7 @@ pub enum Interpolation {
 }
 
 /// The image that a network was made for, and how a photograph becomes one: resize the shorter side to `size / crop`, cut the
-/// central `size` x `size`, scale to 0..1, then (x - mean) / std channel by channel.
+/// central `size` x `size`, scale to 0..1, then (x - mean) / std channel by channel. With `squash`, resize both sides to `size`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Input {
     /// Side of the square image in pixels.
@@ -121,6 +121,8 @@ pub struct Input {
     pub interpolation: Interpolation,
     /// The share of the resized image's side that is kept.
     pub crop: f64,
+    /// Whether the whole photograph becomes the square, whatever its proportions, and nothing is cut.
+    pub squash: bool,
 }
 
 impl Input {
@@ -131,6 +133,7 @@ impl Input {
         std: [0.229, 0.224, 0.225],
         interpolation: Interpolation::Bilinear,
         crop: 0.875,
+        squash: false,
     };
     /// 32 pixels, whole, with CIFAR-10's mean and deviation.
     pub const CIFAR10: Self = Self {
@@ -139,6 +142,7 @@ impl Input {
         std: [0.2470, 0.2435, 0.2616],
         interpolation: Interpolation::Bilinear,
         crop: 1.0,
+        squash: false,
     };
 
     /// 224 pixels, bicubic, from -1 to 1, keeping `crop`: what timm's ViT and Mixer checkpoints were trained with.
@@ -169,8 +173,8 @@ pub struct ModelInfo {
     pub paper: &'static str,
     /// What other files call this network's tensors; see [`crate::weights`].
     pub renames: &'static [Rename],
-    /// The translation of a layout that renames cannot express.
-    pub key_map: Option<KeyMap>,
+    /// Whose files it reads besides those of `keys`, and how those want their images.
+    pub layouts: &'static [Layout],
     /// Builds the network inside a store; reached through [`ModelInfo::build`].
     pub builder: Builder,
 }
@@ -229,9 +233,15 @@ impl ModelInfo {
         (self.builder)(&dimensions, vb)
     }
 
-    /// How this model reads a checkpoint: its renames and its translation of foreign layouts, no part excepted.
+    /// How this model reads a checkpoint: its renames and the foreign layouts, no part excepted.
     pub fn load_options(&self) -> LoadOptions<'static> {
-        LoadOptions { renames: self.renames, key_map: self.key_map, may_differ: &[] }
+        LoadOptions { renames: self.renames, layouts: self.layouts, ..LoadOptions::default() }
+    }
+
+    /// The image that files of a layout want, by the layout's name as a report gives it; `None` is the network's own.
+    pub fn input_of(&self, layout: Option<&str>) -> Input {
+        let found = self.layouts.iter().find(|known| Some(known.name) == layout);
+        found.and_then(|layout| layout.input).unwrap_or(self.input)
     }
 
     /// Counts trainable parameters without allocating them.

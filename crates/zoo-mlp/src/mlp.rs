@@ -177,7 +177,7 @@ pub const MODELS: &[ModelInfo] = &[ModelInfo {
     keys: "own",
     paper: "Rumelhart, Hinton and Williams 1986",
     renames: &[],
-    key_map: None,
+    layouts: &[],
     builder: build,
 }];
 

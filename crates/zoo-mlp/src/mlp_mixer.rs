@@ -244,7 +244,7 @@ const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelI
         keys: "timm",
         paper: "Tolstikhin et al. 2021, arXiv:2105.01601",
         renames: &[],
-        key_map: None,
+        layouts: &[],
         builder,
     }
 }

@@ -185,7 +185,7 @@ const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelI
         keys: "own",
         paper: "template suite",
         renames: &[],
-        key_map: None,
+        layouts: &[],
         builder,
     }
 }

@@ -189,7 +189,7 @@ const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelI
         keys: "timm",
         paper: "Howard et al. 2017, arXiv:1704.04861",
         renames: &[],
-        key_map: None,
+        layouts: &[],
         builder,
     }
 }

@@ -19,9 +19,9 @@ use crate::mobilenet_v1::round_width;
 use crate::{check_width, conv_bn};
 use candle_core::{Result, Tensor, bail};
 use std::collections::BTreeMap;
-use zoo_core::model::Builder;
+use zoo_core::model::{Builder, Interpolation};
 use zoo_core::tape::by_images;
-use zoo_core::weights::{Source, Weights};
+use zoo_core::weights::{Layout, Source, Weights};
 use zoo_core::{
     BatchNormConfig, Classifier, Conv2dConfig, ConvBn, Dimensions, Dropout, Init, Input, Model, ModelInfo, ModuleT,
     Pointwise, VarBuilder, global_avg_pool2d, trace,
@@ -238,7 +238,7 @@ const INVERTED: [(&str, &str); 6] =
     [("conv_pw", "0.0"), ("bn1", "0.1"), ("conv_dw", "1.0"), ("bn2", "1.1"), ("conv_pwl", "2"), ("bn3", "3")];
 
 /// The translation of timm's layout, which counts blocks stage by stage (`blocks.2.0`) where torchvision numbers them
-/// through (`features.4`): no rename can add up. A file in torchvision's own layout passes as it is.
+/// through (`features.4`): no rename can add up.
 ///
 /// # Errors
 /// None of its own: keys that are neither's are left for the loader to complain of.
@@ -249,9 +249,6 @@ pub fn from_timm(weights: &Weights) -> Result<Vec<(String, Source)>> {
 
 /// (torchvision's key, timm's key) of every key of `keys` that is timm's.
 fn translate<'k>(keys: &[&'k str]) -> Vec<(String, &'k str)> {
-    if !keys.iter().any(|key| key.starts_with("conv_stem.")) {
-        return Vec::new();
-    }
     // blocks.{stage}.{i}.{rest}
     let split = |key: &'k str| -> Option<((usize, usize), &'k str)> {
         let (stage, rest) = key.strip_prefix("blocks.")?.split_once('.')?;
@@ -290,6 +287,15 @@ fn translate<'k>(keys: &[&'k str]) -> Vec<(String, &'k str)> {
     keys.iter().filter_map(|key| Some((ours(key)?, *key))).collect()
 }
 
+/// timm's files, whose images are as torchvision's but for how they are resized.
+const TIMM: Layout = Layout {
+    name: "timm",
+    sign: "conv_stem.weight",
+    renames: &[],
+    key_map: Some(from_timm),
+    input: Some(Input { interpolation: Interpolation::Bicubic, ..Input::IMAGENET }),
+};
+
 const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     ModelInfo {
         name,
@@ -300,7 +306,7 @@ const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelI
         keys: "torchvision",
         paper: "Sandler et al. 2018, arXiv:1801.04381",
         renames: &[],
-        key_map: Some(from_timm),
+        layouts: &[TIMM],
         builder,
     }
 }
@@ -316,6 +322,7 @@ pub const MODELS: &[ModelInfo] = &[
     ModelInfo {
         input: Input::CIFAR10,
         num_classes: 10,
+        layouts: &[Layout { input: None, ..TIMM }],
         ..info("cifar_mobilenet_v2", 2_236_682, |d, vb| build(Config::cifar(), d, vb))
     },
 ];

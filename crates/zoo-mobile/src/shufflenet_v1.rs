@@ -260,7 +260,7 @@ const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelI
         keys: "own",
         paper: "Zhang et al. 2017, arXiv:1707.01083",
         renames: &[],
-        key_map: None,
+        layouts: &[],
         builder,
     }
 }

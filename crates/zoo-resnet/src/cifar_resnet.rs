@@ -212,7 +212,7 @@ const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelI
         keys: "own",
         paper: "He et al. 2015, arXiv:1512.03385, section 4.2",
         renames: RENAMES,
-        key_map: None,
+        layouts: &[],
         builder,
     }
 }

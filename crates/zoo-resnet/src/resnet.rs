@@ -7,7 +7,8 @@
 //!
 //! Checkpoint keys: torchvision's `conv1 bn1 layer{1..4}.{i}.{conv1,bn1,conv2,bn2,conv3,bn3} fc`, and
 //! `layer{n}.0.downsample.{0,1}` where a shortcut has weights; plain networks have none. As in torchvision ("version 1.5") a
-//! bottleneck strides in its 3x3 convolution; the paper's stride in the first 1x1 is [`Config::stride_on_1x1`].
+//! bottleneck strides in its 3x3 convolution; the paper's stride in the first 1x1 is [`Config::stride_on_1x1`]. Files of Hugging
+//! Face transformers load too, see [`from_transformers`].
 //!
 //! | layers | block | blocks a stage | `resnet*` | `plain*` | `cifar_resnet*` |
 //! |---|---|---|---|---|---|
@@ -19,9 +20,9 @@
 
 use crate::se_resnet;
 use candle_core::{Module, Result, Tensor, bail};
-use zoo_core::model::Builder;
+use zoo_core::model::{Builder, Interpolation};
 use zoo_core::tape::on_tape;
-use zoo_core::weights::Rename;
+use zoo_core::weights::{Layout, Rename, Source, Weights};
 use zoo_core::{
     BatchNorm, BatchNormConfig, Classifier, Conv2d, Conv2dConfig, ConvBn, Dimensions, Init, Input, MaxPool2d, Model,
     ModelInfo, ModuleT, Pointwise, SqueezeExcite, SqueezeExciteConfig, VarBuilder, add, global_avg_pool2d,
@@ -474,6 +475,49 @@ pub const RENAMES: &[Rename] = &[
     },
 ];
 
+/// Hugging Face transformers' files, whose images are as torchvision's but for how they are resized.
+const TRANSFORMERS: Layout = Layout {
+    name: "transformers",
+    sign: "embedder.embedder.convolution.weight",
+    renames: &[],
+    key_map: Some(from_transformers),
+    input: Some(Input { interpolation: Interpolation::Bicubic, ..Input::IMAGENET }),
+};
+
+/// The translation of `ResNetForImageClassification` in Hugging Face transformers, which counts stages and layers from 0 where
+/// torchvision counts from 1.
+///
+/// # Errors
+/// None of its own: keys that are not of this layout are left for the loader to complain of.
+pub fn from_transformers(weights: &Weights) -> Result<Vec<(String, Source)>> {
+    let ours = |key: &str| -> Option<String> {
+        let rest = key.strip_prefix("resnet.").unwrap_or(key);
+        if let Some(tensor) = rest.strip_prefix("classifier.1.") {
+            return Some(format!("fc.{tensor}"));
+        }
+        let (place, tensor) = rest.rsplit_once('.')?;
+        // Number of the convolution and its norm in their block, or what stands for it, from 0.
+        let (place, kind) = place.rsplit_once('.')?;
+        let convolution = kind == "convolution";
+        if !convolution && kind != "normalization" {
+            return None;
+        }
+        let numbered = |n: usize| format!("{}{n}.{tensor}", if convolution { "conv" } else { "bn" });
+        if place == "embedder.embedder" {
+            return Some(numbered(1));
+        }
+        let (stage, rest) = place.strip_prefix("encoder.stages.")?.split_once(".layers.")?;
+        let (block, layer) = rest.split_once('.')?;
+        let layer = match layer.strip_prefix("layer.") {
+            Some(n) => numbered(n.parse::<usize>().ok()?.checked_add(1)?),
+            None if layer == "shortcut" => format!("downsample.{}.{tensor}", usize::from(!convolution)),
+            None => return None,
+        };
+        Some(format!("layer{}.{block}.{layer}", stage.parse::<usize>().ok()?.checked_add(1)?))
+    };
+    Ok(weights.keys().filter_map(|key| Some((ours(key)?, Source::Key(key.to_string())))).collect())
+}
+
 const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     ModelInfo {
         name,
@@ -484,13 +528,14 @@ const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelI
         keys: "torchvision",
         paper: "He et al. 2015, arXiv:1512.03385",
         renames: &[],
-        key_map: None,
+        layouts: &[TRANSFORMERS],
         builder,
     }
 }
 
 const fn cifar(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
-    ModelInfo { input: Input::CIFAR10, num_classes: 10, renames: RENAMES, ..info(name, parameters, builder) }
+    let layouts = &[Layout { input: None, ..TRANSFORMERS }];
+    ModelInfo { input: Input::CIFAR10, num_classes: 10, renames: RENAMES, layouts, ..info(name, parameters, builder) }
 }
 
 pub(crate) fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {

@@ -64,7 +64,7 @@ const fn info(
         keys: "timm",
         paper: "Hu et al. 2017, arXiv:1709.01507",
         renames: &[],
-        key_map: None,
+        layouts: &[],
         builder,
     }
 }

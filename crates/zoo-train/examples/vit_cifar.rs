@@ -29,8 +29,8 @@ static SMALL_VIT: ModelInfo = ModelInfo {
     num_classes: 10,
     keys: "timm",
     paper: "Dosovitskiy et al. 2020, arXiv:2010.11929",
-    renames: vit::RENAMES,
-    key_map: None,
+    renames: &[],
+    layouts: &[],
     builder: |dims, vb| {
         let config = vit::Config {
             patch: 8,

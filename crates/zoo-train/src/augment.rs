@@ -139,7 +139,7 @@ impl Transform {
     /// through the transform of its *training* split.
     ///
     /// # Errors
-    /// Per-channel figures for images that have not three channels.
+    /// As [`of_channels`](Self::of_channels).
     pub fn new(normalize: &Normalize, train: &Split) -> Result<Self, DataError> {
         let shape = train.shape();
         match normalize {
@@ -148,14 +148,17 @@ impl Transform {
         }
     }
 
-    /// (pixel / 255 - mean\[c\]) / std\[c\] for channel c of images of `shape`.
+    /// (pixel / 255 - mean\[c\]) / std\[c\] for channel c of images of `shape`; a single channel takes the average of the three
+    /// figures.
     ///
     /// # Errors
-    /// Images that have not three channels.
+    /// Images of neither three channels nor one.
     pub fn of_channels(mean: [f32; 3], std: [f32; 3], shape: [usize; 3]) -> Result<Self, DataError> {
-        if shape[0] != mean.len() {
-            return Err(DataError::Mismatch(format!("3 channel means for images of {} channels", shape[0])));
-        }
+        let (mean, std) = match shape[0] {
+            3 => (mean, std),
+            1 => (grey(mean), grey(std)),
+            n => return Err(DataError::Mismatch(format!("3 channel means for images of {n} channels"))),
+        };
         let table = [0, 1, 2].map(|c| std::array::from_fn(|byte| (byte as f32 / 255.0 - mean[c]) / std[c]));
         Ok(Self { shape, table: Table::Channels(Box::new(table)) })
     }
@@ -219,6 +222,11 @@ impl Transform {
             }
         }
     }
+}
+
+/// A figure for the grey of three colours.
+fn grey(figures: [f32; 3]) -> [f32; 3] {
+    [figures.iter().sum::<f32>() / 3.0; 3]
 }
 
 #[cfg(test)]
@@ -306,11 +314,15 @@ mod tests {
     }
 
     #[test]
-    fn grey_images_take_no_channel_figures() {
-        let grey = Split::new(vec![0; 4], vec![0], [1, 2, 2]).unwrap();
-        let error = Transform::new(&Normalize::CIFAR10, &grey).unwrap_err().to_string();
-        assert_eq!(error, "3 channel means for images of 1 channels");
-        assert!(Transform::new(&Normalize::PixelMean, &grey).is_ok());
+    fn grey_images_take_the_average_of_the_channels_figures() {
+        let split = |channels| Split::new(vec![51; 4 * channels], vec![0], [channels, 2, 2]).unwrap();
+        let normalize = Normalize::Channels { mean: [0.1, 0.2, 0.3], std: [0.2, 0.4, 0.6] };
+        let mut out = [f32::NAN; 4];
+        Transform::new(&normalize, &split(1)).unwrap().write(split(1).image(0), View::default(), &mut out);
+        assert!(out.iter().all(|value| value.abs() < 1e-6), "{out:?}");
+        let error = Transform::new(&Normalize::CIFAR10, &split(2)).unwrap_err().to_string();
+        assert_eq!(error, "3 channel means for images of 2 channels");
+        assert!(Transform::new(&Normalize::PixelMean, &split(2)).is_ok());
     }
 
     #[test]

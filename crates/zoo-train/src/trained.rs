@@ -2,7 +2,7 @@
 //!
 //! [`train`](crate::trainer::train) writes into `model.safetensors` which network it holds, the size of its images, how their
 //! pixels were normalised and what the classes are called. [`Trained::open`] follows that; of other files, which say nothing of the
-//! kind, it takes what the network's published checkpoints want ([`ModelInfo::input`]).
+//! kind, it takes what the published checkpoints with these names of tensors want ([`ModelInfo::input_of`]).
 
 use crate::augment::{Normalize, Transform};
 use crate::data::photo::Framing;
@@ -15,22 +15,43 @@ use candle_core::{DType, Device};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use zoo::{ModelInfo, ModelOptions, VarStore};
 use zoo_core::Model;
 use zoo_core::threads::in_pool;
-use zoo_core::weights::{Weights, check, load};
+use zoo_core::weights::{KeyReport, LoadReport, Selection, Weights, check, load, shown};
 
 /// The file of a run's folder that holds the trained network.
 pub const WEIGHTS_FILE: &str = "model.safetensors";
 
-/// What a file of weights says of itself: keys of its metadata.
+/// The file of weights at `path`, or in the run's folder there.
+///
+/// # Errors
+/// A folder without one.
+pub fn weights_file(path: &Path) -> Result<PathBuf> {
+    if !path.is_dir() {
+        return Ok(path.into());
+    }
+    let file = path.join(WEIGHTS_FILE);
+    ensure!(
+        file.exists(),
+        "{}: a folder without {WEIGHTS_FILE}, where a file of weights or a run's folder was expected",
+        path.display()
+    );
+    Ok(file)
+}
+
+/// What a file of weights says of itself: keys of its metadata, behind [`key::PREFIX`].
 mod key {
+    /// Before every key, since other programs use words like these for other things.
+    pub const PREFIX: &str = "zoo.";
     /// The zoo's name of the network.
     pub const MODEL: &str = "model";
     /// Side of its images in pixels.
     pub const IMAGE_SIZE: &str = "image_size";
+    /// Channels of its images, where they are not 3.
+    pub const IN_CHANS: &str = "in_chans";
     /// JSON: a list of names, in the order of the outputs.
     pub const CLASSES: &str = "classes";
     /// JSON: a [`Normalize`](crate::augment::Normalize).
@@ -39,6 +60,10 @@ mod key {
     pub const PIXEL_MEAN: &str = "pixel_mean";
     /// JSON: what the recipe changed in the network's BatchNorm layers, if it did.
     pub const BATCH_NORM: &str = "batch_norm";
+    /// All of them.
+    pub const ALL: [&str; 7] = [MODEL, IMAGE_SIZE, IN_CHANS, CLASSES, NORMALIZE, PIXEL_MEAN, BATCH_NORM];
+    /// Those that every file had when none of them had the prefix.
+    pub const ALWAYS: [&str; 4] = [MODEL, IMAGE_SIZE, CLASSES, NORMALIZE];
 }
 
 /// What the file of a network trained under `recipe` says of itself.
@@ -51,26 +76,121 @@ pub(crate) fn metadata(
     fn json(value: &(impl Serialize + ?Sized)) -> Result<String> {
         serde_json::to_string(value).context("cannot write what the weights are as JSON")
     }
+    let [channels, side, _] = transform.shape();
     let mut said = BTreeMap::from([
         (key::MODEL, model.name.to_owned()),
-        (key::IMAGE_SIZE, transform.shape()[1].to_string()),
+        (key::IMAGE_SIZE, side.to_string()),
         (key::CLASSES, json(classes)?),
         (key::NORMALIZE, json(&recipe.normalize)?),
     ]);
+    if channels != 3 {
+        said.insert(key::IN_CHANS, channels.to_string());
+    }
     if let Some(mean) = transform.pixel_mean() {
         said.insert(key::PIXEL_MEAN, json(mean)?);
     }
     if recipe.batch_norm != BatchNormOverride::default() {
         said.insert(key::BATCH_NORM, json(&recipe.batch_norm)?);
     }
-    Ok(said.into_iter().map(|(key, value)| (key.to_owned(), value)).collect())
+    Ok(said.into_iter().map(|(key, value)| (format!("{}{key}", key::PREFIX), value)).collect())
 }
 
-/// A value of a file's metadata.
-fn said<T: DeserializeOwned>(weights: &Weights, key: &str) -> Result<Option<T>> {
-    let Some(text) = weights.metadata().get(key) else { return Ok(None) };
-    let value = serde_json::from_str(text);
-    value.map(Some).with_context(|| format!("{}: its metadata `{key}` is not what zoo train writes", weights.name()))
+/// The metadata of a file that holds what `weights` does as `model`'s, or as it is: what it says of itself goes along.
+///
+/// # Errors
+/// Metadata under the zoo's keys that the zoo did not write.
+pub fn carried(weights: &Weights, model: Option<&str>) -> Result<BTreeMap<String, String>> {
+    let mut metadata = weights.metadata().clone();
+    if Claims::of(weights)?.1 == Origin::Bare {
+        for key in key::ALL {
+            metadata.remove(key).map(|value| metadata.insert(format!("{}{key}", key::PREFIX), value));
+        }
+    }
+    if let Some(model) = model {
+        metadata.insert(format!("{}{}", key::PREFIX, key::MODEL), model.to_owned());
+    }
+    Ok(metadata)
+}
+
+/// What a file of weights says of itself, as [`metadata`] wrote it.
+#[derive(Debug, Default)]
+struct Claims {
+    model: Option<String>,
+    image_size: Option<usize>,
+    in_chans: Option<usize>,
+    classes: Option<Vec<String>>,
+    normalize: Option<Normalize>,
+    pixel_mean: Option<Vec<f32>>,
+    batch_norm: Option<BatchNormOverride>,
+}
+
+/// Whose words the metadata of a file are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// The zoo's.
+    Own,
+    /// The zoo's, from before its keys had a prefix.
+    Bare,
+    /// Somebody else's, who uses some of the same words.
+    Foreign,
+    /// There are none.
+    Absent,
+}
+
+impl Claims {
+    fn of(weights: &Weights) -> Result<(Self, Origin)> {
+        let metadata = weights.metadata();
+        if metadata.keys().any(|key| key.starts_with(key::PREFIX)) {
+            let own = Self::read(|key| Some(metadata.get(&format!("{}{key}", key::PREFIX))?.as_str()));
+            return Ok((own.with_context(|| weights.name().to_owned())?, Origin::Own));
+        }
+        if !key::ALL.iter().any(|key| metadata.contains_key(*key)) {
+            return Ok((Self::default(), Origin::Absent));
+        }
+        let whole = key::ALWAYS.iter().all(|key| metadata.contains_key(*key));
+        Ok(match Self::read(|key| Some(metadata.get(key)?.as_str())) {
+            Ok(bare) if whole && bare.model.as_deref().is_some_and(|name| zoo::find(name).is_ok()) => {
+                (bare, Origin::Bare)
+            }
+            _ => (Self::default(), Origin::Foreign),
+        })
+    }
+
+    fn read<'a>(text: impl Fn(&str) -> Option<&'a str>) -> Result<Self> {
+        fn json<T: DeserializeOwned>(key: &str, text: Option<&str>) -> Result<Option<T>> {
+            let value = text.map(serde_json::from_str).transpose();
+            value.with_context(|| format!("its metadata `{}{key}` is not what zoo train writes", key::PREFIX))
+        }
+        Ok(Self {
+            model: text(key::MODEL).map(str::to_owned),
+            image_size: json(key::IMAGE_SIZE, text(key::IMAGE_SIZE))?,
+            in_chans: json(key::IN_CHANS, text(key::IN_CHANS))?,
+            classes: json(key::CLASSES, text(key::CLASSES))?,
+            normalize: json(key::NORMALIZE, text(key::NORMALIZE))?,
+            pixel_mean: json(key::PIXEL_MEAN, text(key::PIXEL_MEAN))?,
+            batch_norm: json(key::BATCH_NORM, text(key::BATCH_NORM))?,
+        })
+    }
+}
+
+/// How images must be normalised for the network in a file, and why: what the file says, else what is usual for files with such
+/// names of tensors, by a [`KeyReport`].
+///
+/// # Errors
+/// Metadata under the zoo's keys that the zoo did not write.
+pub fn normalize_of(model: &ModelInfo, weights: &Weights, report: &KeyReport) -> Result<(Normalize, String)> {
+    Ok(match Claims::of(weights)?.0.normalize {
+        Some(normalize) => (normalize, "as the checkpoint says".into()),
+        None => (Normalize::of(&model.input_of(report.layout)), assumption(report.layout)),
+    })
+}
+
+/// Why images are taken to be of a kind that nobody said they are.
+fn assumption(layout: Option<&str>) -> String {
+    match layout {
+        Some(name) => format!("assumed, since the file has {name}'s names"),
+        None => "assumed, since the file does not say".into(),
+    }
 }
 
 /// What is used in place of what a file of weights says.
@@ -80,6 +200,10 @@ pub struct Instead {
     pub normalize: Option<Normalize>,
     /// Side of the images in pixels.
     pub image_size: Option<usize>,
+    /// Channels of the images: 3, or 1 for grey.
+    pub in_chans: Option<usize>,
+    /// What of the file is wanted.
+    pub selection: Selection,
 }
 
 /// A network with its weights, ready for images.
@@ -100,23 +224,28 @@ pub struct Trained {
     classes: Option<Vec<String>>,
     framing: Framing,
     normalize: Normalize,
+    assumed: Option<String>,
+    notes: Vec<String>,
     transform: Arc<Transform>,
     device: Device,
 }
 
 impl Trained {
-    /// `model` with the weights in `file`: .safetensors, .pth, .pt or .th. The file decides how many classes there are.
+    /// `model` with the weights in `file`: .safetensors, .pth, .pt, .th or a run's folder. The file decides how many classes there
+    /// are.
     ///
     /// # Errors
-    /// A file that does not hold this network's weights, with every key that does not fit; metadata that contradicts them.
+    /// A file that does not hold this network's weights, with the keys that do not fit; metadata that contradicts them.
     pub fn open(model: &ModelInfo, file: &Path, instead: &Instead, device: &Device) -> Result<Self> {
-        let weights = Weights::open(file)?;
-        if let Some(held) = weights.metadata().get(key::MODEL) {
+        let file = &weights_file(file)?;
+        let weights = instead.selection.open(file)?;
+        let (said, origin) = Claims::of(&weights)?;
+        if let Some(held) = &said.model {
             // Networks may have the same keys and be others, as cifar_resnet20 and cifar_plain20 do.
-            ensure!(held == model.name, "{} holds the weights of {held}, not of {}", file.display(), model.name);
+            let (name, held) = (model.name, shown(held));
+            ensure!(held == name, "{} holds the weights of {held}, not of {name}", file.display());
         }
-        let own_size = said::<usize>(&weights, key::IMAGE_SIZE)?;
-        let size = instead.image_size.or(own_size).unwrap_or(model.input.size);
+        let size = instead.image_size.or(said.image_size).unwrap_or(model.input.size);
         // As in training: a file's claim does not make an image larger than the network's own.
         ensure!(
             (1..=model.input.size).contains(&size),
@@ -125,38 +254,58 @@ impl Trained {
             model.name,
             s = model.input.size
         );
+        let channels = instead.in_chans.or(said.in_chans).unwrap_or(3);
+        ensure!(
+            channels == 1 || channels == 3,
+            "{}: images have 3 channels, or 1 where they are grey, not {channels}",
+            file.display()
+        );
+        let shape = [channels, size, size];
+
+        let load_options = instead.selection.of(model.load_options());
+        let options = ModelOptions { in_chans: Some(channels), image_size: Some(size), num_classes: None };
+        let shapes = VarStore::shapes_only();
+        let place = model.build(&options, shapes.root())?.classifier().place().to_string();
+        let report = check(&shapes, &weights, &load_options)?;
+        let input = model.input_of(report.layout);
         // Photographs that `zoo train` saw were cut its way.
-        let framing = if own_size.is_some() || size != model.input.size {
+        let framing = if said.image_size.is_some() || size != model.input.size {
             Framing::whole(size)
         } else {
-            Framing::of(&model.input)
+            Framing::of(&input)
         };
-        let shape = [3, size, size];
-        let normalize = match &instead.normalize {
-            Some(normalize) => normalize.clone(),
-            None => said(&weights, key::NORMALIZE)?.unwrap_or_else(|| Normalize::of(&model.input)),
-        };
+        let is_said = instead.normalize.is_some() || said.normalize.is_some();
+        let assumed = (!is_said).then(|| assumption(report.layout));
+        let normalize = instead.normalize.clone().or(said.normalize).unwrap_or_else(|| Normalize::of(&input));
         let transform = match &normalize {
             Normalize::Channels { mean, std } => Transform::of_channels(*mean, *std, shape),
-            Normalize::PixelMean => match said(&weights, key::PIXEL_MEAN)? {
+            Normalize::PixelMean => match said.pixel_mean {
                 Some(mean) => Transform::of_pixel_mean(mean, shape),
                 None => bail!("{}: it does not hold the mean image that is to be taken off", file.display()),
             },
         }
         .with_context(|| format!("{}: how its images are normalised", file.display()))?;
 
-        let options = ModelOptions { in_chans: Some(3), image_size: Some(size), num_classes: None };
-        let num_classes = classes_in(&weights, model, &options)?;
-        let classes = said::<Vec<String>>(&weights, key::CLASSES)?;
-        if let Some(names) = &classes {
+        let num_classes = classes_in(&report, &place).unwrap_or(model.num_classes);
+        if let Some(names) = &said.classes {
             let n = names.len();
             ensure!(n == num_classes, "{}: {n} names for the network's {num_classes} classes", file.display());
         }
         let store = VarStore::new(0, DType::F32, device);
-        store.set_batch_norm(said::<BatchNormOverride>(&weights, key::BATCH_NORM)?.unwrap_or_default().into());
+        store.set_batch_norm(said.batch_norm.unwrap_or_default().into());
         let net = model.build(&ModelOptions { num_classes: Some(num_classes), ..options }, store.root())?;
-        load(&store, &weights, &model.load_options())?;
-        Ok(Self { net, num_classes, classes, framing, normalize, transform: transform.into(), device: device.clone() })
+        let report = load(&store, &weights, &load_options)?;
+        Ok(Self {
+            net,
+            num_classes,
+            classes: said.classes,
+            framing,
+            normalize,
+            assumed,
+            notes: notes(&weights, &report, origin),
+            transform: transform.into(),
+            device: device.clone(),
+        })
     }
 
     /// Gives the classes names, in the order of the outputs, whatever the file calls them.
@@ -198,12 +347,23 @@ impl Trained {
         &self.normalize
     }
 
+    /// Why its images are taken to be what [`framing`](Self::framing) and [`normalize`](Self::normalize) say, if nobody said it.
+    pub fn assumed(&self) -> Option<&str> {
+        self.assumed.as_deref()
+    }
+
+    /// What of the file was taken and what was left, a line each, where that is not all of it.
+    pub fn notes(&self) -> &[String] {
+        &self.notes
+    }
+
     /// The probabilities of the classes, softmax of the logits, for each of `images` as [`Framing::read`] gives them.
     ///
     /// # Errors
     /// Images of another size; an output that is not finite.
     pub fn probabilities(&self, images: &[Vec<u8>]) -> Result<Vec<Vec<f64>>> {
-        let split = Split::new(images.concat(), vec![0; images.len()], self.transform.shape())?;
+        let [channels, height, width] = self.transform.shape();
+        let split = Split::new(images.concat(), vec![0; images.len()], [3, height, width])?.with_channels(channels)?;
         let loader = Loader::eval(split.into(), self.transform.clone(), images.len().max(1), &self.device)?;
         let mut all = Vec::with_capacity(images.len());
         for batch in loader.epoch(0)? {
@@ -229,19 +389,53 @@ impl Trained {
     /// Images of another number of classes, files that cannot be read, or what the network refuses.
     pub fn evaluate(&self, images: &TestImages, batch: usize, seen: impl FnMut(usize) + Send) -> Result<Evaluation> {
         let (n, expected) = (images.classes().len(), self.num_classes);
-        ensure!(n == expected, "the network tells {expected} classes apart, the images are of {n}");
-        let loader = |split| Ok(Loader::eval(split?, self.transform.clone(), batch, &self.device)?);
+        ensure!(
+            n == expected,
+            "the network tells {expected} classes apart, the images are of {n}: train it for them first (`zoo train --weights`), which \
+             gives it a new classifier"
+        );
+        let channels = self.transform.shape()[0];
+        let grey = |split: Arc<Split>| match split.shape()[0] == channels {
+            true => Ok(split),
+            false => Arc::unwrap_or_clone(split).with_channels(channels).map(Arc::new),
+        };
+        let loader = |split: Result<Arc<Split>, _>| {
+            Ok(Loader::eval(grey(split?)?, self.transform.clone(), batch, &self.device)?)
+        };
         in_pool(|| evaluate_parts(self.net.as_ref(), images.parts().map(loader), seen))
     }
 }
 
-/// The width of the classifier in the file.
-fn classes_in(weights: &Weights, model: &ModelInfo, options: &ModelOptions) -> Result<usize> {
-    let store = VarStore::shapes_only();
-    let place = model.build(options, store.root())?.classifier().place().to_string();
-    let report = check(&store, weights, &model.load_options())?;
-    let head = report.mis_shaped.iter().find(|m| m.key == format!("{place}.weight"));
-    Ok(head.and_then(|m| m.file.dims().first().copied()).unwrap_or(model.num_classes))
+/// The width of the classifier at `place` in the file, where it is not the network's own.
+fn classes_in(report: &KeyReport, place: &str) -> Option<usize> {
+    let head = report.mis_shaped.iter().find(|m| m.key == format!("{place}.weight"))?;
+    head.file.dims().first().copied()
+}
+
+/// What of a file was taken and what was left.
+fn notes(weights: &Weights, report: &LoadReport, origin: Origin) -> Vec<String> {
+    let mut notes = taken(weights);
+    notes.extend(report.prefix.as_ref().map(|prefix| format!("keys behind `{}`", shown(prefix))));
+    if !report.passed_over.is_empty() {
+        let first: Vec<String> = report.passed_over.iter().take(4).map(|key| format!("`{}`", shown(key))).collect();
+        let more = if report.passed_over.len() > first.len() { ", …" } else { "" };
+        notes.push(format!("{} tensors passed over: {}{more}", report.passed_over.len(), first.join(", ")));
+    }
+    if origin == Origin::Foreign {
+        notes.push("its metadata is not the zoo's: nothing is taken from it".into());
+    }
+    notes
+}
+
+/// Which entry of a training state was taken, where there are others.
+pub fn taken(weights: &Weights) -> Vec<String> {
+    let others = weights.other_entries();
+    if others.is_empty() {
+        return Vec::new();
+    }
+    let listed: Vec<String> = others.iter().take(4).map(|entry| format!("`{}`", shown(entry))).collect();
+    let from = weights.entry().map_or("the top of the file".into(), |entry| format!("its entry `{}`", shown(entry)));
+    vec![format!("tensors from {from}; {} holds some too (--entry)", listed.join(", "))]
 }
 
 fn softmax(logits: &[f32]) -> Result<Vec<f64>> {
@@ -295,7 +489,7 @@ mod tests {
             assert!((found - expected).abs() < 1e-5 * expected, "{recipe}: {found}, {expected}");
 
             // It is the file's word that makes it so.
-            let instead = Instead { normalize: Some(Normalize::HALF), image_size: None };
+            let instead = Instead { normalize: Some(Normalize::HALF), ..Instead::default() };
             let other = loss(&Trained::open(model, &file, &instead, &Device::Cpu).unwrap(), &data);
             assert!((other - expected).abs() > 1e-3 * expected, "{recipe}: {other}, {expected}");
         }
@@ -315,19 +509,109 @@ mod tests {
             opened.map(|trained| trained.num_classes()).map_err(|error| format!("{error:#}"))
         };
         assert_eq!(message(&[]), Ok(3));
-        assert_eq!(message(&[("classes", r#"["a","b","c"]"#)]), Ok(3));
+        assert_eq!(message(&[("zoo.classes", r#"["a","b","c"]"#)]), Ok(3));
         for (claims, complaint) in [
-            (&[("classes", r#"["a","b"]"#)][..], "2 names for the network's 3 classes"),
-            (&[("classes", "a, b, c")], "its metadata `classes` is not what zoo train writes"),
-            (&[("image_size", "0")], "images of up to 32x32, not 0x0"),
-            (&[("image_size", "1000000")], "images of up to 32x32, not 1000000x1000000"),
-            (&[("normalize", r#""pixel_mean""#)], "does not hold the mean image"),
-            (&[("normalize", r#""pixel_mean""#), ("pixel_mean", "[0.5]")], "a mean image of 1 values"),
-            (&[("model", "cifar_plain20")], "holds the weights of cifar_plain20, not of mlp"),
+            (&[("zoo.classes", r#"["a","b"]"#)][..], "2 names for the network's 3 classes"),
+            (&[("zoo.classes", "a, b, c")], "its metadata `zoo.classes` is not what zoo train writes"),
+            (&[("zoo.image_size", "0")], "images of up to 32x32, not 0x0"),
+            (&[("zoo.image_size", "1000000")], "images of up to 32x32, not 1000000x1000000"),
+            (&[("zoo.in_chans", "2")], "3 channels, or 1 where they are grey, not 2"),
+            (&[("zoo.normalize", r#""pixel_mean""#)], "does not hold the mean image"),
+            (&[("zoo.normalize", r#""pixel_mean""#), ("zoo.pixel_mean", "[0.5]")], "a mean image of 1 values"),
+            (&[("zoo.model", "cifar_plain20")], "holds the weights of cifar_plain20, not of mlp"),
         ] {
             let error = message(claims).unwrap_err();
             assert!(error.contains(complaint) && error.contains("net.safetensors"), "{error}");
         }
+
+        // Words of others that happen to be the zoo's, alone and together.
+        let foreign = [
+            ("model", "resnet18"),
+            ("classes", "cat,dog"),
+            ("image_size", "224x224"),
+            ("normalize", "imagenet"),
+            ("format", "pt"),
+        ];
+        assert_eq!(message(&foreign), Ok(3));
+        foreign.iter().for_each(|&claim| assert_eq!(message(&[claim]), Ok(3), "{claim:?}"));
+        assert_eq!(message(&[("image_size", "7"), ("classes", r#"["a"]"#)]), Ok(3));
+
+        // Files from before the prefix.
+        let channels = r#"{"channels":{"mean":[0.5,0.5,0.5],"std":[0.5,0.5,0.5]}}"#;
+        let bare =
+            |name, classes| [("model", name), ("classes", classes), ("image_size", "32"), ("normalize", channels)];
+        assert_eq!(message(&bare("mlp", r#"["a","b","c"]"#)), Ok(3));
+        let opened = Trained::open(model, &path, &Instead::default(), &Device::Cpu).unwrap();
+        assert_eq!((opened.normalize(), opened.classes().unwrap().len()), (&Normalize::HALF, 3));
+        let carried = carried(&Weights::open(&path).unwrap(), None).unwrap();
+        assert_eq!(carried.keys().collect::<Vec<_>>(), ["zoo.classes", "zoo.image_size", "zoo.model", "zoo.normalize"]);
+        assert!(message(&bare("cifar_plain20", r#"["a","b","c"]"#)).unwrap_err().contains("not of mlp"));
+    }
+
+    #[test]
+    fn the_names_in_a_file_decide_how_images_are_seen() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("net.safetensors");
+        let model = zoo::find("vit_tiny_patch16_224").unwrap();
+        let store = VarStore::new(0, DType::F32, &Device::Cpu);
+        model.build(&ModelOptions { num_classes: Some(3), ..ModelOptions::default() }, store.root()).unwrap();
+        // As torchvision calls the same tensors.
+        let renamed = |key: &str| {
+            let key = key.replace("patch_embed.proj", "conv_proj").replace("cls_token", "class_token");
+            let key = key.replace("pos_embed", "encoder.pos_embedding").replace("attn.qkv.", "self_attention.in_proj_");
+            let key = key
+                .replace("attn.proj", "self_attention.out_proj")
+                .replace("mlp.fc1", "mlp.0")
+                .replace("mlp.fc2", "mlp.3");
+            let key = key
+                .replace("norm1", "ln_1")
+                .replace("norm2", "ln_2")
+                .replace("blocks.", "encoder.layers.encoder_layer_");
+            let key = key.strip_prefix("norm.").map_or(key.clone(), |rest| format!("encoder.ln.{rest}"));
+            key.strip_prefix("head.").map_or(key.clone(), |rest| format!("heads.head.{rest}"))
+        };
+        let opened = |rename: &dyn Fn(&str) -> String, metadata: &[(&str, &str)]| {
+            let tensors: Vec<_> =
+                store.slots().into_iter().map(|slot| (rename(&slot.key), slot.var.unwrap())).collect();
+            let tensors = tensors.iter().map(|(key, var)| (key.as_str(), var.as_tensor()));
+            let metadata = metadata.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
+            zoo_core::weights::save_tensors(tensors, &path, &metadata).unwrap();
+            let trained = Trained::open(model, &path, &Instead::default(), &Device::Cpu).unwrap();
+            (
+                trained.framing(),
+                trained.normalize().clone(),
+                trained.assumed().map(str::to_owned),
+                trained.notes().len(),
+            )
+        };
+        let (framing, normalize, assumed, notes) = opened(&renamed, &[]);
+        assert_eq!((framing, normalize), (Framing::of(&zoo_core::Input::IMAGENET), Normalize::IMAGENET));
+        assert_eq!((assumed.as_deref(), notes), (Some("assumed, since the file has torchvision's names"), 0));
+        let (framing, normalize, assumed, _) = opened(&str::to_owned, &[]);
+        assert_eq!((framing, normalize), (Framing::of(&model.input), Normalize::HALF));
+        assert_eq!(assumed.as_deref(), Some("assumed, since the file does not say"));
+        // What the file says of itself comes first.
+        let cifar = serde_json::to_string(&Normalize::CIFAR10).unwrap();
+        let (_, normalize, assumed, _) = opened(&renamed, &[("zoo.normalize", &cifar)]);
+        assert_eq!((normalize, assumed), (Normalize::CIFAR10, None));
+    }
+
+    #[test]
+    fn a_network_for_grey_images_sees_colour_as_grey() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("net.safetensors");
+        let model = zoo::find("mlp").unwrap();
+        let store = VarStore::new(0, DType::F32, &Device::Cpu);
+        model.build(&ModelOptions { in_chans: Some(1), ..ModelOptions::default() }, store.root()).unwrap();
+        zoo_core::weights::save_safetensors(&store, &path, &BTreeMap::new()).unwrap();
+        let error = Trained::open(model, &path, &Instead::default(), &Device::Cpu).err().unwrap().to_string();
+        assert!(error.contains("does not fit the network"), "{error}");
+        let grey = Instead { in_chans: Some(1), ..Instead::default() };
+        let trained = Trained::open(model, &path, &grey, &Device::Cpu).unwrap();
+        // A colour, and the grey that it is.
+        let image = |colour: [u8; 3]| colour.iter().flat_map(|&value| [value; 1024]).collect::<Vec<u8>>();
+        let seen = trained.probabilities(&[image([255, 0, 0]), image([76; 3]), image([200; 3])]).unwrap();
+        assert!(seen[0] == seen[1] && seen[0] != seen[2], "{seen:?}");
     }
 
     #[test]

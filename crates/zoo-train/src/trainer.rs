@@ -12,7 +12,7 @@ use crate::progress::Progress;
 use crate::recipe::Recipe;
 use crate::record::{EpochMetrics, METRICS_FILE, Status, append_jsonl, rss_mb, write_jsonl};
 use crate::schedule::LearningRate;
-use crate::trained::{WEIGHTS_FILE, metadata};
+use crate::trained::{WEIGHTS_FILE, metadata, taken};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Var};
 use serde_json::{Value, json};
@@ -24,7 +24,7 @@ use zoo::{Model, ModelInfo, ModelOptions, VarStore};
 use zoo_core::loss::{cross_entropy, topk_correct};
 use zoo_core::threads::in_pool;
 use zoo_core::trace::{diagnose, training_memory};
-use zoo_core::weights::{LoadOptions, Weights, load, save_safetensors};
+use zoo_core::weights::{LoadOptions, Selection, load, save_safetensors};
 
 /// Images a step of evaluation; it holds no graph, so it may be larger than a training step's.
 const EVAL_BATCH: usize = 250;
@@ -53,6 +53,8 @@ pub struct Start {
     pub file: PathBuf,
     /// Parts of the network, as key prefixes, that may differ from the file and then start afresh: the classifier.
     pub may_differ: Vec<String>,
+    /// What of the file is wanted.
+    pub selection: Selection,
 }
 
 impl Job {
@@ -64,7 +66,8 @@ impl Job {
     /// From the weights in `file`; the parts named by `may_differ` start afresh where their shapes differ.
     #[must_use]
     pub fn weights(mut self, file: impl Into<PathBuf>, may_differ: &[&str]) -> Self {
-        self.start = Some(Start { file: file.into(), may_differ: may_differ.iter().map(|&s| s.to_owned()).collect() });
+        let may_differ = may_differ.iter().map(|&s| s.to_owned()).collect();
+        self.start = Some(Start { file: file.into(), may_differ, selection: Selection::default() });
         self
     }
 }
@@ -241,8 +244,10 @@ impl<'a> Run<'a> {
         let net = job.model.build(&options, store.root())?;
         if let Some(start) = &job.start {
             let may_differ: Vec<&str> = start.may_differ.iter().map(String::as_str).collect();
-            let options = LoadOptions { may_differ: &may_differ, ..job.model.load_options() };
-            let report = load(&store, &Weights::open(&start.file)?, &options)?;
+            let options = LoadOptions { may_differ: &may_differ, ..start.selection.of(job.model.load_options()) };
+            let weights = start.selection.open(&start.file)?;
+            let report = load(&store, &weights, &options)?;
+            notes.extend(taken(&weights));
             notes.push(format!("{}: {report}", start.file.display()));
         }
         let images = recipe.train_images(data.train.len());
@@ -461,7 +466,14 @@ fn identity(job: &Job, data: &Dataset) -> Result<Value> {
         }
         format!("{} images of {:?}, checksum {:08x}", split.len(), split.shape(), hasher.finalize())
     };
-    let start = job.start.as_ref().map(|start| json!({"file": start.file, "may_differ": start.may_differ}));
+    let start = job.start.as_ref().map(|Start { file, may_differ, selection }| {
+        let mut start = json!({"file": file, "may_differ": may_differ});
+        if *selection != Selection::default() {
+            let Selection { entry, prefix, ignore } = selection;
+            start["selection"] = json!({"entry": entry, "prefix": prefix, "ignore": ignore});
+        }
+        start
+    });
     Ok(json!({
         "model": job.model.name,
         "recipe": job.recipe,

@@ -40,7 +40,7 @@ static NETWORK: ModelInfo = ModelInfo {
     keys: "own",
     paper: "Howard et al. 2017, arXiv:1704.04861",
     renames: &[],
-    key_map: None,
+    layouts: &[],
     builder: |dims, vb| {
         let config = Config { dropout: 0.3, num_classes: dims.num_classes, ..Config::new(0.2) };
         Ok(Box::new(MobileNetV1::new(&config, vb)?))

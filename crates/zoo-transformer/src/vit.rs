@@ -4,7 +4,8 @@
 //!
 //! Checkpoint keys: timm's `cls_token`, `pos_embed`, `patch_embed.proj`,
 //! `blocks.{i}.{norm1,attn.qkv,attn.proj,norm2,mlp.fc1,mlp.fc2}`, `norm` and `head`; a network that pools the mean of its
-//! tokens has `fc_norm` where the others have `norm`. torchvision's `vit_b_16` and its kin load through [`RENAMES`].
+//! tokens has `fc_norm` where the others have `norm`. torchvision's `vit_b_16` and its kin load through [`TORCHVISION`], files of
+//! Hugging Face transformers through [`TRANSFORMERS`]; both want other images than timm's.
 //!
 //! | variant | patch | width | layers | heads | parameters |
 //! |---|---|---|---|---|---|
@@ -15,8 +16,9 @@
 //! | `cifar_vit_tiny_patch4` | 4, on 32x32 pixels | 192 | 12 | 3 | 5,362,762 |
 
 use candle_core::{Result, Tensor, bail};
+use zoo_core::model::Interpolation;
 use zoo_core::tape::{self, by_images};
-use zoo_core::weights::Rename;
+use zoo_core::weights::{Layout, Rename, Source, Weights};
 use zoo_core::{
     Classifier, Dimensions, Dropout, Init, Input, LayerNorm, MlpBlock, Model, ModelInfo, ModuleT, PatchEmbed,
     SelfAttention, VarBuilder, trace, weight_for,
@@ -344,8 +346,8 @@ const fn torchvision(from: &'static str, to: &'static str) -> Rename {
     Rename { from, to, reason: "torchvision's name, in vit_b_16 and its kin" }
 }
 
-/// What other files call this network's tensors.
-pub const RENAMES: &[Rename] = &[
+/// The names in torchvision's files.
+const RENAMES: &[Rename] = &[
     torchvision("class_token", "cls_token"),
     torchvision("encoder.pos_embedding", "pos_embed"),
     torchvision("conv_proj.*", "patch_embed.proj.*"),
@@ -366,6 +368,81 @@ pub const RENAMES: &[Rename] = &[
     torchvision("heads.head.*", "head.*"),
 ];
 
+/// torchvision's files.
+pub const TORCHVISION: Layout = Layout {
+    name: "torchvision",
+    sign: "conv_proj.weight",
+    renames: RENAMES,
+    key_map: None,
+    input: Some(Input::IMAGENET),
+};
+
+const fn pooler(from: &'static str) -> Rename {
+    Rename { from, to: "", reason: "a layer that transformers' ViTModel adds, and the classifier does not read" }
+}
+
+/// Hugging Face transformers' files. Its configurations say 1e-12 for the ε that is 1e-6 here, in timm and in the code that the
+/// published weights were trained with; where tokens differ, logits follow in the third decimal at most.
+pub const TRANSFORMERS: Layout = Layout {
+    name: "transformers",
+    sign: "embeddings.patch_embeddings.projection.weight",
+    renames: &[pooler("pooler.dense.*"), pooler("vit.pooler.dense.*")],
+    key_map: Some(from_transformers),
+    input: Some(Input { squash: true, interpolation: Interpolation::Bilinear, ..Input::inception(1.0) }),
+};
+
+/// The translation of `ViTForImageClassification` in Hugging Face transformers, which keeps queries, keys and values apart: in the
+/// names of its files and in those that its version 5 has in memory.
+///
+/// # Errors
+/// None of its own: keys that are not of this layout are left for the loader to complain of.
+pub fn from_transformers(weights: &Weights) -> Result<Vec<(String, Source)>> {
+    // Theirs, theirs in memory, ours: inside a block.
+    const BLOCK: [(&str, &str, &str); 5] = [
+        ("attention.output.dense.", "attention.o_proj.", "attn.proj."),
+        ("intermediate.dense.", "mlp.fc1.", "mlp.fc1."),
+        ("output.dense.", "mlp.fc2.", "mlp.fc2."),
+        ("layernorm_before.", "layernorm_before.", "norm1."),
+        ("layernorm_after.", "layernorm_after.", "norm2."),
+    ];
+    const QKV: [[&str; 3]; 2] = [
+        ["attention.attention.query.", "attention.attention.key.", "attention.attention.value."],
+        ["attention.q_proj.", "attention.k_proj.", "attention.v_proj."],
+    ];
+    let translated = |key: &str| -> Option<(String, Source)> {
+        let rest = key.strip_prefix("vit.").unwrap_or(key);
+        let itself = |ours: String| Some((ours, Source::Key(key.to_string())));
+        let outside = [
+            ("embeddings.cls_token", "cls_token"),
+            ("embeddings.position_embeddings", "pos_embed"),
+            ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),
+            ("layernorm.", "norm."),
+            ("classifier.", "head."),
+        ];
+        for (theirs, ours) in outside {
+            if let Some(tensor) = rest.strip_prefix(theirs) {
+                return itself(format!("{ours}{tensor}"));
+            }
+        }
+        let (block, rest) = rest.strip_prefix("encoder.layer.").or(rest.strip_prefix("layers."))?.split_once('.')?;
+        for [query, others @ ..] in QKV {
+            if let Some(tensor) = rest.strip_prefix(query) {
+                let before = key.strip_suffix(rest)?;
+                let other = |name: &str| format!("{before}{name}{tensor}");
+                let keys = [key.to_string()].into_iter().chain(others.map(other)).collect();
+                return Some((format!("blocks.{block}.attn.qkv.{tensor}"), Source::Concat { keys, dim: 0 }));
+            }
+        }
+        for (file, memory, ours) in BLOCK {
+            if let Some(tensor) = rest.strip_prefix(file).or(rest.strip_prefix(memory)) {
+                return itself(format!("blocks.{block}.{ours}{tensor}"));
+            }
+        }
+        None
+    };
+    Ok(weights.keys().filter_map(translated).collect())
+}
+
 const fn info(
     name: &'static str,
     parameters: usize,
@@ -379,8 +456,8 @@ const fn info(
         num_classes: 1000,
         keys: "timm",
         paper: "Dosovitskiy et al. 2020, arXiv:2010.11929",
-        renames: RENAMES,
-        key_map: None,
+        renames: &[],
+        layouts: &[TORCHVISION, TRANSFORMERS],
         builder,
     }
 }
@@ -399,6 +476,7 @@ pub const MODELS: &[ModelInfo] = &[
     ModelInfo {
         input: Input::CIFAR10,
         num_classes: 10,
+        layouts: &[Layout { input: None, ..TORCHVISION }, Layout { input: None, ..TRANSFORMERS }],
         ..info("cifar_vit_tiny_patch4", 5_362_762, |d, vb| build(Config::cifar_vit_tiny_patch4(), d, vb))
     },
 ];

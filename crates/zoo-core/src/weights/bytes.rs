@@ -14,12 +14,24 @@ pub(super) fn fail<T>(at: usize, what: impl Into<String>) -> Parsed<T> {
     Err(Fault { at, what: what.into() })
 }
 
-/// Text from a file as an error message shows it: printable, and short even if the file says otherwise.
-pub(super) fn shown(text: impl AsRef<[u8]>) -> String {
-    const LONGEST: usize = 120;
+/// Text from a file as a message shows it: printable, and short even if the file says otherwise.
+///
+/// ```
+/// use zoo_core::weights::shown;
+/// assert_eq!(shown("conv1.weight"), "conv1.weight");
+/// assert_eq!(shown("two\nlines"), "two\u{FFFD}lines");
+/// assert!(shown("a".repeat(100_000)).len() < 90);
+/// ```
+pub fn shown(text: impl AsRef<[u8]>) -> String {
+    /// Longer than any network's key; two or three of them make a message.
+    const LONGEST: usize = 80;
     let bytes = text.as_ref();
     let head = String::from_utf8_lossy(&bytes[..bytes.len().min(LONGEST)]);
-    let head: String = head.chars().map(|c| if c.is_control() { '\u{FFFD}' } else { c }).collect();
+    // Control characters, and those that turn the direction of writing or show nothing.
+    let hides = |c: char| {
+        c.is_control() || matches!(c, '\u{200B}'..='\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+    };
+    let head: String = head.chars().map(|c| if hides(c) { '\u{FFFD}' } else { c }).collect();
     if bytes.len() > LONGEST { format!("{head}…") } else { head }
 }
 

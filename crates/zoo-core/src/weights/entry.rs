@@ -49,7 +49,7 @@ impl Element {
 }
 
 /// A tensor inside a file. Its bounds are checked when it is made, so reading it cannot fail on the file's account.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Entry {
     pub element: Element,
     pub shape: Shape,
@@ -140,13 +140,17 @@ impl Entry {
         value: impl Fn([u8; N]) -> T,
     ) -> Result<Tensor> {
         let (elements, _) = file[self.start..].as_chunks::<N>();
-        let values: Vec<T> = match &self.strides {
-            None => elements[..self.count].iter().map(|&bytes| value(bytes)).collect(),
+        let mut values: Vec<T> = Vec::new();
+        if values.try_reserve_exact(self.count).is_err() {
+            bail!("a tensor {:?} of {} takes more memory than there is", self.shape.dims(), T::DTYPE.as_str())
+        }
+        match &self.strides {
+            None => values.extend(elements[..self.count].iter().map(|&bytes| value(bytes))),
             Some(strides) => {
                 let mut positions = Positions::new(self.shape.dims(), strides);
-                (0..self.count).map(|_| value(elements[positions.advance()])).collect()
+                values.extend((0..self.count).map(|_| value(elements[positions.advance()])));
             }
-        };
+        }
         Tensor::from_vec(values, &self.shape, device)
     }
 }

@@ -1,8 +1,10 @@
 //! From a file's keys to a network's: what fits, what does not, and loading.
 
-use super::{Weights, complaint, save_tensors};
+use super::{Weights, complaint, save_tensors, shown};
+use crate::model::Input;
 use crate::vars::VarStore;
-use candle_core::{Device, Result, Shape, Tensor, Var, bail};
+use candle_core::{Device, Result, Shape, Tensor, Var};
+use glob::Pattern;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::Path;
@@ -108,12 +110,19 @@ pub enum Source {
         /// How long it is there.
         len: usize,
     },
+    /// One of the file's tensors in another shape: a linear layer that the file keeps as a convolution.
+    Reshape {
+        /// The file's key.
+        key: String,
+        /// The shape, of as many elements.
+        dims: Vec<usize>,
+    },
 }
 
 impl Source {
     fn keys(&self) -> &[String] {
         match self {
-            Self::Key(key) | Self::Narrow { key, .. } => std::slice::from_ref(key),
+            Self::Key(key) | Self::Narrow { key, .. } | Self::Reshape { key, .. } => std::slice::from_ref(key),
             Self::Concat { keys, .. } => keys,
         }
     }
@@ -121,7 +130,7 @@ impl Source {
     fn shape(&self, weights: &Weights) -> Result<Shape> {
         let shape_of = |key: &String| match weights.shape(key) {
             Some(shape) => Ok(shape.clone()),
-            None => bail!("{}: the key map asks for `{key}`, which the file does not hold", weights.name()),
+            None => bail!("{}: the key map asks for `{}`, which the file does not hold", weights.name(), shown(key)),
         };
         let (dim, len) = match self {
             Self::Key(key) => return shape_of(key),
@@ -130,12 +139,22 @@ impl Source {
                 (*dim, shapes.iter().map(|shape| shape.dims().get(*dim).copied().unwrap_or(0)).sum())
             }
             Self::Narrow { dim, len, .. } => (*dim, *len),
+            Self::Reshape { key, dims } => {
+                let (shape, wanted) = (shape_of(key)?, Shape::from(dims.as_slice()));
+                // One of other elements stays as it is: it does not fit, and a report shows why.
+                return Ok(if shape.elem_count() == wanted.elem_count() { wanted } else { shape });
+            }
         };
         let Some(first) = self.keys().first() else { bail!("the key map makes a tensor of nothing") };
         let mut dims = shape_of(first)?.into_dims();
         match dims.get_mut(dim) {
             Some(axis) => *axis = len,
-            None => bail!("{}: the key map works on axis {dim} of `{first}`, which has {}", weights.name(), dims.len()),
+            None => bail!(
+                "{}: the key map works on axis {dim} of `{}`, which has {}",
+                weights.name(),
+                shown(first),
+                dims.len()
+            ),
         }
         Ok(dims.into())
     }
@@ -150,6 +169,7 @@ impl Source {
             Self::Narrow { key, dim, start, len } => {
                 weights.tensor(key, &Device::Cpu)?.narrow(*dim, *start, *len)?.contiguous()
             }
+            Self::Reshape { key, dims } => weights.tensor(key, &Device::Cpu)?.reshape(dims.as_slice()),
         }
     }
 }
@@ -158,18 +178,87 @@ impl Source {
 /// for each tensor of the network, where it comes from. A file's tensor that nothing comes from counts as unexpected.
 pub type KeyMap = fn(&Weights) -> Result<Vec<(String, Source)>>;
 
+/// How another project's files of a network call its tensors, and how they want their images.
+#[derive(Debug, Clone, Copy)]
+pub struct Layout {
+    /// Whose it is: `torchvision`, `timm`, `transformers`.
+    pub name: &'static str,
+    /// A key that files of no other layout hold, or the end of it from a dot on.
+    pub sign: &'static str,
+    /// Its names for the network's, applied to what `key_map` returns, or to the file's keys where there is none. The model's
+    /// own list follows.
+    pub renames: &'static [Rename],
+    /// The translation of what renames cannot express.
+    pub key_map: Option<KeyMap>,
+    /// The image that its published files of the network were trained on, where that is not the model's own.
+    pub input: Option<Input>,
+}
+
+impl Layout {
+    fn is_of(&self, weights: &Weights) -> bool {
+        let is_sign =
+            |key: &str| key.strip_suffix(self.sign).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        weights.keys().any(is_sign)
+    }
+}
+
+/// What of a file is wanted, where it holds more than a network: what a user may have to say.
+///
+/// ```no_run
+/// # use candle_core::{DType, Device};
+/// # use zoo_core::VarStore;
+/// use zoo_core::weights::{self, LoadOptions, Selection};
+/// # let store = VarStore::new(0, DType::F32, &Device::Cpu);
+/// // The teacher of a file of DINO's, without its projection head.
+/// let selection = Selection { entry: Some("teacher".into()), prefix: None, ignore: vec!["head.*".into()] };
+/// let weights = selection.open("dino.pth")?;
+/// weights::load(&store, &weights, &selection.of(LoadOptions::default()))?;
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Selection {
+    /// The entry of a training state that holds the tensors, such as `state_dict_ema` or `teacher`.
+    pub entry: Option<String>,
+    /// What stands before the wanted keys.
+    pub prefix: Option<String>,
+    /// Patterns of keys to pass over, with `*` for any text.
+    pub ignore: Vec<String>,
+}
+
+impl Selection {
+    /// Opens the file at `path`, or the entry of it that is wanted.
+    ///
+    /// # Errors
+    /// As [`Weights::open_entry`].
+    pub fn open(&self, path: impl AsRef<Path>) -> Result<Weights> {
+        Weights::open_entry(path, self.entry.as_deref())
+    }
+
+    /// `options` with what is wanted.
+    pub fn of<'a>(&'a self, options: LoadOptions<'a>) -> LoadOptions<'a> {
+        LoadOptions { prefix: self.prefix.as_deref(), ignore: &self.ignore, ..options }
+    }
+}
+
 /// How to load; the default is: every tensor of the network from the tensor of the same key, nothing missing, nothing over.
+///
+/// Where the network's keys are not there as they are, but all of them behind one prefix, they are taken from there, and what
+/// stands beside it is left out.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LoadOptions<'a> {
-    /// The model's list of renames, applied to what `key_map` returns, or to the file's keys where there is none.
+    /// The model's list of renames, whatever the layout.
     pub renames: &'a [Rename],
-    /// The model's translation of a foreign layout.
-    pub key_map: Option<KeyMap>,
+    /// The foreign layouts that the model knows.
+    pub layouts: &'a [Layout],
     /// The parts that need not fit, as key prefixes: `["fc"]` for a new head, `["conv1"]` for another number of input
     /// channels. A part with a missing or mis-shaped tensor stays at its initial values as a whole (a fresh weight with
     /// an old bias would be neither), and whatever the file holds under it beyond the network is passed over. Parts that
     /// fit are loaded.
     pub may_differ: &'a [&'a str],
+    /// What stands before the network's keys; an empty text for nothing. `None` finds out.
+    pub prefix: Option<&'a str>,
+    /// Patterns of the file's keys, or of the network's names for them, that are left out; `*` stands for any text.
+    pub ignore: &'a [String],
 }
 
 impl LoadOptions<'_> {
@@ -203,8 +292,13 @@ pub struct KeyReport {
     pub unexpected: Vec<(String, Shape)>,
     /// In both, with two shapes.
     pub mis_shaped: Vec<MisShaped>,
-    /// In the file only, and left out by a rename that says so; no mismatch.
+    /// In the file only, and left out by a rename that says so, by an option, or because it stands beside the prefix; no
+    /// mismatch.
     pub left_out: Vec<String>,
+    /// What stood before the file's keys and was dropped.
+    pub prefix: Option<String>,
+    /// Whose names the file has, by [`Layout::name`]; `None` for the network's own.
+    pub layout: Option<&'static str>,
 }
 
 impl KeyReport {
@@ -212,27 +306,87 @@ impl KeyReport {
     pub fn is_exact(&self) -> bool {
         self.missing.is_empty() && self.unexpected.is_empty() && self.mis_shaped.is_empty()
     }
+
+    /// The layer that alone differs, and only in its number of outputs, with that number in the file and in the network: a
+    /// classifier of other classes.
+    pub fn other_outputs(&self) -> Option<(&str, usize, usize)> {
+        let layer = |m: &'_ MisShaped| m.key.rsplit_once('.').map_or("", |(layer, _)| layer).len();
+        let first = self.mis_shaped.first().filter(|_| self.missing.is_empty() && self.unexpected.is_empty())?;
+        let place = &first.key[..layer(first)];
+        let outputs = |m: &MisShaped| match (m.file.dims(), m.network.dims()) {
+            ([file, rest @ ..], [network, same @ ..]) if rest == same => Some((*file, *network)),
+            _ => None,
+        };
+        let (file, network) = outputs(first)?;
+        let alike = |m: &MisShaped| &m.key[..layer(m)] == place && outputs(m) == Some((file, network));
+        self.mis_shaped.iter().all(alike).then_some((place, file, network))
+    }
+
+    /// The convolution that alone differs, and only in its number of input channels, with that number in the file and in the
+    /// network.
+    pub fn other_channels(&self) -> Option<(&str, usize, usize)> {
+        let alone = self.missing.is_empty() && self.unexpected.is_empty();
+        match &self.mis_shaped[..] {
+            [MisShaped { key, file, network }] if alone => match (file.dims(), network.dims()) {
+                (&[out, file, h, w], &[same, network, height, width]) => {
+                    ((out, h, w) == (same, height, width)).then_some((key.as_str(), file, network))
+                }
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    /// The first line of its text: the counts, whose names the file has, and what helps where only the classes differ.
+    pub fn summary(&self) -> String {
+        let Self { matching, missing, unexpected, mis_shaped, .. } = self;
+        let counts = [(missing.len(), "missing"), (unexpected.len(), "unexpected"), (mis_shaped.len(), "mis-shaped")];
+        let mut text = format!("{} keys match", matching.len());
+        counts.iter().for_each(|(count, what)| text += &format!(", {count} {what}"));
+        text += &read_as(self.layout, self.prefix.as_deref());
+        let differs = |key: &str, verb: &str, file: usize, network: usize, what: &str| {
+            let key = shown(key);
+            format!("; only `{key}` differs, which {verb} {file} {what} in the file and {network} in the network: ")
+        };
+        if let Some((layer, file, network)) = self.other_outputs() {
+            text += &differs(layer, "has", file, network, "classes");
+            text += &format!(
+                "ask for {file} classes (--classes {file}), or train it (`zoo train --weights`): that gives a new head"
+            );
+        }
+        if let Some((key, file, network)) = self.other_channels() {
+            text += &differs(key, "reads", file, network, "channels");
+            text += &format!("ask for images of {file} (--in-chans {file})");
+        }
+        text
+    }
 }
 
-/// The counts, then the first keys of each list.
+/// How a file's names were understood, in brackets, if there is anything to say.
+fn read_as(layout: Option<&str>, prefix: Option<&str>) -> String {
+    let names = layout.map(|name| format!("{name}'s names"));
+    let behind = prefix.map(|prefix| format!("behind `{}`", shown(prefix)));
+    let said: Vec<String> = names.into_iter().chain(behind).collect();
+    if said.is_empty() { String::new() } else { format!(" ({})", said.join(", ")) }
+}
+
+/// [`KeyReport::summary`], then the first keys of each list under a heading.
 impl fmt::Display for KeyReport {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        let Self { matching, missing, unexpected, mis_shaped, left_out } = self;
-        write!(f, "{} matching, {} missing, ", matching.len(), missing.len())?;
-        write!(f, "{} unexpected, {} mis-shaped", unexpected.len(), mis_shaped.len())?;
-        let with_shape = |(key, shape): &(String, Shape)| format!("{key} {shape:?}");
-        write_list(f, "missing (in the network only)", missing, with_shape)?;
-        write_list(f, "unexpected (in the file only)", unexpected, with_shape)?;
-        write_list(f, "mis-shaped", mis_shaped, |m| {
-            format!("{}: {:?} in the file, {:?} in the network", m.key, m.file, m.network)
+        f.write_str(&self.summary())?;
+        let with_shape = |(key, shape): &(String, Shape)| format!("{} {shape:?}", shown(key));
+        write_list(f, "missing (in the network only)", &self.missing, with_shape)?;
+        write_list(f, "unexpected (in the file only)", &self.unexpected, with_shape)?;
+        write_list(f, "mis-shaped", &self.mis_shaped, |m| {
+            format!("{}: {:?} in the file, {:?} in the network", shown(&m.key), m.file, m.network)
         })?;
-        write_list(f, "left out (the network does without)", left_out, String::clone)
+        write_list(f, "left out of the file", &self.left_out, |key| shown(key))
     }
 }
 
 fn write_list<T>(f: &mut fmt::Formatter, title: &str, list: &[T], line: impl Fn(&T) -> String) -> fmt::Result {
     /// A whole network may be missing; the first keys show which.
-    const SHOWN: usize = 12;
+    const SHOWN: usize = 5;
     if list.is_empty() {
         return Ok(());
     }
@@ -241,7 +395,7 @@ fn write_list<T>(f: &mut fmt::Formatter, title: &str, list: &[T], line: impl Fn(
         write!(f, "\n  {}", line(item))?;
     }
     if list.len() > SHOWN {
-        write!(f, "\n  … and {} more", list.len() - SHOWN)?;
+        write!(f, "\n  … and {} more, which `zoo check` lists", list.len() - SHOWN)?;
     }
     Ok(())
 }
@@ -255,15 +409,22 @@ pub struct LoadReport {
     pub initial: Vec<String>,
     /// The file's tensors that were passed over, by the name that the network would know them under.
     pub passed_over: Vec<String>,
+    /// What stood before the file's keys and was dropped.
+    pub prefix: Option<String>,
+    /// Whose names the file has, by [`Layout::name`]; `None` for the network's own.
+    pub layout: Option<&'static str>,
 }
 
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        write!(f, "{} tensors loaded", self.loaded.len())?;
-        write_list(f, "left at their initial values", &self.initial, String::clone)?;
-        write_list(f, "passed over in the file", &self.passed_over, String::clone)
+        write!(f, "{} tensors loaded{}", self.loaded.len(), read_as(self.layout, self.prefix.as_deref()))?;
+        write_list(f, "left at their initial values", &self.initial, |key| shown(key))?;
+        write_list(f, "passed over in the file", &self.passed_over, |key| shown(key))
     }
 }
+
+/// The keys that a network wants, with their shapes.
+type Wanted = BTreeMap<String, Shape>;
 
 /// For each tensor that the file offers: the network's key, where it comes from, its shape.
 #[derive(Default)]
@@ -272,58 +433,200 @@ struct Offers {
     left_out: Vec<String>,
 }
 
-fn offers(store: &VarStore, weights: &Weights, options: &LoadOptions) -> Result<Offers> {
-    if let Some(rule) = options.renames.iter().find(|rule| !rule.is_balanced()) {
-        bail!("the rename `{}` to `{}` has different numbers of stars on its sides", rule.from, rule.to)
-    }
-    let mut sources: Vec<(String, Source)> = match options.key_map {
-        Some(map) => map(weights)?,
-        None => weights.keys().map(|key| (key.to_string(), Source::Key(key.to_string()))).collect(),
-    };
-    let used: BTreeSet<&str> = sources.iter().flat_map(|(_, source)| source.keys()).map(String::as_str).collect();
-    let unused: Vec<_> = weights.keys().filter(|&key| !used.contains(key)).map(str::to_string).collect();
-    sources.extend(unused.into_iter().map(|key| (key.clone(), Source::Key(key))));
+/// A file, or the part of it behind a prefix, understood in one layout.
+struct Reading {
+    weights: Weights,
+    prefix: String,
+    offers: Offers,
+    report: KeyReport,
+}
 
-    let mut offers = Offers::default();
-    for (key, source) in sources {
-        let key = match options.renames.iter().find_map(|rule| rule.apply(&key)) {
-            Some(renamed) if renamed.is_empty() => {
+/// What all readings of a file share.
+struct Question<'a> {
+    wanted: Wanted,
+    options: &'a LoadOptions<'a>,
+    ignore: Vec<Pattern>,
+}
+
+impl<'a> Question<'a> {
+    fn new(store: &VarStore, options: &'a LoadOptions) -> Result<Self> {
+        let rules = options.layouts.iter().flat_map(|layout| layout.renames).chain(options.renames);
+        if let Some(rule) = rules.into_iter().find(|rule| !rule.is_balanced()) {
+            bail!("the rename `{}` to `{}` has different numbers of stars on its sides", rule.from, rule.to)
+        }
+        let pattern = |text: &String| match Pattern::new(text) {
+            Ok(pattern) => Ok(pattern),
+            Err(error) => Err(complaint(format!("`{}` is no pattern of keys: {}", shown(text), error.msg))),
+        };
+        Ok(Self {
+            wanted: store.slots().into_iter().map(|slot| (slot.key, slot.shape)).collect(),
+            options,
+            ignore: options.ignore.iter().map(pattern).collect::<Result<_>>()?,
+        })
+    }
+
+    /// The reading that fits best: the file's keys as they are, or behind the one prefix that has all that is wanted.
+    fn answer(&self, file: &Weights) -> Result<Reading> {
+        let mut reading = self.best(file)?;
+        let prefix = format!("{}{}", file.wrapper(), reading.prefix);
+        let beside = file.keys().filter(|key| !key.starts_with(&reading.prefix));
+        reading.report.left_out.extend(beside.map(|key| format!("{}{key}", file.wrapper())));
+        reading.report.left_out.sort_unstable();
+        reading.report.prefix = Some(prefix).filter(|prefix| !prefix.is_empty());
+        Ok(reading)
+    }
+
+    fn best(&self, file: &Weights) -> Result<Reading> {
+        if let Some(prefix) = self.options.prefix {
+            let prefix = file.as_prefix(prefix)?;
+            return self.behind(file, &prefix);
+        }
+        let top = self.behind(file, "");
+        if top.as_ref().is_ok_and(|reading| self.is_complete(&reading.report)) {
+            return top;
+        }
+        let (mut best, mut found, mut complete) = (top, None, Vec::new());
+        // A file may keep three tensors where the network has one, or the other way round; never many more.
+        let required = self.wanted.keys().filter(|key| self.options.part_of(key).is_none()).count();
+        for prefix in file.prefixes(required.div_ceil(4)) {
+            // What cannot be read at all behind a prefix is not the network.
+            let Ok(reading) = self.behind(file, &prefix) else { continue };
+            if self.is_complete(&reading.report) {
+                complete.push(format!("`{}{}`", file.wrapper(), shown(prefix)));
+                found = Some(reading);
+            } else if best.as_ref().is_ok_and(|best| reading.report.matching.len() > best.report.matching.len()) {
+                best = Ok(reading);
+            }
+        }
+        match found {
+            Some(_) if complete.len() > 1 => {
+                let (name, n) = (file.name(), complete.len());
+                complete.truncate(6);
+                let what = format!("{name} holds what the network wants behind {n} prefixes: {}", complete.join(", "));
+                Err(complaint(format!("{what}: choose one (--prefix)")))
+            }
+            Some(found) => Ok(found),
+            None => best,
+        }
+    }
+
+    /// Whether there is a tensor for every key that is wanted, of whatever shape.
+    fn is_complete(&self, report: &KeyReport) -> bool {
+        report.missing.iter().all(|(key, _)| self.options.part_of(key).is_some())
+    }
+
+    /// The part of the file behind `prefix` in the layout that fits best; of equals the network's own.
+    fn behind(&self, file: &Weights, prefix: &str) -> Result<Reading> {
+        let mut part = file.behind(prefix);
+        if !self.wanted.keys().any(|key| key.split('.').any(|part| part == "module")) {
+            // Data parallel around a part of the network. In front it is a prefix like others.
+            part = part.without_part("module", 1);
+        }
+        let layouts = self.options.layouts.iter().filter(|layout| layout.is_of(&part));
+        let mut best = self.reading(part.clone(), None);
+        for layout in layouts {
+            let reading = self.reading(part.clone(), Some(layout));
+            // The sign says whose file it is: why it cannot be read as such is what the user wants to know.
+            let missing =
+                |reading: &Result<Reading>| reading.as_ref().map_or(0, |reading| reading.report.missing.len());
+            if best.is_err() || missing(&reading) < missing(&best) {
+                best = reading;
+            }
+        }
+        best.map(|best| Reading { prefix: prefix.to_string(), ..best })
+    }
+
+    fn reading(&self, weights: Weights, layout: Option<&Layout>) -> Result<Reading> {
+        let offers = self.offers(&weights, layout)?;
+        let mut report = KeyReport {
+            left_out: offers.left_out.clone(),
+            layout: layout.map(|layout| layout.name),
+            ..KeyReport::default()
+        };
+        for (key, (_, shape)) in offers.by_key.iter().filter(|(key, _)| !self.wanted.contains_key(*key)) {
+            report.unexpected.push((key.clone(), shape.clone()));
+        }
+        for (key, shape) in &self.wanted {
+            let key = key.clone();
+            match offers.by_key.get(&key) {
+                Some((_, file)) if file == shape => report.matching.push(key),
+                Some((_, file)) => {
+                    report.mis_shaped.push(MisShaped { key, file: file.clone(), network: shape.clone() })
+                }
+                None => report.missing.push((key, shape.clone())),
+            }
+        }
+        Ok(Reading { weights, prefix: String::new(), offers, report })
+    }
+
+    fn offers(&self, weights: &Weights, layout: Option<&Layout>) -> Result<Offers> {
+        let mut sources: Vec<(String, Source)> = match layout.and_then(|layout| layout.key_map) {
+            Some(map) => map(weights)?,
+            None => weights.keys().map(|key| (key.to_string(), Source::Key(key.to_string()))).collect(),
+        };
+        let used: BTreeSet<&str> = sources.iter().flat_map(|(_, source)| source.keys()).map(String::as_str).collect();
+        let unused: Vec<_> = weights.keys().filter(|&key| !used.contains(key)).map(str::to_string).collect();
+        sources.extend(unused.into_iter().map(|key| (key.clone(), Source::Key(key))));
+
+        let rules = || layout.into_iter().flat_map(|layout| layout.renames).chain(self.options.renames);
+        let ignored = |key: &str| self.ignore.iter().any(|pattern| pattern.matches(key));
+        let mut offers = Offers::default();
+        for (key, source) in sources {
+            let renamed = rules().find_map(|rule| rule.apply(&key));
+            let name = renamed.as_ref().unwrap_or(&key);
+            let is_unwanted = renamed.as_ref().is_some_and(String::is_empty);
+            if is_unwanted || ignored(name) || source.keys().iter().all(|key| ignored(key)) {
                 offers.left_out.push(key);
                 continue;
             }
-            Some(renamed) => renamed,
-            None => key,
-        };
-        // PyTorch's BatchNorm counts batches for a mode that nobody uses; the count is no weight.
-        if key.rsplit('.').next() == Some("num_batches_tracked") && store.get(&key).is_none() {
-            continue;
+            // PyTorch's BatchNorm counts batches for a mode that nobody uses; the count is no weight.
+            if name.rsplit('.').next() == Some("num_batches_tracked") && !self.wanted.contains_key(name) {
+                continue;
+            }
+            let shape = source.shape(weights)?;
+            if let Some((first, _)) = offers.by_key.insert(name.clone(), (source.clone(), shape)) {
+                let listed = |source: &Source| source.keys().iter().map(shown).collect::<Vec<_>>().join("`, `");
+                let (first, second, name) = (listed(&first), listed(&source), shown(name));
+                let what = format!("both `{first}` and `{second}` would be the network's `{name}`");
+                return Err(complaint(format!("{}: {what}", weights.name())));
+            }
         }
-        let shape = source.shape(weights)?;
-        if let Some((first, _)) = offers.by_key.insert(key.clone(), (source.clone(), shape)) {
-            let (first, second) = (first.keys().join("`, `"), source.keys().join("`, `"));
-            let what = format!("both `{first}` and `{second}` would be the network's `{key}`");
-            return Err(complaint(format!("{}: {what}", weights.name())));
-        }
+        Ok(offers)
     }
-    Ok(offers)
 }
 
-fn compare(store: &VarStore, offers: &Offers) -> KeyReport {
-    let mut report = KeyReport { left_out: offers.left_out.clone(), ..Default::default() };
-    let offers = &offers.by_key;
-    let network: BTreeMap<_, _> = store.slots().into_iter().map(|slot| (slot.key, slot.shape)).collect();
-    for (key, (_, shape)) in offers.iter().filter(|(key, _)| !network.contains_key(*key)) {
-        report.unexpected.push((key.clone(), shape.clone()));
-    }
-    for (key, shape) in network {
-        match offers.get(&key) {
-            Some((_, file)) if *file == shape => report.matching.push(key),
-            Some((_, file)) => report.mis_shaped.push(MisShaped { key, file: file.clone(), network: shape }),
-            None => report.missing.push((key, shape)),
+impl Reading {
+    /// Refuses what fits by its shape and is not what it seems: the whole numbers that quantization leaves of weights.
+    fn ensure_real(&self) -> Result<()> {
+        let sources = self.report.matching.iter().filter_map(|key| Some((key, &self.offers.by_key.get(key)?.0)));
+        for (name, source) in sources {
+            let dtype = source.keys().iter().filter_map(|key| self.weights.dtype(key)).find(|dtype| dtype.is_int());
+            if let Some(dtype) = dtype {
+                let what =
+                    format!("`{}` holds whole numbers ({}), as quantized weights do", shown(name), dtype.as_str());
+                return Err(complaint(format!("{}: {what}: {DEQUANTIZE}", self.weights.name())));
+            }
         }
+        Ok(())
     }
-    report
+
+    /// The report without what may differ, if nothing else does.
+    fn ensure_fit(&self, options: &LoadOptions) -> Result<KeyReport> {
+        let mut report = self.report.clone();
+        let allowed = |key: &str| options.part_of(key).is_some();
+        report.missing.retain(|(key, _)| !allowed(key));
+        report.unexpected.retain(|(key, _)| !allowed(key));
+        report.mis_shaped.retain(|m| !allowed(&m.key));
+        if !report.is_exact() {
+            bail!("{} does not fit the network: {report}", self.weights.name())
+        }
+        self.ensure_real()?;
+        Ok(report)
+    }
 }
+
+/// What to do with a quantized network.
+pub(super) const DEQUANTIZE: &str = "load it where it was quantized and save the state_dict() of the float model";
 
 /// Says how a file's keys stand to a network's, without reading a tensor; the store may be one of shapes only.
 ///
@@ -339,21 +642,33 @@ fn compare(store: &VarStore, offers: &Offers) -> KeyReport {
 /// let network = VarStore::shapes_only();
 /// network.root().pp("fc").param((100, 64), "weight", Init::ZEROS)?;
 /// let report = weights::check(&network, &Weights::open(&path)?, &LoadOptions::default())?;
-/// assert_eq!(report.mis_shaped[0].key, "fc.weight");
+/// assert_eq!(report.other_outputs(), Some(("fc", 10, 100)));
 /// # std::fs::remove_file(path).ok();
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 ///
 /// # Errors
-/// A key map that fails, and two tensors of the file that would be one of the network's.
+/// A key map that fails, two tensors of the file that would be one of the network's, several prefixes that have all that the
+/// network wants, whole numbers for weights.
 pub fn check(store: &VarStore, weights: &Weights, options: &LoadOptions) -> Result<KeyReport> {
-    Ok(compare(store, &offers(store, weights, options)?))
+    let reading = Question::new(store, options)?.answer(weights)?;
+    reading.ensure_real()?;
+    Ok(reading.report)
+}
+
+/// [`check`] for a file that is going to be loaded: what [`load`] would refuse is an error here, without reading a tensor. The
+/// parts that may differ are not in the report.
+///
+/// # Errors
+/// Keys or shapes that do not fit, beyond the parts that [`LoadOptions::may_differ`] names; what [`check`] refuses.
+pub fn ensure_fit(store: &VarStore, weights: &Weights, options: &LoadOptions) -> Result<KeyReport> {
+    Question::new(store, options)?.answer(weights)?.ensure_fit(options)
 }
 
 /// Fills a network from a file, converted to the store's element type and device.
 ///
 /// All or nothing: if anything does not fit, beyond the parts that [`LoadOptions::may_differ`] names, nothing in the store
-/// changes and the error lists every missing, unexpected and mis-shaped key. So the tensors are held twice for a moment.
+/// changes and the error lists missing, unexpected and mis-shaped keys. So the tensors are held twice for a moment.
 ///
 /// ```no_run
 /// # use candle_core::{DType, Device};
@@ -367,36 +682,30 @@ pub fn check(store: &VarStore, weights: &Weights, options: &LoadOptions) -> Resu
 /// ```
 ///
 /// # Errors
-/// Keys or shapes that do not fit, a store of shapes only, and what the device refuses.
+/// Keys or shapes that do not fit, what [`check`] refuses, a store of shapes only, and what the device refuses.
 pub fn load(store: &VarStore, weights: &Weights, options: &LoadOptions) -> Result<LoadReport> {
-    let offers = offers(store, weights, options)?;
-    let mut report = compare(store, &offers);
-    let differing: BTreeSet<String> = (report.missing.iter().map(|(key, _)| key))
+    let reading = Question::new(store, options)?.answer(weights)?;
+    let KeyReport { prefix, layout, left_out, .. } = reading.ensure_fit(options)?;
+    let report = &reading.report;
+    let differing: BTreeSet<&str> = (report.missing.iter().map(|(key, _)| key))
         .chain(report.mis_shaped.iter().map(|m| &m.key))
         .filter_map(|key| options.part_of(key))
-        .map(str::to_string)
         .collect();
-    let allowed = |key: &str| options.part_of(key).is_some();
-    let mut passed_over: Vec<String> =
-        report.unexpected.extract_if(.., |(key, _)| allowed(key)).map(|(key, _)| key).collect();
-    passed_over.extend(std::mem::take(&mut report.left_out));
-    report.missing.retain(|(key, _)| !allowed(key));
-    report.mis_shaped.retain(|m| !allowed(&m.key));
-    if !report.is_exact() {
-        return Err(complaint(format!("{} does not fit the network: {report}", weights.name())));
-    }
+    let beyond = report.unexpected.iter().map(|(key, _)| key.clone());
+    let passed_over = left_out.into_iter().chain(beyond).collect();
 
-    let mut done = LoadReport { passed_over, ..Default::default() };
+    let mut done = LoadReport { passed_over, prefix, layout, ..LoadReport::default() };
     let mut values: Vec<(Var, Tensor)> = Vec::new();
     for slot in store.slots() {
         let Some(var) = slot.var else { bail!("a store of shapes only has nothing to load `{}` into", slot.key) };
         if options.part_of(&slot.key).is_some_and(|part| differing.contains(part)) {
-            if offers.by_key.contains_key(&slot.key) {
+            if reading.offers.by_key.contains_key(&slot.key) {
                 done.passed_over.push(slot.key.clone());
             }
             done.initial.push(slot.key);
-        } else if let Some((source, _)) = offers.by_key.get(&slot.key) {
-            values.push((var, source.read(weights)?.to_dtype(store.dtype())?.to_device(store.device())?));
+        } else if let Some((source, _)) = reading.offers.by_key.get(&slot.key) {
+            let value = source.read(&reading.weights)?;
+            values.push((var, value.to_dtype(store.dtype())?.to_device(store.device())?));
             done.loaded.push(slot.key);
         }
     }
@@ -408,22 +717,22 @@ pub fn load(store: &VarStore, weights: &Weights, options: &LoadOptions) -> Resul
     Ok(done)
 }
 
-/// The tensors of a file under the network's keys, in the network's order and in the file's own element types: what a file
-/// converted to this network's layout holds.
+/// The tensors of a file under the network's keys, in the network's order and in the file's own element types, and how the
+/// file's keys stand to them: what a file converted to this network's layout holds.
 ///
 /// # Errors
-/// Keys or shapes that do not fit, beyond the parts that [`LoadOptions::may_differ`] names.
-pub fn translate(store: &VarStore, weights: &Weights, options: &LoadOptions) -> Result<Vec<(String, Tensor)>> {
-    let offers = offers(store, weights, options)?;
-    let mut report = compare(store, &offers);
-    report.missing.retain(|(key, _)| options.part_of(key).is_none());
-    report.unexpected.retain(|(key, _)| options.part_of(key).is_none());
-    report.mis_shaped.retain(|m| options.part_of(&m.key).is_none());
-    if !report.is_exact() {
-        return Err(complaint(format!("{} does not fit the network: {report}", weights.name())));
-    }
-    let slots = store.slots().into_iter().filter_map(|slot| Some((slot.key.clone(), offers.by_key.get(&slot.key)?)));
-    slots.map(|(key, (source, _))| Ok((key, source.read(weights)?))).collect()
+/// Keys or shapes that do not fit, beyond the parts that [`LoadOptions::may_differ`] names; what [`check`] refuses.
+pub fn translate(
+    store: &VarStore,
+    weights: &Weights,
+    options: &LoadOptions,
+) -> Result<(Vec<(String, Tensor)>, KeyReport)> {
+    let reading = Question::new(store, options)?.answer(weights)?;
+    let report = reading.ensure_fit(options)?;
+    let offers = &reading.offers.by_key;
+    let slots = store.slots().into_iter().filter_map(|slot| Some((slot.key.clone(), offers.get(&slot.key)?)));
+    let tensors = slots.map(|(key, (source, _))| Ok((key, source.read(&reading.weights)?)));
+    Ok((tensors.collect::<Result<_>>()?, report))
 }
 
 /// Writes every tensor of a store, parameters and buffers, as a safetensors file; see [`save_tensors`] for how.

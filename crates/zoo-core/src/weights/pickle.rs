@@ -548,6 +548,10 @@ impl Machine<'_> {
             (b"torch._utils", b"_rebuild_tensor" | b"_rebuild_tensor_v2", _) => {
                 self.fail("a tensor is not made of storage, offset, shape and strides")
             }
+            // A tensor of a type without a storage class of its own, whose name says more than the function's.
+            (b"torch._utils", b"_rebuild_tensor_v3", &[_, _, _, _, _, _, Value::Global(dtype), ..]) => {
+                Ok(Value::Opaque(Some(dtype)))
+            }
             _ => Ok(Value::Opaque(Some(number))),
         }
     }

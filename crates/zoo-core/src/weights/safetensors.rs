@@ -5,15 +5,15 @@
 //! memory twice. Its writer is not used either, since it puts metadata in an order that changes from run to run.
 
 use super::bytes::{Fault, Parsed, fail, shown};
-use super::complaint;
 use super::entry::{Element, Entry};
+use super::{Contents, complaint};
 use ::safetensors::Dtype;
 use ::safetensors::tensor::TensorInfo;
-use candle_core::{DType, Result, Tensor, WithDType, bail};
+use candle_core::{DType, Result, Tensor, WithDType};
 use half::{bf16, f16};
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -22,9 +22,6 @@ use std::path::{Path, PathBuf};
 /// The header's length, in the first eight bytes.
 const LENGTH: usize = 8;
 const METADATA: &str = "__metadata__";
-
-/// Tensors and metadata of a file.
-pub(super) type Contents = (BTreeMap<String, Entry>, BTreeMap<String, String>);
 
 pub(super) fn read(file: &[u8]) -> Parsed<Contents> {
     let Some((length, rest)) = file.split_first_chunk::<LENGTH>() else {
@@ -62,7 +59,10 @@ pub(super) fn read(file: &[u8]) -> Parsed<Contents> {
         end_of_last = end;
         let at = base + begin;
         let Some(element) = element(info.dtype) else {
-            return fail(at, format!("`{}`: type {} has no equivalent here", shown(&key), info.dtype));
+            return fail(
+                at,
+                format!("`{}`: type {} has no equivalent here: {}", shown(&key), info.dtype, advice(info.dtype)),
+            );
         };
         let entry = Entry::contiguous(&key, element, info.shape, at..base + end, at)?;
         if entries.contains_key(&key) {
@@ -74,7 +74,34 @@ pub(super) fn read(file: &[u8]) -> Parsed<Contents> {
         let what = format!("{} bytes behind the last tensor belong to nothing", data.len() - end_of_last);
         return fail(base + end_of_last, what);
     }
-    Ok((entries, header.metadata))
+    Ok(Contents { entries, metadata: header.metadata, ..Contents::default() })
+}
+
+/// What to do with tensors of a type that cannot be read.
+fn advice(dtype: Dtype) -> &'static str {
+    match dtype.bitsize() {
+        0..=8 => "the weights are quantized; load them where they were made and save them as float32",
+        _ => "load the file where it was made and save its tensors as float32",
+    }
+}
+
+/// What a text is that begins as a JSON object does, and is taken for weights.
+pub(super) fn json(text: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Index {
+        weight_map: BTreeMap<String, String>,
+    }
+    let Ok(Index { weight_map }) = serde_json::from_slice(text) else {
+        return "a JSON text, as a config.json is: the weights are in another file".to_string();
+    };
+    let shards: BTreeSet<&String> = weight_map.values().collect();
+    let first = shards.first().map(|name| format!(", `{}` the first", shown(name))).unwrap_or_default();
+    let what = format!(
+        "the index of a sharded checkpoint, whose {} tensors lie in {} files{first}",
+        weight_map.len(),
+        shards.len()
+    );
+    format!("{what}: put them into one (load them in Python, and safetensors.torch.save_file of all together)")
 }
 
 /// Where in the file the JSON is wrong.
@@ -171,7 +198,7 @@ pub fn save_tensors<'a>(
         let info = json!({"dtype": dtype_name(tensor.dtype())?, "shape": tensor.dims(), "data_offsets": [begin, end]});
         begin = end;
         if key == METADATA || header.insert(key.to_string(), info).is_some() {
-            bail!("{}: cannot write a tensor called `{key}`, the name is taken", path.display())
+            bail!("{}: cannot write a tensor called `{}`, the name is taken", path.display(), shown(key))
         }
     }
     let mut header = Value::Object(header).to_string().into_bytes();
@@ -228,8 +255,8 @@ fn write_aside(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> Result<
     let named = |e: std::io::Error, path: &Path| complaint(format!("{}: {e}", path.display()));
     let (aside, file) = create_beside(path).map_err(|e| named(e, path))?;
     let mut out = BufWriter::new(&file);
-    let written = write(&mut out).and_then(|()| {
-        out.flush().and_then(|()| file.sync_all()).map_err(|e| named(e, &aside))?;
+    let written = write(&mut out).map_err(|e| complaint(format!("{}: {e}", path.display()))).and_then(|()| {
+        out.flush().and_then(|()| file.sync_all()).map_err(|e| named(e, path))?;
         std::fs::rename(&aside, path).map_err(|e| named(e, path))
     });
     if written.is_err() {

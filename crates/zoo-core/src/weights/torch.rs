@@ -1,10 +1,12 @@
 //! `torch.save`'s two containers: the zip archive (since PyTorch 1.6) and the chain of pickles before it.
 
+use super::Contents;
 use super::bytes::{Fault, Parsed, Reader, fail, shown};
 use super::entry::{Element, Entry};
+use super::load::DEQUANTIZE;
 use super::pickle::{Pickle, Storage, TensorView, Value, kind};
 use super::zip;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 /// Entries that training scripts keep the weights under, beside the epoch and the optimizer's state.
@@ -17,31 +19,44 @@ const MAGIC: [u8; 10] = [0x6C, 0xFC, 0x9C, 0x46, 0xF9, 0x20, 0x6A, 0xA8, 0x50, 0
 /// weights double a file; eight times it is beyond any honest reason.
 const MAX_UNFOLDING: usize = 8;
 
-type Entries = BTreeMap<String, Entry>;
-
 /// The zip container: `NAME/data.pkl` and, for storage K, `NAME/data/K`.
-pub(super) fn read_zip(file: &[u8]) -> Parsed<Entries> {
+pub(super) fn read_zip(file: &[u8], entry: Option<&str>) -> Parsed<Contents> {
     let archive = zip::entries(file)?;
     let mut roots = archive.iter().filter_map(|(name, data)| Some((name.strip_suffix("/data.pkl")?, data)));
     let Some((root, program)) = roots.find(|(root, _)| !root.contains('/')) else {
-        return fail(0, "a zip archive, but not of torch.save's: it holds no NAME/data.pkl");
+        let what = match archive.keys().any(|name| name.ends_with(".npy")) {
+            true => "an archive of NumPy's (.npz): save its arrays by their keys as safetensors",
+            false => "a zip archive, but not of torch.save's: it holds no NAME/data.pkl",
+        };
+        return fail(0, what);
     };
-    let member = |name: &str| archive.get(format!("{root}/{name}").as_str()).cloned();
-    if member("constants.pkl").is_some() {
-        let what = "a TorchScript archive holds a program; save the module's state_dict() with torch.save instead";
-        return fail(program.start, what);
+    let member = |name: &str| archive.get(format!("{root}/{name}").as_str());
+    // Its program's text is compressed.
+    if member("constants.pkl").is_some() || archive.keys().any(|name| name.starts_with(&format!("{root}/code/"))) {
+        let what = "a TorchScript archive holds a program: load it with torch.jit.load in PyTorch, and save its state_dict() with \
+                    torch.save";
+        return fail(program.range.start, what);
     }
-    match member("byteorder") {
-        Some(order) if &file[order.clone()] != b"little" => {
+    let stored = |name: &str, member: &zip::Member| {
+        if member.compressed {
+            let what =
+                "is compressed; torch.save only stores. Unpack the archive, or load it in PyTorch and save it again";
+            return fail(member.range.start, format!("the entry `{}` {what}", shown(name)));
+        }
+        Ok(member.range.clone())
+    };
+    if let Some(order) = member("byteorder") {
+        let order = stored("byteorder", order)?;
+        if &file[order.clone()] != b"little" {
             return fail(order.start, format!("the file's byte order is `{}`, not little", shown(&file[order])));
         }
-        _ => {}
     }
+    let program = stored("data.pkl", program)?;
     let pickle = Pickle::run(file, program.start, program.end)?;
-    state_dict(&pickle, program.start, file.len(), |storage, at| {
+    state_dict(&pickle, (program.start, file.len()), entry, |storage, at| {
         let key = pickle.bytes(storage.key);
         match std::str::from_utf8(key).ok().and_then(|key| member(&format!("data/{key}"))) {
-            Some(data) => Ok(data),
+            Some(data) => stored(&format!("data/{}", shown(key)), data),
             None => fail(at, format!("the archive has no storage `{}`", shown(key))),
         }
     })
@@ -49,7 +64,7 @@ pub(super) fn read_zip(file: &[u8]) -> Parsed<Entries> {
 
 /// The old container: pickles of a magic number, a version, facts about the system, the object and the storages' keys,
 /// then the storages, each behind its number of elements.
-pub(super) fn read_legacy(file: &[u8]) -> Parsed<Entries> {
+pub(super) fn read_legacy(file: &[u8], entry: Option<&str>) -> Parsed<Contents> {
     let magic = Pickle::run(file, 0, file.len())?;
     if !matches!(magic.root, Value::Bytes(span) if magic.bytes(span) == MAGIC) {
         return fail(0, "a pickle, but not of torch.save's: it does not begin with the magic number");
@@ -69,7 +84,7 @@ pub(super) fn read_legacy(file: &[u8]) -> Parsed<Entries> {
     }
     let pickle = Pickle::run(file, system.end, file.len())?;
     let storages = legacy_storages(file, &pickle)?;
-    state_dict(&pickle, system.end, file.len(), |storage, at| {
+    state_dict(&pickle, (system.end, file.len()), entry, |storage, at| {
         let key = pickle.bytes(storage.key);
         match storages.get(key) {
             Some(data) => Ok(data.clone()),
@@ -144,13 +159,15 @@ fn element_size(class: &[u8]) -> Option<usize> {
     }
 }
 
-/// Finds the state dict in what the pickle made, and its tensors in the file.
+type Dict = Vec<(Value, Value)>;
+
+/// Finds the state dict in what the pickle made, and its tensors in the file. The pickle begins at `at` of `file_len` bytes.
 fn state_dict<'a>(
     pickle: &'a Pickle,
-    at: usize,
-    file_len: usize,
+    (at, file_len): (usize, usize),
+    wanted: Option<&str>,
     locate: impl Fn(&'a Storage, usize) -> Parsed<Range<usize>>,
-) -> Parsed<Entries> {
+) -> Parsed<Contents> {
     let Some(root) = pickle.dict(pickle.root) else {
         return fail(
             at,
@@ -161,16 +178,12 @@ fn state_dict<'a>(
             },
         );
     };
-    let wrapped = |name: &&str| {
-        let named = |&&(key, _): &&(Value, Value)| matches!(key, Value::Bytes(k) if pickle.bytes(k) == name.as_bytes());
-        root.iter().find(named).map(|&(_, value)| value)
-    };
-    let found = WRAPPERS.iter().filter_map(wrapped).find_map(|value| pickle.dict(value));
-    let dict = found.as_ref().unwrap_or(&root);
+    let candidates = candidates(pickle, &root);
+    let (name, dict) = chosen(pickle, at, &root, &candidates, wanted)?;
 
-    let mut entries = Entries::new();
+    let mut entries = BTreeMap::new();
     let mut unfolded = 0usize;
-    for &(key, value) in dict {
+    for &(key, value) in &dict {
         let name = match key {
             Value::Bytes(key) => shown(pickle.bytes(key)),
             other => kind(other).to_string(),
@@ -209,25 +222,128 @@ fn state_dict<'a>(
         let wrappers = WRAPPERS.join("`, `");
         let what = format!("no tensor at the top or under `{wrappers}`; at the top there are: {}", keys.join(", "));
         // A whole module was saved: say whose class it is.
-        let class = WRAPPERS.iter().filter_map(wrapped).find_map(|value| match value {
-            Value::Opaque(class) => Some(refusal(pickle, class)),
+        let class = WRAPPERS.iter().find_map(|name| match value_of(pickle, &root, name) {
+            Some(Value::Opaque(class)) => Some(refusal(pickle, class)),
             _ => None,
         });
         return fail(at, class.map_or(what.clone(), |class| format!("{what}; {class}")));
     }
-    Ok(entries)
+    let mut other_entries: Vec<String> = candidates.into_iter().map(|(other, _)| other).collect();
+    other_entries.retain(|other| Some(other) != name.as_ref());
+    Ok(Contents { entries, entry: name, other_entries, ..Contents::default() })
 }
 
+/// The value under a text in a dictionary.
+fn value_of(pickle: &Pickle, dict: &Dict, name: &str) -> Option<Value> {
+    let named = |&&(key, _): &&(Value, Value)| matches!(key, Value::Bytes(k) if pickle.bytes(k) == name.as_bytes());
+    dict.iter().find(named).map(|&(_, value)| value)
+}
+
+fn holds_tensors(dict: &Dict) -> bool {
+    dict.iter().any(|(_, value)| matches!(value, Value::Tensor(_)))
+}
+
+/// The entries of a training state that are dictionaries of tensors, up to two levels below the top, by name.
+fn candidates(pickle: &Pickle, root: &Dict) -> Vec<(String, Dict)> {
+    // Entries may be one and the same dictionary, thousands of times: each is looked into once.
+    let mut seen = BTreeSet::new();
+    let mut inside = |dict: &Dict| -> Vec<(String, Dict)> {
+        let dictionary = |&(key, value): &(Value, Value)| match (key, value) {
+            (Value::Bytes(key), Value::Dict(id) | Value::Pairs(id)) if seen.insert(id) => {
+                Some((shown(pickle.bytes(key)), pickle.dict(value)?))
+            }
+            _ => None,
+        };
+        dict.iter().filter_map(dictionary).collect()
+    };
+    let mut found = Vec::new();
+    for (name, dict) in inside(root) {
+        if holds_tensors(&dict) {
+            found.push((name, dict));
+            continue;
+        }
+        let below = inside(&dict).into_iter().filter(|(_, dict)| holds_tensors(dict));
+        found.extend(below.map(|(inner, dict)| (format!("{name}.{inner}"), dict)));
+    }
+    found
+}
+
+/// The dictionary that holds the network's tensors, with the name of its entry if it is not the top itself.
+fn chosen(
+    pickle: &Pickle,
+    at: usize,
+    root: &Dict,
+    candidates: &[(String, Dict)],
+    wanted: Option<&str>,
+) -> Parsed<(Option<String>, Dict)> {
+    let listed = || {
+        let named = |(name, dict): &(String, Dict)| {
+            let tensors = dict.iter().filter(|(_, value)| matches!(value, Value::Tensor(_))).count();
+            format!("`{name}` ({tensors} tensors)")
+        };
+        candidates.iter().take(8).map(named).collect::<Vec<_>>().join(", ")
+    };
+    if let Some(wanted) = wanted {
+        let whole = value_of(pickle, root, wanted).and_then(|value| pickle.dict(value));
+        let below = || {
+            let (outer, inner) = wanted.split_once('.')?;
+            pickle.dict(value_of(pickle, &pickle.dict(value_of(pickle, root, outer)?)?, inner)?)
+        };
+        return match whole.or_else(below) {
+            Some(dict) => Ok((Some(wanted.to_string()), dict)),
+            None if candidates.is_empty() => fail(at, format!("no entry `{}`: none holds tensors", shown(wanted))),
+            None => fail(at, format!("no entry `{}`; those with tensors are {}", shown(wanted), listed())),
+        };
+    }
+    let usual = WRAPPERS.iter().find_map(|name| candidates.iter().find(|(candidate, _)| candidate == name));
+    match candidates {
+        _ if let Some((name, dict)) = usual => Ok((Some(name.clone()), dict.clone())),
+        [] => {
+            // Whatever stands there instead of tensors is what the reader complains of.
+            let usual = |name: &&str| Some((name.to_string(), pickle.dict(value_of(pickle, root, name)?)?));
+            match WRAPPERS.iter().find_map(usual).filter(|_| !holds_tensors(root)) {
+                Some((name, dict)) => Ok((Some(name), dict)),
+                None => Ok((None, root.clone())),
+            }
+        }
+        _ if holds_tensors(root) => Ok((None, root.clone())),
+        [(name, dict)] => Ok((Some(name.clone()), dict.clone())),
+        _ => fail(at, format!("the file holds several sets of tensors: {}; choose one (--entry)", listed())),
+    }
+}
+
+/// Why a value is not taken that is no tensor as the reader knows them.
 fn refusal(pickle: &Pickle, class: Option<u32>) -> String {
+    let name = pickle.global_name(class);
+    let last = name.rsplit('.').next().unwrap_or_default();
+    let is_quantized = last == "_rebuild_qtensor" || last.starts_with("qint") || last.starts_with("quint");
+    if is_quantized || name.starts_with("torchao.") || name.starts_with("torch.ao.") || name.contains("quantized") {
+        return format!("it is quantized (`{name}`): {DEQUANTIZE}");
+    }
+    if name.starts_with("torch.float8") || name.starts_with("torch.float4") {
+        return format!(
+            "its type `{name}` is not read: convert it to torch.float32 where it was made, with its scales"
+        );
+    }
+    if name.starts_with("torch.") && ["uint", "int", "float", "complex", "bits"].iter().any(|p| last.starts_with(p)) {
+        return format!("its type `{name}` is not read: convert it to torch.float32 in PyTorch and save it again");
+    }
+    if last.starts_with("_rebuild_sparse") || last.starts_with("_rebuild_nested") {
+        return format!("it is no dense tensor (`{name}`): make it one in PyTorch, by to_dense(), and save it again");
+    }
     let advice = "a checkpoint is data: save a module's state_dict() instead of the module";
-    format!("refuses to run code: `{}` ({advice})", pickle.global_name(class))
+    format!("refuses to run code: `{name}` ({advice})")
 }
 
 fn entry(pickle: &Pickle, key: &str, view: &TensorView, storage: &Storage, bytes: Range<usize>) -> Parsed<Entry> {
     let at = view.at;
     let class = pickle.bytes(storage.class);
     let Some(element) = element(class) else {
-        return fail(at, format!("`{}`: a `{}` has no equivalent here", shown(key), shown(class)));
+        let what = match class.starts_with(b"Q") {
+            true => format!("it is quantized (`{}`): {DEQUANTIZE}", shown(class)),
+            false => format!("a `{}` has no equivalent here", shown(class)),
+        };
+        return fail(at, format!("`{}`: {what}", shown(key)));
     };
     let bytes = part(storage, element, &bytes).ok_or_else(|| {
         let what = format!("its storage is said to hold {} elements and has {} bytes", storage.len, bytes.len());

@@ -18,8 +18,17 @@ const LOCATOR_SIZE: usize = 20;
 /// The extra field that holds 64-bit sizes.
 const ZIP64_EXTRA: u16 = 1;
 
-/// The entries of an archive by name, each with the place of its bytes in the file.
-pub(super) fn entries(file: &[u8]) -> Parsed<BTreeMap<&str, Range<usize>>> {
+/// An entry of an archive.
+#[derive(Debug, Clone)]
+pub(super) struct Member {
+    /// Where its bytes are in the file.
+    pub range: Range<usize>,
+    /// Whether they would have to be unpacked, which nothing here does.
+    pub compressed: bool,
+}
+
+/// The entries of an archive by name.
+pub(super) fn entries(file: &[u8]) -> Parsed<BTreeMap<&str, Member>> {
     let directory = find_directory(file)?;
     let mut headers = Reader::new(file, directory.range.start, directory.range.end);
     let mut entries = BTreeMap::new();
@@ -30,7 +39,7 @@ pub(super) fn entries(file: &[u8]) -> Parsed<BTreeMap<&str, Range<usize>>> {
         let header = central_header(&mut headers)?;
         let data = local_data(file, &header, directory.range.start)?;
         extents.push(header.offset..data.end);
-        if entries.insert(header.name, data).is_some() {
+        if entries.insert(header.name, Member { range: data, compressed: header.compressed }).is_some() {
             return fail(at, format!("the archive holds two entries called `{}`", shown(header.name)));
         }
     }
@@ -100,8 +109,10 @@ fn find_end64(file: &[u8], end: usize) -> Parsed<Option<(u64, u64, u64, usize)>>
 
 struct Header<'a> {
     name: &'a str,
+    /// As it is stored.
     size: usize,
     offset: usize,
+    compressed: bool,
 }
 
 fn central_header<'a>(r: &mut Reader<'a>) -> Parsed<Header<'a>> {
@@ -128,13 +139,11 @@ fn central_header<'a>(r: &mut Reader<'a>) -> Parsed<Header<'a>> {
     if flags & 1 != 0 {
         return fail(at, format!("the entry `{}` is encrypted", shown(name)));
     }
-    if method != 0 || size != packed {
-        let what = "is compressed; torch.save only stores. Unpack the archive, or load it in PyTorch and save it again";
-        return fail(at, format!("the entry `{}` {what}", shown(name)));
-    }
-    match (usize::try_from(size), usize::try_from(offset)) {
-        (Ok(size), Ok(offset)) => Ok(Header { name, size, offset }),
-        _ => fail(at, format!("the entry `{}` is said to be {size} bytes at {offset}", shown(name))),
+    match (usize::try_from(packed), usize::try_from(offset)) {
+        (Ok(stored), Ok(offset)) => {
+            Ok(Header { name, size: stored, offset, compressed: method != 0 || size != packed })
+        }
+        _ => fail(at, format!("the entry `{}` is said to be {packed} bytes at {offset}", shown(name))),
     }
 }
 
@@ -169,7 +178,7 @@ fn local_data(file: &[u8], header: &Header, limit: usize) -> Parsed<Range<usize>
     // Time, date, checksum and sizes: the directory's sizes hold, these may be left out by a writer that streams.
     r.take(2 + 2 + 4 + 4 + 4)?;
     let (name_len, extra_len) = (r.u16()?, r.u16()?);
-    if r.take(name_len.into())? != header.name.as_bytes() || method != 0 {
+    if r.take(name_len.into())? != header.name.as_bytes() || (method != 0 && !header.compressed) {
         return wrong("is described differently by the zip directory");
     }
     r.take(extra_len.into())?;

@@ -5,6 +5,7 @@
 
 pub mod cifar10;
 pub mod folder;
+mod grey;
 pub mod hub;
 pub mod photo;
 pub mod synthetic;

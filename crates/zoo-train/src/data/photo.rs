@@ -30,17 +30,20 @@ pub struct Framing {
     pub crop: f64,
     /// How pixels between pixels are found.
     pub interpolation: Interpolation,
+    /// Whether both sides are resized to `size`, whatever the photograph's proportions, and nothing is cut.
+    pub squash: bool,
 }
 
 impl Framing {
     /// All of the shorter side, bilinear: what training on a folder of images sees.
     pub const fn whole(size: usize) -> Self {
-        Self { size, crop: 1.0, interpolation: Interpolation::Bilinear }
+        Self { size, crop: 1.0, interpolation: Interpolation::Bilinear, squash: false }
     }
 
     /// What a network's published checkpoints are evaluated with.
     pub const fn of(input: &Input) -> Self {
-        Self { size: input.size, crop: input.crop, interpolation: input.interpolation }
+        let &Input { size, crop, interpolation, squash, .. } = input;
+        Self { size, crop, interpolation, squash }
     }
 
     /// The PNG or JPEG file at `path` as 3·size² bytes: red, green, blue, each row by row. What a file is, its first bytes tell, not
@@ -64,7 +67,11 @@ impl Framing {
         let size = self.size as u32;
         let short = ((self.size as f64 / self.crop) as u32).max(size);
         let scaled = |long: u32, by: u32| (u64::from(long) * u64::from(short) / u64::from(by.max(1))).max(1) as u32;
-        let (new_w, new_h) = if w < h { (short, scaled(h, w)) } else { (scaled(w, h), short) };
+        let (new_w, new_h) = match self.squash {
+            true => (size, size),
+            false if w < h => (short, scaled(h, w)),
+            false => (scaled(w, h), short),
+        };
         let pixels = u64::from(new_w) * u64::from(new_h);
         ensure!(pixels <= MOST_PIXELS, "its {w}x{h} pixels would become {new_w}x{new_h}");
         let filter = match self.interpolation {
@@ -119,7 +126,7 @@ mod tests {
             };
             let (size, crop) = (number(&case["size"]) as usize, case["crop"].as_f64().unwrap());
             let photo = photo(number(&case["photo"][0]), number(&case["photo"][1]));
-            let ours = Framing { size, crop, interpolation }.apply(photo).unwrap();
+            let ours = Framing { size, crop, interpolation, squash: false }.apply(photo).unwrap();
             let theirs: Vec<u8> = case["bytes"].as_array().unwrap().iter().map(|v| number(v) as u8).collect();
             assert_eq!(ours.len(), theirs.len());
             // Weights of the pixels have fewer bits than Pillow's: now and then a byte is rounded to its neighbour.
@@ -142,6 +149,22 @@ mod tests {
         // Resized to 16, then cut.
         let half = Framing { crop: 0.5, ..Framing::whole(8) }.apply(image).unwrap();
         assert_eq!((half.len(), half[0], half[7]), (192, 255, 0));
+    }
+
+    /// Expected values from Pillow 13: `photo.resize((4, 4), Image.Resampling.BILINEAR)`, channel by channel.
+    #[test]
+    fn a_photograph_is_squashed_as_pillow_resizes_it() {
+        #[rustfmt::skip]
+        let expected: [u8; 48] = [
+            143, 178, 193, 207, 122, 184, 200, 214, 105, 183, 210, 224, 101, 174, 217, 231, 183, 218, 232, 214, 162, 224, 232, 182,
+            145, 223, 198, 169, 141, 200, 175, 175, 207, 175, 177, 191, 140, 169, 184, 198, 93, 167, 194, 208, 85, 158, 201, 215,
+        ];
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("photo.png");
+        photo(20, 7).save(&path).unwrap();
+        let bytes = Framing { squash: true, ..Framing::whole(4) }.read(&path).unwrap();
+        let furthest = bytes.iter().zip(&expected).map(|(ours, theirs)| ours.abs_diff(*theirs)).max();
+        assert!(bytes.len() == 48 && furthest <= Some(1), "{bytes:?}");
     }
 
     #[test]
