@@ -2,7 +2,7 @@
 
 use super::buffer::{uninit, zeroed};
 use super::gemm::{Mat, Out, Threads::One as Alone, product};
-use super::real::Real;
+use super::simd::Real;
 use super::softmax;
 use candle_core::WithDType;
 use std::mem::MaybeUninit;

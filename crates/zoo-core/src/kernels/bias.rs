@@ -1,8 +1,7 @@
 //! Sums along the rows and columns of a matrix, and numbers added to them.
 
 use super::buffer::assume_init;
-use super::real::Real;
-use super::simd::{Kernel, Simd, dispatch};
+use super::simd::{Kernel, Real, Simd, dispatch};
 use std::mem::MaybeUninit;
 
 /// y = x + bias, where the bias is a row of the matrix, or a column if `column`.

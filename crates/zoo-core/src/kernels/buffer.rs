@@ -1,6 +1,6 @@
 //! Memory for kernels: outputs that are written once, and scratch that a thread keeps.
 
-use super::real::Real;
+use super::simd::Real;
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 

@@ -1,8 +1,7 @@
 //! The activations that kernels apply on the way: those that only cut.
 
 use super::pointwise::Pointwise;
-use super::real::Real;
-use super::simd::Simd;
+use super::simd::{Real, Simd};
 use candle_core::WithDType;
 
 /// What is applied to a value before it is stored.

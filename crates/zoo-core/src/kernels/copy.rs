@@ -1,7 +1,7 @@
 //! Moving whole rows: what joins, cuts and rearranges channels.
 
 use super::buffer::written;
-use super::real::Real;
+use super::simd::Real;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 

@@ -10,8 +10,7 @@
 use super::blocking::{GEMM_DEPTH, GEMM_LEFT, GEMM_ROWS};
 use super::buffer::{Shared, with_scratch, written_by_tasks};
 use super::microkernel::{RegisterTile, microkernel_of_rows};
-use super::real::Real;
-use super::simd::{Kernel, Simd, dispatch_at, prefetch};
+use super::simd::{Kernel, Real, Simd, dispatch_at, prefetch};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;

@@ -3,7 +3,7 @@
 use super::bias::add_column_sums;
 use super::buffer::written;
 use super::gemm::{Mat, Out, Rhs, Threads, gemm};
-use super::real::Real;
+use super::simd::Real;
 use rayon::prelude::*;
 
 /// Rows whose gradient one task adds up for the bias.

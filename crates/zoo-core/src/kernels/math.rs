@@ -183,8 +183,7 @@ pub(crate) const NORMAL_DENSITY: f64 = 0.398_942_280_401_432_7;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernels::real::Real;
-    use crate::kernels::simd::{Kernel, dispatch};
+    use crate::kernels::simd::{Kernel, Real, dispatch};
     use candle_core::cpu::erf::erf_f64;
 
     #[derive(Clone, Copy)]

@@ -1,7 +1,6 @@
 //! The inner loops behind every convolution and matrix product: a tile of a product that stays in registers.
 
-use super::real::Real;
-use super::simd::{Kernel, Level, Simd, dispatch_at};
+use super::simd::{Kernel, Level, Real, Simd, dispatch_at};
 
 /// The register tile that an operation runs with, from its packing to its last task.
 #[derive(Clone, Copy)]

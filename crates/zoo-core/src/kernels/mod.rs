@@ -16,12 +16,11 @@ pub(crate) mod math;
 mod microkernel;
 pub(crate) mod pointwise;
 pub(crate) mod pool;
-mod real;
 pub(crate) mod residual_block;
 pub mod simd;
 pub(crate) mod softmax;
 
-pub(crate) use real::Real;
+pub(crate) use simd::Real;
 
 /// Σ x, over sixteen independent lanes: the compiler turns them into vector registers, and the error grows with n/16.
 pub(crate) fn sum<T: Real>(xs: &[T]) -> T {

@@ -2,8 +2,7 @@
 
 use super::buffer::written;
 use super::math::{NORMAL_DENSITY, normal, num, sigmoid, tanh};
-use super::real::Real;
-use super::simd::{Kernel, Simd, dispatch};
+use super::simd::{Kernel, Real, Simd, dispatch};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 

@@ -2,8 +2,7 @@
 
 use super::blocking::PLANE_TASK;
 use super::buffer::written;
-use super::real::Real;
-use super::simd::{Kernel, Simd, dispatch};
+use super::simd::{Kernel, Real, Simd, dispatch};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;

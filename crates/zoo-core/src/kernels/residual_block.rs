@@ -8,7 +8,7 @@ use super::gemm::Threads::{self, All};
 use super::gemm::{Mat, Out, Rhs, gemm};
 use super::layer_norm as norm;
 use super::pointwise::{gelu, gelu_and_grad};
-use super::real::Real;
+use super::simd::Real;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 

@@ -2,8 +2,7 @@
 
 use super::buffer::written;
 use super::math::{exp, num};
-use super::real::Real;
-use super::simd::{Kernel, Simd, dispatch};
+use super::simd::{Kernel, Real, Simd, dispatch};
 use candle_core::WithDType;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;

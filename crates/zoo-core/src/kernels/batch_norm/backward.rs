@@ -1,12 +1,12 @@
 //! The gradients of a normalisation, and of the clamp behind it.
 
-use super::small::{SpreadCut, by_columns, has_small_planes, spread, sum_images};
+use super::small::{by_columns, has_small_planes, spread, sum_images};
 use super::{Affine, Dims, PerChannel, Window, by_channel, for_planes};
 use crate::kernels::blocking::WRITE_AHEAD;
 use crate::kernels::buffer::{Shared, written_by_tasks};
 use crate::kernels::clamp::Clamp;
-use crate::kernels::real::Real;
-use crate::kernels::simd::{Kernel, Simd, dispatch, prefetch_to_write};
+use crate::kernels::simd::{Kernel, Real, Simd, dispatch, prefetch_to_write};
+use std::borrow::Cow;
 use std::ops::Range;
 
 /// Where a clamp looks to know what it cut.
@@ -77,6 +77,33 @@ fn grads<'a, T: Real, const EACH: bool>(
         CutBy::Input(by) => (None, Some((PerChannel::of(by.scale, channel), PerChannel::of(by.shift, channel)))),
     };
     Grads { xs, grad, n, output, mean: PerChannel::of(mean, channel), affine, clamp }
+}
+
+/// [`CutBy`] with the channels' numbers spread over their pixels.
+struct SpreadCut<'a, T: Clone> {
+    output: Option<&'a [T]>,
+    affine: [Cow<'a, [T]>; 3],
+}
+
+impl<'a, T: Real> SpreadCut<'a, T> {
+    fn of(cut: CutBy<'a, T>, dims: Dims) -> Self {
+        let (_, _, s) = dims;
+        match cut {
+            CutBy::Output(ys) => Self { output: Some(ys), affine: [const { Cow::Borrowed(&[]) }; 3] },
+            CutBy::Input(by) => {
+                by.check(dims);
+                Self { output: None, affine: [by.mean, by.scale, by.shift].map(|values| spread(values, s)) }
+            }
+        }
+    }
+
+    fn cut(&self) -> CutBy<'_, T> {
+        let [mean, scale, shift] = &self.affine;
+        match self.output {
+            Some(ys) => CutBy::Output(ys),
+            None => CutBy::Input(Affine { mean, scale, shift }),
+        }
+    }
 }
 
 /// Σ g and Σ g · (x - mean) of each channel, 2·c numbers, where g is the gradient behind the clamp; with `keep`, g itself too.

@@ -5,8 +5,7 @@ use super::{Affine, Dims, PerChannel, TASK, Window, for_planes};
 use crate::kernels::blocking::WRITE_AHEAD;
 use crate::kernels::buffer::{Shared, written_by_tasks};
 use crate::kernels::clamp::Clamp;
-use crate::kernels::real::Real;
-use crate::kernels::simd::{Kernel, Simd, dispatch, prefetch_to_write};
+use crate::kernels::simd::{Kernel, Real, Simd, dispatch, prefetch_to_write};
 use rayon::prelude::*;
 
 /// y = clamp((x - mean) · scale + shift + skip), into the window of a tensor of more channels.

@@ -18,8 +18,7 @@ pub(crate) use forward::{add_and_activate, add_to, affine, affine_into};
 pub(crate) use stats::{plane_stats, stats, stats_of_planes};
 
 use crate::kernels::buffer::Shared;
-use crate::kernels::real::Real;
-use crate::kernels::simd::Simd;
+use crate::kernels::simd::{Real, Simd};
 use rayon::prelude::*;
 use std::ops::Range;
 

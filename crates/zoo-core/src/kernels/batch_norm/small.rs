@@ -1,10 +1,7 @@
 //! Planes of a few pixels: all of an image are passed over at once, sums go over the images element by element.
 
-use super::backward::CutBy;
-use super::stats::in_rows;
-use super::{Affine, Dims};
-use crate::kernels::real::Real;
-use crate::kernels::simd::{Kernel, Simd, dispatch};
+use super::Dims;
+use crate::kernels::simd::{Real, Simd};
 use rayon::prelude::*;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -28,79 +25,6 @@ pub(super) fn spread<T: Real>(values: &[T], s: usize) -> Cow<'_, [T]> {
     match s {
         1 => values.into(),
         _ => values.iter().flat_map(|&value| std::iter::repeat_n(value, s)).collect(),
-    }
-}
-
-/// [`stats`] of small planes; two passes, as [`plane_stats`].
-pub(super) fn small_stats<T: Real>(dims: Dims, xs: &[T]) -> Vec<T> {
-    /// Σ (x - center) and Σ (x - center)² over the images.
-    struct Columns<'a, T> {
-        xs: &'a [T],
-        images: usize,
-        center: &'a [T],
-        columns: Range<usize>,
-        sums: &'a mut [[f64; 2]],
-    }
-    impl<T: Real> Kernel<T> for Columns<'_, T> {
-        type Output = ();
-
-        #[inline(always)]
-        unsafe fn run<V: Simd<Elem = T>>(self) {
-            let row = self.center.len();
-            // SAFETY: below `dispatch`; an image has as many pixels as there are centers, and the columns are among them.
-            unsafe {
-                for (sums, i) in self.sums.chunks_mut(V::LANES).zip(self.columns.step_by(V::LANES)) {
-                    let count = sums.len();
-                    let center = V::load_first(self.center.as_ptr().add(i), count);
-                    sum_images::<V>(self.images, sums, |image| {
-                        let d = V::load_first(self.xs.as_ptr().add(image * row + i), count).sub(center);
-                        [d, d.mul(d)]
-                    });
-                }
-            }
-        }
-    }
-    let (b, c, s) = dims;
-    let sums =
-        |center: &[T]| by_columns(dims, |columns, sums| dispatch(Columns { xs, images: b, center, columns, sums }));
-    let n = (b * s) as f64;
-    let means: Vec<f64> = sums(&vec![T::zero(); c * s]).iter().map(|sum| sum[0] / n).collect();
-    let rounded: Vec<T> = means.iter().map(|&mean| T::from_f64(mean)).collect();
-    let squares = sums(&spread(&rounded, s));
-    let channel = |((mean, center), [_, squares]): ((f64, &T), [f64; 2])| {
-        // The mean was rounded to be subtracted: take back what that adds.
-        let slip = mean - center.to_f64();
-        let variance = squares / n - slip * slip;
-        // Roundings can leave less than nothing; NaN stays NaN.
-        (mean, if variance < 0.0 { 0.0 } else { variance })
-    };
-    in_rows(&means.into_iter().zip(&rounded).zip(squares).map(channel).collect::<Vec<_>>())
-}
-
-/// [`CutBy`] with the channels' numbers spread over their pixels.
-pub(super) struct SpreadCut<'a, T: Clone> {
-    output: Option<&'a [T]>,
-    affine: [Cow<'a, [T]>; 3],
-}
-
-impl<'a, T: Real> SpreadCut<'a, T> {
-    pub fn of(cut: CutBy<'a, T>, dims: Dims) -> Self {
-        let (_, _, s) = dims;
-        match cut {
-            CutBy::Output(ys) => Self { output: Some(ys), affine: [const { Cow::Borrowed(&[]) }; 3] },
-            CutBy::Input(by) => {
-                by.check(dims);
-                Self { output: None, affine: [by.mean, by.scale, by.shift].map(|values| spread(values, s)) }
-            }
-        }
-    }
-
-    pub fn cut(&self) -> CutBy<'_, T> {
-        let [mean, scale, shift] = &self.affine;
-        match self.output {
-            Some(ys) => CutBy::Output(ys),
-            None => CutBy::Input(Affine { mean, scale, shift }),
-        }
     }
 }
 
@@ -146,7 +70,7 @@ pub(super) unsafe fn sum_images<V: Simd<Elem: Real>>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{InputGrad, Window, add_input_grad, affine_into, grad_sums, input_grad, stats};
+    use super::super::{Affine, CutBy, InputGrad, Window, add_input_grad, affine_into, grad_sums, input_grad, stats};
     use super::*;
     use crate::kernels::buffer::Shared;
     use crate::kernels::clamp::Clamp;

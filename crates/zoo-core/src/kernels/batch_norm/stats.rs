@@ -1,9 +1,9 @@
 //! Mean and variance of the channels.
 
-use super::small::{has_small_planes, small_stats};
+use super::small::{by_columns, has_small_planes, spread, sum_images};
 use super::{Dims, by_channel};
-use crate::kernels::real::Real;
-use crate::kernels::simd::{Kernel, Simd, dispatch};
+use crate::kernels::simd::{Kernel, Real, Simd, dispatch};
+use std::ops::Range;
 
 /// Mean and biased variance of each channel: 2·c numbers.
 pub(crate) fn stats<T: Real>(dims: Dims, xs: &[T]) -> Vec<T> {
@@ -26,13 +26,59 @@ pub(crate) fn stats<T: Real>(dims: Dims, xs: &[T]) -> Vec<T> {
     in_rows(&channels)
 }
 
+/// [`stats`] of small planes; two passes, as [`plane_stats`].
+fn small_stats<T: Real>(dims: Dims, xs: &[T]) -> Vec<T> {
+    /// Σ (x - center) and Σ (x - center)² over the images.
+    struct Columns<'a, T> {
+        xs: &'a [T],
+        images: usize,
+        center: &'a [T],
+        columns: Range<usize>,
+        sums: &'a mut [[f64; 2]],
+    }
+    impl<T: Real> Kernel<T> for Columns<'_, T> {
+        type Output = ();
+
+        #[inline(always)]
+        unsafe fn run<V: Simd<Elem = T>>(self) {
+            let row = self.center.len();
+            // SAFETY: below `dispatch`; an image has as many pixels as there are centers, and the columns are among them.
+            unsafe {
+                for (sums, i) in self.sums.chunks_mut(V::LANES).zip(self.columns.step_by(V::LANES)) {
+                    let count = sums.len();
+                    let center = V::load_first(self.center.as_ptr().add(i), count);
+                    sum_images::<V>(self.images, sums, |image| {
+                        let d = V::load_first(self.xs.as_ptr().add(image * row + i), count).sub(center);
+                        [d, d.mul(d)]
+                    });
+                }
+            }
+        }
+    }
+    let (b, c, s) = dims;
+    let sums =
+        |center: &[T]| by_columns(dims, |columns, sums| dispatch(Columns { xs, images: b, center, columns, sums }));
+    let n = (b * s) as f64;
+    let means: Vec<f64> = sums(&vec![T::zero(); c * s]).iter().map(|sum| sum[0] / n).collect();
+    let rounded: Vec<T> = means.iter().map(|&mean| T::from_f64(mean)).collect();
+    let squares = sums(&spread(&rounded, s));
+    let channel = |((mean, center), [_, squares]): ((f64, &T), [f64; 2])| {
+        // The mean was rounded to be subtracted: take back what that adds.
+        let slip = mean - center.to_f64();
+        let variance = squares / n - slip * slip;
+        // Roundings can leave less than nothing; NaN stays NaN.
+        (mean, if variance < 0.0 { 0.0 } else { variance })
+    };
+    in_rows(&means.into_iter().zip(&rounded).zip(squares).map(channel).collect::<Vec<_>>())
+}
+
 /// The same from each plane's [`plane_stats`], those of a channel side by side.
 pub(crate) fn stats_of_planes<T: Real>((b, _, s): Dims, planes: &[[f64; 2]]) -> Vec<T> {
     in_rows(&planes.chunks_exact(b).map(|planes| channel_stats(planes, s)).collect::<Vec<_>>())
 }
 
 /// All first numbers, then all second ones.
-pub(super) fn in_rows<T: Real>(channels: &[(f64, f64)]) -> Vec<T> {
+fn in_rows<T: Real>(channels: &[(f64, f64)]) -> Vec<T> {
     channels.iter().map(|c| c.0).chain(channels.iter().map(|c| c.1)).map(T::from_f64).collect()
 }
 

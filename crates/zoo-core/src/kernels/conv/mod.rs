@@ -26,6 +26,7 @@ mod pack;
 mod packed_weights;
 mod plan;
 mod small_planes;
+mod tile;
 mod weight_grad;
 mod winograd;
 
@@ -36,7 +37,7 @@ pub(crate) use geometry::Geometry;
 use crate::kernels::batch_norm;
 use crate::kernels::blocking::CONV_GRADIENT;
 use crate::kernels::buffer::{Shared, written_by_tasks};
-use crate::kernels::real::Real;
+use crate::kernels::simd::Real;
 use crate::kernels::sum;
 use rayon::prelude::*;
 use std::ops::Range;

@@ -1,10 +1,9 @@
 //! The input of a direct convolution's tile, packed: in rows that every tap reads as vectors, or unfolded.
 
-use super::direct::Tile;
 use super::geometry::valid_outputs;
+use super::tile::Tile;
 use crate::kernels::blocking::LINE;
-use crate::kernels::real::Real;
-use crate::kernels::simd::Simd;
+use crate::kernels::simd::{Real, Simd};
 use std::ops::Range;
 
 impl<T: Real> Tile<'_, T> {

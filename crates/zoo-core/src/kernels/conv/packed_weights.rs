@@ -1,7 +1,7 @@
 //! Weights in the order in which the register tile reads them.
 
 use crate::kernels::microkernel::RegisterTile;
-use crate::kernels::real::Real;
+use crate::kernels::simd::Real;
 use rayon::prelude::*;
 
 /// A matrix for each group, packed in blocks of rows: `[group][block][k][row of the block]`, zeros behind the last row.

@@ -6,8 +6,7 @@ use super::geometry::Geometry;
 use crate::kernels::blocking::{CONV_IMAGES, LINE, WEIGHT_GRAD_PIXELS, odd_lines};
 use crate::kernels::buffer::with_scratch;
 use crate::kernels::microkernel::{RegisterTile, microkernel};
-use crate::kernels::real::Real;
-use crate::kernels::simd::{Kernel, Simd, dispatch_at};
+use crate::kernels::simd::{Kernel, Real, Simd, dispatch_at};
 use rayon::prelude::*;
 use std::ops::Range;
 

@@ -10,16 +10,15 @@
 //! way to compute these outputs again. The forward pass of training takes the direct way too, see
 //! [`Epilogue::allow_winograd`].
 
-use super::direct::{Operands, Tile};
 use super::epilogue::Epilogue;
 use super::geometry::Geometry;
 use super::packed_weights::PackedWeights;
 use super::plan::DirectConv;
+use super::tile::{Operands, Tile};
 use crate::kernels::blocking::WINOGRAD_INPUT;
 use crate::kernels::buffer::Shared;
 use crate::kernels::microkernel::microkernel;
-use crate::kernels::real::Real;
-use crate::kernels::simd::{Kernel, Simd, dispatch_at};
+use crate::kernels::simd::{Kernel, Real, Simd, dispatch_at};
 use rayon::prelude::*;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 

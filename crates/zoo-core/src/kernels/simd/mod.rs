@@ -12,12 +12,8 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-pub(super) use portable::Lanes;
-#[cfg(target_arch = "x86_64")]
-pub(super) use x86::{F32x8, F32x16, F64x4, F64x8};
-
-use super::real::Real;
 use candle_core::{Result, WithDType, bail};
+use std::ops::Neg;
 use std::sync::atomic::{AtomicU8, Ordering};
 
 /// A kind of vector registers, from the narrowest to the widest.
@@ -104,6 +100,32 @@ pub fn force(level: Option<Level>) -> Result<()> {
         _ => LEVEL.store(level.map_or(0, |level| level as u8), Ordering::Relaxed),
     }
     Ok(())
+}
+
+/// The element types that have kernels: f32 to work in, f64 to check gradients in.
+pub(crate) trait Real: WithDType + Neg<Output = Self> {
+    /// The registers of each kind that hold it.
+    #[cfg(target_arch = "x86_64")]
+    type Avx512: Simd<Elem = Self>;
+    #[cfg(target_arch = "x86_64")]
+    type Avx2: Simd<Elem = Self>;
+    type Portable: Simd<Elem = Self>;
+}
+
+impl Real for f32 {
+    #[cfg(target_arch = "x86_64")]
+    type Avx512 = x86::F32x16;
+    #[cfg(target_arch = "x86_64")]
+    type Avx2 = x86::F32x8;
+    type Portable = portable::Lanes<f32, 8>;
+}
+
+impl Real for f64 {
+    #[cfg(target_arch = "x86_64")]
+    type Avx512 = x86::F64x8;
+    #[cfg(target_arch = "x86_64")]
+    type Avx2 = x86::F64x4;
+    type Portable = portable::Lanes<f64, 4>;
 }
 
 /// A vector register of `LANES` elements.

@@ -2,8 +2,7 @@
 
 use super::{Planes, lanes};
 use crate::kernels::conv::geometry::Geometry;
-use crate::kernels::real::Real;
-use crate::kernels::simd::{Kernel, Simd, dispatch};
+use crate::kernels::simd::{Kernel, Real, Simd, dispatch};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 

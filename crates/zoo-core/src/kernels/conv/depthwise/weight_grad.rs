@@ -5,8 +5,7 @@ use super::stencil::{Neighbours, Neighbours2, inside, load_strided, within};
 use super::{Plane, Way, lanes};
 use crate::kernels::blocking::PLANE_TASK;
 use crate::kernels::conv::geometry::Geometry;
-use crate::kernels::real::Real;
-use crate::kernels::simd::{Kernel, Simd, dispatch};
+use crate::kernels::simd::{Kernel, Real, Simd, dispatch};
 use rayon::prelude::*;
 use std::ops::Range;
 

@@ -3,8 +3,7 @@
 use super::{Plan, Rows};
 use crate::kernels::buffer::{Shared, written_by_tasks};
 use crate::kernels::microkernel::RegisterTile;
-use crate::kernels::real::Real;
-use crate::kernels::simd::{Kernel, Simd, dispatch_at};
+use crate::kernels::simd::{Kernel, Real, Simd, dispatch_at};
 use rayon::prelude::*;
 use std::ops::Range;
 
