@@ -1,7 +1,9 @@
-//! Depthwise convolution against plain loops in f64, for every kind of vector register.
+//! Depthwise convolution against plain loops, on every width that a vector may meet.
 
+use crate::compare::with_level;
+use crate::input::{Values, draw};
 use candle_core::{DType, Device, Tensor, Var};
-use zoo_core::ops::{self, Conv2dParams, Level, simd};
+use zoo_core::ops::{self, Conv2dParams, Level};
 use zoo_core::rng::Rng;
 
 #[derive(Debug, Clone, Copy)]
@@ -27,10 +29,6 @@ impl Case {
             out(w, self.kernel.1, self.stride.1, self.padding.1, self.dilation.1)?,
         ))
     }
-}
-
-fn values(rng: &mut Rng, n: usize) -> Vec<f64> {
-    (0..n).map(|_| rng.uniform_in(-1.0, 1.0)).collect()
 }
 
 /// Output, and the gradients of input, weight and bias for the upstream gradient `dy`.
@@ -67,8 +65,9 @@ fn check(case: &Case, dtype: DType, rng: &mut Rng) {
     let Some((oh, ow)) = case.output() else { return };
     let Case { b, c, multiplier, size: (h, w), kernel: (kh, kw), .. } = *case;
     let c_out = c * multiplier;
-    let (x, k) = (values(rng, b * c * h * w), values(rng, c_out * kh * kw));
-    let (bias, dy) = (values(rng, c_out), values(rng, b * c_out * oh * ow));
+    let mut uniform = |n| draw(rng, n, Values::Uniform, 1.0);
+    let (x, k) = (uniform(b * c * h * w), uniform(c_out * kh * kw));
+    let (bias, dy) = (uniform(c_out), uniform(b * c_out * oh * ow));
     let expected = by_loops(case, (oh, ow), &x, &k, &bias, &dy);
     let tensor = |values: &[f64], dims: &[usize]| {
         Tensor::from_vec(values.to_vec(), dims, &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
@@ -91,55 +90,56 @@ fn check(case: &Case, dtype: DType, rng: &mut Rng) {
     }
 }
 
-/// `force` holds for the process, so one test walks through everything.
 #[test]
-fn agrees_with_plain_loops() {
+fn depthwise_convolution() {
     for level in Level::supported() {
-        simd::force(Some(level)).unwrap();
-        let mut rng = Rng::new(3, "depthwise");
-        let three = |b, c, size, stride| Case {
-            b,
-            c,
-            multiplier: 1,
-            size,
-            kernel: (3, 3),
-            stride: (stride, stride),
-            padding: (1, 1),
-            dilation: (1, 1),
-        };
-        // The layers of the mobile networks, on every width from one column to more than two vectors.
-        for w in 1..=34 {
-            for (h, stride) in [(w, 1), (w, 2), (3, 1), (4, 2), (1, 1), (1, 2), (2, 1), (2, 2)] {
-                for dtype in [DType::F32, DType::F64] {
-                    check(&three(2, 3, (h, w), stride), dtype, &mut rng);
-                    check(&Case { multiplier: 2, ..three(1, 2, (h, w), stride) }, dtype, &mut rng);
-                }
+        with_level(level, check_all);
+    }
+}
+
+fn check_all() {
+    let mut rng = Rng::new(3, "depthwise");
+    let three = |b, c, size, stride| Case {
+        b,
+        c,
+        multiplier: 1,
+        size,
+        kernel: (3, 3),
+        stride: (stride, stride),
+        padding: (1, 1),
+        dilation: (1, 1),
+    };
+    // The layers of the mobile networks, on every width from one column to more than two vectors.
+    for w in 1..=34 {
+        for (h, stride) in [(w, 1), (w, 2), (3, 1), (4, 2), (1, 1), (1, 2), (2, 1), (2, 2)] {
+            for dtype in [DType::F32, DType::F64] {
+                check(&three(2, 3, (h, w), stride), dtype, &mut rng);
+                check(&Case { multiplier: 2, ..three(1, 2, (h, w), stride) }, dtype, &mut rng);
             }
-        }
-        // Channels and images that fill no whole vector and no whole task.
-        for size in [(1, 1), (2, 2), (1, 3), (3, 2), (4, 4)] {
-            for (b, c) in [(1, 2), (9, 5), (17, 37), (3, 300)] {
-                check(&three(b, c, size, 1), DType::F32, &mut rng);
-                check(&three(b, c, size, 1), DType::F64, &mut rng);
-            }
-        }
-        for _ in 0..1500 {
-            let mut pick = |from: usize, to: usize| from + rng.below(to - from + 1);
-            let case = Case {
-                b: pick(1, 2),
-                c: pick(2, 3),
-                multiplier: pick(1, 2),
-                size: (pick(1, 33), pick(1, 33)),
-                kernel: (pick(1, 5), pick(1, 5)),
-                stride: (pick(1, 4), pick(1, 4)),
-                padding: (pick(0, 3), pick(0, 3)),
-                dilation: (pick(1, 2), pick(1, 2)),
-            };
-            check(&case, DType::F32, &mut rng);
-            check(&case, DType::F64, &mut rng);
         }
     }
-    simd::force(None).unwrap();
+    // Channels and images that fill no whole vector and no whole task.
+    for size in [(1, 1), (2, 2), (1, 3), (3, 2), (4, 4)] {
+        for (b, c) in [(1, 2), (9, 5), (17, 37), (3, 300)] {
+            check(&three(b, c, size, 1), DType::F32, &mut rng);
+            check(&three(b, c, size, 1), DType::F64, &mut rng);
+        }
+    }
+    for _ in 0..1500 {
+        let mut pick = |from: usize, to: usize| from + rng.below(to - from + 1);
+        let case = Case {
+            b: pick(1, 2),
+            c: pick(2, 3),
+            multiplier: pick(1, 2),
+            size: (pick(1, 33), pick(1, 33)),
+            kernel: (pick(1, 5), pick(1, 5)),
+            stride: (pick(1, 4), pick(1, 4)),
+            padding: (pick(0, 3), pick(0, 3)),
+            dilation: (pick(1, 2), pick(1, 2)),
+        };
+        check(&case, DType::F32, &mut rng);
+        check(&case, DType::F64, &mut rng);
+    }
 }
 
 /// A NaN reaches the outputs whose windows hold it, and no others: the next channel, the next row and the lanes behind the
