@@ -563,7 +563,7 @@ pub fn choose(list: &str, recipe: Option<&str>) -> Result<Vec<Choice>> {
             let models = zoo::all().filter(|model| model.input.size == CIFAR_SIDE);
             models.map(|model| make(model, None, &Overrides::NONE)).collect::<Result<_>>()?
         } else {
-            let models = zoo::select(&[item]).map_err(|error| {
+            let models = zoo::select_for(&[item], Some(CIFAR_SIDE)).map_err(|error| {
                 let sets: Vec<&str> = sets().collect();
                 anyhow!("{error}; the sets are {}", sets.join(", "))
             })?;

@@ -14,7 +14,7 @@
 
 pub mod registry;
 
-pub use registry::{all, create, files, find, find_sequence, select, sequence_models};
+pub use registry::{all, create, files, find, find_for, find_sequence, select, select_for, sequence_models};
 pub use zoo_cnn as cnn;
 pub use zoo_core as core;
 pub use zoo_core::{Model, ModelInfo, ModelOptions, ModuleT, SequenceInfo, SequenceModel, VarStore};

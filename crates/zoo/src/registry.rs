@@ -51,6 +51,15 @@ pub fn find_sequence(name: &str) -> Result<&'static SequenceInfo> {
 /// # Errors
 /// No such name; the error lists the names that are close, or says how a sequence model of this name is built.
 pub fn find(name: &str) -> Result<&'static ModelInfo> {
+    find_for(name, None)
+}
+
+/// The model called `name`, wanted for images of `side` pixels where that is known: of names that are equally close to a mistyped
+/// one, those of networks for such images are suggested first.
+///
+/// # Errors
+/// As [`find`].
+pub fn find_for(name: &str, side: Option<usize>) -> Result<&'static ModelInfo> {
     if let Some(info) = all().find(|info| info.name == name) {
         return Ok(info);
     }
@@ -59,15 +68,34 @@ pub fn find(name: &str) -> Result<&'static ModelInfo> {
             "`{name}` is a sequence model: it maps two sequences to one and takes no images; build it with `(find_sequence(\"{name}\")?.builder)(store.root())`"
         )
     }
-    let mut close: Vec<(usize, &str)> = all().map(|info| (strsim::levenshtein(name, info.name), info.name)).collect();
-    close.sort();
-    let close: Vec<&str> = close.iter().filter(|(d, _)| *d <= 4).take(3).map(|&(_, name)| name).collect();
-    match close.as_slice() {
+    match close_to(name, side).as_slice() {
         [] => {
             bail!("there is no model `{name}`; the names are {}", all().map(|i| i.name).collect::<Vec<_>>().join(", "))
         }
         close => bail!("there is no model `{name}`; did you mean {}?", close.join(", ")),
     }
+}
+
+/// The three names closest to `name`, the best first; none where none is close. `resnet20` is as close to `cifar_resnet20` as to
+/// itself, for people leave the first word out.
+fn close_to(name: &str, side: Option<usize>) -> Vec<&'static str> {
+    /// Letters by which a mistyped name may differ.
+    const FAR: usize = 4;
+    /// No name is longer.
+    const LONGEST: usize = 100;
+    if name.len() > LONGEST {
+        return Vec::new();
+    }
+    let distance = |info: &ModelInfo| {
+        let short = info.name.strip_prefix("cifar_").unwrap_or(info.name);
+        strsim::levenshtein(name, info.name).min(strsim::levenshtein(name, short))
+    };
+    let mut close: Vec<_> = all()
+        .map(|info| (distance(info), side.is_some_and(|side| info.input.size != side), info.name))
+        .filter(|(distance, ..)| *distance <= FAR)
+        .collect();
+    close.sort();
+    close.into_iter().take(3).map(|(.., name)| name).collect()
 }
 
 /// The models that any of `patterns` names, each once, in the order of the patterns; `*` and `?` stand for any text and any
@@ -76,6 +104,14 @@ pub fn find(name: &str) -> Result<&'static ModelInfo> {
 /// # Errors
 /// A pattern that is malformed or names no model.
 pub fn select<S: AsRef<str>>(patterns: &[S]) -> Result<Vec<&'static ModelInfo>> {
+    select_for(patterns, None)
+}
+
+/// As [`select`], for images of `side` pixels where that is known: see [`find_for`].
+///
+/// # Errors
+/// As [`select`].
+pub fn select_for<S: AsRef<str>>(patterns: &[S], side: Option<usize>) -> Result<Vec<&'static ModelInfo>> {
     let mut chosen: Vec<&'static ModelInfo> = Vec::new();
     for pattern in patterns.iter().map(AsRef::as_ref) {
         let found: Vec<_> = if pattern.contains(['*', '?', '[']) {
@@ -83,7 +119,7 @@ pub fn select<S: AsRef<str>>(patterns: &[S]) -> Result<Vec<&'static ModelInfo>> 
                 .map_err(|e| candle_core::Error::Msg(format!("`{pattern}` is no valid pattern: {e}")))?;
             all().filter(|info| glob.matches(info.name)).collect()
         } else {
-            vec![find(pattern)?]
+            vec![find_for(pattern, side)?]
         };
         if found.is_empty() {
             bail!("the pattern `{pattern}` matches no model")
@@ -137,6 +173,21 @@ mod tests {
     fn a_mistyped_name_gets_a_suggestion() {
         let error = find("cifar_resnet2O").unwrap_err().to_string();
         assert!(error.contains("did you mean cifar_resnet20"), "{error}");
+        // The first word is left out, and one letter is wrong: no other name is as near.
+        let suggested = |name: &str, side| find_for(name, side).unwrap_err().to_string();
+        assert!(
+            suggested("resnet21", None).contains("did you mean cifar_resnet20,"),
+            "{}",
+            suggested("resnet21", None)
+        );
+        // All are one letter away; CIFAR-10's images go into some of them.
+        let (on_any, on_cifar) = (suggested("resnet10", None), suggested("resnet10", Some(32)));
+        assert!(
+            on_any.contains("resnet101") && on_cifar.contains("did you mean cifar_resnet101, cifar_resnet110, "),
+            "{on_cifar}"
+        );
+        let error = find(&"resnet".repeat(20_000)).unwrap_err().to_string();
+        assert!(error.contains("the names are alexnet"), "{}", error.len());
         assert!(find("zzzzzzzzzzzzzzzzzz").unwrap_err().to_string().contains("template_cnn"));
     }
 }
