@@ -11,9 +11,10 @@ mod svg;
 
 use crate::info::{Image, Traced};
 use crate::text::{may_write, print_line};
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use outline::Outline;
 use std::path::PathBuf;
+use zoo_train::record::replace_file;
 
 /// Arguments of `plot`.
 #[derive(clap::Args)]
@@ -47,7 +48,6 @@ pub fn run(args: &Args) -> Result<()> {
     may_write(&args.output, args.force)?;
     let traced = Traced::new(&args.model, args.image, args.classes)?;
     let outline = Outline::new(&traced.graph, !args.unfold);
-    std::fs::write(&args.output, draw(&traced, &outline))
-        .with_context(|| format!("cannot write {}", args.output.display()))?;
+    replace_file(&args.output, draw(&traced, &outline).as_bytes())?;
     print_line(args.output.display())
 }

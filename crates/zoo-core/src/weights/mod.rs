@@ -24,7 +24,7 @@ mod torch;
 mod zip;
 
 pub use bytes::shown;
-pub use file::open_regular;
+pub use file::{open_regular, write_whole};
 pub use load::{
     KeyMap, KeyReport, Layout, LoadOptions, LoadReport, MisShaped, Rename, Selection, Source, check, ensure_fit, load,
     save_safetensors, translate,

@@ -6,6 +6,7 @@
 
 use super::bytes::{Fault, Parsed, fail, shown};
 use super::entry::{Element, Entry};
+use super::file::write_whole;
 use super::{Contents, complaint};
 use ::safetensors::Dtype;
 use ::safetensors::tensor::TensorInfo;
@@ -15,9 +16,8 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::fs::File;
-use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::Path;
 
 /// The header's length, in the first eight bytes.
 const LENGTH: usize = 8;
@@ -204,11 +204,12 @@ pub fn save_tensors<'a>(
     let mut header = Value::Object(header).to_string().into_bytes();
     header.resize(header.len().next_multiple_of(LENGTH), b' ');
 
-    write_aside(path, |file| {
+    let written = write_whole(path, |file| {
         file.write_all(&(header.len() as u64).to_le_bytes())?;
         file.write_all(&header)?;
-        tensors.iter().try_for_each(|(_, tensor)| write_elements(tensor, file))
-    })
+        tensors.iter().try_for_each(|(_, tensor)| write_elements(tensor, file).map_err(std::io::Error::other))
+    });
+    written.map_err(|e| complaint(format!("{}: {e}", path.display())))
 }
 
 fn dtype_name(dtype: DType) -> Result<&'static str> {
@@ -248,45 +249,4 @@ fn write_as<const N: usize, T: WithDType>(
 ) -> Result<()> {
     let values: Vec<T> = tensor.flatten_all()?.to_vec1()?;
     Ok(values.into_iter().try_for_each(|value| out.write_all(&bytes(value)))?)
-}
-
-/// Writes a file beside `path` and gives it that name once it is whole and on the disk.
-fn write_aside(path: &Path, write: impl FnOnce(&mut BufWriter<&File>) -> Result<()>) -> Result<()> {
-    let named = |e: std::io::Error, path: &Path| complaint(format!("{}: {e}", path.display()));
-    let (aside, file) = create_beside(path).map_err(|e| named(e, path))?;
-    let mut out = BufWriter::new(&file);
-    let written = write(&mut out).map_err(|e| complaint(format!("{}: {e}", path.display()))).and_then(|()| {
-        out.flush().and_then(|()| file.sync_all()).map_err(|e| named(e, path))?;
-        std::fs::rename(&aside, path).map_err(|e| named(e, path))
-    });
-    if written.is_err() {
-        // The write's own error says more than a failure to tidy up after it.
-        std::fs::remove_file(&aside).ok();
-    }
-    written?;
-    // The new name has to reach the disk too. Some systems cannot sync a directory; the data is safe without.
-    if let Some(directory) = aside.parent().and_then(|directory| File::open(directory).ok()) {
-        directory.sync_all().ok();
-    }
-    Ok(())
-}
-
-/// A new file in `path`'s directory, under a name that no other writer has.
-fn create_beside(path: &Path) -> std::io::Result<(PathBuf, File)> {
-    let Some(name) = path.file_name() else {
-        return Err(std::io::Error::new(std::io::ErrorKind::InvalidInput, "not a file's name"));
-    };
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    let mut attempt = 0;
-    loop {
-        let mut aside = std::ffi::OsString::from(".");
-        aside.push(name);
-        aside.push(format!(".{}-{attempt}.tmp", std::process::id()));
-        let aside = directory.join(aside);
-        match File::create_new(&aside) {
-            Ok(file) => return Ok((aside, file)),
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => attempt += 1,
-            Err(e) => return Err(e),
-        }
-    }
 }
