@@ -1,23 +1,24 @@
 //! `cargo xtask bench-cifar`: trains a list of models, each under its recipe and with every seed, and writes one report.
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::Device;
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use zoo_train::checkpoint::{self, Checkpoints, Unwritable};
-use zoo_train::data::{DataSource, DataSpec, Dataset, Synthetic};
-use zoo_train::machine::{device, set_threads, stop_on_ctrl_c};
+use zoo_train::data::{DataError, DataSource, DataSpec, Dataset, Synthetic};
+use zoo_train::errors::{self, Interrupted};
+use zoo_train::lock::FolderLock;
+use zoo_train::machine::{Stop, device, set_threads};
 use zoo_train::progress::say;
 use zoo_train::recipe::{Choice, Overrides, Recipe, choose};
 use zoo_train::record::{
     RESULTS_FILE, RunRecord, Status, append_jsonl, now_utc, read_jsonl, replace_file, reset_peak_rss,
 };
 use zoo_train::report;
-use zoo_train::run_record::{Circumstances, source_commit};
-use zoo_train::trainer::{Job, Outcome, train};
+use zoo_train::run_record::{Circumstances, quoted, source_commit};
+use zoo_train::trainer::{Job, Outcome, RUN_FILE, differences, train};
 
 /// The models of `--quick`: one of each kind, from seconds to a minute.
 const QUICK_MODELS: &str = "mlp,template_cnn,cifar_resnet20";
@@ -75,9 +76,9 @@ pub struct Args {
     /// Threads; by default one a core
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Folder of the report and the runs
-    #[arg(long, default_value = "target/bench-cifar", value_name = "DIR")]
-    out: PathBuf,
+    /// Folder of the report and the runs [default: target/bench-cifar, with --quick target/bench-cifar-quick]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
     /// Stop cleanly after this long (`30m`, `2h`) and keep what is done
     #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
     time_budget: Option<Duration>,
@@ -102,8 +103,13 @@ pub fn run(args: &Args) -> Result<()> {
     let device = device(&args.device)?;
     let data = load_data(args)?;
     let runs = plan(args, data.train.len())?;
-    let out = prepare_folder(args)?;
-    let finished = if args.resume { finished(&out)? } else { BTreeSet::new() };
+    let (out, _lock) = prepare_folder(args)?;
+    let finished = if args.resume { finished(&out)? } else { BTreeMap::new() };
+    let job =
+        |planned: &Planned| Job::new(planned.choice.model, planned.choice.recipe.clone(), planned.seed, device.clone());
+    for planned in &runs {
+        ensure_same(&out, &planned.folder, &job(planned), &data, finished.get(&planned.folder))?;
+    }
     say(format_args!(
         "{} on {}; {} training and {} test images; {}, {}; report in {}",
         count(runs.len(), "run"),
@@ -115,7 +121,7 @@ pub fn run(args: &Args) -> Result<()> {
         out.display()
     ));
 
-    let stop = stop_on_ctrl_c()?;
+    let stop = Stop::on_signals()?;
     if let Some(budget) = args.time_budget {
         let alarm = stop.clone();
         // It ends with the program.
@@ -125,18 +131,18 @@ pub fn run(args: &Args) -> Result<()> {
                 "the time budget of {} is spent: stopping after this step",
                 humantime::format_duration(budget)
             ));
-            alarm.store(true, Ordering::Relaxed);
+            alarm.now();
         });
     }
 
     let suite = Suite { args, data: &data, device: &device, threads, out: &out, stop: &stop };
     let (mut failures, mut left) = (Vec::new(), 0);
     for planned in &runs {
-        if finished.contains(&planned.folder) {
+        if finished.contains_key(&planned.folder) {
             say(format_args!("{}: finished already", planned.folder));
             continue;
         }
-        if stop.load(Ordering::Relaxed) {
+        if stop.is_wished() {
             left += 1;
             continue;
         }
@@ -151,17 +157,18 @@ pub fn run(args: &Args) -> Result<()> {
         suite.report()?;
     }
     say(format_args!("report: {}", out.join("report.html").display()));
-    let stopped = left > 0;
-    let left = format!("{left} of {} left", count(runs.len(), "run"));
-    if stopped {
-        say(format_args!(
-            "stopped early, with {left}: the report holds what was done until then; the same command with --resume goes on"
-        ));
-    }
-    ensure!(failures.is_empty(), "{} failed: {}", count(failures.len(), "run"), failures.join("; "));
+    let failed = format!("{} failed: {}", count(failures.len(), "run"), failures.join("; "));
+    let left_of = format!("{left} of {} left", count(runs.len(), "run"));
+    let go_on = "the report holds what was done until then, and the same command with --resume goes on";
     // A budget that is spent was asked for. Whoever interrupts a script does not want the rest of it.
-    let spent = args.time_budget.is_some_and(|budget| begin.elapsed() >= budget);
-    ensure!(!stopped || spent, "interrupted, with {left}");
+    if let Some(signal) = stop.signal().filter(|_| left > 0) {
+        let failed = if failures.is_empty() { String::new() } else { format!("; {failed}") };
+        return Err(Interrupted { signal, message: format!("interrupted, with {left_of}: {go_on}{failed}") }.into());
+    }
+    if left > 0 {
+        say(format_args!("stopped early, with {left_of}: {go_on}"));
+    }
+    ensure!(failures.is_empty(), "{failed}");
     Ok(())
 }
 
@@ -179,16 +186,32 @@ fn rewrite_readme() -> Result<()> {
     Ok(())
 }
 
-/// The folders of the runs that the suite in `out` has finished.
-fn finished(out: &Path) -> Result<BTreeSet<String>> {
+/// The runs that the suite in `out` has finished, by their folders.
+fn finished(out: &Path) -> Result<BTreeMap<String, RunRecord>> {
     let path = out.join(RESULTS_FILE);
     if !path.exists() {
-        return Ok(BTreeSet::new());
+        return Ok(BTreeMap::new());
     }
     let records = read_jsonl::<RunRecord>(&path)?;
     records.warning.iter().for_each(|warning| say(format_args!("warning: {warning}")));
     let done = records.values.into_iter().filter(|record| record.status == Status::Finished);
-    Ok(done.map(|record| record.folder).collect())
+    Ok(done.map(|record| (record.folder.clone(), record)).collect())
+}
+
+/// Refuses to take another run for the one that is asked for, as one on other data is, although its folder has the same name.
+fn ensure_same(out: &Path, folder: &str, job: &Job, data: &Dataset, finished: Option<&RunRecord>) -> Result<()> {
+    let path = out.join(folder);
+    let differences = match finished {
+        Some(record) if !path.join(RUN_FILE).exists() => record.differences(job, data)?,
+        _ => differences(job, data, &path)?,
+    };
+    ensure!(
+        differences.is_empty(),
+        "{} holds another run than is asked for ({}): give --out for another folder, or --force to replace the suite",
+        path.display(),
+        differences.join("; ")
+    );
+    Ok(())
 }
 
 fn count(n: usize, what: &str) -> String {
@@ -254,7 +277,10 @@ fn load_data(args: &Args) -> Result<Dataset> {
         (None, true) => DataSpec::Synthetic(QUICK_DATA),
         (None, false) => DataSpec::Auto,
     };
-    let mut data = Dataset::load(&spec)?;
+    let mut data = Dataset::load(&spec).map_err(|error| match error {
+        DataError::Hub(why) => anyhow!(no_data(&why)),
+        error => error.into(),
+    })?;
     if let Some(name) = &args.data_name {
         data.source = match data.source {
             DataSource::Cifar10Files { dir } | DataSource::Altered { dir, .. } => {
@@ -270,18 +296,30 @@ fn load_data(args: &Args) -> Result<Dataset> {
     }
 }
 
-/// Makes the folder, goes on in it with `--resume`, or empties it of an earlier suite with `--force`.
-fn prepare_folder(args: &Args) -> Result<PathBuf> {
-    let out = &args.out;
-    let is_used = out.join(RESULTS_FILE).exists() || out.join("runs").exists();
-    if is_used && !args.resume {
-        ensure!(
-            args.force,
-            "{} holds an earlier suite: give --resume to go on with it, --force to replace it, or --out for another folder",
-            out.display()
-        );
-        for name in [RESULTS_FILE, "report.md", "report.html"] {
-            let path = out.join(name);
+/// What to do where CIFAR-10 is nowhere: first the command that gets it and then runs what was asked for.
+fn no_data(why: &str) -> String {
+    let given = std::env::args().skip(2).map(|argument| " ".to_owned() + &quoted(&argument)).collect::<String>();
+    let get = "curl -O https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz && tar xzf cifar-10-binary.tar.gz";
+    format!(
+        "CIFAR-10 is not on this machine; this gets it and starts: \
+         `{get} && cargo xtask bench-cifar{given} --data cifar-10-batches-bin`; without network: `cargo xtask bench-cifar --quick`, or --data with the folder of its binary files; from the hub: {why}"
+    )
+}
+
+/// Makes the folder, for this process alone, goes on in it with `--resume`, or empties it of an earlier suite with `--force`.
+fn prepare_folder(args: &Args) -> Result<(PathBuf, FolderLock)> {
+    let default = if args.quick { "target/bench-cifar-quick" } else { "target/bench-cifar" };
+    let out = args.out.clone().unwrap_or_else(|| default.into());
+    let is_used = || out.join(RESULTS_FILE).exists() || out.join("runs").exists();
+    ensure!(
+        args.resume || args.force || !is_used(),
+        "{} holds an earlier suite: give --resume to go on with it, --force to replace it, or --out for another folder",
+        out.display()
+    );
+    fs::create_dir_all(&out).with_context(|| format!("cannot make the folder {}", out.display()))?;
+    let lock = FolderLock::of(&out)?;
+    if args.force {
+        for path in [RESULTS_FILE, "report.md", "report.html"].map(|name| out.join(name)) {
             if path.exists() {
                 fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
             }
@@ -291,11 +329,11 @@ fn prepare_folder(args: &Args) -> Result<PathBuf> {
             fs::remove_dir_all(&runs).with_context(|| format!("cannot remove {}", runs.display()))?;
         }
     }
-    if args.resume && !is_used {
+    if args.resume && !is_used() {
         say(format_args!("{} holds no suite to go on with: starting one", out.display()));
     }
     fs::create_dir_all(out.join("runs")).with_context(|| format!("cannot make the folder {}", out.display()))?;
-    Ok(out.clone())
+    Ok((out, lock))
 }
 
 struct Suite<'a> {
@@ -304,7 +342,7 @@ struct Suite<'a> {
     device: &'a Device,
     threads: usize,
     out: &'a Path,
-    stop: &'a AtomicBool,
+    stop: &'a Stop,
 }
 
 impl Suite<'_> {
@@ -320,7 +358,7 @@ impl Suite<'_> {
         reset_peak_rss();
         let job = Job::new(model, recipe.clone(), *seed, self.device.clone());
         let checkpoints = Checkpoints { resume: self.args.resume, ..Checkpoints::default() };
-        let outcome = match train(&job, self.data, &path, &checkpoints, self.stop) {
+        let outcome = match train(&job, self.data, &path, &checkpoints, self.stop.flag()) {
             Ok(outcome) => outcome,
             Err(error) if error.downcast_ref::<Unwritable>().is_some() => {
                 return Err(error.context(format!(
@@ -329,7 +367,7 @@ impl Suite<'_> {
             }
             Err(error) => {
                 let outcome = Outcome::failed(&error);
-                say(format_args!("{}: {error:#}", model.name));
+                say(format_args!("{}: {}", model.name, errors::message(&error)));
                 outcome
             }
         };
@@ -357,14 +395,14 @@ impl Suite<'_> {
         let data = match (&args.data, args.quick, &self.data.source) {
             (_, true, DataSource::Synthetic { .. }) if args.data.is_none() => None,
             (_, _, DataSource::Cifar10Files { dir } | DataSource::Altered { dir, .. }) => {
-                Some(dir.display().to_string())
+                Some(quoted(&dir.display().to_string()))
             }
             (_, _, DataSource::Cifar10Hub) => Some("hub".into()),
             (_, _, DataSource::Synthetic { .. }) => Some("synthetic".into()),
             (_, _, DataSource::Other { label }) => Some(label.clone()),
         };
         add("data", data);
-        add("data-name", args.data_name.as_ref().map(|name| format!("'{name}'")));
+        add("data-name", args.data_name.as_deref().map(quoted));
         add("recipe", Some(recipe.name.clone()));
         add("epochs", planned.epochs.map(|n| n.to_string()));
         add("batch", args.batch.map(|n| n.to_string()));

@@ -31,12 +31,5 @@ fn main() -> ExitCode {
         Command::BenchCifar(args) => bench_cifar::run(&args),
         Command::Tidy => tidy::run(),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // One line, with every cause on it.
-            zoo_train::progress::say(format_args!("error: {}", format!("{error:#}").replace('\n', " ")));
-            ExitCode::FAILURE
-        }
-    }
+    zoo_train::errors::exit(result)
 }

@@ -102,6 +102,61 @@ fn a_suite_that_was_stopped_goes_on() {
     assert!(weights(&out) == weights(&whole));
 }
 
+/// A run's folder is called by its model, recipe and seed alone.
+#[test]
+fn a_run_on_other_data_is_not_taken_for_this_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("suite");
+    assert!(bench(&out, &[]).status.success());
+    let before = fs::read(out.join("results.jsonl")).unwrap();
+    let refused = |more: &[&str]| {
+        let output = bench(&out, more);
+        assert_eq!(output.status.code(), Some(1));
+        assert!(fs::read(out.join("results.jsonl")).unwrap() == before);
+        error_line(&output)
+    };
+    let line = refused(&["--limit", "200", "--resume"]);
+    assert!(
+        line.contains("256 images of [3, 32, 32]") && line.contains("200 images") && line.contains("--out"),
+        "{line}"
+    );
+    // And of runs that were recorded before they said which they are.
+    fs::remove_file(out.join("runs/mlp-quick-2epochs-seed1/run.json")).unwrap();
+    let line = refused(&["--limit", "200", "--resume"]);
+    assert!(line.contains("data.train_images: 256 there, 200 here"), "{line}");
+    let again = bench(&out, &["--resume"]);
+    assert!(String::from_utf8_lossy(&again.stderr).contains("finished already"));
+}
+
+#[test]
+fn the_quick_suite_is_not_in_the_way_of_the_next_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |more: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_xtask"));
+        command.args(["bench-cifar", "--models", "mlp", "--epochs", "1", "--limit", "128"]).args(more);
+        assert!(command.current_dir(folder.path()).env_remove("CIFAR10_DIR").status().unwrap().success());
+    };
+    run(&["--quick"]);
+    run(&["--data", "synthetic"]);
+    for suite in ["bench-cifar-quick", "bench-cifar"] {
+        assert!(folder.path().join("target").join(suite).join("report.html").exists());
+    }
+}
+
+/// What a run takes at the most is its own, not that of what ran before it.
+#[test]
+#[cfg(target_os = "linux")]
+fn the_peak_memory_is_the_runs_own() {
+    let folder = tempfile::tempdir().unwrap();
+    let peak = |models: &str| {
+        let out = folder.path().join(models);
+        assert!(bench(&out, &["--models", models, "--epochs", "1", "--threads", "2"]).status.success());
+        lines(&out.join("results.jsonl")).last().unwrap()["peak_rss_mb"].as_f64().unwrap()
+    };
+    let (alone, behind) = (peak("mlp"), peak("cifar_resnet20,mlp"));
+    assert!(behind < 1.3 * alone, "{alone} MB alone, {behind} MB behind another");
+}
+
 /// Unlike a budget that is spent: `bench-cifar … && next` must not go on.
 #[test]
 #[cfg(unix)]
@@ -118,13 +173,66 @@ fn ctrl_c_is_no_success() {
         assert!(begin.elapsed() < Duration::from_secs(60) && suite.try_wait().unwrap().is_none(), "no epoch yet");
         std::thread::sleep(Duration::from_millis(20));
     }
+    // Nobody else may write there meanwhile.
+    let second = bench(&out, &["--resume"]);
+    assert_eq!(second.status.code(), Some(1));
+    assert!(error_line(&second).contains(&format!("is in use: process {} ", suite.id())), "{}", error_line(&second));
     assert!(Command::new("kill").args(["-INT", &suite.id().to_string()]).status().unwrap().success());
     let output = suite.wait_with_output().unwrap();
-    assert_eq!(output.status.code(), Some(1));
-    assert_eq!(error_line(&output), "error: interrupted, with 2 of 2 runs left");
+    assert_eq!(output.status.code(), Some(130));
+    let line = error_line(&output);
+    assert!(line.starts_with("error: interrupted, with 2 of 2 runs left") && line.contains("--resume"), "{line}");
     assert!(out.join("report.html").exists());
     let records = lines(&out.join("results.jsonl"));
     assert_eq!((records.len(), &records[0]["status"]), (1, &Value::from("interrupted")));
+}
+
+/// `nohup` starts a program without SIGHUP: it goes on when the terminal goes. SIGTERM ends it as it ends others.
+#[test]
+#[cfg(unix)]
+fn a_signal_that_the_suite_was_started_without_does_nothing() {
+    use std::process::Stdio;
+    use std::time::{Duration, Instant};
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("suite");
+    let suite = command(&out, &["--epochs", "100000"]);
+    let mut shell = Command::new("sh");
+    shell.args(["-c", "trap '' HUP; exec \"$0\" \"$@\""]).arg(suite.get_program()).args(suite.get_args());
+    let mut suite = shell.stderr(Stdio::piped()).spawn().unwrap();
+    let epochs = || {
+        fs::read_to_string(out.join("runs/mlp-quick-100000epochs-seed1/metrics.jsonl")).map_or(0, |t| t.lines().count())
+    };
+    let begin = Instant::now();
+    let wait_for = |suite: &mut std::process::Child, more: usize| {
+        let wanted = epochs() + more;
+        while epochs() < wanted {
+            assert!(begin.elapsed() < Duration::from_secs(60) && suite.try_wait().unwrap().is_none(), "it ended");
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    };
+    wait_for(&mut suite, 2);
+    let kill = |suite: &std::process::Child, signal: &str| {
+        assert!(Command::new("kill").args([signal, &suite.id().to_string()]).status().unwrap().success());
+    };
+    kill(&suite, "-HUP");
+    wait_for(&mut suite, 10);
+    kill(&suite, "-TERM");
+    assert_eq!(suite.wait().unwrap().code(), Some(143));
+}
+
+/// At such a rate the very last step, behind the last loss that training looks at, ruins the network.
+#[test]
+fn a_network_that_is_not_finite_is_a_failed_run() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("suite");
+    for more in [&[][..], &["--resume"]] {
+        let output = bench(&out, &[&["--epochs", "1", "--batch", "256", "--lr", "1e38"][..], more].concat());
+        assert_eq!(output.status.code(), Some(1));
+        let line = error_line(&output);
+        assert!(line.contains("1 run failed: mlp seed 1: ") && line.contains("after epoch 1 of 1"), "{line}");
+        let records = lines(&out.join("results.jsonl"));
+        assert_eq!(records.last().unwrap()["status"], "failed");
+    }
 }
 
 /// As with `bench-cifar … 2>&1 | head`, or when the terminal that it was started from is gone.
@@ -149,6 +257,12 @@ fn what_cannot_be_done_is_said_in_one_line() {
         assert!(!folder.path().join("never").exists(), "{more:?} left a folder behind");
     };
     fails(&["--models", "cifar_resnet2O"], "did you mean cifar_resnet20");
+    fails(&["--models", "resnet21"], "did you mean cifar_resnet20,");
+    // The first thing to read is the command that works, with what was asked for.
+    let hub = "this gets it and starts: `curl -O https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz && tar xzf";
+    fails(&["--data", "hub"], hub);
+    fails(&["--data", "hub"], "--out");
+    fails(&["--data", "hub"], "--data hub --data cifar-10-batches-bin`");
     fails(&["--data", "/no/such/folder"], "/no/such/folder");
     fails(&["--recipe", "none"], "there is no recipe `none`");
     fails(&["--epochs", "0"], "epochs");

@@ -69,11 +69,5 @@ fn main() -> ExitCode {
         Command::Train(args) => train::run(&args),
         Command::Recipe(args) => recipe::run(&args),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            zoo_train::progress::say(format_args!("error: {}", format!("{error:#}").replace('\n', " ")));
-            ExitCode::FAILURE
-        }
-    }
+    zoo_train::errors::exit(result)
 }

@@ -5,6 +5,8 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::Path;
 
+pub use zoo_train::run_record::quoted;
+
 /// 269722 as 269,722.
 pub fn thousands(n: u64) -> String {
     let digits = n.to_string();
@@ -35,15 +37,6 @@ pub fn may_write(path: &Path, force: bool) -> Result<()> {
     Ok(())
 }
 
-/// An argument as a shell takes it: in quotes where it needs them.
-pub fn quoted(argument: &str) -> String {
-    let plain = |c: char| c.is_alphanumeric() || "-_./=:,+@%".contains(c);
-    match !argument.is_empty() && argument.chars().all(plain) {
-        true => argument.to_string(),
-        false => format!("'{}'", argument.replace('\'', r"'\''")),
-    }
-}
-
 /// Lets a reader who has seen enough go: `zoo info vgg16 | head`.
 pub fn until_closed(result: io::Result<()>) -> Result<()> {
     match result {
@@ -64,12 +57,6 @@ mod tests {
     #[test]
     fn thousands_are_grouped_from_the_right() {
         assert_eq!([0, 12, 999, 1000, 61_100_840].map(thousands), ["0", "12", "999", "1,000", "61,100,840"]);
-    }
-
-    #[test]
-    fn only_what_a_shell_would_take_apart_is_quoted() {
-        let words = ["--lr=0.1", "my/images", "my images", "it's", ""];
-        assert_eq!(words.map(quoted), ["--lr=0.1", "my/images", "'my images'", r"'it'\''s'", "''"]);
     }
 
     #[test]

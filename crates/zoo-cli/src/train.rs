@@ -12,21 +12,24 @@ use zoo_core::weights::{LoadOptions, ensure_fit};
 use zoo_train::augment::Normalize;
 use zoo_train::checkpoint::{self, Checkpoints};
 use zoo_train::data::Dataset;
+use zoo_train::errors::Interrupted;
 use zoo_train::insight::{EVALUATION_FILE, MISTAKES_FILE};
-use zoo_train::machine::{device, set_threads, stop_on_ctrl_c};
+use zoo_train::lock::FolderLock;
+use zoo_train::machine::{Stop, device, set_threads};
 use zoo_train::progress::say;
 use zoo_train::recipe::{Overrides, Recipe};
-use zoo_train::record::{METRICS_FILE, RunRecord, Status, now_utc, read_jsonl, reset_peak_rss};
+use zoo_train::record::{METRICS_FILE, RunRecord, Status, now_utc, read_jsonl, replace_file, reset_peak_rss};
 use zoo_train::run_record::{Circumstances, source_commit};
 use zoo_train::trained::{WEIGHTS_FILE, normalize_of, weights_file};
-use zoo_train::trainer::{Job, train};
+use zoo_train::trainer::{Job, RUN_FILE, differences, train};
 
 /// One [`RunRecord`].
 const RECORD_FILE: &str = "record.json";
 /// The names of the classes, one a line, in the order of the network's outputs.
 const CLASSES_FILE: &str = "classes.txt";
 /// Everything that a run leaves in its folder.
-const FILES: [&str; 6] = [WEIGHTS_FILE, METRICS_FILE, RECORD_FILE, CLASSES_FILE, EVALUATION_FILE, MISTAKES_FILE];
+const FILES: [&str; 7] =
+    [WEIGHTS_FILE, METRICS_FILE, RECORD_FILE, CLASSES_FILE, EVALUATION_FILE, MISTAKES_FILE, RUN_FILE];
 
 /// Arguments of `train`.
 #[derive(clap::Args)]
@@ -125,13 +128,13 @@ pub fn run(args: &Args) -> Result<()> {
     let device = device(&args.device)?;
     let model = zoo::find(&args.model)?;
     may_leave_a_run(args)?;
-    if args.resume && is_finished(&args.out)? {
+    let data = load_data(args, model)?;
+    let (job, overrides) = plan(args, model, &data, device)?;
+    if args.resume && is_finished(&args.out, &job, &data)? {
         say(format_args!("{}: this run is finished, there is nothing to go on with", args.out.display()));
         return Ok(());
     }
-    let data = load_data(args, model)?;
-    let (job, overrides) = plan(args, model, &data, device)?;
-    let stop = stop_on_ctrl_c()?;
+    let stop = Stop::on_signals()?;
     say(format_args!(
         "{}: {} training and {} test images of {} classes; {}, recipe {}, batch {}; {}, {threads} threads",
         args.data.display(),
@@ -144,14 +147,19 @@ pub fn run(args: &Args) -> Result<()> {
         args.device
     ));
 
-    make_folder(args)?;
+    let lock = make_folder(args)?;
     let (started, commit) = (now_utc(), source_commit());
     reset_peak_rss();
     let checkpoints = Checkpoints { resume: args.resume, ..Checkpoints::default() };
-    let outcome = train(&job, &data, &args.out, &checkpoints, &stop).inspect_err(|_| {
-        // An empty folder is none of the run's files; one with anything in it stays.
-        fs::remove_dir(&args.out).ok();
-    })?;
+    let outcome = match train(&job, &data, &args.out, &checkpoints, stop.flag()) {
+        Ok(outcome) => outcome,
+        Err(error) => {
+            // An empty folder is none of the run's files; one with anything in it stays.
+            drop(lock);
+            fs::remove_dir(&args.out).ok();
+            return Err(error);
+        }
+    };
     let circumstances = Circumstances {
         overrides,
         device: args.device.clone(),
@@ -164,24 +172,30 @@ pub fn run(args: &Args) -> Result<()> {
     };
     let record = RunRecord::of(&job, &data, &outcome, circumstances)?;
     let line = serde_json::to_string(&record).context("cannot write the record as JSON")?;
-    write(&args.out.join(RECORD_FILE), &format!("{line}\n"))?;
-    write(&args.out.join(CLASSES_FILE), &format!("{}\n", data.classes.join("\n")))?;
+    replace_file(&args.out.join(RECORD_FILE), format!("{line}\n").as_bytes())?;
+    replace_file(&args.out.join(CLASSES_FILE), format!("{}\n", data.classes.join("\n")).as_bytes())?;
     if record.status == Status::Finished {
         checkpoint::remove(&args.out)?;
     }
     if args.json {
         print_line(&line)?;
     }
-    summarise(args, &record);
     match record.status {
-        Status::Finished => Ok(()),
-        Status::Interrupted => bail!(
-            "interrupted after {} of {} epochs; {} holds what was done",
-            record.epochs_done,
-            record.epochs,
-            args.out.display()
-        ),
-        Status::Failed { message } => bail!("{}: {message}", model.name),
+        Status::Finished => {
+            summarise(args, &record);
+            Ok(())
+        }
+        Status::Interrupted => {
+            let message = format!(
+                "interrupted after {} of {} epochs; {} holds what was done, to go on: {} --resume",
+                record.epochs_done,
+                record.epochs,
+                args.out.display(),
+                record.command
+            );
+            Err(Interrupted { signal: stop.signal().unwrap_or_default(), message }.into())
+        }
+        Status::Failed { message } => bail!("{}: {message}; try a smaller --lr", model.name),
     }
 }
 
@@ -196,26 +210,42 @@ fn may_leave_a_run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Whether the run in the folder is done and recorded, so that there is nothing to go on with.
-fn is_finished(folder: &Path) -> Result<bool> {
+/// Whether the run in the folder is done and recorded, so that there is nothing to go on with. If it is, it must be the one that is
+/// asked for.
+fn is_finished(folder: &Path, job: &Job, data: &Dataset) -> Result<bool> {
     let path = folder.join(RECORD_FILE);
     if !path.exists() {
         return Ok(false);
     }
     let records = read_jsonl::<RunRecord>(&path)?.values;
-    Ok(records.iter().any(|record| record.status == Status::Finished))
+    let Some(record) = records.iter().find(|record| record.status == Status::Finished) else { return Ok(false) };
+    let differences = match folder.join(RUN_FILE).exists() {
+        true => differences(job, data, folder)?,
+        false => record.differences(job, data)?,
+    };
+    ensure!(
+        differences.is_empty(),
+        "{} holds a finished run, and another one than is asked for ({}); --force replaces it, another --out keeps both, and \
+         --weights {} starts from what it learnt",
+        folder.display(),
+        differences.join("; "),
+        quoted(&folder.join(WEIGHTS_FILE).to_string_lossy())
+    );
+    Ok(true)
 }
 
-/// The folder, without the files of an earlier run if it is to be replaced; other files in it stay.
-fn make_folder(args: &Args) -> Result<()> {
+/// The folder for this process alone, without the files of an earlier run if it is to be replaced; other files in it stay.
+fn make_folder(args: &Args) -> Result<FolderLock> {
     let out = &args.out;
+    fs::create_dir_all(out).with_context(|| format!("cannot make the folder {}", out.display()))?;
+    let lock = FolderLock::of(out)?;
     for path in FILES.iter().map(|name| out.join(name)).filter(|path| args.force && path.exists()) {
         fs::remove_file(&path).with_context(|| format!("cannot remove {}", path.display()))?;
     }
-    if args.force && out.exists() {
+    if args.force {
         checkpoint::remove(out)?;
     }
-    fs::create_dir_all(out).with_context(|| format!("cannot make the folder {}", out.display()))
+    Ok(lock)
 }
 
 fn load_data(args: &Args, model: &ModelInfo) -> Result<Dataset> {
@@ -300,10 +330,6 @@ fn start(args: &Args, model: &ModelInfo, data: &Dataset, file: &Path) -> Result<
     Ok(Start { file, classifier, normalize })
 }
 
-fn write(path: &Path, text: &str) -> Result<()> {
-    fs::write(path, text).with_context(|| format!("cannot write {}", path.display()))
-}
-
 /// The command that repeats this run, as the user gave it, but for what concerns earlier runs and output.
 fn command() -> String {
     let passing = ["--force", "--resume", "--json"];
@@ -314,22 +340,25 @@ fn command() -> String {
 
 /// What the user wants to know at the end, on standard error.
 fn summarise(args: &Args, record: &RunRecord) {
-    let percent = |accuracy: Option<f64>| accuracy.map_or("-".to_string(), |a| format!("{:.1} %", 100.0 * a));
     let path = |name: &str| quoted(&args.out.join(name).to_string_lossy());
     let row = |name: &str, value: &str| say(format_args!("  {name:14} {value}"));
     say("");
     row("epochs", &format!("{} of {}, {:.1} s", record.epochs_done, record.epochs, record.seconds));
-    row("test accuracy", &format!("{} after the last epoch", percent(record.test_acc_last)));
-    if let Some(epoch) = record.best_epoch {
-        row("", &format!("{} at the best, after epoch {epoch}", percent(record.test_acc_best)));
-    }
+    row("test accuracy", &accuracies(record));
     let left = FILES.into_iter().filter(|name| args.out.join(name).exists());
     row("left", &left.map(path).collect::<Vec<_>>().join(" "));
-    if record.status == Status::Interrupted {
-        row("to go on", &format!("{} --resume", record.command));
-    }
-    if record.epochs_done > 0 {
-        let (model, weights) = (&record.model, path(WEIGHTS_FILE));
-        row("to use it", &format!("zoo predict {model} --weights {weights} IMAGE..."));
+    let (model, weights) = (&record.model, path(WEIGHTS_FILE));
+    row("to use it", &format!("zoo predict {model} --weights {weights} IMAGE..."));
+}
+
+/// The test accuracies of a finished run, and whose the weights in its folder are.
+fn accuracies(record: &RunRecord) -> String {
+    let percent = |accuracy: Option<f64>| accuracy.map_or("-".to_string(), |a| format!("{:.1} %", 100.0 * a));
+    let last = format!("{} after the last epoch (this is what {WEIGHTS_FILE} holds)", percent(record.test_acc_last));
+    match record.best_epoch {
+        Some(epoch) if epoch < record.epochs_done => {
+            format!("{last}; best {} after epoch {epoch}, not kept", percent(record.test_acc_best))
+        }
+        _ => format!("{last}; no epoch was better"),
     }
 }

@@ -20,12 +20,13 @@ fn succeeds(folder: &Path, arguments: &[&str]) -> String {
     out.into_owned()
 }
 
-/// The message of a command that must fail: one line, with exit status 1.
+/// The message of a command that must fail, with exit status 1: one line, and below it at most a list under headings.
 fn fails(folder: &Path, arguments: &[&str]) -> String {
     let output = zoo(folder, arguments);
     let message = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(1), "zoo {arguments:?}: {message}");
-    assert!(message.starts_with("error: ") && message.lines().count() == 1, "{message}");
+    let is_listed = |line: &str| line.starts_with("  ") || line.ends_with(':');
+    assert!(message.starts_with("error: ") && message.lines().skip(1).all(is_listed), "{message}");
     message
 }
 
@@ -236,4 +237,33 @@ fn recipes_are_listed_and_shown() {
     assert_eq!(unknown.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("modern-200"));
     fails(folder.path(), &["recipe", "show", "fast", "--model", "resnet-20"]);
+}
+
+/// Candle's errors print a backtrace where the environment of a container asks for one.
+#[test]
+fn an_error_is_one_line_whatever_the_environment() {
+    let run = |arguments: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_zoo"));
+        let output = command.args(arguments).env("RUST_BACKTRACE", "1").env_remove("ZOO_BACKTRACE").output().unwrap();
+        (output.status.code(), String::from_utf8(output.stderr).unwrap())
+    };
+    let long = "n".repeat(100_000);
+    for arguments in [
+        &["info", "no_such_net"][..],
+        &["info", &long],
+        &["info", "vit_tiny_patch16_224", "--image", "3x23x23"],
+        &["check", "mlp", "absent.pth"],
+        &["plot", "mlp", "-o", "/absent/folder/net.svg"],
+        &["bench", "vit_tiny_patch16_224", "--image", "23"],
+    ] {
+        let (status, text) = run(arguments);
+        assert!(status == Some(1) && text.starts_with("error: "), "{text}");
+        assert!(text.lines().count() == 1 && !text.contains("candle_core::"), "{text}");
+        // The longest is the one with the names of all networks.
+        assert!(text.len() < 3_000, "{}", text.len());
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_zoo"));
+    command.args(["info", "no_such_net"]).env("RUST_BACKTRACE", "1").env("ZOO_BACKTRACE", "1");
+    let full = String::from_utf8(command.output().unwrap().stderr).unwrap();
+    assert!(full.lines().count() > 3 && full.contains("candle_core::error::Error::bt"), "{full}");
 }

@@ -95,8 +95,10 @@ fn cifar_files_train_under_the_networks_recipe_and_start_other_tasks() {
     let other = ["cifar_resnet20", "--data", "photos", "--weights", "first/model.safetensors", "--out", "third"];
     let output = output(path, &other);
     let err = String::from_utf8(output.stderr).unwrap();
-    assert!(output.status.code() == Some(1) && err.lines().last().unwrap().starts_with("error: "), "{err}");
-    assert!(err.contains("does not fit") && !path.join("third").exists(), "{err}");
+    // The line of the error, and below it the keys.
+    let error = err.lines().find(|line| line.starts_with("error: ")).unwrap();
+    assert!(output.status.code() == Some(1) && error.contains("does not fit"), "{err}");
+    assert!(!path.join("third").exists(), "{err}");
 }
 
 #[test]
@@ -178,10 +180,63 @@ fn ctrl_c_keeps_what_is_done() {
     assert!(killed.success());
     let output = child.wait_with_output().unwrap();
     let err = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(1), "{err}");
-    assert!(err.lines().last().unwrap().starts_with("error: interrupted after "), "{err}");
-    assert!(err.contains("zoo train mlp --data photos --epochs 100000 --out run --resume"), "{err}");
+    assert_eq!(output.status.code(), Some(130), "{err}");
+    // One message, with what to do.
+    let after = err.lines().skip_while(|line| line.contains("epoch ") || line.contains(" images")).collect::<Vec<_>>();
+    assert!(after.len() == 1 && after[0].starts_with("error: interrupted after "), "{after:?}");
+    assert!(after[0].ends_with("zoo train mlp --data photos --epochs 100000 --out run --resume"), "{after:?}");
     let record = json(&path.join("run/record.json"));
     assert_eq!(record["status"], "interrupted");
     assert!(record["epochs_done"].as_u64().unwrap() >= 2 && path.join("run/model.safetensors").exists());
+}
+
+/// At such a rate the very last step, behind the last loss that training looks at, ruins the network.
+#[test]
+fn a_network_that_is_not_finite_is_no_result() {
+    let root = colours();
+    let path = root.path();
+    let arguments = ["mlp", "--data", "photos", "--epochs", "1", "--batch", "36", "--lr", "1e38", "--out", "run"];
+    for more in [&[][..], &["--resume"]] {
+        let output = output(path, &[&arguments[..], more].concat());
+        let err = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{err}");
+        let last = err.lines().last().unwrap();
+        assert!(last.starts_with("error: mlp: ") && last.contains("after epoch 1 of 1"), "{err}");
+        assert!(last.contains("NaN") || last.contains("not finite"), "{err}");
+        assert!(!err.contains("to use it") && !path.join("run/model.safetensors").exists(), "{err}");
+        assert_eq!(json(&path.join("run/record.json"))["status"], "failed");
+    }
+}
+
+#[test]
+fn the_end_says_which_epoch_the_file_holds() {
+    let root = colours();
+    let (_, err) = succeeds(root.path(), &["mlp", "--data", "photos", "--out", "run", "--epochs", "6", "--batch", "6"]);
+    let record = json(&root.path().join("run/record.json"));
+    let said = err.lines().find(|line| line.contains("test accuracy")).unwrap();
+    assert!(said.contains(" % after the last epoch (this is what model.safetensors holds); "), "{said}");
+    let best = record["best_epoch"].as_u64().unwrap();
+    let end = if best < 6 { format!("after epoch {best}, not kept") } else { "no epoch was better".into() };
+    assert!(said.ends_with(&end), "{said}");
+}
+
+#[test]
+fn a_finished_run_is_not_taken_for_another() {
+    let root = colours();
+    let path = root.path();
+    let arguments = ["mlp", "--data", "photos", "--out", "run", "--epochs", "1"];
+    succeeds(path, &arguments);
+    let (_, err) = succeeds(path, &[&arguments[..], &["--resume"]].concat());
+    assert!(err.contains("this run is finished"), "{err}");
+    let asked =
+        ["mlp", "--data", "photos", "--out", "run", "--epochs", "5", "--seed", "2", "--limit", "30", "--resume"];
+    let error = fails(path, &asked);
+    for difference in ["recipe.length.epochs: 1 there, 5 here", "seed: 1 there, 2 here", "36 images", "30 images"] {
+        assert!(error.contains(difference), "{error}");
+    }
+    // A folder from before the runs said which they are.
+    std::fs::remove_file(path.join("run/run.json")).unwrap();
+    succeeds(path, &[&arguments[..], &["--resume"]].concat());
+    let error = fails(path, &asked);
+    assert!(error.contains("epochs: 1 there, 5 here") && error.contains("train_images: 36 there, 30 here"), "{error}");
 }

@@ -16,7 +16,7 @@ use std::collections::{HashMap, HashSet};
 mod diagnose;
 mod footprint;
 
-pub use diagnose::{Diagnosis, diagnose};
+pub use diagnose::{Diagnosis, diagnose, first_damaged};
 pub use footprint::training_memory;
 
 /// One step of a forward pass.

@@ -7,6 +7,7 @@
 //! A file is written aside, synced, and renamed; the two newest are kept. Whatever moment a crash chooses, one of them is
 //! whole, and one that is not is told by its checksum and passed over.
 
+use crate::errors;
 use crate::record::EpochMetrics;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -166,7 +167,7 @@ pub fn newest(folder: &Path) -> Result<Found> {
                 found.checkpoint = Some(checkpoint);
                 return Ok(found);
             }
-            Err(error) => found.notes.push(format!("passed over a damaged checkpoint: {error:#}")),
+            Err(error) => found.notes.push(format!("passed over a damaged checkpoint: {}", errors::line(&error))),
         }
     }
     if !files.is_empty() {

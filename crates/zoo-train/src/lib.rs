@@ -23,9 +23,11 @@
 pub mod augment;
 pub mod checkpoint;
 pub mod data;
+pub mod errors;
 pub mod eval;
 pub mod insight;
 pub mod loader;
+pub mod lock;
 pub mod machine;
 pub mod optim;
 pub mod progress;

@@ -4,7 +4,8 @@ use crate::progress::say;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::time::Duration;
 
 /// What rayon and candle read when they start their threads.
 #[cfg(unix)]
@@ -52,23 +53,88 @@ pub fn device(name: &str) -> Result<Device> {
     }
 }
 
-/// A flag that Ctrl-C (or the system's wish that the program end) turns true, so that training stops after the step in hand. The
-/// second time the program ends at once.
-///
-/// # Errors
-/// A program that watches for Ctrl-C already.
-pub fn stop_on_ctrl_c() -> Result<Arc<AtomicBool>> {
-    let stop = Arc::new(AtomicBool::new(false));
-    let handler = stop.clone();
-    ctrlc::set_handler(move || {
-        if handler.swap(true, Ordering::Relaxed) {
-            // The second time the user means it. 130 is what shells expect of a program that was interrupted.
-            std::process::exit(130);
-        }
-        say("stopping after this step; press Ctrl-C again to stop at once");
-    })
-    .context("cannot watch for Ctrl-C")?;
-    Ok(stop)
+/// The wish that a program end: by Ctrl-C or the system, or by the program's own clock.
+#[derive(Debug, Clone, Default)]
+pub struct Stop {
+    flag: Arc<AtomicBool>,
+    /// 0 until there was one.
+    signal: Arc<AtomicI32>,
+}
+
+impl Stop {
+    /// How long the work in hand may take before the user is told that it is being finished.
+    const PATIENCE: Duration = Duration::from_secs(1);
+
+    /// Ctrl-C, SIGTERM and SIGHUP from now on: training stops after the step in hand. The second time the program ends at once. Under
+    /// `nohup` the loss of the terminal stays without effect.
+    ///
+    /// # Errors
+    /// A program that watches for signals already, or a system that does not let it.
+    pub fn on_signals() -> Result<Self> {
+        let stop = Self::default();
+        let seen = stop.clone();
+        watch(move |signal| {
+            if seen.signal.swap(signal, Ordering::Relaxed) != 0 {
+                // What shells expect of a program that a signal ended.
+                std::process::exit(128 + signal);
+            }
+            seen.now();
+            // A step of a large network takes a while. Where it does not, the command's own last line says it all.
+            std::thread::spawn(|| {
+                std::thread::sleep(Self::PATIENCE);
+                say("stopping after this step; press Ctrl-C again to stop at once");
+            });
+        })
+        .context("cannot watch for Ctrl-C")?;
+        Ok(stop)
+    }
+
+    /// Wishes it.
+    pub fn now(&self) {
+        self.flag.store(true, Ordering::Relaxed);
+    }
+
+    /// True once it is wished.
+    pub fn flag(&self) -> &AtomicBool {
+        &self.flag
+    }
+
+    /// Whether it is wished.
+    pub fn is_wished(&self) -> bool {
+        self.flag.load(Ordering::Relaxed)
+    }
+
+    /// The signal that wished it, by its number; `None` where it was the program's own clock, or nobody.
+    pub fn signal(&self) -> Option<i32> {
+        Some(self.signal.load(Ordering::Relaxed)).filter(|&signal| signal != 0)
+    }
+}
+
+/// Calls `on` in a thread of its own whenever the program is asked to end.
+#[cfg(unix)]
+fn watch(on: impl Fn(i32) + Send + 'static) -> std::io::Result<()> {
+    use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+    use signal_hook::iterator::Signals;
+    let mut signals = Signals::new([SIGINT, SIGTERM])?;
+    // A handler would undo what `nohup` has done.
+    if !std::fs::read_to_string("/proc/self/status").is_ok_and(|status| is_ignored(SIGHUP, &status)) {
+        signals.add_signal(SIGHUP)?;
+    }
+    std::thread::spawn(move || signals.forever().for_each(on));
+    Ok(())
+}
+
+#[cfg(not(unix))]
+fn watch(on: impl Fn(i32) + Send + 'static) -> Result<(), ctrlc::Error> {
+    // The number that Ctrl-C has elsewhere.
+    ctrlc::set_handler(move || on(2))
+}
+
+/// Whether a process was started without this signal, by its `/proc/PID/status`.
+#[cfg(unix)]
+fn is_ignored(signal: i32, status: &str) -> bool {
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
 /// Bytes of memory that this process may still take without the system swapping or ending it: what the machine has free or can
@@ -99,6 +165,14 @@ fn bytes_left(max: &str, current: &str, stat: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    #[cfg(unix)]
+    fn ignored_signals_are_read_as_the_system_writes_them() {
+        let status = "SigBlk:\t0000000000000000\nSigIgn:\t0000000000001001\nSigCgt:\t0000000000000002\n";
+        assert!(is_ignored(1, status) && !is_ignored(2, status) && is_ignored(13, status));
+        assert!(!is_ignored(1, "Name:\tzoo\n"));
+    }
 
     #[test]
     fn memory_is_read_as_the_system_writes_it() {

@@ -16,6 +16,7 @@ use std::time::SystemTime;
 use anyhow::{Context, Result};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize};
+use zoo_core::weights::write_whole;
 
 use crate::recipe::Recipe;
 
@@ -275,7 +276,8 @@ pub fn read_jsonl<T: DeserializeOwned>(path: &Path) -> Result<Lines<T>> {
                 lines.warning = Some(format!("{}:{}: the last line is cut off; skipped", path.display(), index + 1));
             }
             Err(error) => {
-                return Err(error).with_context(|| format!("{}:{}: malformed line", path.display(), index + 1));
+                return Err(error)
+                    .with_context(|| format!("{}:{}: malformed line; remove it to go on", path.display(), index + 1));
             }
         }
     }
@@ -322,22 +324,16 @@ fn status_mb(field: &str) -> Option<f64> {
     Some(kib * 1024.0 / 1e6)
 }
 
-/// Gives the file at `path` new contents. They are written aside, synced and renamed: whoever looks sees the old file or
-/// the new one, never half of one.
+/// Gives the file at `path` new contents, by [`write_whole`]: whoever looks, also after a crash or where the disk is full, sees the
+/// old file or the new one.
 pub fn replace_file(path: &Path, contents: &[u8]) -> Result<()> {
-    let aside = path.with_added_extension("new");
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(&aside)?;
-        file.write_all(contents)?;
-        file.sync_data()?;
-        fs::rename(&aside, path)
-    };
-    write().with_context(|| format!("cannot write {}", path.display()))
+    write_whole(path, |file| file.write_all(contents)).with_context(|| format!("cannot write {}", path.display()))
 }
 
-/// Starts [`peak_rss_mb`] afresh from the memory in use now, so that a run in a long process is not charged with the
-/// peak of one before it. Tells whether the platform let it.
+/// Starts [`peak_rss_mb`] afresh from the memory in use now, so that a run in a long process is not charged with what runs before
+/// it took: memory that the process keeps for later use is given back first. Tells whether the platform let it.
 pub fn reset_peak_rss() -> bool {
+    zoo_core::memory::give_back();
     // 5 is the kernel's code for "reset the peak", see proc(5).
     fs::write("/proc/self/clear_refs", "5").is_ok()
 }
@@ -472,7 +468,7 @@ pub(crate) mod tests {
         append_jsonl(&path, &epoch(1, 0.1)).unwrap();
         fs::write(&path, [&fs::read(&path).unwrap()[..], b"\n{\"epoch\": 2}\n"].concat()).unwrap();
         let error = format!("{:#}", read_jsonl::<EpochMetrics>(&path).unwrap_err());
-        assert!(error.contains("metrics.jsonl:3: malformed line: missing field `step`"), "{error}");
+        assert!(error.contains("metrics.jsonl:3: malformed line; remove it to go on: missing field `step`"), "{error}");
 
         let absent = format!("{:#}", read_jsonl::<EpochMetrics>(&dir.path().join("absent.jsonl")).unwrap_err());
         assert!(absent.contains("absent.jsonl"), "{absent}");

@@ -1,10 +1,13 @@
 //! The record of a run, put together from what was asked, what came out and where it ran: the same for every command that
 //! trains.
 
+use crate::checkpoint;
 use crate::data::{DataSource, Dataset};
+use crate::errors;
 use crate::record::{DataRecord, EpochMetrics, Platform, RunRecord, Status, git_commit, peak_rss_mb, versions};
 use crate::trainer::{Job, Outcome};
 use anyhow::{Error, Result};
+use serde_json::json;
 use std::path::Path;
 use zoo::ModelOptions;
 use zoo_core::trace::model_macs;
@@ -32,6 +35,20 @@ pub struct Circumstances {
 /// `cargo run` build what stands there first, so it is the program's own; a binary that was kept names what was committed since.
 pub fn source_commit() -> Option<String> {
     git_commit(Path::new(env!("CARGO_MANIFEST_DIR")))
+}
+
+/// An argument as a shell takes it: in quotes where it needs them.
+///
+/// ```
+/// use zoo_train::run_record::quoted;
+/// assert_eq!(quoted("my images"), "'my images'");
+/// ```
+pub fn quoted(argument: &str) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./=:,+@%".contains(c);
+    match !argument.is_empty() && argument.chars().all(plain) {
+        true => argument.to_string(),
+        false => format!("'{}'", argument.replace('\'', r"'\''")),
+    }
 }
 
 impl RunRecord {
@@ -90,10 +107,36 @@ impl RunRecord {
     }
 }
 
+impl RunRecord {
+    /// In what the recorded run differs from `job` on `data`, as [`trainer::differences`](crate::trainer::differences) has it, of
+    /// what a record says: for runs that left no word of their own. Where the data lay is no part of it.
+    ///
+    /// # Errors
+    /// A recipe that makes no batch of the data.
+    pub fn differences(&self, job: &Job, data: &Dataset) -> Result<Vec<String>> {
+        let ours = DataRecord::of(data, job.recipe.train_images(data.train.len()));
+        let epochs = job.recipe.epochs(data.train.len())?;
+        let told = |data: &DataRecord| {
+            let DataRecord { name, train_images, test_images, .. } = data;
+            json!({"name": name, "train_images": train_images, "test_images": test_images})
+        };
+        Ok(checkpoint::differences(
+            &json!({
+                "model": self.model, "recipe": self.recipe, "seed": self.seed, "epochs": self.epochs, "batch": self.batch,
+                "data": told(&self.data),
+            }),
+            &json!({
+                "model": job.model.name, "recipe": job.recipe.name, "seed": job.seed, "epochs": epochs, "batch": job.recipe.batch,
+                "data": told(&ours),
+            }),
+        ))
+    }
+}
+
 impl Outcome {
     /// Of a run that ended by an error before it came to anything.
     pub fn failed(error: &Error) -> Self {
-        let message = format!("{error:#}").replace('\n', " ");
+        let message = errors::line(error);
         Self { status: Status::Failed { message }, epochs: Vec::new(), steps: 0, train_images: 0, seconds: 0.0 }
     }
 }
@@ -160,6 +203,19 @@ mod tests {
     }
 
     #[test]
+    fn a_record_tells_the_run_from_others() {
+        let data = Synthetic { train: 64, test: 20, seed: 3 }.generate();
+        let outcome =
+            Outcome { status: Status::Finished, epochs: Vec::new(), steps: 4, train_images: 64, seconds: 9.0 };
+        let record = RunRecord::of(&job("mlp"), &data, &outcome, circumstances()).unwrap();
+        assert!(record.differences(&job("mlp"), &data).unwrap().is_empty());
+        let mut other = job("mlp");
+        other.seed = 8;
+        let told = record.differences(&other, &data.limit(30)).unwrap();
+        assert_eq!(told, ["data.train_images: 64 there, 30 here", "seed: 7 there, 8 here"]);
+    }
+
+    #[test]
     fn an_error_makes_a_failed_record() {
         let data = Synthetic { train: 64, test: 20, seed: 0 }.generate();
         let outcome = Outcome::failed(&anyhow::anyhow!("two\nlines").context("mlp"));
@@ -176,6 +232,12 @@ mod tests {
             RunRecord::of(&job("mlp"), &data, &Outcome::failed(&anyhow::anyhow!("")), circumstances()).unwrap();
         let followed = record.hyperparameters.unwrap();
         assert_eq!(followed, Recipe { drop_last: true, ..job("mlp").recipe });
+    }
+
+    #[test]
+    fn only_what_a_shell_would_take_apart_is_quoted() {
+        let words = ["--lr=0.1", "my/images", "my images", "it's", ""];
+        assert_eq!(words.map(quoted), ["--lr=0.1", "my/images", "'my images'", r"'it'\''s'", "''"]);
     }
 
     /// A network for 224 pixels that is trained on smaller images costs what it costs there.

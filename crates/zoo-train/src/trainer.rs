@@ -10,21 +10,26 @@ use crate::machine::available_memory;
 use crate::optim::{Optimizer, clip_grad_norm};
 use crate::progress::Progress;
 use crate::recipe::Recipe;
-use crate::record::{EpochMetrics, METRICS_FILE, Status, append_jsonl, rss_mb, write_jsonl};
+use crate::record::{EpochMetrics, METRICS_FILE, Status, append_jsonl, replace_file, rss_mb, write_jsonl};
 use crate::schedule::LearningRate;
 use crate::trained::{WEIGHTS_FILE, metadata, taken};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Var};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
+use std::fs;
+use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use zoo::{Model, ModelInfo, ModelOptions, VarStore};
 use zoo_core::loss::{cross_entropy, topk_correct};
 use zoo_core::threads::in_pool;
-use zoo_core::trace::{diagnose, training_memory};
-use zoo_core::weights::{LoadOptions, Selection, load, save_safetensors};
+use zoo_core::trace::{diagnose, first_damaged, training_memory};
+use zoo_core::weights::{LoadOptions, Selection, load, open_regular, save_safetensors};
+
+/// File of a run's folder that says which run it is: everything that changes its numbers.
+pub const RUN_FILE: &str = "run.json";
 
 /// Images a step of evaluation; it holds no graph, so it may be larger than a training step's.
 const EVAL_BATCH: usize = 250;
@@ -120,14 +125,15 @@ struct Saver<'a> {
     last: Instant,
 }
 
-/// Trains `job` on `data` and leaves `metrics.jsonl` (a line after every epoch), `model.safetensors` and what the trained network gets
-/// wrong ([`insight`]) in `folder`, which must exist, with checkpoints beside them ([`checkpoint::remove`] them once the run is
-/// recorded).
+/// Trains `job` on `data` and leaves `run.json` (which run it is), `metrics.jsonl` (a line after every epoch), `model.safetensors`
+/// and what the trained network gets wrong ([`insight`]) in `folder`, which must exist, with checkpoints beside them
+/// ([`checkpoint::remove`] them once the run is recorded).
 ///
-/// With [`Checkpoints::resume`] it goes on from the newest checkpoint in `folder`, whatever ended the run that wrote it, to the weights
-/// and metrics that an uninterrupted run has, bit by bit. When `stop` turns true the run ends after the step in hand and keeps what is
-/// done. A loss that is not finite ends the run as failed, naming epoch, batch, learning rate and the first layer whose output is
-/// not finite; it is no error of this function.
+/// With [`Checkpoints::resume`] it goes on from the newest checkpoint in `folder`, whatever ended the run that wrote it, to the
+/// weights and metrics that an uninterrupted run has, bit by bit. When `stop` turns true the run ends after the step in hand and
+/// keeps what is done. A loss that is not finite ends the run as failed, naming epoch, batch, learning rate and the first layer
+/// whose output is not finite. So do weights or running statistics that are not finite after an epoch, and a loss that is not after
+/// the last one; then no weights are left. Neither is an error of this function.
 ///
 /// # Errors
 /// Data that does not fit the network or the recipe; a run that would not fit into memory; a folder that holds another run; a file
@@ -162,11 +168,23 @@ fn train_here(
     // The first one shows that the folder can be written before anything is computed.
     let mut saver = Saver { folder, every: checkpoints.every, last: Instant::now() };
     saver.save(&run)?;
+    let unwritable = |error: anyhow::Error| error.context(Unwritable(folder.into()));
+    let identity = serde_json::to_vec(&run.at.identity).context("cannot write a run's identity as JSON")?;
+    replace_file(&folder.join(RUN_FILE), &[&identity[..], b"\n"].concat()).map_err(unwritable)?;
     let metrics_file = folder.join(METRICS_FILE);
-    write_jsonl(&metrics_file, &run.at.epochs).map_err(|error| error.context(Unwritable(folder.into())))?;
+    write_jsonl(&metrics_file, &run.at.epochs).map_err(unwritable)?;
 
-    let mut status = Status::Finished;
-    while run.at.epoch <= run.epochs {
+    let (mut status, mut usable) = (Status::Finished, true);
+    loop {
+        // Also where a run goes on: its last step may have been the one.
+        if let Some(message) = run.damage()? {
+            progress.say(&format!("{name}: {message}"));
+            (status, usable) = (Status::Failed { message }, false);
+            break;
+        }
+        if run.at.epoch > run.epochs {
+            break;
+        }
         match run.pass(stop, &progress, &mut saver)? {
             Pass::Done => {}
             Pass::Stopped => {
@@ -181,17 +199,19 @@ fn train_here(
             }
         }
         let metrics = run.end_epoch()?;
-        append_jsonl(&metrics_file, &metrics).map_err(|error| error.context(Unwritable(folder.into())))?;
+        append_jsonl(&metrics_file, &metrics).map_err(unwritable)?;
         saver.save(&run)?;
         progress.epoch(&metrics);
         job.on_epoch.inspect(|tell| tell(&metrics));
     }
-    save_safetensors(&run.store, folder.join(WEIGHTS_FILE), &run.metadata)
-        .map_err(|error| anyhow::Error::from(error).context(Unwritable(folder.into())))?;
+    if usable {
+        save_safetensors(&run.store, folder.join(WEIGHTS_FILE), &run.metadata)
+            .map_err(|error| unwritable(error.into()))?;
+    }
     if status == Status::Finished {
         insight::write(folder, run.net.as_ref(), &run.test, &data.test, &data.classes).map_err(|error| {
             let is_disk = error.chain().any(|cause| cause.is::<std::io::Error>());
-            if is_disk { error.context(Unwritable(folder.into())) } else { error }
+            if is_disk { unwritable(error) } else { error }
         })?;
     }
     let (steps, seconds) = (run.at.steps, run.seconds());
@@ -291,16 +311,11 @@ impl<'a> Run<'a> {
             ensure!(!is_used, "{} holds an earlier run: resume it, or choose another folder", folder.display());
             return Ok(());
         }
+        ensure_same(&differences_to(&self.at.identity, folder)?, folder)?;
         let found = checkpoint::newest(folder)?;
         self.notes.extend(found.notes);
         let Some((position, tensors)) = found.checkpoint else { return Ok(()) };
-        let differences = checkpoint::differences(&position.identity, &self.at.identity);
-        ensure!(
-            differences.is_empty(),
-            "{} holds a checkpoint of another run, which this one cannot go on from ({}); ask for the same run, or for another folder",
-            folder.display(),
-            differences.join("; ")
-        );
+        ensure_same(&checkpoint::differences(&position.identity, &self.at.identity), folder)?;
         self.restore(position, &tensors).with_context(|| format!("the checkpoint in {}", folder.display()))?;
         self.notes.push(match self.at.epoch {
             epoch if epoch > self.epochs => "all epochs are done already".to_owned(),
@@ -329,6 +344,23 @@ impl<'a> Run<'a> {
         self.store.set_dropout_state(&position.dropout);
         self.at = position;
         Ok(())
+    }
+
+    /// Why the network as it stands is of no use to anybody, if it is not: a tensor, or at the end a loss, that is not finite.
+    /// Between two epochs a loss may be infinite and come back; a tensor does not.
+    fn damage(&self) -> Result<Option<String>> {
+        let last = self.at.epochs.last();
+        let when = match last {
+            Some(last) => format!("after epoch {} of {}, learning rate {:.3e}", last.epoch, self.epochs, last.lr),
+            None => "before the first epoch is done".to_owned(),
+        };
+        if let Some(key) = first_damaged(&self.store)? {
+            return Ok(Some(format!("`{key}` is not finite {when}")));
+        }
+        let last = last.filter(|_| self.at.epoch > self.epochs);
+        let losses = last.into_iter().flat_map(|m| [("training", m.train_loss), ("test", m.test_loss)]);
+        let lost = losses.into_iter().find(|(_, loss)| !loss.is_finite());
+        Ok(lost.map(|(which, loss)| format!("the {which} loss is {loss} {when}, though every weight is finite")))
     }
 
     /// Seconds of the run, earlier sessions' included.
@@ -455,8 +487,38 @@ fn ensure_memory(needed: u64, available: u64, batch: usize) -> Result<Option<Str
     Ok((needed > available).then(|| format!("{text}: it may be ended by the system; a smaller batch would fit")))
 }
 
-/// What makes a run the one that it is: a checkpoint goes on in the same one only. Threads are no part of it, since they change no
-/// bit of a result.
+/// In what the run that `folder` holds differs from `job` on `data`, as `seed: 1 there, 2 here`; empty if in nothing, or if no run
+/// in there says which it is. Threads are no part of it, since they change no bit of a result.
+///
+/// # Errors
+/// A file that cannot be read, or does not say which run it is.
+pub fn differences(job: &Job, data: &Dataset, folder: &Path) -> Result<Vec<String>> {
+    differences_to(&identity(job, data)?, folder)
+}
+
+fn differences_to(identity: &Value, folder: &Path) -> Result<Vec<String>> {
+    let path = folder.join(RUN_FILE);
+    let theirs: Value = match fs::read(&path) {
+        Ok(text) => serde_json::from_slice(&text)
+            .with_context(|| format!("{} does not say which run it is: remove it, or train afresh", path.display()))?,
+        // A folder from before the file was added: its checkpoints say it.
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
+    };
+    Ok(checkpoint::differences(&theirs, identity))
+}
+
+fn ensure_same(differences: &[String], folder: &Path) -> Result<()> {
+    ensure!(
+        differences.is_empty(),
+        "{} holds another run, which this one cannot go on from ({}); ask for the same run, or for another folder",
+        folder.display(),
+        differences.join("; ")
+    );
+    Ok(())
+}
+
+/// What makes a run the one that it is: it goes on in the same one only.
 fn identity(job: &Job, data: &Dataset) -> Result<Value> {
     let checksum = |split: &Split| {
         let mut hasher = crc32fast::Hasher::new();
@@ -466,14 +528,16 @@ fn identity(job: &Job, data: &Dataset) -> Result<Value> {
         }
         format!("{} images of {:?}, checksum {:08x}", split.len(), split.shape(), hasher.finalize())
     };
-    let start = job.start.as_ref().map(|Start { file, may_differ, selection }| {
-        let mut start = json!({"file": file, "may_differ": may_differ});
+    let start = |Start { file, may_differ, selection }: &Start| -> Result<Value> {
+        // What is in it counts, not where it lies.
+        let checksum = checksum_of(file).with_context(|| format!("cannot read {}", file.display()))?;
+        let mut start = json!({"checksum": checksum, "may_differ": may_differ});
         if *selection != Selection::default() {
             let Selection { entry, prefix, ignore } = selection;
             start["selection"] = json!({"entry": entry, "prefix": prefix, "ignore": ignore});
         }
-        start
-    });
+        Ok(start)
+    };
     Ok(json!({
         "model": job.model.name,
         "recipe": job.recipe,
@@ -482,13 +546,48 @@ fn identity(job: &Job, data: &Dataset) -> Result<Value> {
         "training": checksum(&data.train),
         "test": checksum(&data.test),
         "classes": data.classes,
-        "start": start,
+        "start": job.start.as_ref().map(start).transpose()?,
     }))
+}
+
+fn checksum_of(file: &Path) -> std::io::Result<String> {
+    let (mut file, mut hasher, mut buffer) = (open_regular(file)?, crc32fast::Hasher::new(), vec![0; 1 << 20]);
+    loop {
+        match file.read(&mut buffer)? {
+            0 => return Ok(format!("{:08x}", hasher.finalize())),
+            n => hasher.update(&buffer[..n]),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Synthetic;
+    use crate::recipe::Length;
+
+    /// As f32 the rate is infinite. A tensor that is not finite ends the run wherever it turns up, and again where the run is resumed; no weights are left.
+    #[test]
+    fn weights_that_are_not_finite_are_no_result() -> Result<()> {
+        let data = Synthetic { train: 64, test: 20, seed: 0 }.generate();
+        let mut job = Job::new(zoo::find("mlp")?, Recipe::named("quick")?, 1, Device::Cpu);
+        job.recipe.lr = 1e300;
+        for length in [1, 3] {
+            job.recipe.length = Length::Epochs(length);
+            let folder = tempfile::tempdir()?;
+            for resume in [false, true] {
+                let checkpoints = Checkpoints { resume, ..Checkpoints::default() };
+                let outcome = train(&job, &data, folder.path(), &checkpoints, &AtomicBool::new(false))?;
+                let Status::Failed { message } = outcome.status else { panic!("{:?}", outcome.status) };
+                assert!(
+                    message.starts_with("`layers.") && message.contains("is not finite after epoch 1 of"),
+                    "{message}"
+                );
+                assert!(outcome.epochs.len() == 1 && !folder.path().join(WEIGHTS_FILE).exists());
+            }
+        }
+        Ok(())
+    }
 
     #[test]
     fn a_run_that_would_not_fit_says_so_first() {

@@ -82,6 +82,18 @@ fn training_pass(model: &dyn Model, store: &VarStore, images: &Tensor) -> Result
     Ok(Diagnosis::Finite { largest_logit: logits.map_or(Ok(0.0), largest)? })
 }
 
+/// The key of the first of a network's parameters, and then of its running statistics, that holds a value which is not finite:
+/// with such a one it gives no answer.
+///
+/// # Errors
+/// A device that does not answer.
+pub fn first_damaged(store: &VarStore) -> Result<Option<String>> {
+    match not_finite(store.parameters())? {
+        None => not_finite(store.buffers()),
+        found => Ok(found),
+    }
+}
+
 /// The key of the first tensor that is not finite.
 fn not_finite(vars: Vec<(String, Var)>) -> Result<Option<String>> {
     for (key, var) in vars {

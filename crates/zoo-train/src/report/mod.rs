@@ -21,8 +21,9 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use crate::errors;
 use crate::insight::{self, Insight};
-use crate::record::{EpochMetrics, METRICS_FILE, RESULTS_FILE, RunRecord, read_jsonl, replace_file};
+use crate::record::{EpochMetrics, Lines, METRICS_FILE, RESULTS_FILE, RunRecord, read_jsonl, replace_file};
 
 pub use html::html;
 pub use markdown::markdown;
@@ -71,7 +72,10 @@ pub fn load(out: &Path) -> Result<(Vec<Run>, Vec<String>)> {
         let path = folder.join(METRICS_FILE);
         let mut epochs = Vec::new();
         if path.exists() {
-            let lines = read_jsonl::<EpochMetrics>(&path)?;
+            let lines = read_jsonl::<EpochMetrics>(&path).unwrap_or_else(|error| {
+                let warning = format!("{}; the report shows no curve of {}", errors::line(&error), record.folder);
+                Lines { values: Vec::new(), warning: Some(warning) }
+            });
             // An epoch that a resumed run went through again counts as it went the last time.
             let by_epoch: BTreeMap<usize, EpochMetrics> =
                 lines.values.into_iter().map(|line| (line.epoch, line)).collect();
@@ -81,7 +85,7 @@ pub fn load(out: &Path) -> Result<(Vec<Run>, Vec<String>)> {
             warnings.push(format!("{} is missing: the report shows no curve of {}", path.display(), record.folder));
         }
         let insight = insight::read(&folder).unwrap_or_else(|error| {
-            warnings.push(format!("{error:#}; the report leaves it out"));
+            warnings.push(format!("{}; the report leaves it out", errors::line(&error)));
             None
         });
         runs.push(Run { record, epochs, insight });
@@ -146,11 +150,25 @@ pub(crate) mod tests {
         assert_eq!(loaded, runs);
         assert!(warnings.len() == 1 && warnings[0].contains("evaluation.json is damaged"), "{warnings:?}");
 
+        // So it does beside a curve that is.
+        let curve = dir.path().join(&runs[1].record.folder).join(METRICS_FILE);
+        fs::create_dir_all(curve.parent().unwrap()).unwrap();
+        fs::write(&curve, "garbage\n{}\n").unwrap();
+        let (loaded, warnings) = load(dir.path()).unwrap();
+        assert!(
+            loaded.len() == 2 && warnings.iter().any(|text| text.contains("metrics.jsonl:1: malformed")),
+            "{warnings:?}"
+        );
+        fs::remove_file(&curve).unwrap();
+
         write(dir.path(), &runs).unwrap();
         write(dir.path(), &runs).unwrap();
         assert_eq!(fs::read_to_string(dir.path().join("report.md")).unwrap(), markdown(&runs));
         assert_eq!(fs::read_to_string(dir.path().join("report.html")).unwrap(), html(&runs).unwrap());
-        assert!(!dir.path().join("report.html.new").exists());
+        let aside = fs::read_dir(dir.path())
+            .unwrap()
+            .filter(|e| e.as_ref().unwrap().path().extension() == Some("tmp".as_ref()));
+        assert_eq!(aside.count(), 0);
 
         fs::remove_dir_all(dir.path().join(&runs[0].record.folder)).unwrap();
         let (_, warnings) = load(dir.path()).unwrap();
