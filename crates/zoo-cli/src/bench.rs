@@ -74,8 +74,13 @@ fn measure(args: &Args, threads: usize) -> Result<()> {
     let info = zoo::find(&args.model)?;
     let device = device(&args.device)?;
     let (batch, side) = (args.batch.unwrap_or_else(|| default_batch(info)), args.image.unwrap_or(info.input.size));
-    ensure!(batch > 0 && side > 0, "batch and image must be at least 1");
-    ensure!(args.seconds > 0.0, "--seconds must be above 0, got {}", args.seconds);
+    let sizes = 1..=100_000;
+    ensure!(sizes.contains(&batch) && sizes.contains(&side), "--batch and --image must be from 1 to 100,000");
+    ensure!(
+        args.seconds > 0.0 && args.seconds <= 1e6,
+        "--seconds must be above 0 and at most 1000000, got {}",
+        args.seconds
+    );
     let store = VarStore::new(0, DType::F32, &device);
     let options = ModelOptions { image_size: Some(side), ..ModelOptions::default() };
     let net = info.build(&options, store.root())?;

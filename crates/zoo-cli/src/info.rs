@@ -35,8 +35,8 @@ impl FromStr for Image {
     fn from_str(text: &str) -> Result<Self> {
         let sizes: Vec<usize> = text.split('x').map(str::parse).collect::<Result<_, _>>().unwrap_or_default();
         match sizes[..] {
-            [c, h, w] if c * h * w > 0 => Ok(Self(c, h, w)),
-            _ => anyhow::bail!("wants CHANNELSxHEIGHTxWIDTH such as 3x224x224, got `{text}`"),
+            [c, h, w] if sizes.iter().all(|size| (1..=100_000).contains(size)) => Ok(Self(c, h, w)),
+            _ => anyhow::bail!("wants CHANNELSxHEIGHTxWIDTH such as 3x224x224, each from 1 to 100,000, got `{text}`"),
         }
     }
 }

@@ -215,6 +215,28 @@ fn bench_measures_what_it_is_asked_for() {
     assert!(fails(folder.path(), &["bench", "template_mixer_s4", "--batch", "0"]).contains("batch"));
 }
 
+/// Products of such numbers overflow, and what they ask for fits no memory.
+#[test]
+fn numbers_beyond_reason_are_refused() {
+    let folder = TempDir::new().unwrap();
+    let most = &u64::MAX.to_string();
+    for arguments in [
+        &["info", "mlp", "--image", &format!("3x{most}x1")][..],
+        &["info", "resnet18", "--image", "3x4294967296x4294967296"],
+        &["info", "resnet18", "--classes", most],
+        &["plot", "resnet18", "-o", "net.svg", "--classes", most],
+        &["bench", "mlp", "--batch", most],
+        &["bench", "mlp", "--batch", "1000000000000"],
+        &["bench", "mlp", "--image", most],
+        &["bench", "mlp", "--seconds", "1e300"],
+    ] {
+        let output = zoo(folder.path(), arguments);
+        let message = String::from_utf8_lossy(&output.stderr);
+        assert!(matches!(output.status.code(), Some(1 | 2)), "zoo {arguments:?}: {message}");
+        assert!(message.starts_with("error: ") && !message.contains("panicked"), "{message}");
+    }
+}
+
 #[test]
 fn recipes_are_listed_and_shown() {
     let folder = TempDir::new().unwrap();

@@ -224,11 +224,16 @@ impl ModelInfo {
     /// Builds the network in `vb`.
     ///
     /// # Errors
-    /// A dimension of zero, or what the network itself refuses.
+    /// A dimension of zero or beyond 10,000,000, or what the network itself refuses.
     pub fn build(&self, options: &ModelOptions, vb: VarBuilder) -> Result<Box<dyn Model>> {
         let dimensions = self.dimensions(options);
-        if dimensions.num_classes == 0 || dimensions.in_chans == 0 || dimensions.image_size == 0 {
-            bail!("{}: num_classes, in_chans and image_size must be at least 1, got {dimensions:?}", self.name)
+        // Far beyond every data set, and products of two still fit a usize.
+        let sizes = [dimensions.num_classes, dimensions.in_chans, dimensions.image_size];
+        if !sizes.iter().all(|size| (1..=10_000_000).contains(size)) {
+            bail!(
+                "{}: num_classes, in_chans and image_size must be from 1 to 10,000,000, got {dimensions:?}",
+                self.name
+            )
         }
         (self.builder)(&dimensions, vb)
     }

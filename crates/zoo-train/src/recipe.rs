@@ -280,15 +280,18 @@ impl Recipe {
     /// The recipe with single values put over it.
     ///
     /// # Errors
-    /// No epochs, an empty batch, a learning rate or ε that is not a positive number, or a momentum outside 0..=1.
+    /// No epochs or more than a million, no batch or one of more than a billion images, a learning rate or ε that is not a positive number, or a momentum outside 0..=1.
     pub fn with(&self, overrides: &Overrides) -> Result<Self> {
+        // Beyond all that anybody trains, and what is computed from them does not overflow.
+        const MOST_EPOCHS: usize = 1_000_000;
+        const MOST_IMAGES: usize = 1_000_000_000;
         let mut recipe = self.clone();
         if let Some(epochs) = overrides.epochs {
-            ensure!(epochs > 0, "epochs must be at least 1");
+            ensure!((1..=MOST_EPOCHS).contains(&epochs), "epochs must be from 1 to {MOST_EPOCHS}, got {epochs}");
             recipe.length = Length::Epochs(epochs);
         }
         if let Some(batch) = overrides.batch {
-            ensure!(batch > 0, "batch must be at least 1");
+            ensure!((1..=MOST_IMAGES).contains(&batch), "batch must be from 1 to {MOST_IMAGES}, got {batch}");
             recipe.batch = batch;
         }
         if let Some(lr) = overrides.lr {
@@ -742,7 +745,9 @@ mod tests {
         assert!(Recipe::named("modern-200").unwrap().extent(0).is_err());
         for bad in [
             Overrides { epochs: Some(0), ..Overrides::default() },
+            Overrides { epochs: Some(usize::MAX), ..Overrides::default() },
             Overrides { batch: Some(0), ..Overrides::default() },
+            Overrides { batch: Some(usize::MAX), ..Overrides::default() },
             Overrides { lr: Some(0.0), ..Overrides::default() },
             Overrides { lr: Some(f64::NAN), ..Overrides::default() },
             Overrides { bn_momentum: Some(1.1), ..Overrides::default() },
