@@ -343,14 +343,14 @@ pub(super) const COLUMNS: &[Column] = &[
     },
     Column { title: "Accuracy, last epoch", kind: Kind::Number, cell: |row| row.mean_and_sd(row.last()) },
     Column {
-        title: "Best epoch",
+        title: "Accuracy, best epoch",
         kind: Kind::Number,
         cell: |row| row.mean_and_sd(row.stat(|record| record.test_acc_best)),
     },
     Column { title: "Published", kind: Kind::Remark, cell: |row| row.published() },
     Column { title: "Difference", kind: Kind::Remark, cell: |row| row.difference() },
     Column { title: "Images/s", kind: Kind::Number, cell: |row| row.images_per_s() },
-    Column { title: "Time a run", kind: Kind::Number, cell: |row| row.time() },
+    Column { title: "Time per run", kind: Kind::Number, cell: |row| row.time() },
     Column { title: "Peak MB", kind: Kind::Number, cell: |row| row.peak_mb() },
     Column { title: "Status", kind: Kind::Words, cell: |row| row.status() },
 ];
@@ -461,7 +461,7 @@ mod tests {
         let row = &sections[0].rows[0];
         assert_eq!(cell(row, "Seeds"), "1, 2");
         assert_eq!(cell(row, "Accuracy, last epoch"), "91.00 ± 1.41 %");
-        assert_eq!(cell(row, "Best epoch"), "92.00 ± 1.41 %");
+        assert_eq!(cell(row, "Accuracy, best epoch"), "92.00 ± 1.41 %");
         assert_eq!(cell(row, "Status"), "finished");
         assert_eq!(sections[1].rows[0].label, "mlp");
         assert_eq!(cell(&sections[1].rows[0], "Accuracy, last epoch"), "99.0 %");
