@@ -30,53 +30,53 @@ const DEFAULT_MODELS: &str = "cifar_resnet20";
 #[derive(clap::Args, Debug)]
 #[command(args_override_self = true)]
 pub struct Args {
-    /// Show the whole path in about two minutes: embedded synthetic data, three small models, a few epochs
+    /// Try everything out in about two minutes (once built): three small networks, a few epochs, synthetic images
     #[arg(long)]
     quick: bool,
     /// Directory of CIFAR-10's binary files, `hub` or `synthetic`; by default $CIFAR10_DIR, else the hub
     #[arg(long, value_name = "DIR|hub|synthetic")]
     data: Option<DataSpec>,
-    /// What the images are where they are not CIFAR-10 as it was published: `CIFAR-10, 40x40`
+    /// Name of the data in the report, if it is not the original CIFAR-10: `CIFAR-10, 40x40`
     #[arg(long, value_name = "NAME")]
     data_name: Option<String>,
-    /// Names and globs of models, or a set: review-20, resnet-paper, template-600, modern-200, ablation-depth,
+    /// Networks to train: names and globs such as 'cifar_*', or a set: review-20, resnet-paper, template-600, modern-200, ablation-depth,
     /// ablation-shortcut, ablation-se, ablation-batch-norm, ablation-bn-momentum, ablation-bn-eps, all
     #[arg(long, value_name = "LIST")]
     models: Option<String>,
-    /// Recipe for all models instead of each model's own
+    /// Recipe to train all networks by, see `zoo recipe list`. Default: each network's own
     #[arg(long, value_name = "NAME")]
     recipe: Option<String>,
-    /// Epochs instead of the recipe's
+    /// Epochs to train: passes over all training images. Default: the recipe's
     #[arg(long, value_name = "N")]
     epochs: Option<usize>,
-    /// Images a step instead of the recipe's
+    /// Batch size: images of one training step. Default: the recipe's
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// Base learning rate instead of the recipe's
+    /// Learning rate at its highest; its course is the recipe's. Default: the recipe's
     #[arg(long, value_name = "RATE")]
     lr: Option<f64>,
-    /// Momentum of every BatchNorm's running statistics instead of the network's
+    /// Momentum of every BatchNorm's running statistics. Default: the network's
     #[arg(long, value_name = "SHARE")]
     bn_momentum: Option<f64>,
-    /// Epsilon of every BatchNorm instead of the network's
+    /// Epsilon of every BatchNorm. Default: the network's
     #[arg(long, value_name = "EPS")]
     bn_eps: Option<f64>,
-    /// Normalise nothing: of every BatchNorm its weight and bias are left
+    /// Leave BatchNorm out: only its weight and bias stay
     #[arg(long)]
     no_batch_norm: bool,
-    /// Seeds, one run of every model each
+    /// Seeds: every network is trained once with each
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1")]
     seeds: Vec<u64>,
     /// Train on the first N images only
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// Where to run: cpu, cuda:N or metal
+    /// Device to compute on: cpu, cuda:N or metal
     #[arg(long, default_value = "cpu", value_name = "DEVICE")]
     device: String,
-    /// Threads; by default one a core
+    /// Threads to compute with. Default: one for each processor core
     #[arg(long, value_name = "N")]
     threads: Option<usize>,
-    /// Folder of the report and the runs [default: target/bench-cifar, with --quick target/bench-cifar-quick]
+    /// Folder for the report and the runs. Default: target/bench-cifar, with --quick target/bench-cifar-quick
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     /// Stop cleanly after this long (`30m`, `2h`) and keep what is done
@@ -111,11 +111,10 @@ pub fn run(args: &Args) -> Result<()> {
         ensure_same(&out, &planned.folder, &job(planned), &data, finished.get(&planned.folder))?;
     }
     say(format_args!(
-        "{} on {}; {} training and {} test images; {}, {}; report in {}",
+        "{} on {}; {}; {}, {}; report in {}",
         count(runs.len(), "run"),
         data.source.label(),
-        data.train.len(),
-        data.test.len(),
+        images(&runs, &data),
         count(threads, "thread"),
         args.device,
         out.display()
@@ -216,6 +215,20 @@ fn ensure_same(out: &Path, folder: &str, job: &Job, data: &Dataset, finished: Op
 
 fn count(n: usize, what: &str) -> String {
     format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+}
+
+/// How many images the runs train on, hold out and test on, as the report counts them; recipes that differ in it are named.
+fn images(runs: &[Planned], data: &Dataset) -> String {
+    let mut told: Vec<(&str, String)> = Vec::new();
+    for recipe in runs.iter().map(|run| &run.choice.recipe) {
+        if told.iter().all(|(name, _)| *name != recipe.name) {
+            told.push((&recipe.name, recipe.images_in_words(data.train.len(), data.test.len())));
+        }
+    }
+    match &told[..] {
+        [(_, first), rest @ ..] if rest.iter().all(|(_, other)| other == first) => first.clone(),
+        _ => told.iter().map(|(recipe, images)| format!("{recipe}: {images}")).collect::<Vec<_>>().join("; "),
+    }
 }
 
 /// One run to come.
@@ -432,5 +445,33 @@ impl Suite<'_> {
             say(format_args!("warning: {warning}"));
         }
         report::write(self.out, &runs)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The report's heading counts what was trained on: the console must not say more.
+    #[test]
+    fn held_out_images_are_counted_before_the_first_run() {
+        let data = Synthetic { train: 100, test: 20, seed: 0 }.generate();
+        let told = |models: &str, recipe: Option<&str>| {
+            let planned = choose(models, recipe).unwrap().into_iter().map(|choice| Planned {
+                choice,
+                overrides: Vec::new(),
+                epochs: None,
+                seed: 1,
+                folder: String::new(),
+            });
+            images(&planned.collect::<Vec<_>>(), &data)
+        };
+        assert_eq!(told("mlp,template_cnn", None), "100 images to train on, 20 to test on");
+        let paper = "90 images to train on, 10 held out, 20 to test on";
+        assert_eq!(told("cifar_resnet20,cifar_resnet32", Some("resnet-paper")), paper);
+        assert_eq!(
+            told("resnet-paper,modern-200", None),
+            format!("resnet-paper: {paper}; modern-200: 100 images to train on, 20 to test on")
+        );
     }
 }

@@ -20,7 +20,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Train networks on CIFAR-10 and report our accuracies beside the published ones
+    /// Train networks on CIFAR-10 and write a report with our accuracies beside the published ones
     BenchCifar(Box<bench_cifar::Args>),
     /// Check the rules that the compiler does not: registration, dependencies between crates, where device code stands
     Tidy,

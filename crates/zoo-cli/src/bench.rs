@@ -15,27 +15,27 @@ use zoo_train::record::peak_rss_mb;
 /// Arguments of `bench`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Name of the network
+    /// Name of the network, see `zoo list`
     model: String,
-    /// What to measure
+    /// What to measure: training, classifying or both
     #[arg(long, value_enum, default_value_t = Mode::Both)]
     mode: Mode,
-    /// Images a step
+    /// Batch size: images that go through the network together. Default: what takes some 2 GB in training
     #[arg(long)]
     batch: Option<usize>,
-    /// Side of the image, where it is not the network's own
+    /// Width and height of the image in pixels. Default: the network's own
     #[arg(long)]
     image: Option<usize>,
-    /// How long to measure training; inference takes half as long
+    /// Seconds to measure training; classifying is measured half as long
     #[arg(long, default_value_t = 4.0)]
     seconds: f64,
-    /// Threads, where they are not one a core
+    /// Threads to compute with. Default: one for each processor core
     #[arg(long)]
     threads: Option<usize>,
-    /// cpu, cuda:N or metal
+    /// Device to compute on: cpu, cuda:N or metal
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// One JSON object
+    /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
 }

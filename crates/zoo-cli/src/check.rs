@@ -11,19 +11,19 @@ use zoo_core::weights::{self, KeyReport, shown};
 /// Arguments of `check`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Name of the network
+    /// Name of the network, see `zoo list`
     model: String,
     /// Checkpoint: .safetensors, .pth, .pt, .th or a run's folder
     file: PathBuf,
     #[command(flatten)]
     wanted: Wanted,
-    /// Classes of the network, where they are not its default
+    /// Number of classes. Default: the network's own (10 or 1000)
     #[arg(long)]
     classes: Option<usize>,
-    /// Channels of the network's input image, where they are not 3
+    /// Channels of the image: 1 for grey, 3 for colour. Default: 3
     #[arg(long)]
     in_chans: Option<usize>,
-    /// One JSON object with the lists of keys
+    /// Print one JSON object with the lists of keys instead of text
     #[arg(long)]
     json: bool,
 }

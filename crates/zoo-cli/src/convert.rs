@@ -19,13 +19,13 @@ pub struct Args {
     input: PathBuf,
     /// The safetensors file to write
     output: PathBuf,
-    /// Network under whose keys the tensors are written; every key must fit. Without it keys stay as they are
+    /// Network whose keys the tensors get; every one must fit. Default: keys stay as they are
     #[arg(long)]
     model: Option<String>,
-    /// Classes of the network, where they are not its default
+    /// Number of classes. Default: the network's own (10 or 1000)
     #[arg(long, requires = "model")]
     classes: Option<usize>,
-    /// Channels of the network's input image, where they are not 3
+    /// Channels of the image: 1 for grey, 3 for colour. Default: 3
     #[arg(long, requires = "model")]
     in_chans: Option<usize>,
     #[command(flatten)]

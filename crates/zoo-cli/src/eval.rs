@@ -16,10 +16,10 @@ pub struct Args {
     /// CIFAR-10's binary files, or an image folder: val/CLASS/* or test/CLASS/*, PNG or JPEG. Its test images are looked at
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
-    /// Images that go through the network together. Default: 250 up to 32 pixels, 32 of larger ones
+    /// Batch size: images that go through the network together. Default: 250 up to 32 pixels, 32 of larger ones
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// One JSON object: images, correct, top1, top5, loss, images_per_s
+    /// Print one JSON object instead of text: images, correct, top1, top5, loss, images_per_s
     #[arg(long)]
     json: bool,
 }

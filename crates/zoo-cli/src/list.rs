@@ -11,7 +11,7 @@ use zoo::{ModelInfo, SequenceInfo};
 pub struct Args {
     /// Names or patterns such as 'cifar_*'; all networks if none is given
     patterns: Vec<String>,
-    /// One JSON object a line
+    /// Print one JSON object a line instead of a table
     #[arg(long)]
     json: bool,
 }

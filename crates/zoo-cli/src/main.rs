@@ -35,19 +35,19 @@ enum Command {
     List(list::Args),
     /// Show a network layer by layer: output shapes, parameters, multiply-adds
     Info(info::Args),
-    /// Draw a network: blocks, shapes, shortcuts
+    /// Draw a network as a picture: blocks, shapes, shortcuts
     Plot(plot::Args),
-    /// Compare the keys of a checkpoint with a network's
+    /// Check whether a checkpoint fits a network: which keys match, are missing, unexpected or of another shape
     Check(check::Args),
-    /// Write a checkpoint as safetensors, under a network's keys
+    /// Convert a checkpoint to safetensors, under the network's own keys if it is named
     Convert(convert::Args),
-    /// Measure images a second in training and in inference
+    /// Measure how many images a second a network trains and classifies
     Bench(bench::Args),
-    /// Run a network on stored input and store logits, and with --grads loss, gradients and running statistics
+    /// Run a network on a stored tensor and store its logits; with --grads also loss, gradients and running statistics
     Run(run::Args),
-    /// Tell what is on images
+    /// Classify pictures: print the most probable classes of each
     Predict(predict::Args),
-    /// Measure a trained network on test images
+    /// Measure how many test images a trained network classifies right
     Eval(eval::Args),
     /// Train a network on a folder of images or on CIFAR-10, from scratch or from a checkpoint
     Train(train::Args),

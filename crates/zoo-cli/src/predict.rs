@@ -25,7 +25,7 @@ pub struct Args {
     /// Names of the classes, one a line in the order of the network's outputs, where the weights' file does not hold them
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
-    /// One JSON object a line: `image`, and `top` with `class`, `label` (null where no name is known) and `probability`
+    /// Print one JSON object a line instead of text: `image`, and `top` with `class`, `label` (null where no name is known) and `probability`
     #[arg(long)]
     json: bool,
 }

@@ -13,7 +13,7 @@ use zoo_core::weights::{self, Weights};
 /// Arguments of `run`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Name of the network
+    /// Name of the network, see `zoo list`
     model: String,
     /// Checkpoint: .safetensors, .pth, .pt, .th or a run's folder
     #[arg(long)]
@@ -26,14 +26,14 @@ pub struct Args {
     /// The safetensors file to write: `logits`; with --grads also `loss`, `grad.KEY`, `stat.KEY`
     #[arg(long)]
     output: PathBuf,
-    /// One forward and backward pass in training mode, dropout and drop-path off: the loss is the mean cross-entropy
+    /// Run one forward and backward pass in training mode, without dropout and drop-path; the loss is the mean cross-entropy
     #[arg(long)]
     grads: bool,
-    /// Classes of the network, where they are not its default
+    /// Number of classes. Default: the network's own (10 or 1000)
     #[arg(long)]
     classes: Option<usize>,
-    /// Element type to compute and store in. Without it the forward pass runs in f32; --grads computes in f64 and stores in
-    /// f32, since in f32 a rounding turns the sign before a ReLU or the winner of a pooling now and then, and gradients jump
+    /// Number type to compute and store in. Default: f32; with --grads f64, stored as f32, because in f32 a rounding now and then
+    /// turns the sign before a ReLU or the winner of a pooling, and gradients jump
     #[arg(long, value_enum)]
     dtype: Option<Element>,
     /// Replace the output if it exists

@@ -34,7 +34,7 @@ const FILES: [&str; 7] =
 /// Arguments of `train`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Name of the network
+    /// Name of the network, see `zoo list`
     model: String,
     /// CIFAR-10's binary files (data_batch_*.bin and test_batch.bin, or train.bin and test.bin), or an image folder:
     /// train/CLASS/*.png or *.jpg, and val/CLASS/* or test/CLASS/*, whose images are cut to the network's size
@@ -43,7 +43,7 @@ pub struct Args {
     /// Folder for model.safetensors, classes.txt, metrics.jsonl (a line an epoch) and record.json
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// How it is trained. Default: `finetune` with --weights and for images larger than 32 pixels, else the network's own
+    /// Recipe to train by, see `zoo recipe list`. Default: `finetune` with --weights and for images larger than 32 pixels, else the network's own
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Recipe::NAMES))]
     recipe: Option<String>,
     /// Checkpoint to start from: .safetensors, .pth, .pt, .th or a run's folder. Where its classifier has another number of
@@ -55,32 +55,32 @@ pub struct Args {
     /// Channels that the network sees of its images: 1 turns them grey
     #[arg(long, value_name = "N")]
     in_chans: Option<usize>,
-    /// Classes that the data must have
+    /// Number of classes that the data must have: another number is an error
     #[arg(long, value_name = "N")]
     classes: Option<usize>,
-    /// Epochs instead of the recipe's
+    /// Epochs to train: passes over all training images. Default: the recipe's
     #[arg(long, value_name = "N")]
     epochs: Option<usize>,
-    /// Images a step instead of the recipe's
+    /// Batch size: images of one training step. Default: the recipe's
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// Base learning rate instead of the recipe's
+    /// Learning rate at its highest; its course is the recipe's. Default: the recipe's
     #[arg(long, value_name = "RATE")]
     lr: Option<f64>,
     /// Mean and deviation that pixels are brought to zero and one with: those that the checkpoint was trained with. Default:
     /// the checkpoint's with --weights, else `model` for an image folder and `recipe` for CIFAR-10
     #[arg(long, value_enum, value_name = "WHOSE")]
     normalize: Option<Whose>,
-    /// Fixes initialisation, order, augmentation and dropout
+    /// Seed of everything random: first weights, order of the images, augmentation, dropout. The same seed makes the same run
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// Train on the first N images only; those of an image folder stand with its classes mixed
+    /// Train on the first N images only; the classes of an image folder are mixed before
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// cpu, cuda:N or metal
+    /// Device to compute on: cpu, cuda:N or metal
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Threads, where they are not one a core
+    /// Threads to compute with. Default: one for each processor core
     #[arg(long)]
     threads: Option<usize>,
     /// Go on with the run in --out from its last checkpoint; from the start if there is none
@@ -89,7 +89,7 @@ pub struct Args {
     /// Replace the run in --out
     #[arg(long)]
     force: bool,
-    /// One JSON object a line on standard output: every epoch's metrics as they come, the run's record at the end
+    /// Print one JSON object a line on standard output: every epoch's metrics as they come, the run's record at the end
     #[arg(long)]
     json: bool,
 }
@@ -97,15 +97,15 @@ pub struct Args {
 /// Whose mean and deviation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Whose {
-    /// The network's: what torchvision's or timm's checkpoints of it were trained with
+    /// Those of the network's published checkpoints (torchvision's or timm's)
     Model,
-    /// The recipe's: for a checkpoint that was trained under it
+    /// The recipe's, for a checkpoint that was trained by it
     Recipe,
-    /// CIFAR-10's
+    /// Those of CIFAR-10's images
     Cifar10,
-    /// ImageNet's
+    /// Those of ImageNet's images
     Imagenet,
-    /// A half each: pixels from -1 to 1
+    /// 0.5 and 0.5: pixels from -1 to 1
     Half,
 }
 
@@ -136,10 +136,9 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let stop = Stop::on_signals()?;
     say(format_args!(
-        "{}: {} training and {} test images of {} classes; {}, recipe {}, batch {}; {}, {threads} threads",
+        "{}: {}, {} classes; {}, recipe {}, batch {}; {}, {threads} threads",
         args.data.display(),
-        data.train.len(),
-        data.test.len(),
+        job.recipe.images_in_words(data.train.len(), data.test.len()),
         data.classes.len(),
         model.name,
         job.recipe.name,

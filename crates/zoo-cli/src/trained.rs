@@ -14,7 +14,7 @@ use zoo_train::trained::{Instead, Trained};
 /// The arguments that name a trained network.
 #[derive(clap::Args)]
 pub struct Network {
-    /// Name of the network
+    /// Name of the network, see `zoo list`
     model: String,
     /// Its weights: .safetensors, .pth, .pt, .th or a run's folder. What `zoo train` and the benchmark suite leave also says how
     /// images are cut and normalised and what the classes are called
@@ -22,16 +22,16 @@ pub struct Network {
     weights: PathBuf,
     #[command(flatten)]
     wanted: Wanted,
-    /// Channels of the network's images, where they are not 3: 1 turns pictures grey
+    /// Channels of the network's images: 3, or 1, for which pictures are turned grey. Default: 3
     #[arg(long, value_name = "N")]
     in_chans: Option<usize>,
-    /// Mean and deviation that pixels are brought to zero and one with. Default: what the weights' file says, else `model`
+    /// Mean and standard deviation by which pixels are normalised. Default: what the weights' file says, else `model`
     #[arg(long, value_enum, value_name = "WHOSE")]
     normalize: Option<Whose>,
-    /// cpu, cuda:N or metal
+    /// Device to compute on: cpu, cuda:N or metal
     #[arg(long, default_value = "cpu")]
     device: String,
-    /// Threads, where they are not one a core
+    /// Threads to compute with. Default: one for each processor core
     #[arg(long)]
     threads: Option<usize>,
 }
@@ -39,13 +39,13 @@ pub struct Network {
 /// Whose mean and deviation.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
 enum Whose {
-    /// The network's: what torchvision's or timm's checkpoints of it were trained with
+    /// Those of the network's published checkpoints (torchvision's or timm's)
     Model,
-    /// CIFAR-10's
+    /// Those of CIFAR-10's images
     Cifar10,
-    /// ImageNet's
+    /// Those of ImageNet's images
     Imagenet,
-    /// A half each: pixels from -1 to 1
+    /// 0.5 and 0.5: pixels from -1 to 1
     Half,
 }
 

@@ -237,6 +237,35 @@ fn numbers_beyond_reason_are_refused() {
     }
 }
 
+/// Whatever can be given is explained, and in words that need not be read twice.
+#[test]
+fn every_command_explains_all_that_it_takes() {
+    let folder = TempDir::new().unwrap();
+    let all = succeeds(folder.path(), &["--help"]);
+    let (_, commands) = all.split_once("Commands:").unwrap();
+    let lines = commands.lines().skip(1).take_while(|line| !line.is_empty());
+    let names: Vec<&str> =
+        lines.filter_map(|line| line.split_whitespace().next()).filter(|name| *name != "help").collect();
+    assert!(names.len() >= 11 && names.contains(&"recipe"), "{names:?}");
+    for name in names {
+        let help = succeeds(folder.path(), &[name, "--help"]);
+        for unclear in ["where they are not", "where it is not", "Tell what is on", "as they came by"] {
+            assert!(!help.contains(unclear), "zoo {name}: {unclear}");
+        }
+        // The text stands behind two spaces, or on the next line; an option or argument without text is followed by neither.
+        let is_item = |line: &str| {
+            let item = line.trim_start();
+            let named = |mark: char| item.strip_prefix(mark).is_some_and(|rest| !rest.starts_with([' ', 'd', 'p']));
+            line.starts_with("  ") && ['-', '<', '['].into_iter().any(named)
+        };
+        let lines: Vec<&str> = help.lines().collect();
+        for (line, next) in lines.iter().zip(lines[1..].iter().chain([&""])) {
+            let told = line.trim().contains("  ") || (!next.trim().is_empty() && !is_item(next));
+            assert!(!is_item(line) || told, "zoo {name} does not say what this is: {line}");
+        }
+    }
+}
+
 #[test]
 fn recipes_are_listed_and_shown() {
     let folder = TempDir::new().unwrap();

@@ -44,7 +44,7 @@ fn a_folder_of_images_leaves_a_network_its_classes_and_a_record() {
     let path = root.path();
     let (out, err) = succeeds(path, &["mlp", "--data", "photos", "--out", "my run", "--epochs", "4", "--batch", "6"]);
     assert_eq!(out, "");
-    assert!(err.contains("36 training and 12 test images of 3 classes"), "{err}");
+    assert!(err.contains("36 images to train on, 12 to test on, 3 classes"), "{err}");
     assert!(
         err.contains("epoch   4/4") && err.contains("zoo predict mlp --weights 'my run/model.safetensors' IMAGE"),
         "{err}"

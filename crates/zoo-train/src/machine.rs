@@ -20,7 +20,9 @@ const STACK: usize = 8 << 20;
 /// # Errors
 /// No thread, or pools that have started already.
 pub fn set_threads(threads: Option<usize>) -> Result<usize> {
-    ensure!(threads != Some(0), "--threads must be at least 1");
+    /// More than any machine has cores; a hundred thousand threads take minutes to start.
+    const MOST: usize = 1024;
+    ensure!(threads.is_none_or(|n| (1..=MOST).contains(&n)), "--threads must be from 1 to {MOST}");
     // Candle sizes its pools by the environment alone, which a running program cannot change safely: start again with it.
     #[cfg(unix)]
     if let Some(n) = threads.map(|n| n.to_string())

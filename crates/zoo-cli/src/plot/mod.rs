@@ -19,15 +19,15 @@ use zoo_train::record::replace_file;
 /// Arguments of `plot`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Name of the network
+    /// Name of the network, see `zoo list`
     model: String,
     /// The file to write: .svg for a picture, .dot for Graphviz
     #[arg(short, long)]
     output: PathBuf,
-    /// Image as CHANNELSxHEIGHTxWIDTH, where it is not the network's own
+    /// Shape of the image as CHANNELSxHEIGHTxWIDTH, such as 3x224x224. Default: the network's own
     #[arg(long)]
     image: Option<Image>,
-    /// Classes of the network, where they are not its default
+    /// Number of classes. Default: the network's own (10 or 1000)
     #[arg(long)]
     classes: Option<usize>,
     /// Draw every block, also those that repeat
