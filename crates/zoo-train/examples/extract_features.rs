@@ -11,16 +11,16 @@
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
-use image::imageops::{FilterType, crop_imm};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use zoo::{ModelInfo, ModelOptions, VarStore};
+use zoo::{Model, ModelInfo, ModelOptions, VarStore};
+use zoo_core::Input;
 use zoo_core::weights::{LoadOptions, Weights, load};
-use zoo_core::{Input, Interpolation};
-use zoo_train::augment::{Normalize, Transform};
+use zoo_train::augment::{Normalize, Transform, View};
 use zoo_train::checkpoint::Checkpoints;
-use zoo_train::data::{Dataset, Synthetic};
+use zoo_train::data::photo::Framing;
+use zoo_train::data::{Dataset, Split, Synthetic};
 use zoo_train::loader::Loader;
 use zoo_train::recipe::{Overrides, Recipe};
 use zoo_train::trainer::{Job, train};
@@ -30,8 +30,8 @@ const BATCH: usize = 16;
 /// Neighbours to print.
 const NEAREST: usize = 3;
 
-/// One vector an image: (n, c, h, w) -> (n, features).
-fn embed(info: &'static ModelInfo, weights: &Path, images: &Tensor) -> Result<Tensor> {
+/// A network with the weights of a file, and the image that such files want.
+fn open(info: &'static ModelInfo, weights: &Path) -> Result<(Box<dyn Model>, Input)> {
     let store = VarStore::new(0, DType::F32, &Device::Cpu);
     let net = info.build(&ModelOptions::default(), store.root())?;
     // The classifier is not needed here, so a file with another number of classes is as good. All else must fit: a key
@@ -39,7 +39,11 @@ fn embed(info: &'static ModelInfo, weights: &Path, images: &Tensor) -> Result<Te
     let head = [net.classifier().place()];
     let report = load(&store, &Weights::open(weights)?, &LoadOptions { may_differ: &head, ..info.load_options() })?;
     println!("{}: {report}", weights.display());
+    Ok((net, info.input_of(report.layout)))
+}
 
+/// One vector an image: (n, c, h, w) -> (n, features).
+fn embed(net: &dyn Model, images: &Tensor) -> Result<Tensor> {
     let n = images.dim(0)?;
     let mut vectors = Vec::new();
     for begin in (0..n).step_by(BATCH) {
@@ -70,22 +74,11 @@ fn neighbours(of: usize, cosines: &[f32]) -> Vec<usize> {
 
 /// A photograph as the network's own training saw photographs; see [`Input`]. (3, size, size)
 fn read_image(path: &Path, input: &Input) -> Result<Tensor> {
-    let image = image::open(path).with_context(|| path.display().to_string())?.to_rgb8();
-    let (size, (w, h)) = (input.size as u32, image.dimensions());
-    let scale = (f64::from(size) / input.crop).round() / f64::from(w.min(h));
-    let scaled = |side: u32| ((f64::from(side) * scale).round() as u32).max(size);
-    let filter = match input.interpolation {
-        Interpolation::Bilinear => FilterType::Triangle,
-        Interpolation::Bicubic => FilterType::CatmullRom,
-    };
-    let image = image::imageops::resize(&image, scaled(w), scaled(h), filter);
-    let image = crop_imm(&image, (image.width() - size) / 2, (image.height() - size) / 2, size, size).to_image();
-    let per_channel = |values: [f64; 3]| Tensor::new(values.map(|v| v as f32).as_slice(), &Device::Cpu);
-    // Rows of pixels of three bytes -> (h, w, 3), normalised, -> (3, h, w)
-    let pixels = Tensor::from_vec(image.into_raw(), (input.size, input.size, 3), &Device::Cpu)?;
-    let pixels = (pixels.to_dtype(DType::F32)? / 255.0)?;
-    let pixels = pixels.broadcast_sub(&per_channel(input.mean)?)?.broadcast_div(&per_channel(input.std)?)?;
-    Ok(pixels.permute((2, 0, 1))?.contiguous()?)
+    let shape = [3, input.size, input.size];
+    let photo = Split::new(Framing::of(input).read(path)?, vec![0], shape)?;
+    let mut pixels = vec![0.0; shape.iter().product()];
+    Transform::new(&Normalize::of(input), &photo)?.write(photo.image(0), View::default(), &mut pixels);
+    Ok(Tensor::from_vec(pixels, &shape, &Device::Cpu)?)
 }
 
 fn search(model: &str, weights: &Path, folder: &Path) -> Result<()> {
@@ -99,8 +92,9 @@ fn search(model: &str, weights: &Path, folder: &Path) -> Result<()> {
     paths.retain(is_image);
     paths.sort();
     ensure!(paths.len() > 1, "{}: expected at least two images (png, jpg, jpeg)", folder.display());
-    let images: Vec<Tensor> = paths.iter().map(|path| read_image(path, &info.input)).collect::<Result<_>>()?;
-    let cosines = cosines(&embed(info, weights, &Tensor::stack(&images, 0)?)?)?;
+    let (net, input) = open(info, weights)?;
+    let images: Vec<Tensor> = paths.iter().map(|path| read_image(path, &input)).collect::<Result<_>>()?;
+    let cosines = cosines(&embed(net.as_ref(), &Tensor::stack(&images, 0)?)?)?;
     for (i, row) in cosines.iter().enumerate() {
         println!("{}", paths[i].display());
         neighbours(i, row).iter().for_each(|&j| println!("    {:.3}  {}", row[j], paths[j].display()));
@@ -127,7 +121,8 @@ fn demonstrate() -> Result<()> {
     let transform = Arc::new(Transform::new(&Normalize::CIFAR10, &data.train)?);
     let batches = Loader::eval(data.test.clone(), transform, BATCH, &Device::Cpu)?.epoch(0)?;
     let images = batches.map(|batch| Ok(batch?.images)).collect::<Result<Vec<Tensor>>>()?;
-    let vectors = embed(info, &weights, &Tensor::cat(&images, 0)?)?;
+    let (net, _) = open(info, &weights)?;
+    let vectors = embed(net.as_ref(), &Tensor::cat(&images, 0)?)?;
     println!("{} images, {} numbers each\n", vectors.dim(0)?, vectors.dim(1)?);
 
     let (cosines, labels) = (cosines(&vectors)?, data.test.labels());

@@ -166,7 +166,9 @@ fn from_file(model: &str, weights: &Path) -> Result<(Trained, usize)> {
     let head = [net.classifier().place()];
     let report = load(&store, &Weights::open(weights)?, &LoadOptions { may_differ: &head, ..info.load_options() })?;
     println!("{}: {report}", weights.display());
-    Ok((Trained { net, store, normalize: Normalize::of(&info.input) }, info.input.size))
+    // As the project whose names the file has normalises images.
+    let input = info.input_of(report.layout);
+    Ok((Trained { net, store, normalize: Normalize::of(&input) }, input.size))
 }
 
 fn main() -> Result<()> {

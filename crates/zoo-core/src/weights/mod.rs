@@ -3,7 +3,8 @@
 //! [`Weights::open`] reads `.safetensors` and both formats of `torch.save` (`.pth`, `.pt`, `.th`), told apart by what is
 //! in the file. The file is mapped into memory, its description is checked in full, and a tensor's bytes are touched when
 //! the tensor is asked for. [`load`] puts the tensors into a [`VarStore`](crate::VarStore), [`check`] says what would
-//! happen, [`save_safetensors`] writes a store.
+//! happen, [`save_safetensors`] writes a store. A [`Layout`] is another project's way to call a network's tensors, with the image
+//! that its files want; a [`Selection`] is what a user wants of a file that holds more than a network.
 //!
 //! A file is a claim, not a fact. Whatever it says, opening it returns an error that names file, offset and reason, or a
 //! listing that holds: no code of a pickle runs, nothing recurses along the file's nesting, and memory stays within a
