@@ -20,14 +20,16 @@ fn succeeds(folder: &Path, arguments: &[&str]) -> (String, String) {
     (out, err)
 }
 
-/// Standard output and the last line on standard error of a command that must fail with exit status 1.
+/// Standard output and the error's line on standard error, of a command that must fail with exit status 1; only a list may follow.
 fn fails(folder: &Path, arguments: &[&str]) -> (String, String) {
     let output = zoo(folder, arguments);
     let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
     assert_eq!(output.status.code(), Some(1), "zoo {arguments:?}: {err}");
-    let last = err.lines().last().unwrap_or_default().to_owned();
-    assert!(last.starts_with("error: "), "{err}");
-    (out, last)
+    let at = err.find("error: ").filter(|&at| at == 0 || err[..at].ends_with('\n')).unwrap_or_else(|| panic!("{err}"));
+    let mut lines = err[at..].lines();
+    let error = lines.next().unwrap_or_default().to_owned();
+    assert!(lines.all(|line| line.starts_with("  ") || line.ends_with(':')), "{err}");
+    (out, error)
 }
 
 fn objects(out: &str) -> Vec<Value> {
