@@ -4,7 +4,7 @@ use crate::activation::activate;
 use crate::combine::add;
 use crate::init::Init;
 use crate::norm::BatchNorm;
-use crate::ops::{Clamp, Conv2dParams, Pointwise, conv_bn_eval, conv2d, is_plain};
+use crate::ops::{Conv2dParams, FusedActivation, Pointwise, conv_bn_eval, conv2d, is_plain};
 use crate::vars::{VarBuilder, weight_for};
 use crate::{tape, trace};
 use candle_core::{Result, Tensor};
@@ -186,7 +186,7 @@ impl ConvBn {
         train: bool,
     ) -> Result<Tensor> {
         let has_kernel = if train { tape::is_recorded(xs) && self.bn.normalizes() } else { is_plain(xs) };
-        if let (Some(clamp), true) = (Clamp::of(activation), has_kernel && !trace::by_layers()) {
+        if let (Some(clamp), true) = (FusedActivation::of(activation), has_kernel && !trace::by_layers()) {
             let weight = weight_for(&self.conv.weight, train);
             let (bias, params) = (self.conv.bias.as_ref().map(|bias| weight_for(bias, train)), self.conv.params);
             return match train {
@@ -213,14 +213,8 @@ mod tests {
     use super::*;
     use crate::VarStore;
     use crate::ops::composed;
-    use crate::rng::Rng;
+    use crate::testing::numbers;
     use candle_core::{DType, Device, Var};
-
-    fn numbers(name: &str, dims: &[usize]) -> Tensor {
-        let mut rng = Rng::new(5, name);
-        let values = (0..dims.iter().product()).map(|_| 2.0 * rng.uniform() - 1.0).collect::<Vec<f64>>();
-        Tensor::from_vec(values, dims, &Device::Cpu).unwrap()
-    }
 
     /// Planes so large that their gradients go a few images at a time, the last part smaller, are those of the layers.
     #[test]

@@ -46,6 +46,8 @@ mod patch;
 mod pool;
 mod squeeze_excite;
 mod storage;
+#[cfg(test)]
+mod testing;
 
 pub use activation::{activate, relu, softmax};
 pub use attention::{SelfAttention, merge_heads, scaled_dot_product_attention, split_heads};

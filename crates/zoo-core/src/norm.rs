@@ -5,7 +5,8 @@ use crate::combine::Joined;
 use crate::init::Init;
 use crate::ops::joined::{batch_norm_joined, joined_stats};
 use crate::ops::{
-    BatchStats, Clamp, Conv2dParams, Norm, Pointwise, Scale, batch_norm_act, batch_stats, conv_bn_train, layer_norm,
+    BatchStats, Conv2dParams, FusedActivation, Norm, Pointwise, Scale, batch_norm_act, batch_stats, conv_bn_train,
+    layer_norm,
 };
 use crate::trace;
 use crate::vars::{VarBuilder, weight_for};
@@ -160,7 +161,7 @@ impl BatchNorm {
         (weight, bias): (&Tensor, Option<&Tensor>),
         params: Conv2dParams,
         skip: Option<&Tensor>,
-        clamp: Clamp,
+        clamp: FusedActivation,
     ) -> Result<Tensor> {
         let scale = Scale { weight: &self.weight, bias: &self.bias, eps: self.config.eps };
         let (ys, stats) = conv_bn_train(xs, (weight, bias), params, &scale, skip, clamp)?;
@@ -186,7 +187,7 @@ impl BatchNorm {
     /// # Errors
     /// As the layer's forward pass.
     pub fn forward_joined(&self, maps: &Joined, activation: Option<Pointwise>, train: bool) -> Result<Tensor> {
-        let (Some(parts), Some(clamp)) = (maps.parts(), Clamp::of(activation)) else {
+        let (Some(parts), Some(clamp)) = (maps.parts(), FusedActivation::of(activation)) else {
             return self.forward_act(&maps.whole()?, activation, train);
         };
         let tensors: Vec<&Tensor> = parts.iter().map(|(xs, _)| xs).collect();
@@ -275,17 +276,11 @@ impl ModuleT for LayerNorm {
 mod tests {
     use super::*;
     use crate::ops::composed;
-    use crate::rng::Rng;
+    use crate::testing::{distance, numbers};
     use crate::{Conv2d, Conv2dConfig, ConvBn, VarStore, tape};
     use candle_core::{DType, Device};
 
     const OFF: BatchNormSettings = BatchNormSettings { momentum: None, eps: None, normalize: false };
-
-    fn numbers(name: &str, dims: &[usize]) -> Tensor {
-        let mut rng = Rng::new(5, name);
-        let values = (0..dims.iter().product()).map(|_| 2.0 * rng.uniform() - 1.0).collect::<Vec<f64>>();
-        Tensor::from_vec(values, dims, &Device::Cpu).unwrap()
-    }
 
     /// Three maps that two norms and the sum read: outputs, statistics and all gradients are those of the joined tensor.
     #[test]
@@ -364,10 +359,6 @@ mod tests {
             store.get(key).unwrap().var.unwrap().set(&numbers(key, &[4])).unwrap();
         }
         (store, ConvBn::new(conv, bn, activation))
-    }
-
-    fn distance(a: &Tensor, b: &Tensor) -> f64 {
-        (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
     }
 
     /// A call that is refused leaves the running statistics where they were, and its error names the norm and its own map.

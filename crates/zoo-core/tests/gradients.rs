@@ -11,8 +11,8 @@ fn random(name: &str, dims: &[usize]) -> Tensor {
     Tensor::from_vec(values, dims, &Device::Cpu).unwrap()
 }
 
-/// Compares the gradient of Σ f(inputs) · r, r random, with central differences. Step and tolerance: the rounding of f64
-/// (1e-16 / 1e-5) and the third derivative (1e-10) are both far below 1e-6 for functions of this size.
+/// Compares the gradient of Σ f(inputs) · r, r random, with central differences. Step and tolerance: the rounding of
+/// f64 (1e-16 / 1e-5) and the third derivative (1e-10) are both far below 1e-6 for functions of this size.
 fn check(name: &str, shapes: &[&[usize]], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
     const STEP: f64 = 1e-5;
     let vars: Vec<Var> = shapes

@@ -7,8 +7,8 @@ use super::softmax;
 use candle_core::WithDType;
 use std::mem::MaybeUninit;
 
-/// Tokens, those of them that ask (the first ones), heads, and the width of a head. Queries, keys and values stand side by
-/// side in rows of 3 · heads · d.
+/// Tokens, how many of them are queries (the first ones), heads, and the width of a head. Queries, keys and values
+/// stand side by side in rows of 3 · heads · d.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Sizes {
     pub n: usize,
@@ -54,8 +54,8 @@ pub(crate) fn forward<T: Real>(sizes: Sizes, qkv: &[T], out: &mut [MaybeUninit<T
     }
 }
 
-/// From `grad`, that of the output, `dqkv`; and the output once more, if `out` wants it. `scratch` holds 2 · queries · n
-/// numbers.
+/// The gradient of `qkv` from `grad`, that of the output, to `dqkv`; and the output once more, if `out` is given.
+/// `scratch` holds 2 · queries · n numbers.
 pub(crate) fn backward<T: Real>(
     sizes: Sizes,
     qkv: &[T],

@@ -1,8 +1,8 @@
 //! The sizes that depend on caches, all of them: how much a task packs, how far a loop goes before it starts anew.
 //!
 //! They were measured on cores with 32 to 48 kB of first-level and 1 to 2 MB of second-level cache. Those of gradients
-//! ([`CONV_IMAGES`], [`CONV_GRADIENT`], [`WEIGHT_GRAD_PIXELS`], [`SMALL_PLANES_INPUT`]) also cut sums into parts: another
-//! value gives other last bits.
+//! ([`CONV_IMAGES`], [`CONV_GRADIENT`], [`WEIGHT_GRAD_PIXELS`], [`SMALL_PLANES_INPUT`]) also cut sums into parts:
+//! another value gives other last bits.
 
 /// Elements of a cache line of f32; packed rows are cut off at multiples of it.
 pub(crate) const LINE: usize = 16;
@@ -15,15 +15,15 @@ pub(crate) fn odd_lines(n: usize) -> usize {
 /// Bytes of packed input of one tile of a direct convolution, in the second-level cache.
 pub(crate) const CONV_INPUT: usize = 1 << 20;
 
-/// Bytes of packed input where a tile takes several images: their inputs and outputs go through the same cache. Measured on
-/// cifar_resnet56: with `CONV_INPUT` here and in the weight gradient training is 4 % slower.
+/// Bytes of packed input where a tile takes several images: their inputs and outputs go through the same cache.
+/// Measured on cifar_resnet56: with `CONV_INPUT` here and in the weight gradient training is 4 % slower.
 pub(crate) const CONV_IMAGES: usize = CONV_INPUT / 4;
 
 /// Bytes of weights that stay in the cache while all of a tile's pixels run over them.
 pub(crate) const CONV_WEIGHTS: usize = 128 << 10;
 
-/// Bytes of an output gradient that go through all of its readers at once. Measured on cifar_resnet20: half and twice as
-/// much are slower.
+/// Bytes of an output gradient that go through all of its readers at once. Measured on cifar_resnet20: half and twice
+/// as much are slower.
 pub(crate) const CONV_GRADIENT: usize = 1 << 20;
 
 /// Pixels of the weight gradient that the register tile takes at a time: their operands fit into the first-level cache.

@@ -4,7 +4,7 @@ use super::simd::Real;
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
-/// A pointer that tasks share, each writing places of its own.
+/// A pointer shared by tasks, each of which writes its own places.
 pub(crate) struct Shared<T>(*mut T);
 
 impl<T> Clone for Shared<T> {
@@ -15,7 +15,8 @@ impl<T> Clone for Shared<T> {
 
 impl<T> Copy for Shared<T> {}
 
-// SAFETY: a pointer is as good in one thread as in another; who writes through it answers for the places being disjoint.
+// SAFETY: a pointer is as good in one thread as in another; who writes through it answers for the places being
+// disjoint.
 unsafe impl<T: Send> Send for Shared<T> {}
 // SAFETY: as above.
 unsafe impl<T: Send> Sync for Shared<T> {}
@@ -87,8 +88,9 @@ thread_local! {
     static SCRATCH: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
 }
 
-/// Lends `f` room for `n` elements, on a cache line's boundary, holding whatever the last use left there. The thread keeps
-/// the memory for the next time. `f` must not wait for other tasks: another use of the scratch could start meanwhile.
+/// Lends `f` room for `n` elements, on a cache line's boundary, holding whatever the last use left there. The thread
+/// keeps the memory for the next time. `f` must not wait for other tasks: another use of the scratch could start
+/// meanwhile.
 pub(crate) fn with_scratch<T: Real, R>(n: usize, f: impl FnOnce(*mut T) -> R) -> R {
     const LINE: usize = 64;
     SCRATCH.with_borrow_mut(|scratch| {
@@ -116,7 +118,7 @@ pub(crate) fn zeroed<T: Real>(out: &mut [MaybeUninit<T>]) -> &mut [T] {
     unsafe { assume_init(out) }
 }
 
-/// Memory that may be written without regard to what it holds.
+/// Numbers as memory to be written over.
 pub(crate) fn uninit<T: Real>(xs: &mut [T]) -> &mut [MaybeUninit<T>] {
     // SAFETY: the same layout, and the kernels that write through it leave numbers behind.
     unsafe { &mut *(std::ptr::from_mut(xs) as *mut [MaybeUninit<T>]) }

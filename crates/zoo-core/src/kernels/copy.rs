@@ -14,8 +14,7 @@ fn copy<T: Real>(to: &mut [MaybeUninit<T>], from: &[T]) {
     });
 }
 
-/// Several tensors, cut into `count` rows each, row by row behind each other. `below` and `above` are zeros put around each
-/// row.
+/// Rows of several tensors, `count` of each, side by side. `below` and `above` are zeros put around each row.
 pub(crate) fn join<T: Real>(count: usize, parts: &[&[T]], below: usize, above: usize) -> Vec<T> {
     let held: usize = parts.iter().map(|part| part.len() / count).sum();
     assert!(parts.iter().all(|part| part.len().is_multiple_of(count)));

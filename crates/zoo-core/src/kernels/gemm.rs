@@ -1,9 +1,9 @@
 //! Matrix products on the host.
 //!
-//! The right side is packed in panels of three vectors of columns; a panel's [`GEMM_DEPTH`] rows stay in the cache while the rows
-//! of the left side run over them, each number broadcast to a vector. A row-major left side is read where it lies, a
-//! transposed one is packed too. What is multiplied again and again, as weights are, is packed once ([`Rhs`]), else a panel
-//! is packed right before the rows run over it.
+//! The right side is packed in panels of three vectors of columns; a panel's [`GEMM_DEPTH`] rows stay in the cache
+//! while the rows of the left side run over them, each number broadcast to a vector. A row-major left side is read
+//! where it lies, a transposed one is packed too. What is multiplied again and again, as weights are, is packed once
+//! ([`Rhs`]), else a panel is packed right before the rows run over it.
 //!
 //! An element's sum is taken in one order, however the product is cut: the number of threads changes no bit.
 
@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-/// Blocks of so many rows that a right side meets unpacked: they cost less than writing all panels and reading them again.
+/// Row blocks up to which a right side stays unpacked: packing a panel for each costs less than keeping all panels.
 const PASSES: usize = 2;
 /// Vectors of a panel's row.
 const VECTORS: usize = 3;
@@ -49,7 +49,7 @@ impl<'a, T> Mat<'a, T> {
 pub(crate) enum Out<'a, T> {
     /// It becomes the product.
     Is(&'a mut [MaybeUninit<T>]),
-    /// Every row becomes the product's and this one's sum.
+    /// It becomes the product, plus this row in every row.
     OntoRow(&'a mut [MaybeUninit<T>], &'a [T]),
     /// The product is added to it.
     Plus(&'a mut [T]),
@@ -318,7 +318,8 @@ impl<T: Real> Kernel<T> for Block<'_, T> {
 
     #[inline(always)]
     unsafe fn run<V: Simd<Elem = T>>(self) {
-        // SAFETY: below `dispatch`; `check` has compared the sizes, and the panels and the room are as large as they say.
+        // SAFETY: below `dispatch`; `check` has compared the sizes, and the panels and the room are as large as they
+        // say.
         unsafe {
             match V::ROWS {
                 8 => self.multiply::<V, 8, 4, 2>(),

@@ -157,8 +157,8 @@ pub(crate) fn gradients<T: Real>(xs: &[T], grad: &[T], weight: &[T], eps: f64) -
     unsafe { written(xs.len() + 2 * n, fill) }
 }
 
-/// dx = `onto` + the gradient of the input, and Σ dy·x̂ and Σ dy over the rows, added to `dw` and `db`. Each block sums its
-/// rows, then the blocks are added in order.
+/// dx = `onto` + the gradient of the input, and Σ dy·x̂ and Σ dy over the rows, added to `dw` and `db`. Each block sums
+/// its rows, then the blocks are added in order.
 pub(crate) fn backward<T: Real>(
     (xs, grad): (&[T], &[T]),
     weight: &[T],
@@ -241,8 +241,8 @@ impl<T: Real> Kernel<T> for ColumnsBackward<'_, T> {
         let Backward { xs, grad, weight, eps, onto, dx, dw, db } = self.0;
         let (rows, cols) = (weight.len(), xs.len() / weight.len());
         for j in (0..cols).step_by(V::LANES) {
-            // SAFETY: run by `dispatch`; input and gradients hold the matrix. Lanes beyond the last column hold zeros in
-            // the gradient, and add none to the sums.
+            // SAFETY: run by `dispatch`; input and gradients hold the matrix. Lanes beyond the last column hold zeros
+            // in the gradient, and add none to the sums.
             unsafe {
                 let (x, dy) = (xs.as_ptr(), grad.as_ptr());
                 let (mean, inv_std) = column_stats::<V>(x, j, (rows, cols), eps);

@@ -41,7 +41,8 @@ const EXPM1: [f64; 14] = {
     coefficients
 };
 
-/// eˣ = 2ⁿ · (1 + q) with an integer n and |log(1 + q)| ≤ ½ log 2: (n, q), for x in lo..hi; NaN makes q NaN and n a number.
+/// eˣ = 2ⁿ · (1 + q) with an integer n and |log(1 + q)| ≤ ½ log 2: (n, q), for x in lo..hi; NaN makes q NaN and n a
+/// number.
 #[inline(always)]
 unsafe fn reduced<V: Simd>(x: V, lo: f64, hi: f64) -> (V, V) {
     // The high part has zeros at its end, so that n times it is exact without fused multiply-add too.

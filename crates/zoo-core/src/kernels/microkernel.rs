@@ -33,8 +33,8 @@ impl RegisterTile {
 /// Row i of step k is `a[k · a_step + i]`; vector j of step k is `b[j][offsets[k]..]`.
 ///
 /// # Safety
-/// Below `dispatch`; `a` must hold (depth - 1) · a_step + M elements, `offsets` `depth` of them, and each `b[j]` the lanes
-/// behind every offset.
+/// Below `dispatch`; `a` must hold (depth - 1) · a_step + M elements, `offsets` `depth` of them, and each `b[j]` the
+/// lanes behind every offset.
 #[inline(always)]
 pub(crate) unsafe fn microkernel<V: Simd, const M: usize, const N: usize>(
     depth: usize,
@@ -65,8 +65,8 @@ pub(crate) unsafe fn microkernel<V: Simd, const M: usize, const N: usize>(
     }
 }
 
-/// sums + Σ over k of a\[k\] ⊗ b\[k\] with a right side packed as it is read: row i of step k is `a[i][k · a_step]`, and vector j
-/// is `b[k · b_step + j · LANES..]`.
+/// sums + Σ over k of a\[k\] ⊗ b\[k\] with a right side packed as it is read: row i of step k is `a[i][k · a_step]`,
+/// and vector j is `b[k · b_step + j · LANES..]`.
 ///
 /// # Safety
 /// Below `dispatch`; each `a[i]` must hold (depth - 1) · a_step + 1 elements, `b` (depth - 1) · b_step + N · LANES.

@@ -1,14 +1,15 @@
 //! Kernels for the host. They work on plain slices whose lengths the callers have checked, are parallel over images or
-//! planes, and **reduce in an order that does not depend on the number of threads**: the same input gives the same bits.
+//! planes, and **reduce in an order that does not depend on the number of threads**: the same input gives the same
+//! bits.
 
 pub(crate) mod attention;
 pub(crate) mod batch_norm;
 pub(crate) mod bias;
 mod blocking;
 pub(crate) mod buffer;
-pub(crate) mod clamp;
 pub(crate) mod conv;
 pub(crate) mod copy;
+pub(crate) mod fused_activation;
 pub(crate) mod gemm;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;

@@ -6,7 +6,7 @@ use super::simd::{Kernel, Real, Simd, dispatch};
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
-/// Which function; the derivatives at the kinks follow PyTorch (0 for ReLU at 0, for ReLU6 at 0 and 6).
+/// An activation function; the derivatives at the kinks follow PyTorch (0 for ReLU at 0, for ReLU6 at 0 and 6).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Pointwise {
     /// max(x, 0)

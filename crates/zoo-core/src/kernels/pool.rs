@@ -92,8 +92,8 @@ impl Window {
         (0..self.oh).flat_map(move |oy| (0..ow).map(move |ox| (oy, ox)))
     }
 
-    /// What the sum over window `(oy, ox)` is divided by. Without the padding that is the pixels inside the image; with it,
-    /// the pixels inside the padded image, since with `ceil_mode` a window may reach beyond even that.
+    /// What the sum over window `(oy, ox)` is divided by. Without the padding that is the pixels inside the image; with
+    /// it, the pixels inside the padded image, since with `ceil_mode` a window may reach beyond even that.
     pub(crate) fn divisor(&self, oy: usize, ox: usize, count_include_pad: bool) -> usize {
         if !count_include_pad {
             let (rows, cols) = self.inside(oy, ox);
@@ -227,7 +227,8 @@ pub(crate) fn max_backward<T: Real>(w: &Window, xs: &[T], grad: &[T]) -> Vec<T> 
     unsafe { written(xs.len(), fill) }
 }
 
-/// Windows of any kind. The winners of a vector of windows are found at once, without a branch that would be guessed wrong.
+/// Windows of any kind. The winners of a vector of windows are found at once, without a branch that would be guessed
+/// wrong.
 struct MaxBackward<'a, T> {
     w: &'a Window,
     xs: &'a [T],

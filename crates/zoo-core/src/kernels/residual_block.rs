@@ -1,5 +1,5 @@
-//! Residual branches of Transformers and Mixers on the host, a few images at a time, so that what lies between input and
-//! output stays in the cache: x + W₂ · inner(W₁ · norm(x) + b₁) + b₂.
+//! Residual blocks of Transformers and Mixers: x + W₂ · inner(W₁ · norm(x) + b₁) + b₂, a few images at a time, so that
+//! every intermediate stays in the cache.
 
 use super::attention;
 use super::bias::{add_column, add_column_sums, add_row, add_row_sums};
@@ -18,10 +18,10 @@ pub(crate) enum Inner {
     Gelu,
     /// With this many heads: the first map makes queries, keys and values.
     Attention(usize),
-    /// The same, of which only each image's first token comes out.
+    /// The same with one query, each image's first token.
     AttentionOfFirst(usize),
-    /// GELU, and the maps act on the tokens instead of the channels; the norm on the channels of a token if true, else on
-    /// the tokens of a channel.
+    /// GELU, and the maps act on the tokens instead of the channels; the norm on the channels of a token if true, else
+    /// on the tokens of a channel.
     GeluOfTokens(bool),
 }
 
@@ -49,9 +49,9 @@ type Sides<'a, T> = Option<(Rhs<'a, T>, Rhs<'a, T>)>;
 
 /// Rows that a matrix product wants.
 const ROWS: usize = 256;
-/// Of weights beyond this many one sum of gradients is enough.
+/// Weights from which on one sum of gradients is memory enough.
 const LARGE: usize = 1 << 20;
-/// Parts of the batch that sum their gradients each for itself.
+/// Parts of the batch with a sum of gradients each.
 const PARTS: usize = 8;
 /// Elements of a block of GELU that one task takes.
 const BLOCK: usize = 1 << 14;
@@ -70,12 +70,12 @@ impl Branch {
         self.act * if self.on_tokens() { self.c } else { self.tokens() }
     }
 
-    /// Tokens of an image that come out.
+    /// Output tokens of an image.
     pub fn tokens(&self) -> usize {
         if let Inner::AttentionOfFirst(_) = self.inner { 1 } else { self.n }
     }
 
-    /// What an image gives.
+    /// Output elements of an image.
     fn out_len(&self) -> usize {
         self.tokens() * self.c
     }
@@ -118,7 +118,7 @@ impl Branch {
         }
     }
 
-    /// The weights of both maps as the right sides of the forward pass's products with `rows` rows, if that is what they are.
+    /// The weights of both maps, packed for the forward pass's products with `rows` rows, where they are right sides.
     fn sides<'a, T: Real>(&self, w: &Weights<'a, T>, rows: usize) -> Sides<'a, T> {
         (!self.on_tokens()).then(|| {
             let (first, second) = (Mat::transposed(w.first.0, self.c), Mat::transposed(w.second.0, self.act));
@@ -181,7 +181,7 @@ impl Branch {
         attention::Sizes { n: self.n, queries: self.tokens(), heads, d: self.c / heads }
     }
 
-    /// The tokens of the input that what comes out is added to; in `scratch`, if they do not lie together.
+    /// The input's tokens that the branch is added to; in `scratch`, if they do not lie together.
     fn skipped<'a, T: Real>(&self, x: &'a [T], scratch: &'a mut Vec<T>) -> &'a [T] {
         if self.tokens() == self.n {
             return x;
@@ -217,7 +217,7 @@ impl Branch {
         }
     }
 
-    /// `act` once more, and from its gradient `dact` that of `mid`, in `dmid`; for GELU both are one.
+    /// The gradient of `mid` from `dact`, to `dmid`, and `act` once more; for GELU `dact` becomes that gradient itself.
     fn inner_grad<T: Real>(&self, mid: &[T], act: &mut [MaybeUninit<T>], dact: &mut [T], dmid: &mut [MaybeUninit<T>]) {
         match self.inner {
             Inner::Attention(heads) | Inner::AttentionOfFirst(heads) => {
@@ -236,7 +236,7 @@ impl Branch {
         }
     }
 
-    /// The output, and what lies before the inner function if `keep`: for the backward pass.
+    /// The output, and with `keep` the inner function's input for the backward pass.
     pub fn forward<T: Real>(&self, xs: &[T], w: Weights<T>, keep: bool) -> (Vec<T>, Option<Vec<T>>) {
         let image = self.n * self.c;
         let batch = xs.len() / image;

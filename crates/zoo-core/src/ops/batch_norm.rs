@@ -3,7 +3,7 @@
 
 use super::{Path, Pointwise, Real, compose, elements, for_dtype, for_real, path, pointwise, read, tensor};
 use crate::kernels::batch_norm::{self as kernel, Affine, CutBy, Dims, Window};
-use crate::kernels::clamp::Clamp;
+use crate::kernels::fused_activation::FusedActivation;
 use crate::{tape, trace};
 use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Layout, Result, Shape, Tensor, WithDType, bail};
 
@@ -141,19 +141,19 @@ impl<T: Real> Rows<T> {
         dims: Dims,
         xs: X,
         grad: &[T],
-        (clamp, output): (Clamp, Option<&[T]>),
+        (clamp, output): (FusedActivation, Option<&[T]>),
         wants_skip: bool,
-        input: impl FnOnce(X, &[T], &kernel::InputGrad<T>, (Clamp, CutBy<T>)) -> R,
+        input: impl FnOnce(X, &[T], &kernel::InputGrad<T>, (FusedActivation, CutBy<T>)) -> R,
     ) -> (R, NormGrads<T>) {
         let cut = output.map_or(CutBy::Input(self.affine()), CutBy::Output);
-        let keep = wants_skip && clamp != Clamp::None;
+        let keep = wants_skip && clamp != FusedActivation::None;
         let whole = (grad, Window::whole(dims));
         let (sums, kept) = kernel::grad_sums(dims, xs.as_ref(), whole, &self.mean, (clamp, cut), keep);
         let Sums { weight, bias, b, d } = self.sums(dims, 0, &sums);
         let rest = self.through_stats.then_some((&b[..], &d[..]));
         let by = kernel::InputGrad { mean: &self.mean, a: &self.scale, rest };
         let dx = match &kept {
-            Some(kept) => input(xs, kept, &by, (Clamp::None, cut)),
+            Some(kept) => input(xs, kept, &by, (FusedActivation::None, cut)),
             None => input(xs, grad, &by, (clamp, cut)),
         };
         (dx, NormGrads { skip: kept, weight, bias })
@@ -175,9 +175,9 @@ impl<T: Real> Rows<T> {
 pub(crate) fn batch_norm_act(xs: &Tensor, norm: &Norm, activation: Option<Pointwise>) -> Result<Tensor> {
     let dims = dims(xs)?;
     norm.check(xs.dims())?;
-    let (fused, clamp) = match Clamp::of(activation) {
+    let (fused, clamp) = match FusedActivation::of(activation) {
         Some(clamp) => (true, clamp),
-        None => (false, Clamp::None),
+        None => (false, FusedActivation::None),
     };
     let (ys, is_done) = match path(xs) {
         Path::Shape => (trace::shape_only(xs.dims(), xs.dtype(), xs.device())?, false),
@@ -200,7 +200,7 @@ pub(crate) fn batch_norm_act(xs: &Tensor, norm: &Norm, activation: Option<Pointw
     }
 }
 
-fn run(xs: &Tensor, norm: &Norm, dims: Dims, clamp: Clamp) -> Result<Tensor> {
+fn run(xs: &Tensor, norm: &Norm, dims: Dims, clamp: FusedActivation) -> Result<Tensor> {
     for_dtype!("batch_norm", xs.dtype(), T => {
         let op = BatchNorm { dims, rows: norm.rows::<T>()?, clamp };
         tape::apply3(xs, &norm.weight.contiguous()?, &norm.bias.contiguous()?, op)
@@ -227,7 +227,7 @@ impl CustomOp1 for Stats {
 struct BatchNorm<T> {
     dims: Dims,
     rows: Rows<T>,
-    clamp: Clamp,
+    clamp: FusedActivation,
 }
 
 impl<T: Real> CustomOp3 for BatchNorm<T> {

@@ -7,8 +7,8 @@ use super::batch_norm::{BatchStats, Norm};
 use super::conv2d::geometry;
 use super::{Conv2dParams, Real, for_dtype, read, tensor};
 use crate::kernels::batch_norm::{self as norm_kernel, CutBy, InputGrad};
-use crate::kernels::clamp::Clamp;
 use crate::kernels::conv::{self as kernel, Epilogue, Geometry};
+use crate::kernels::fused_activation::FusedActivation;
 use crate::tape::{self, Gradient};
 use candle_core::{Result, Shape, Tensor, WithDType, bail};
 use std::ops::Range;
@@ -27,7 +27,7 @@ pub(crate) fn conv_bn_train(
     params: Conv2dParams,
     scale: &Scale,
     skip: Option<&Tensor>,
-    clamp: Clamp,
+    clamp: FusedActivation,
 ) -> Result<(Tensor, BatchStats)> {
     let g = geometry(xs, weight, bias, params)?;
     check_skip(skip, xs, &g)?;
@@ -40,7 +40,7 @@ fn train<T: Real>(
     g: Geometry,
     scale: &Scale,
     skip: Option<&Tensor>,
-    clamp: Clamp,
+    clamp: FusedActivation,
 ) -> Result<(Tensor, BatchStats)> {
     let (xs, weight) = (&tape::contiguous(xs)?, &weight.contiguous()?);
     let skip = skip.map(tape::contiguous).transpose()?;
@@ -73,7 +73,7 @@ fn train<T: Real>(
     tape::record("conv_bn", &inputs, &ys, move |grad| {
         let (wants_dx, wants_dw) = (tape::tracks(&x), tape::tracks(&w));
         // What comes behind the norm: its input gradient, written over the convolution's output, and the convolution's.
-        let behind = |mut conv: Vec<T>, grad: &[T], by: &InputGrad<T>, clamp: (Clamp, CutBy<T>)| {
+        let behind = |mut conv: Vec<T>, grad: &[T], by: &InputGrad<T>, clamp: (FusedActivation, CutBy<T>)| {
             let (mut dx, mut dw) = (None, None);
             read::<T, _>(&x, |x| {
                 read::<T, _>(&w, |w| match kernel::images_at_once(&g, w).filter(|_| wants_dw) {
@@ -149,7 +149,7 @@ pub(crate) fn conv_bn_eval(
     params: Conv2dParams,
     norm: &Norm,
     skip: Option<&Tensor>,
-    clamp: Clamp,
+    clamp: FusedActivation,
 ) -> Result<Tensor> {
     let g = geometry(xs, weight, bias, params)?;
     let shape = Shape::from((g.b, g.c_out, g.oh, g.ow));

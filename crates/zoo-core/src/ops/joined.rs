@@ -7,7 +7,7 @@ use super::batch_norm::{BatchStats, Norm, Rows, Sums, batch_stats};
 use super::{Real, elements, elements_mut, for_dtype, is_plain, read, tensor, with_elements};
 use crate::kernels::batch_norm::{self as kernel, Affine, CutBy, InputGrad, Window};
 use crate::kernels::buffer::written_by_tasks;
-use crate::kernels::clamp::Clamp;
+use crate::kernels::fused_activation::FusedActivation;
 use crate::tape::{self, Gradient};
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
 
@@ -31,7 +31,7 @@ pub(crate) fn joined_stats(maps: &[(Tensor, Option<BatchStats>)]) -> Result<Batc
 
 /// clamp((x - μ) / √(σ² + eps) · weight + bias) of `maps`, each (b, cᵢ, h, w), as one tensor (b, Σ cᵢ, h, w); the norm's tensors are
 /// of Σ cᵢ channels. On the tape, or without a graph.
-pub(crate) fn batch_norm_joined(maps: &[&Tensor], norm: &Norm, clamp: Clamp) -> Result<Tensor> {
+pub(crate) fn batch_norm_joined(maps: &[&Tensor], norm: &Norm, clamp: FusedActivation) -> Result<Tensor> {
     let Some(first) = maps.first() else { bail!("batch_norm: no map to normalise") };
     let (b, _, h, w) = first.dims4()?;
     let widths: Vec<usize> = maps.iter().map(|xs| xs.dim(1)).collect::<Result<_>>()?;
@@ -51,7 +51,7 @@ fn run<T: Real>(
     widths: Vec<usize>,
     [b, c, h, w]: [usize; 4],
     norm: &Norm,
-    clamp: Clamp,
+    clamp: FusedActivation,
 ) -> Result<Tensor> {
     let parts = Parts { b, s: h * w, widths, clamp, rows: norm.rows::<T>()? };
     let ys = tensor(parts.forward(&maps)?, (b, c, h, w))?;
@@ -69,7 +69,7 @@ struct Parts<T> {
     s: usize,
     /// Channels of each map.
     widths: Vec<usize>,
-    clamp: Clamp,
+    clamp: FusedActivation,
     rows: Rows<T>,
 }
 
@@ -164,7 +164,7 @@ struct AddInputGrad<'a, T> {
     dims: kernel::Dims,
     window: Window,
     by: InputGrad<'a, T>,
-    clamp: (Clamp, CutBy<'a, T>),
+    clamp: (FusedActivation, CutBy<'a, T>),
 }
 
 impl<T: Real> InplaceOp2 for AddInputGrad<'_, T> {

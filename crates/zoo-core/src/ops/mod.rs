@@ -45,8 +45,8 @@ pub use pointwise::pointwise;
 pub use softmax::softmax;
 
 pub(crate) use crate::kernels::Real;
-pub(crate) use crate::kernels::clamp::Clamp;
 pub use crate::kernels::conv::Conv2dParams;
+pub(crate) use crate::kernels::fused_activation::FusedActivation;
 pub use crate::kernels::pointwise::Pointwise;
 pub use crate::kernels::simd::{self, Level};
 pub(crate) use crate::storage::{elements, elements_mut, for_dtype, for_real, read, tensor, with_elements};

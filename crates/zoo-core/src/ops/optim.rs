@@ -399,20 +399,14 @@ impl<T: Element, F: FnMut(&mut [T], &[T]) -> Result<()>> InplaceOp2 for UpdateFr
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::rng::Rng;
+    use crate::testing::{distance, numbers};
     use candle_core::Device;
 
     /// Longer than two chunks and not a multiple of one, so that every path of the splitting is taken.
     const LEN: usize = 2 * CHUNK + 37;
 
     fn random(name: &str) -> Var {
-        let mut rng = Rng::new(0, name);
-        let values: Vec<f64> = (0..LEN).map(|_| rng.uniform_in(-1.0, 1.0)).collect();
-        Var::from_vec(values, LEN, &Device::Cpu).unwrap()
-    }
-
-    fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
-        (a.detach() - b.detach()).unwrap().abs().unwrap().max_all().unwrap().to_scalar().unwrap()
+        Var::from_tensor(&numbers(name, &[LEN])).unwrap()
     }
 
     /// The composition and the kernel are two writings of one formula; a GPU runs the first.
@@ -425,7 +419,7 @@ mod tests {
                 let (p, q, a, b) = (random("p"), random("p"), random("buffer"), random("buffer"));
                 sgd_step(&p, &grad, momentum.then_some(&a), &step).unwrap();
                 sgd_composed(&q, &grad, momentum.then_some(&b), &step).unwrap();
-                assert!(largest_difference(&p, &q).max(largest_difference(&a, &b)) < 1e-14, "{step:?}");
+                assert!(distance(&p, &q).max(distance(&a, &b)) < 1e-14, "{step:?}");
             }
         }
         for (decoupled, step) in [(false, 1), (false, 10), (true, 1), (true, 10)] {
@@ -438,7 +432,7 @@ mod tests {
             adam_step(&p, &grad, &m, &v, &step).unwrap();
             adam_composed(&q, &grad, &n, &w, &step).unwrap();
             for (x, y) in [(&p, &q), (&m, &n), (&v, &w)] {
-                assert!(largest_difference(x, y) < 1e-13, "{step:?}");
+                assert!(distance(x, y) < 1e-13, "{step:?}");
             }
         }
     }

@@ -172,8 +172,8 @@ fn convolution_of_small_planes() {
     property(40, (convs, setting()), |(conv, setting)| conv.check(&setting));
 }
 
-/// Rows of whole vectors, of which one packed copy serves all horizontal taps: shifts that stay in the zeros between the rows, fill
-/// them, and reach past them; outputs as wide as the input, narrower and wider by whole vectors.
+/// Rows of whole vectors, of which one packed copy serves all horizontal taps: shifts that stay in the zeros between
+/// the rows, fill them, and reach past them; outputs as wide as the input, narrower and wider by whole vectors.
 #[test]
 fn convolution_of_whole_rows() {
     let width = select(vec![8usize, 16, 24, 32, 48]);

@@ -142,8 +142,8 @@ fn check_all() {
     }
 }
 
-/// A NaN reaches the outputs whose windows hold it, and no others: the next channel, the next row and the lanes behind the
-/// image stay clean.
+/// A NaN reaches the outputs whose windows hold it, and no others: the next channel, the next row and the lanes behind
+/// the image stay clean.
 #[test]
 fn nan_stays_in_its_windows() {
     for (h, w) in [(2, 2), (4, 4), (5, 7), (3, 16), (2, 33)] {

@@ -1,11 +1,13 @@
-//! Every operation against plain loops in f64: output and every gradient, over random shapes, layouts and values, with every
-//! kind of vectors that this machine has, in f32 and in f64. And what the loops show besides: NaN and infinities go where
-//! IEEE arithmetic sends them, the number of threads changes no bit, a malformed shape is an error that names the shapes.
+//! Every operation against plain loops in f64: output and every gradient, over random shapes, layouts and values, with
+//! every kind of vectors that this machine has, in f32 and in f64. And what the loops show besides: NaN and infinities
+//! go where IEEE arithmetic sends them, the number of threads changes no bit, a malformed shape is an error that names
+//! the shapes.
 //!
 //! # The rule of errors
 //!
 //! Rounding errors grow with what was summed, not with the sum. So the reference computes a second number beside each
-//! value, its scale: of an input its absolute value, of a sum the sum of the scales, of a product their product, of f(x)
+//! value, its scale: of an input its absolute value, of a sum the sum of the scales, of a product their product, of
+//! f(x)
 //! |f(x)| + |f'(x)| · scale(x). For a convolution the scale is the convolution of the absolute values. The rule is
 //!
 //! |ours - reference| ≤ ε · scale, with ε = 1e-5 in f32 and 1e-12 in f64,

@@ -119,7 +119,8 @@ fn batch_statistics() {
     });
 }
 
-/// The rule forgives what a large mean makes of a variance in one pass, PyTorch does not: E\[x²\] - μ² would lose every digit here.
+/// The rule forgives what a large mean makes of a variance in one pass, PyTorch does not: E\[x²\] - μ² would lose every
+/// digit here.
 #[test]
 fn a_large_mean_costs_the_variance_no_digits() {
     for level in Level::supported() {

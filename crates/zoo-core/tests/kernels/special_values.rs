@@ -13,9 +13,9 @@ use proptest::test_runner::TestCaseError;
 use zoo_core::ops::{self, Conv2dParams, Pointwise};
 use zoo_core::rng::Rng;
 
-/// One NaN or infinity among the inputs, or a zero that meets one: it reaches the outputs and gradients that the loops send it
-/// to, and no other. The loops do what PyTorch does: a zero weight times NaN is NaN, the padding multiplies nothing, a NaN wins
-/// a maximum and passes ReLU.
+/// One NaN or infinity among the inputs, or a zero that meets one: it reaches the outputs and gradients that the loops
+/// send it to, and no other. The loops do what PyTorch does: a zero weight times NaN is NaN, the padding multiplies
+/// nothing, a NaN wins a maximum and passes ReLU.
 #[test]
 fn special_values_go_where_arithmetic_sends_them() {
     let specials = [f64::NAN, f64::INFINITY, f64::NEG_INFINITY];

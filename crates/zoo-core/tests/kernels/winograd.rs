@@ -1,8 +1,8 @@
 //! Convolutions large enough for Winograd's algorithm, against their definition.
 //!
 //! The rule: |ours - f64| ≤ ε · scale with ε = 1e-5 in f32 and 1e-12 in f64, where the scale of a pixel is the largest
-//! Σ |w|·|x| of the windows in its 3x3 neighbourhood, which holds its 2x2 tile: those are the sums that the algorithm forms. A
-//! pixel in a neighbourhood of zeros is zero.
+//! Σ |w|·|x| of the windows in its 3x3 neighbourhood, which holds its 2x2 tile: those are the sums that the algorithm
+//! forms. A pixel in a neighbourhood of zeros is zero.
 
 use crate::compare::with_level;
 use crate::input::{Values, draw};

@@ -1,18 +1,18 @@
-//! The gradients of a normalisation, and of the clamp behind it.
+//! The gradients of a normalisation, and of the activation behind it.
 
 use super::small::{by_columns, has_small_planes, spread, sum_images};
 use super::{Affine, Dims, PerChannel, Window, by_channel, for_planes};
 use crate::kernels::blocking::WRITE_AHEAD;
 use crate::kernels::buffer::{Shared, written_by_tasks};
-use crate::kernels::clamp::Clamp;
+use crate::kernels::fused_activation::FusedActivation;
 use crate::kernels::simd::{Kernel, Real, Simd, dispatch, prefetch_to_write};
 use std::borrow::Cow;
 use std::ops::Range;
 
-/// Where a clamp looks to know what it cut.
+/// What tells which gradients the activation cuts.
 #[derive(Clone, Copy)]
 pub(crate) enum CutBy<'a, T> {
-    /// The clamp's output.
+    /// The activation's output.
     Output(&'a [T]),
     /// Its input, computed again from x.
     Input(Affine<'a, T>),
@@ -28,32 +28,32 @@ impl<T: Copy> CutBy<'_, T> {
     }
 }
 
-/// A plane's view of the backward pass; with `EACH` the view of an image's planes.
+/// What the backward pass reads of one plane, or with `EACH` of all planes of an image.
 struct Grads<'a, T, const EACH: bool> {
     xs: *const T,
     grad: *const T,
     n: usize,
     output: Option<*const T>,
     mean: PerChannel<'a, T>,
-    /// Of the clamp's input.
+    /// Of the activation's input.
     affine: Option<(PerChannel<'a, T>, PerChannel<'a, T>)>,
-    clamp: Clamp,
+    activation: FusedActivation,
 }
 
 impl<T: Real, const EACH: bool> Grads<'_, T, EACH> {
-    /// (gradient that passes the clamp, x - mean) of some lanes.
+    /// (gradient that passes the activation, x - mean) of some lanes.
     #[inline(always)]
     unsafe fn at<V: Simd<Elem = T>>(&self, i: usize, count: usize) -> (V, V) {
         // SAFETY: below `dispatch`, i + count ≤ n.
         unsafe {
             let grad = V::load_first(self.grad.add(i), count);
             let centered = V::load_first(self.xs.add(i), count).sub(self.mean.lanes::<V, EACH>(i, count));
-            let grad = match (self.clamp, self.output, self.affine) {
-                (Clamp::None, ..) => grad,
-                (clamp, Some(output), _) => clamp.gradient(V::load_first(output.add(i), count), grad),
-                (clamp, None, Some((scale, shift))) => {
+            let grad = match (self.activation, self.output, self.affine) {
+                (FusedActivation::None, ..) => grad,
+                (activation, Some(output), _) => activation.gradient(V::load_first(output.add(i), count), grad),
+                (activation, None, Some((scale, shift))) => {
                     let (scale, shift) = (scale.lanes::<V, EACH>(i, count), shift.lanes::<V, EACH>(i, count));
-                    clamp.gradient(centered.mul_add(scale, shift), grad)
+                    activation.gradient(centered.mul_add(scale, shift), grad)
                 }
                 (_, None, None) => grad,
             };
@@ -69,17 +69,17 @@ fn grads<'a, T: Real, const EACH: bool>(
     (plane, n): (usize, usize),
     (xs, grad): (*const T, *const T),
     mean: &'a [T],
-    (clamp, cut): (Clamp, CutBy<'a, T>),
+    (activation, cut): (FusedActivation, CutBy<'a, T>),
 ) -> Grads<'a, T, EACH> {
     let channel = if EACH { 0 } else { plane % c };
     let (output, affine) = match cut {
         CutBy::Output(ys) => (Some(ys[plane * s..][..n].as_ptr()), None),
         CutBy::Input(by) => (None, Some((PerChannel::of(by.scale, channel), PerChannel::of(by.shift, channel)))),
     };
-    Grads { xs, grad, n, output, mean: PerChannel::of(mean, channel), affine, clamp }
+    Grads { xs, grad, n, output, mean: PerChannel::of(mean, channel), affine, activation }
 }
 
-/// [`CutBy`] with the channels' numbers spread over their pixels.
+/// [`CutBy`] with every channel's numbers repeated for its pixels.
 struct SpreadCut<'a, T: Clone> {
     output: Option<&'a [T]>,
     affine: [Cow<'a, [T]>; 3],
@@ -106,14 +106,14 @@ impl<'a, T: Real> SpreadCut<'a, T> {
     }
 }
 
-/// Σ g and Σ g · (x - mean) of each channel, 2·c numbers, where g is the gradient behind the clamp; with `keep`, g itself too.
-/// The gradient is the window of a wider one.
+/// Σ g and Σ g · (x - mean) of each channel, 2·c numbers, and with `keep` g itself: the gradient that passes the
+/// activation. `grad` is the window of a wider tensor.
 pub(crate) fn grad_sums<T: Real>(
     dims: Dims,
     xs: &[T],
     (grad, window): (&[T], Window),
     mean: &[T],
-    clamp: (Clamp, CutBy<T>),
+    activation: (FusedActivation, CutBy<T>),
     keep: bool,
 ) -> (Vec<T>, Option<Vec<T>>) {
     struct Plane<'a, T>(Grads<'a, T, false>, Option<*mut T>);
@@ -156,7 +156,7 @@ pub(crate) fn grad_sums<T: Real>(
         }
     }
     struct Columns<'s, F> {
-        /// The view of an image, and where its gradient is kept.
+        /// What an image's planes read, and where their gradient is kept.
         image: F,
         images: usize,
         columns: Range<usize>,
@@ -186,7 +186,7 @@ pub(crate) fn grad_sums<T: Real>(
     }
     assert!(xs.len() == dims.0 * dims.1 * dims.2 && mean.len() == dims.1);
     window.check(dims, grad.len());
-    if let CutBy::Output(ys) = clamp.1 {
+    if let CutBy::Output(ys) = activation.1 {
         assert_eq!(ys.len(), xs.len());
     }
     let mut kept = keep.then(|| Vec::with_capacity(xs.len()));
@@ -198,18 +198,18 @@ pub(crate) fn grad_sums<T: Real>(
     // SAFETY: as above.
     let keeps = |plane: usize| place.map(|place| unsafe { place.at(plane * s) });
     let sums = if has_small_planes(dims) {
-        let (mean, cut) = (spread(mean, s), SpreadCut::of(clamp.1, dims));
+        let (mean, cut) = (spread(mean, s), SpreadCut::of(activation.1, dims));
         by_columns(dims, |columns, sums| {
             let image = |i: usize| {
                 let plane = i * c;
-                (grads(dims, (plane, c * s), places(plane), &mean, (clamp.0, cut.cut())), keeps(plane))
+                (grads(dims, (plane, c * s), places(plane), &mean, (activation.0, cut.cut())), keeps(plane))
             };
             dispatch(Columns { image, images: b, columns, sums });
         })
     } else {
         by_channel(
             dims,
-            |plane| dispatch(Plane(grads(dims, (plane, s), places(plane), mean, clamp), keeps(plane))),
+            |plane| dispatch(Plane(grads(dims, (plane, s), places(plane), mean, activation), keeps(plane))),
             |planes| planes.iter().fold([0.0; 2], |[a, b], [c, d]| [a + c, b + d]),
         )
     };
@@ -221,28 +221,28 @@ pub(crate) fn grad_sums<T: Real>(
     (sums, kept)
 }
 
-/// dx = a · g - b · (x - mean) - d with a, b, d by channel; without b and d, which no gradient passes through, dx = a · g.
+/// dx = a · g - b · (x - mean) - d with a, b, d by channel. Constant statistics have no b and d: dx = a · g.
 pub(crate) struct InputGrad<'a, T> {
     pub mean: &'a [T],
     pub a: &'a [T],
     pub rest: Option<(&'a [T], &'a [T])>,
 }
 
-/// What becomes of what stands where a gradient goes.
+/// How a gradient is stored: alone, or on top of what its place holds.
 #[derive(Clone, Copy, PartialEq)]
-enum Before {
-    WrittenOver,
-    AddedTo,
+enum Store {
+    Overwrite,
+    Add,
 }
 
 /// The gradient of x to `to`, which may be `xs` itself.
 fn input_grad_into<T: Real>(
     dims: Dims,
     xs: Shared<T>,
-    (to, before): (Shared<T>, Before),
+    (to, store): (Shared<T>, Store),
     (grad, window): (&[T], Window),
     by: &InputGrad<T>,
-    clamp: (Clamp, CutBy<T>),
+    activation: (FusedActivation, CutBy<T>),
 ) {
     let (b, c, s) = dims;
     let g = Shared::reading(grad);
@@ -254,20 +254,20 @@ fn input_grad_into<T: Real>(
         let [mean, a] = [by.mean, by.a].map(|values| spread(values, s));
         let rest = by.rest.map(|(b, d)| (spread(b, s), spread(d, s)));
         let rest = rest.as_ref().map(|(b, d)| (&b[..], &d[..]));
-        let (by, cut) = (InputGrad { mean: &mean, a: &a, rest }, SpreadCut::of(clamp.1, dims));
+        let (by, cut) = (InputGrad { mean: &mean, a: &a, rest }, SpreadCut::of(activation.1, dims));
         for_planes((b, 1, c * s), |run| {
             for image in run {
                 let (places, to) = at(image * c);
-                let grads = grads(dims, (image * c, c * s), places, by.mean, (clamp.0, cut.cut()));
-                input_grad_plane::<T, true>(grads, &by, 0, (to, before));
+                let grads = grads(dims, (image * c, c * s), places, by.mean, (activation.0, cut.cut()));
+                input_grad_plane::<T, true>(grads, &by, 0, (to, store));
             }
         });
     } else {
         for_planes(dims, |run| {
             for plane in run {
                 let (places, to) = at(plane);
-                let grads = grads(dims, (plane, s), places, by.mean, clamp);
-                input_grad_plane::<T, false>(grads, by, plane % c, (to, before));
+                let grads = grads(dims, (plane, s), places, by.mean, activation);
+                input_grad_plane::<T, false>(grads, by, plane % c, (to, store));
             }
         });
     }
@@ -279,12 +279,12 @@ fn input_grad_plane<T: Real, const EACH: bool>(
     grads: Grads<T, EACH>,
     by: &InputGrad<T>,
     channel: usize,
-    (to, before): (*mut T, Before),
+    (to, store): (*mut T, Store),
 ) {
     struct Plane<'a, T, const EACH: bool> {
         grads: Grads<'a, T, EACH>,
         to: *mut T,
-        before: Before,
+        store: Store,
         a: PerChannel<'a, T>,
         rest: Option<(PerChannel<'a, T>, PerChannel<'a, T>)>,
     }
@@ -303,7 +303,7 @@ fn input_grad_plane<T: Real, const EACH: bool>(
                         let (b, d) = (b.lanes::<V, EACH>(i, count), d.lanes::<V, EACH>(i, count));
                         dx = dx.sub(b.mul_add(x, d));
                     }
-                    if self.before == Before::AddedTo {
+                    if self.store == Store::Add {
                         dx = dx.add(V::load_first(self.to.add(i), count));
                     }
                     dx.store_first(self.to.add(i), count);
@@ -313,7 +313,7 @@ fn input_grad_plane<T: Real, const EACH: bool>(
     }
     let number = |values| PerChannel::of(values, channel);
     let rest = by.rest.map(|(b, d)| (number(b), number(d)));
-    dispatch(Plane { grads, to, before, a: PerChannel::of(by.a, channel), rest });
+    dispatch(Plane { grads, to, store, a: PerChannel::of(by.a, channel), rest });
 }
 
 impl<T: Real> InputGrad<'_, T> {
@@ -335,26 +335,28 @@ pub(crate) fn input_grad<T: Real>(
     xs: &[T],
     grad: (&[T], Window),
     by: &InputGrad<T>,
-    clamp: (Clamp, CutBy<T>),
+    activation: (FusedActivation, CutBy<T>),
 ) -> Vec<T> {
-    by.check(dims, xs, grad, clamp.1);
+    by.check(dims, xs, grad, activation.1);
     let from = Shared::reading(xs);
     // SAFETY: the planes cover the output.
-    unsafe { written_by_tasks(xs.len(), |to| input_grad_into(dims, from, (to, Before::WrittenOver), grad, by, clamp)) }
+    unsafe {
+        written_by_tasks(xs.len(), |to| input_grad_into(dims, from, (to, Store::Overwrite), grad, by, activation))
+    }
 }
 
-/// The gradient of x, added to what another reader of x has sent.
+/// The gradient of x, added to that of another reader of x.
 pub(crate) fn add_input_grad<T: Real>(
     dims: Dims,
     xs: &[T],
     to: &mut [T],
     grad: (&[T], Window),
     by: &InputGrad<T>,
-    clamp: (Clamp, CutBy<T>),
+    activation: (FusedActivation, CutBy<T>),
 ) {
-    by.check(dims, xs, grad, clamp.1);
+    by.check(dims, xs, grad, activation.1);
     assert_eq!(to.len(), xs.len());
-    input_grad_into(dims, Shared::reading(xs), (Shared::new(to), Before::AddedTo), grad, by, clamp);
+    input_grad_into(dims, Shared::reading(xs), (Shared::new(to), Store::Add), grad, by, activation);
 }
 
 /// The gradient of x, written over x.
@@ -363,10 +365,10 @@ pub(crate) fn input_grad_over<T: Real>(
     xs: &mut [T],
     grad: &[T],
     by: &InputGrad<T>,
-    clamp: (Clamp, CutBy<T>),
+    activation: (FusedActivation, CutBy<T>),
 ) {
     let grad = (grad, Window::whole(dims));
-    by.check(dims, xs, grad, clamp.1);
+    by.check(dims, xs, grad, activation.1);
     let xs = Shared::new(xs);
-    input_grad_into(dims, xs, (xs, Before::WrittenOver), grad, by, clamp);
+    input_grad_into(dims, xs, (xs, Store::Overwrite), grad, by, activation);
 }

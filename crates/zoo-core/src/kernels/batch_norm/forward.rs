@@ -1,14 +1,14 @@
-//! y = clamp((x - mean) · scale + shift + skip), plane by plane or image by image.
+//! y = act((x - mean) · scale + shift + skip), plane by plane or image by image.
 
 use super::small::{has_small_planes, spread};
 use super::{Affine, Dims, PerChannel, TASK, Window, for_planes};
 use crate::kernels::blocking::WRITE_AHEAD;
 use crate::kernels::buffer::{Shared, written_by_tasks};
-use crate::kernels::clamp::Clamp;
+use crate::kernels::fused_activation::FusedActivation;
 use crate::kernels::simd::{Kernel, Real, Simd, dispatch, prefetch_to_write};
 use rayon::prelude::*;
 
-/// y = clamp((x - mean) · scale + shift + skip), into the window of a tensor of more channels.
+/// y = act((x - mean) · scale + shift + skip), into the window of a tensor of more channels.
 ///
 /// # Safety
 /// The output holds b · window.of · s elements.
@@ -17,7 +17,7 @@ pub(crate) unsafe fn affine_into<T: Real>(
     xs: &[T],
     by: Affine<T>,
     skip: Option<&[T]>,
-    clamp: Clamp,
+    activation: FusedActivation,
     (ys, window): (Shared<T>, Window),
 ) {
     by.check(dims);
@@ -33,7 +33,14 @@ pub(crate) unsafe fn affine_into<T: Real>(
         for_planes((b, 1, c * s), |run| {
             for image in run {
                 let part = image * c * s..(image + 1) * c * s;
-                affine_plane::<T, true>(&xs[part.clone()], skip.map(|skip| &skip[part]), by, 0, clamp, to(image * c));
+                affine_plane::<T, true>(
+                    &xs[part.clone()],
+                    skip.map(|skip| &skip[part]),
+                    by,
+                    0,
+                    activation,
+                    to(image * c),
+                );
             }
         });
     } else {
@@ -41,7 +48,7 @@ pub(crate) unsafe fn affine_into<T: Real>(
             for plane in run {
                 let part = plane * s..(plane + 1) * s;
                 let skip = skip.map(|skip| &skip[part.clone()]);
-                affine_plane::<T, false>(&xs[part], skip, by, plane % c, clamp, to(plane));
+                affine_plane::<T, false>(&xs[part], skip, by, plane % c, activation, to(plane));
             }
         });
     }
@@ -54,7 +61,7 @@ fn affine_plane<T: Real, const EACH: bool>(
     skip: Option<&[T]>,
     by: Affine<T>,
     channel: usize,
-    clamp: Clamp,
+    activation: FusedActivation,
     ys: *mut T,
 ) {
     struct Plane<'a, T, const EACH: bool> {
@@ -64,7 +71,7 @@ fn affine_plane<T: Real, const EACH: bool>(
         mean: PerChannel<'a, T>,
         scale: PerChannel<'a, T>,
         shift: PerChannel<'a, T>,
-        clamp: Clamp,
+        activation: FusedActivation,
     }
     impl<T: Real, const EACH: bool> Kernel<T> for Plane<'_, T, EACH> {
         type Output = ();
@@ -83,24 +90,30 @@ fn affine_plane<T: Real, const EACH: bool>(
                     if let Some(skip) = self.skip {
                         y = y.add(V::load_first(skip.as_ptr().add(i), count));
                     }
-                    self.clamp.apply(y).store_first(self.ys.add(i), count);
+                    self.activation.apply(y).store_first(self.ys.add(i), count);
                 }
             }
         }
     }
     let [mean, scale, shift] = [by.mean, by.scale, by.shift].map(|values| PerChannel::of(values, channel));
-    dispatch(Plane::<T, EACH> { xs, ys, skip, mean, scale, shift, clamp });
+    dispatch(Plane::<T, EACH> { xs, ys, skip, mean, scale, shift, activation });
 }
 
-/// y = clamp((x - mean) · scale + shift + skip)
-pub(crate) fn affine<T: Real>(dims: Dims, xs: &[T], by: Affine<T>, skip: Option<&[T]>, clamp: Clamp) -> Vec<T> {
+/// y = act((x - mean) · scale + shift + skip)
+pub(crate) fn affine<T: Real>(
+    dims: Dims,
+    xs: &[T],
+    by: Affine<T>,
+    skip: Option<&[T]>,
+    activation: FusedActivation,
+) -> Vec<T> {
     // SAFETY: the planes cover the output.
-    unsafe { written_by_tasks(xs.len(), |ys| affine_into(dims, xs, by, skip, clamp, (ys, Window::whole(dims)))) }
+    unsafe { written_by_tasks(xs.len(), |ys| affine_into(dims, xs, by, skip, activation, (ys, Window::whole(dims)))) }
 }
 
-/// y ← clamp(y + skip), in place.
-pub(crate) fn add_and_activate<T: Real>(ys: &mut [T], skip: Option<&[T]>, clamp: Clamp) {
-    struct Run<'a, T>(&'a mut [T], Option<&'a [T]>, Clamp);
+/// y ← act(y + skip), in place.
+pub(crate) fn add_and_activate<T: Real>(ys: &mut [T], skip: Option<&[T]>, activation: FusedActivation) {
+    struct Run<'a, T>(&'a mut [T], Option<&'a [T]>, FusedActivation);
     impl<T: Real> Kernel<T> for Run<'_, T> {
         type Output = ();
 
@@ -124,11 +137,11 @@ pub(crate) fn add_and_activate<T: Real>(ys: &mut [T], skip: Option<&[T]>, clamp:
     assert!(skip.is_none_or(|skip| skip.len() == ys.len()));
     ys.par_chunks_mut(TASK).enumerate().for_each(|(i, ys)| {
         let skip = skip.map(|skip| &skip[i * TASK..][..ys.len()]);
-        dispatch(Run(ys, skip, clamp));
+        dispatch(Run(ys, skip, activation));
     });
 }
 
 /// to ← to + from
 pub(crate) fn add_to<T: Real>(to: &mut [T], from: &[T]) {
-    add_and_activate(to, Some(from), Clamp::None);
+    add_and_activate(to, Some(from), FusedActivation::None);
 }

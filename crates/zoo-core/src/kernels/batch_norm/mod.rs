@@ -1,12 +1,12 @@
-//! Batch normalisation on the host, with what usually follows it: y = clamp((x - mean) · scale + shift + skip).
+//! Batch normalisation on the host, with what usually follows it: y = act((x - mean) · scale + shift + skip).
 //!
-//! Inputs are (b, c, s) with s pixels a plane. Every pass runs over runs of planes in parallel; a plane's sums are made while
-//! it is in the first-level cache, in vector lanes, and added up over the planes of a channel in f64, in their order:
-//! no bit depends on the number of threads.
+//! Inputs are (b, c, s) with s pixels a plane. Every pass runs over runs of planes in parallel; a plane's sums are made
+//! while it is in the first-level cache, in vector lanes, and added up over the planes of a channel in f64, in their
+//! order: no bit depends on the number of threads.
 //!
-//! Planes of a few pixels would leave most lanes of a vector empty, and the way to a kernel would take longer than its work. There
-//! ([`has_small_planes`]) a vector holds pixels of several channels: all of an image are passed over at once with every channel's
-//! numbers spread over its pixels, and sums are made element by element over the images.
+//! Planes of a few pixels would leave most lanes of a vector empty, and calling a kernel would take longer than its
+//! work. There ([`small`]) a vector holds pixels of several channels: one pass takes all planes of an image, with every
+//! channel's numbers repeated for its pixels, and sums go over the images element by element.
 
 mod backward;
 mod forward;
@@ -43,7 +43,7 @@ impl<T: Real> Affine<'_, T> {
     }
 }
 
-/// A number of every channel, as a kernel reads it: one channel's, or, with `EACH`, one for every pixel of an image.
+/// A number by channel as a kernel reads it: one for a plane, or with `EACH` one for every pixel of an image.
 #[derive(Clone, Copy)]
 struct PerChannel<'a, T> {
     one: T,
@@ -64,17 +64,17 @@ impl<'a, T: Real> PerChannel<'a, T> {
     }
 }
 
-/// Where the planes of a tensor of channels lie in a wider one, whose other channels stand before and behind them.
+/// The channels of a wider tensor that a narrow one takes.
 #[derive(Clone, Copy)]
 pub(crate) struct Window {
-    /// The first of its channels there.
+    /// First channel in the wide tensor.
     pub first: usize,
-    /// Channels there.
+    /// Channels of the wide tensor.
     pub of: usize,
 }
 
 impl Window {
-    /// All of it.
+    /// All channels.
     pub fn whole((_, c, _): Dims) -> Self {
         Self { first: 0, of: c }
     }

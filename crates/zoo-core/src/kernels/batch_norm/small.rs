@@ -1,4 +1,4 @@
-//! Planes of a few pixels: all of an image are passed over at once, sums go over the images element by element.
+//! Planes of a few pixels: one pass takes all planes of an image, sums go over the images element by element.
 
 use super::Dims;
 use crate::kernels::simd::{Real, Simd};
@@ -15,12 +15,12 @@ const MOST_LANES: usize = 16;
 /// Images whose values are added up in lanes, before these are added in f64.
 const CHAIN: usize = 32;
 
-/// Whether planes have too few pixels to be passed over one by one, and there are enough of them to make that worth while.
+/// Whether planes have too few pixels for a pass each, and are enough to gain by one pass an image.
 pub(super) fn has_small_planes((b, c, s): Dims) -> bool {
     (1..32).contains(&s) && b >= 8 && c > 1
 }
 
-/// The channels' numbers, each once for every pixel of its plane.
+/// The channels' numbers, each repeated for every pixel of its plane.
 pub(super) fn spread<T: Real>(values: &[T], s: usize) -> Cow<'_, [T]> {
     match s {
         1 => values.into(),
@@ -28,7 +28,7 @@ pub(super) fn spread<T: Real>(values: &[T], s: usize) -> Cow<'_, [T]> {
     }
 }
 
-/// Two numbers of each channel from the sums of its pixels over the images, which `f` makes for a run of columns.
+/// Two sums by channel: `f` sums a run of columns over the images, the columns of a channel are added here.
 pub(super) fn by_columns((_, c, s): Dims, f: impl Fn(Range<usize>, &mut [[f64; 2]]) + Sync) -> Vec<[f64; 2]> {
     let mut columns = vec![[0.0; 2]; c * s];
     columns.par_chunks_mut(COLUMNS).enumerate().for_each(|(i, sums)| {
@@ -73,16 +73,15 @@ mod tests {
     use super::super::{Affine, CutBy, InputGrad, Window, add_input_grad, affine_into, grad_sums, input_grad, stats};
     use super::*;
     use crate::kernels::buffer::Shared;
-    use crate::kernels::clamp::Clamp;
+    use crate::kernels::fused_activation::FusedActivation;
+    use crate::testing::values;
 
-    /// Numbers from -1 to 1.
     fn numbers(n: usize, name: &str) -> Vec<f32> {
-        let mut rng = crate::rng::Rng::new(5, name);
-        (0..n).map(|_| (rng.below(2001) as f32 - 1000.0) / 1000.0).collect()
+        values(name, n).into_iter().map(|x| x as f32).collect()
     }
 
-    /// Fewer than eight images are passed over plane by plane: what all give together is what their parts give, to the bit where no
-    /// sum goes over the images.
+    /// Fewer than eight images are passed over plane by plane: what all give together is what their parts give, to the
+    /// bit where no sum goes over the images.
     #[test]
     fn small_planes_together_are_what_they_are_one_by_one() {
         const PART: usize = 5;
@@ -96,25 +95,25 @@ mod tests {
             let by = Affine { mean: &mean, scale: &scale, shift: &shift };
             let rest = InputGrad { mean: &mean, a: &scale, rest: Some((&shift, &d)) };
             let parts = || (0..b).step_by(PART).map(|first| (first, (b - first).min(PART)));
-            for clamp in [Clamp::None, Clamp::Relu, Clamp::Relu6] {
+            for activation in [FusedActivation::None, FusedActivation::Relu, FusedActivation::Relu6] {
                 let affine = |first: usize, n: usize, skip: Option<&[f32]>| {
                     let mut ys = vec![7.0; n * wide];
                     let skip = skip.map(|skip| &skip[first * row..][..n * row]);
                     let to = (Shared::new(&mut ys), window);
                     // SAFETY: the output holds the window's images.
-                    unsafe { affine_into((n, c, s), &xs[first * row..][..n * row], by, skip, clamp, to) };
+                    unsafe { affine_into((n, c, s), &xs[first * row..][..n * row], by, skip, activation, to) };
                     ys
                 };
                 for skip in [None, Some(&skip[..])] {
                     let one_by_one: Vec<f32> = parts().flat_map(|(first, n)| affine(first, n, skip)).collect();
-                    assert_eq!(affine(0, b, skip), one_by_one, "{b} {c} {s} {clamp:?}");
+                    assert_eq!(affine(0, b, skip), one_by_one, "{b} {c} {s} {activation:?}");
                 }
 
                 for cut in [CutBy::Output(&out[..]), CutBy::Input(by)] {
                     let of = |first: usize, n: usize| {
                         let places = first * row..(first + n) * row;
                         let grad = (&grad[first * wide..][..n * wide], window);
-                        (&xs[places.clone()], grad, (clamp, cut.part(places)))
+                        (&xs[places.clone()], grad, (activation, cut.part(places)))
                     };
                     let added = |first: usize, n: usize| {
                         let (xs, grad, cut) = of(first, n);
@@ -144,7 +143,7 @@ mod tests {
                     }
                     for (found, expected) in together.iter().zip(&expected) {
                         let error = (f64::from(*found) - expected).abs();
-                        assert!(error < 1e-6 * (b * s) as f64, "{found} {expected}: {b} {c} {s} {clamp:?}");
+                        assert!(error < 1e-6 * (b * s) as f64, "{found} {expected}: {b} {c} {s} {activation:?}");
                     }
                 }
             }
@@ -166,8 +165,8 @@ mod tests {
                 assert!(error < 1e-5 * variance, "{} {variance}: {b} {c} {s}", found[c + channel]);
             }
         }
-        // As in every other form: a mean a thousand times the spread costs no digits, and constants have no variance but
-        // the square of their mean's rounding.
+        // As in every other form: a mean a thousand times the spread costs no digits, and constants have no variance
+        // but the square of their mean's rounding.
         let xs: Vec<f32> = (0..64).map(|i| 1000.0 + (i / 2 % 2) as f32).collect();
         assert_eq!(stats((32, 2, 1), &xs), [1000.5, 1000.5, 0.25, 0.25]);
         assert_eq!(stats::<f32>((8, 2, 0), &[]).len(), 4);

@@ -42,7 +42,8 @@ fn small_stats<T: Real>(dims: Dims, xs: &[T]) -> Vec<T> {
         #[inline(always)]
         unsafe fn run<V: Simd<Elem = T>>(self) {
             let row = self.center.len();
-            // SAFETY: below `dispatch`; an image has as many pixels as there are centers, and the columns are among them.
+            // SAFETY: below `dispatch`; an image has as many pixels as there are centers, and the columns are among
+            // them.
             unsafe {
                 for (sums, i) in self.sums.chunks_mut(V::LANES).zip(self.columns.step_by(V::LANES)) {
                     let count = sums.len();

@@ -11,7 +11,7 @@ use super::winograd::{Inputs, Winograd};
 use crate::kernels::batch_norm;
 use crate::kernels::blocking::{CONV_WEIGHTS, LINE};
 use crate::kernels::buffer::{Shared, written_by_tasks};
-use crate::kernels::clamp::Clamp;
+use crate::kernels::fused_activation::FusedActivation;
 use crate::kernels::microkernel::microkernel;
 use crate::kernels::simd::{Kernel, Real, Simd, dispatch_at, prefetch, prefetch_to_write};
 
@@ -66,8 +66,9 @@ pub(super) unsafe fn input_grad<T: Real>(g: &Geometry, grad: &[T], weight: &[T],
 }
 
 impl DirectConv {
-    /// Computes every output, and the statistics that `epilogue` asks for if the tiles take whole planes: then true. `out`
-    /// must have room for `images · groups · out_channels` planes of `out_plane`, and the statistics a place for each.
+    /// Computes every output, and the statistics that `epilogue` asks for if the tiles take whole planes: then true.
+    /// `out` must have room for `images · groups · out_channels` planes of `out_plane`, and the statistics a place for
+    /// each.
     fn run<T: Real>(&self, input: &[T], weights: &PackedWeights<T>, epilogue: &Epilogue<T>, out: Shared<T>) -> bool {
         assert_eq!(weights.depth, self.depth());
         let tiling = self.tiling::<T>(weights);
@@ -170,8 +171,8 @@ impl<T: Real> Tile<'_, T> {
         let a = self.operands.weights.block_of(self.group, block).as_ptr();
         let offsets = self.tiling.offsets.as_ptr();
         let depth = self.operands.weights.depth;
-        // SAFETY: the packed input holds every factor's pixels, rounded up to vectors; `block_of` is one whole block, and there
-        // is a place for every vector.
+        // SAFETY: the packed input holds every factor's pixels, rounded up to vectors; `block_of` is one whole block,
+        // and there is a place for every vector.
         unsafe {
             let from = |v: usize| self.scratch.add(self.tiling.vectors.get_unchecked(v).from).cast_const();
             if self.tiling.is_direct {
@@ -235,7 +236,8 @@ impl<T: Real> Tile<'_, T> {
                 }
                 return;
             }
-            let is_plain = self.operands.epilogue.skip.is_none() && self.operands.epilogue.clamp == Clamp::None;
+            let is_plain =
+                self.operands.epilogue.skip.is_none() && self.operands.epilogue.activation == FusedActivation::None;
             for (j, place) in places.into_iter().enumerate() {
                 let (at, step) = self.destination(first, v + j);
                 let to = self.operands.out.at(at);
@@ -252,7 +254,7 @@ impl<T: Real> Tile<'_, T> {
                         if let Some(skip) = self.operands.epilogue.skip {
                             sum = sum.add(V::load_first(skip.as_ptr().add(at + i * step), count));
                         }
-                        self.operands.epilogue.clamp.apply(sum).store_first(to.add(i * step), count);
+                        self.operands.epilogue.activation.apply(sum).store_first(to.add(i * step), count);
                     }
                 }
             }
@@ -295,7 +297,9 @@ impl<T: Real> Tile<'_, T> {
                 let to = ((image * conv.groups + self.group) * conv.out_channels + channel) * plane;
                 for (i, y) in self.rows.clone().enumerate() {
                     let line = to + (conv.out_start.0 + y * conv.out_stride.0) * conv.out_plane.1 + conv.out_start.1;
-                    if self.operands.epilogue.skip.is_none() && self.operands.epilogue.clamp == Clamp::None {
+                    if self.operands.epilogue.skip.is_none()
+                        && self.operands.epilogue.activation == FusedActivation::None
+                    {
                         let from = row * step + left_out + i * conv.out.1;
                         for x in 0..conv.out.1 {
                             // SAFETY: as below.
@@ -311,7 +315,7 @@ impl<T: Real> Tile<'_, T> {
                             value += skip[place];
                         }
                         // SAFETY: the output plane has these pixels.
-                        unsafe { *self.operands.out.at(place) = self.operands.epilogue.clamp.apply_to(value) };
+                        unsafe { *self.operands.out.at(place) = self.operands.epilogue.activation.apply_to(value) };
                     }
                 }
             }

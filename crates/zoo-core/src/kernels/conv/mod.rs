@@ -2,21 +2,22 @@
 //!
 //! Layouts are row-major: images (b, c, h, w), weights (c_out, c_in / groups, kh, kw).
 //!
-//! **Forward.** A tile takes some output rows (or some whole images) of one group and packs the input that it needs into
-//! scratch that stays in the second-level cache. Where rows are whole vectors and the stride is 1, that is one copy with
-//! zeros between the rows, and every tap reads its vectors from it, aligned or not. Elsewhere every horizontal tap gets a
-//! shifted copy of each row, without the columns that a stride skips, the rows sorted by their remainder modulo the
-//! vertical stride. Then for any tap the inputs of consecutive output pixels are consecutive, across rows too: vectors run
-//! over the flattened output plane, on aligned memory, and the copy is kw times the image, not kh · kw times as im2col's.
-//! Planes that do not fill a vector are unfolded instead, the pixels of several images side by side.
+//! **Forward.** A tile takes some output rows (or some whole images) of one group and packs the input that it needs
+//! into scratch that stays in the second-level cache. Where rows are whole vectors and the stride is 1, that is one
+//! copy with zeros between the rows, and every tap reads its vectors from it, aligned or not. Elsewhere every
+//! horizontal tap gets a shifted copy of each row, without the columns that a stride skips, the rows sorted by their
+//! remainder modulo the vertical stride. Then for any tap the inputs of consecutive output pixels are consecutive,
+//! across rows too: vectors run over the flattened output plane, on aligned memory, and the copy is kw times the image,
+//! not kh · kw times as im2col's. Planes that do not fill a vector are unfolded instead, the pixels of several images
+//! side by side.
 //!
-//! **Input gradient.** The same sum on the gradient of the output with transposed weights, once for each remainder of the
-//! input's pixels modulo the stride.
+//! **Input gradient.** The same sum on the gradient of the output with transposed weights, once for each remainder of
+//! the input's pixels modulo the stride.
 //!
 //! **Weight gradient.** A sum over pixels: both operands are transposed so that channels are innermost.
 //!
-//! Outputs of the first two do not depend on how the work is cut; the weight gradient is cut by shape alone, and its parts
-//! are added in their order: the bits never depend on the number of threads.
+//! Outputs of the first two do not depend on how the work is cut; the weight gradient is cut by shape alone, and its
+//! parts are added in their order: the bits never depend on the number of threads.
 
 mod depthwise;
 mod direct;
@@ -69,8 +70,8 @@ pub(crate) fn forward<T: Real>(g: &Geometry, xs: &[T], weight: &[T], epilogue: &
     forward_with_plane_stats(g, xs, weight, epilogue).0
 }
 
-/// The outputs, and mean and biased variance of each channel ([`batch_norm::stats`]): made plane by plane while they are
-/// in the cache, where tiles take whole planes.
+/// The outputs, and mean and biased variance of each channel ([`batch_norm::stats`]): made plane by plane while they
+/// are in the cache, where tiles take whole planes.
 pub(crate) fn forward_with_stats<T: Real>(
     g: &Geometry,
     xs: &[T],
@@ -132,8 +133,8 @@ pub(crate) fn bias_grad<T: Real>(g: &Geometry, grad: &[T]) -> Vec<T> {
         .collect()
 }
 
-/// How many images' gradients go together through [`gradients_by_images`], if that is faster than all through one reader after
-/// the other: where the planes are large and the weights small.
+/// Images of a part of [`gradients_by_images`], if that is faster than one gradient after the other: where the planes
+/// are large and the weights small.
 pub(crate) fn images_at_once<T: Real>(g: &Geometry, weight: &[T]) -> Option<usize> {
     let images = (CONV_GRADIENT / (g.output_image() * size_of::<T>())).max(1);
     let is_light = weight.len() <= CONV_GRADIENT / 8 / size_of::<T>();
@@ -141,8 +142,8 @@ pub(crate) fn images_at_once<T: Real>(g: &Geometry, weight: &[T]) -> Option<usiz
     (is_faster && !winograd::suits_input_grad(g, weight)).then_some(images)
 }
 
-/// The gradients of input (if `wants_input`) and weight, `images` images at a time: `epilogue` turns their part of `grad` into
-/// the gradient of the output, which both then find in the cache. The weight's is summed part by part.
+/// The gradients of input (if `wants_input`) and weight, `images` images at a time: `epilogue` turns their part of
+/// `grad` into the gradient of the output, which both then find in the cache. The weight's is summed part by part.
 pub(crate) fn gradients_by_images<T: Real>(
     g: &Geometry,
     (xs, weight): (&[T], &[T]),
@@ -184,8 +185,8 @@ pub(crate) fn gradients_by_images<T: Real>(
 mod tests {
     use super::*;
 
-    /// Whole planes in one task, bands of large ones, planes that are unfolded, groups, strides: the statistics made on the way are those
-    /// of the outputs, bit by bit.
+    /// Whole planes in one task, bands of large ones, planes that are unfolded, groups, strides: the statistics made on
+    /// the way are those of the outputs, bit by bit.
     #[test]
     fn statistics_on_the_way_are_the_outputs() -> Result<(), String> {
         // b, input channels, side, output channels, kernel, stride, padding, groups

@@ -42,8 +42,8 @@ impl<T: Real> Tile<'_, T> {
             // SAFETY: the same.
             return unsafe { self.pack_once::<V>(start, pitch, slot * tiling.image + channel * tiling.channel) };
         }
-        // SAFETY: the scratch holds `tiling.images` images of `tiling.image` elements and four vectors more; the source is read
-        // inside the input alone, which every branch checks for itself.
+        // SAFETY: the scratch holds `tiling.images` images of `tiling.image` elements and four vectors more; the source
+        // is read inside the input alone, which every branch checks for itself.
         unsafe {
             let mut to = self.scratch.add(slot * tiling.image + channel * tiling.channel);
             for &col in &conv.cols {
@@ -96,8 +96,8 @@ impl<T: Real> Tile<'_, T> {
         }
     }
 
-    /// Rows as wide as the input's, one behind the other there as here: one run of memory, and zeros where the shift has
-    /// brought the neighbouring row's pixels.
+    /// Rows as wide as the input's, one behind the other there as here: one run of memory, and zeros where the shift
+    /// has brought the neighbouring row's pixels.
     #[inline(always)]
     unsafe fn pack_block<V: Simd<Elem = T>>(
         &self,

@@ -4,8 +4,8 @@ use super::geometry::Geometry;
 use crate::kernels::blocking::{CONV_IMAGES, CONV_INPUT, LINE, odd_lines};
 use crate::kernels::microkernel::RegisterTile;
 
-/// out\[n, o, y, x\] = Σ over c and taps of w\[o, c, tap\] · in\[n, c, y·stride + row(tap), x·stride + col(tap)\] for each
-/// group, 0 where the input ends.
+/// out\[n, o, y, x\] = Σ over c and taps of w\[o, c, tap\] · in\[n, c, y·stride + row(tap), x·stride + col(tap)\] for
+/// each group, 0 where the input ends.
 pub(super) struct DirectConv {
     pub images: usize,
     pub groups: usize,
@@ -48,12 +48,12 @@ impl DirectConv {
         }
     }
 
-    /// The input gradient at the pixels `start`, `start + stride`, …, as a convolution of the output's gradient, with the
-    /// row and the column in the kernel of each of its taps. `None` where the input has no such pixel.
+    /// The input gradient at the pixels `start`, `start + stride`, …, as a convolution of the output's gradient, with
+    /// the row and the column in the kernel of each of its taps. `None` where the input has no such pixel.
     pub fn input_grad(g: &Geometry, start: (usize, usize)) -> Option<(Self, Vec<usize>, Vec<usize>)> {
         let p = g.params;
-        // Pixel start + stride·i meets tap t where the output i + (start + padding - t·dilation) / stride exists, a whole
-        // number.
+        // Pixel start + stride·i meets tap t where the output i + (start + padding - t·dilation) / stride exists, a
+        // whole number.
         let taps = |start: usize, k: usize, stride: usize, padding: usize, dilation: usize| {
             let shift = |t: usize| (start + padding) as isize - (t * dilation) as isize;
             let met = (0..k).filter(|&t| shift(t) % stride as isize == 0);
@@ -156,8 +156,8 @@ pub(super) struct Tiling {
     pub is_unfolded: bool,
     /// Whether the sums are stored where they belong, not staged and scattered.
     pub is_direct: bool,
-    /// Elements from a packed row to the next, of which the last `LINE` are zeros, where one copy of the input serves all
-    /// horizontal taps.
+    /// Elements from a packed row to the next, of which the last `LINE` are zeros, where one copy of the input serves
+    /// all horizontal taps.
     pub pitch: Option<usize>,
     /// Packed elements of one channel, of one image (all of them if unfolded).
     pub channel: usize,
@@ -298,8 +298,8 @@ mod tests {
     use super::*;
     use crate::kernels::simd::Level;
 
-    /// What the tiles read stays inside their scratch, for any thread count, width of vectors and kind of layout; and there
-    /// is a case for each layout.
+    /// What the tiles read stays inside their scratch, for any thread count, width of vectors and kind of layout; and
+    /// there is a case for each layout.
     #[test]
     fn every_vector_reads_inside_the_packed_input() {
         // b, channels (in, out), height, width, kernel, stride, padding, dilation

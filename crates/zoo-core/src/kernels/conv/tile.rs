@@ -22,8 +22,8 @@ impl DirectConv {
         Tiling::new(self, weights.shape, size_of::<T>(), rayon::current_num_threads())
     }
 
-    /// Runs `f` for every tile, in parallel, each with scratch for its packed input and `staged` elements more. The lengths
-    /// that a tile relies on are checked here.
+    /// Runs `f` for every tile, in parallel, each with scratch for its packed input and `staged` elements more. The
+    /// lengths that a tile relies on are checked here.
     pub(super) fn for_tiles<T: Real>(
         &self,
         tiling: &Tiling,

@@ -182,8 +182,8 @@ impl<T: Real> WeightGradTile<'_, T> {
         let xs = &self.xs[(image * g.c_in + self.group * channels) * plane..][..channels * plane];
         let valid = padding.1.min(width)..(padding.1 + g.w).min(width);
         let rows = (-first).max(0) as usize..((g.h as isize - first).max(0) as usize).min(height);
-        // SAFETY: the packed image is `height · width · channels` elements, its rows and columns bounded above; the planes are
-        // `xs`, read in whole vectors only where they hold them.
+        // SAFETY: the packed image is `height · width · channels` elements, its rows and columns bounded above; the
+        // planes are `xs`, read in whole vectors only where they hold them.
         unsafe {
             let to = self.input.add(slot * height * width * pitch);
             for row in 0..height {
@@ -255,8 +255,8 @@ impl<T: Real> WeightGradTile<'_, T> {
         let pixels = rows.len() * g.ow;
         let all = images * pixels;
         let first = (image * g.c_out + self.group * g.group_out() + self.channels.start) * plane + rows.start * g.ow;
-        // SAFETY: block `b` of the packed gradient starts at b · LANES · all; channels and pixels stay inside the gradient, whole
-        // vectors too.
+        // SAFETY: block `b` of the packed gradient starts at b · LANES · all; channels and pixels stay inside the
+        // gradient, whole vectors too.
         unsafe {
             let from = self.grad.as_ptr().add(first);
             for block in 0..self.channels.len().div_ceil(V::LANES) {
@@ -287,8 +287,8 @@ impl<T: Real> WeightGradTile<'_, T> {
     unsafe fn multiply<V: Simd<Elem = T>, const M: usize>(&mut self, pixels: usize) {
         let plan = self.plan;
         let blocks = self.channels.len().div_ceil(M);
-        // SAFETY: the sums have a row for each channel, rounded up to LANES ≥ M, of `runs · run_padded` elements; packed
-        // pixels and channels are as `pack_input` and `pack_outputs` have laid them.
+        // SAFETY: the sums have a row for each channel, rounded up to LANES ≥ M, of `runs · run_padded` elements;
+        // packed pixels and channels are as `pack_input` and `pack_outputs` have laid them.
         unsafe {
             for start in (0..pixels).step_by(WEIGHT_GRAD_PIXELS) {
                 let depth = WEIGHT_GRAD_PIXELS.min(pixels - start);

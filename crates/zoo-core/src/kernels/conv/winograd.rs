@@ -4,11 +4,11 @@
 //! y = Aᵀ · \[(G · w · Gᵀ) ⊙ (Bᵀ · x · B)\] · A for a tile of 4x4 inputs; the sum over channels stands before the last
 //! step, and is sixteen matrix products.
 //!
-//! Its roundings are those of the tile's sums, not of one window's: the error of a pixel scales with the largest Σ |w|·|x|
-//! of the four windows of its tile. A number that is not finite would reach pixels of its tile that no window brings it to:
-//! weights that hold one are refused beforehand, and inputs that hold one are told afterwards ([`Inputs`]), for the direct
-//! way to compute these outputs again. The forward pass of training takes the direct way too, see
-//! [`Epilogue::allow_winograd`].
+//! Its roundings are those of the tile's sums, not of one window's: the error of a pixel scales with the largest Σ
+//! |w|·|x| of the four windows of its tile. A number that is not finite would reach pixels of its tile that no window
+//! brings it to: weights that hold one are refused beforehand, and inputs that hold one are told afterwards
+//! ([`Inputs`]), for the direct way to compute these outputs again. The forward pass of training takes the direct way
+//! too, see [`Epilogue::allow_winograd`].
 
 use super::epilogue::Epilogue;
 use super::geometry::Geometry;
@@ -154,7 +154,8 @@ impl<T: Real> WinogradTile<'_, T> {
         let pair_size = 16 * channels * 2 * V::LANES;
         let at = |v: usize| (v / per_image, v % per_image * V::LANES);
         let offsets = tile.tiling.offsets.as_ptr();
-        // SAFETY: the scratch behind the packed input is as large as `scratch` says; blocks and pixels as the tile has them.
+        // SAFETY: the scratch behind the packed input is as large as `scratch` says; blocks and pixels as the tile has
+        // them.
         unsafe {
             let product = tile.staged.add(pairs * pair_size);
             let rows = product.add(16 * M * 2 * V::LANES);
@@ -224,7 +225,8 @@ impl<T: Real> WinogradTile<'_, T> {
         }
     }
 
-    /// Stores a vector of tiles of an output channel, which lie in `rows` as the upper and the lower pixels side by side.
+    /// Stores a vector of tiles of an output channel, which lie in `rows` as the upper and the lower pixels side by
+    /// side.
     #[inline(always)]
     unsafe fn store<V: Simd<Elem = T>>(&self, image: usize, channel: usize, first: usize, rows: *const T) {
         let tile = &self.tile;
@@ -253,7 +255,7 @@ impl<T: Real> WinogradTile<'_, T> {
                         if let Some(skip) = epilogue.skip {
                             y = y.add(V::load_first(skip.as_ptr().add(place + x), count));
                         }
-                        epilogue.clamp.apply(y).store_first(tile.operands.out.at(place + x), count);
+                        epilogue.activation.apply(y).store_first(tile.operands.out.at(place + x), count);
                     }
                 }
                 done += run;
@@ -262,8 +264,8 @@ impl<T: Real> WinogradTile<'_, T> {
     }
 }
 
-/// G · w · Gᵀ of every kernel: (group, 16, out, in). The kernel of (group, out, in) starts at `at` of `weight`, its taps in the
-/// order that `tap` gives them; `scale` has a factor for each output.
+/// G · w · Gᵀ of every kernel: (group, 16, out, in). The kernel of (group, out, in) starts at `at` of `weight`, its
+/// taps in the order that `tap` gives them; `scale` has a factor for each output.
 fn transform_weights<T: Real>(
     weight: &[T],
     (groups, out, channels): (usize, usize, usize),

@@ -1,12 +1,12 @@
 //! Vectors of the machine: one trait, four kinds of register, chosen at run time.
 //!
 //! A kernel is written once over `Simd`, a handful of lanes of f32 or f64, and started through `dispatch`, which picks
-//! the widest registers that the machine has: AVX-512, AVX2 with FMA, or arrays that the compiler lays into whatever the
-//! target guarantees (SSE2 on x86-64, NEON on AArch64). [`force`] and the environment variable `ZOO_SIMD` choose a
+//! the widest registers that the machine has: AVX-512, AVX2 with FMA, or arrays that the compiler lays into whatever
+//! the target guarantees (SSE2 on x86-64, NEON on AArch64). [`force`] and the environment variable `ZOO_SIMD` choose a
 //! narrower kind, to test it or to compare.
 //!
-//! Everything on the way from `dispatch` to the instruction is `#[inline(always)]`: only so does a kernel take on the target
-//! features of the function that starts it.
+//! Everything on the way from `dispatch` to the instruction is `#[inline(always)]`: only so does a kernel take on the
+//! target features of the function that starts it.
 
 mod portable;
 #[cfg(target_arch = "x86_64")]
@@ -74,7 +74,8 @@ impl Level {
     #[cold]
     fn choose() -> Self {
         let widest = Self::supported().last().unwrap_or(Self::Portable);
-        // A wish that this machine cannot fulfil would end in an illegal instruction; a name that nobody knows is no wish.
+        // A wish that this machine cannot fulfil would end in an illegal instruction; a name that nobody knows is no
+        // wish.
         let wish = std::env::var("ZOO_SIMD").ok();
         let level = match Self::supported().find(|level| Some(level.name()) == wish.as_deref()) {
             Some(level) => level,
@@ -90,7 +91,8 @@ impl Level {
     }
 }
 
-/// Makes every kernel of this process run with `level`; `None` chooses anew. Results of different kinds differ by roundings.
+/// Makes every kernel of this process run with `level`; `None` chooses anew. Results of different kinds differ by
+/// roundings.
 ///
 /// # Errors
 /// A kind that this machine does not have.
@@ -131,8 +133,9 @@ impl Real for f64 {
 /// A vector register of `LANES` elements.
 ///
 /// # Safety
-/// Every method may use instructions that only machines with the register's [`Level`] have: call them below [`dispatch`]
-/// only. The pointers of loads and stores must be valid for the lanes that they touch; no alignment is asked for.
+/// Every method may use instructions that only machines with the register's [`Level`] have: call them below
+/// [`dispatch`] only. The pointers of loads and stores must be valid for the lanes that they touch; no alignment is
+/// asked for.
 pub(crate) trait Simd: Copy {
     type Elem: Real;
     const LANES: usize;
@@ -264,8 +267,8 @@ pub(crate) fn dispatch<T: Real, K: Kernel<T>>(kernel: K) -> K::Output {
     dispatch_at(Level::current(), kernel)
 }
 
-/// Runs a kernel with the registers of `level`, which this machine must have: what [`Level::current`] says. A kernel whose
-/// callers lay data out for its registers asks for the level once.
+/// Runs a kernel with the registers of `level`, which this machine must have: what [`Level::current`] says. A kernel
+/// whose callers lay data out for its registers asks for the level once.
 #[inline]
 pub(crate) fn dispatch_at<T: Real, K: Kernel<T>>(level: Level, kernel: K) -> K::Output {
     debug_assert!(level.is_supported());

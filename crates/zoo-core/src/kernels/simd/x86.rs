@@ -54,7 +54,8 @@ impl Simd for F32x16 {
         // SAFETY: AVX-512 is there, and the blocks hold sixteen rows of sixteen elements.
         unsafe {
             let r: [__m512; 16] = std::array::from_fn(|i| _mm512_loadu_ps(from.add(i * from_stride)));
-            // Pairs of rows, then fours: within each 128-bit quarter q, t[4i + j] holds column 4q + j of rows 4i..4i + 4.
+            // Pairs of rows, then fours: within each 128-bit quarter q, t[4i + j] holds column 4q + j of rows 4i..4i +
+            // 4.
             let mut t = [_mm512_setzero_ps(); 16];
             for i in 0..4 {
                 let (a, b, c, d) = (r[4 * i], r[4 * i + 1], r[4 * i + 2], r[4 * i + 3]);

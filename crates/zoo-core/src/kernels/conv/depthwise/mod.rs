@@ -1,8 +1,11 @@
-//! Depthwise convolution: every output channel sees one input channel, so there is nothing to multiply as matrices and all
-//! depends on touching the memory once.
+//! Depthwise convolution: every output channel sees one input channel, so there is nothing to multiply as matrices and
+//! all depends on touching the memory once.
 //!
 //! Padding is never stored: loads leave out the lanes that lie outside the image. The 3x3 layers of the mobile networks
-//! (padding 1, stride 1 or 2) walk down columns of one vector's width and
+//! (padding 1, stride 1 or 2) walk down columns of one vector's width and use each loaded row for the three rows of
+//! outputs that see it ([`stencil`]). Images no larger than one vector are taken several channels at a time
+//! ([`packed`]); everything else goes tap by tap.
+
 mod packed;
 mod stencil;
 mod weight_grad;
@@ -14,7 +17,7 @@ use super::geometry::{Geometry, valid_outputs};
 use crate::kernels::batch_norm;
 use crate::kernels::blocking::PLANE_TASK;
 use crate::kernels::buffer::written;
-use crate::kernels::clamp::Clamp;
+use crate::kernels::fused_activation::FusedActivation;
 use crate::kernels::simd::{Kernel, Real, Simd, dispatch};
 use packed::packed;
 use rayon::prelude::*;
@@ -33,8 +36,8 @@ pub(super) fn forward<T: Real>(g: &Geometry, xs: &[T], weight: &[T], epilogue: &
     let (in_channels, out_channels) = (g.c_in, g.c_out);
     let planes = Planes { plane: &plane, inputs: xs, in_channels, out_channels, fan: 1, multiplier, weight, bias };
     let mut ys = planes.run(g.b);
-    if epilogue.skip.is_some() || epilogue.clamp != Clamp::None {
-        batch_norm::add_and_activate(&mut ys, epilogue.skip, epilogue.clamp);
+    if epilogue.skip.is_some() || epilogue.activation != FusedActivation::None {
+        batch_norm::add_and_activate(&mut ys, epilogue.skip, epilogue.activation);
     }
     ys
 }
@@ -48,8 +51,8 @@ pub(super) fn input_grad<T: Real>(g: &Geometry, grad: &[T], weight: &[T]) -> Vec
     Planes { plane: &plane, inputs, in_channels, out_channels, fan, multiplier: 1, weight, bias }.run(g.b)
 }
 
-/// How one plane becomes another: out\[o\] = Σ taps\[t\] · input\[o·stride + t·dilation - padding\]. Pairs are (vertical,
-/// horizontal).
+/// The sum that makes one plane of another: out\[o\] = Σ taps\[t\] · input\[o·stride + t·dilation - padding\]. Pairs
+/// are (vertical, horizontal).
 #[derive(Clone)]
 struct Plane {
     way: Way,
@@ -67,10 +70,10 @@ enum Way {
     Three,
     /// 3x3, stride 2, padding 1.
     ThreeByTwo,
-    /// From the outputs of `ThreeByTwo` back to its inputs.
+    /// The input gradient of `ThreeByTwo`.
     ThreeByTwoBack,
     Taps,
-    /// `Taps` on an input that is first spread out, with this many places from one element to the next and zeros between.
+    /// `Taps` on an input with zeros between its elements, which stand this many places apart.
     Spread((usize, usize)),
 }
 
@@ -94,7 +97,7 @@ impl Plane {
         }
     }
 
-    /// The way back: the same sum over the gradient of the outputs, with the kernel turned around.
+    /// The input gradient: the same sum over the gradient of the outputs, with the kernel flipped.
     fn backward(g: &Geometry) -> Self {
         let (forward, p) = (Self::forward(g), g.params);
         let way = match forward.way {
@@ -133,8 +136,8 @@ impl Plane {
     }
 }
 
-/// Planes made of planes. Output channel c sums over `fan` inputs from channel c / multiplier · fan on, each with its own
-/// kernel: one input on the way forward, `multiplier` on the way back.
+/// All planes of a pass. Output channel c sums over `fan` inputs from channel c / multiplier · fan on, each with its
+/// own kernel: one input in the forward pass, `multiplier` in the input gradient.
 #[derive(Clone, Copy)]
 struct Planes<'a, T> {
     plane: &'a Plane,

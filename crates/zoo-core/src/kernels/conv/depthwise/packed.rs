@@ -9,9 +9,8 @@ use std::mem::MaybeUninit;
 /// Images that are taken together, so that what is loaded for a channel serves several.
 const IMAGES: usize = 8;
 
-/// Images of no more pixels than a vector has lanes, 3x3 with stride 1: as many channels as fit lie in one vector, one behind
-/// the other as in memory. A tap is then a load from a place nearby that leaves out the lanes whose neighbour lies outside
-/// their own image.
+/// A vector of whole channels, as many as fit, one behind the other as in memory. A tap is a load from a place nearby
+/// that leaves out the lanes whose neighbour lies outside their own image.
 pub(super) struct Packed {
     pixels: usize,
     /// Channels in a vector.
@@ -44,7 +43,7 @@ impl Packed {
     }
 }
 
-/// [`Planes`] of small images. `IMAGES` images are one task.
+/// [`Planes`] of small images: 3x3 with stride 1. `IMAGES` images are one task.
 pub(super) fn packed<T: Real>(planes: &Planes<T>, pixels: usize, out: &mut [MaybeUninit<T>]) {
     let (lanes, channels) = (lanes::<T>(), planes.out_channels);
     let shape = Packed::new(planes.plane.input, lanes);

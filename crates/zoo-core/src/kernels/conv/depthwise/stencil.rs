@@ -174,8 +174,8 @@ pub(super) unsafe fn plane_three_by_two<V: Simd>(
     }
 }
 
-/// Spreads outputs and their right neighbours over the even and odd columns of a row, on top of `start`: even columns see
-/// one output, odd ones see it and the next.
+/// Spreads outputs and their right neighbours over the even and odd columns of a row, on top of `start`: even columns
+/// see one output, odd ones see it and the next.
 ///
 /// # Safety
 /// Below `dispatch`.
@@ -201,7 +201,7 @@ unsafe fn put_interleaved<V: Simd>((even, odd): (V, V), to: *mut V::Elem, n: usi
     }
 }
 
-/// One plane of the way back through a 3x3 layer of stride 2. `k` is turned around, as for every way back.
+/// One plane of the input gradient of a 3x3 layer of stride 2; `k` is the flipped kernel.
 ///
 /// # Safety
 /// Below `dispatch`; the planes hold their elements.

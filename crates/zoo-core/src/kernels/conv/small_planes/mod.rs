@@ -1,8 +1,8 @@
 //! Convolution on small planes, as matrix products with channels innermost: the images are the rows.
 //!
-//! For an output pixel p and a tap t that meets input pixel q the outputs of all images get x\[q\] · W\[t\]. Taps that fall
-//! outside the plane cost nothing: on a plane of 2x2 pixels a 3x3 kernel has 16 such products, not 36. A 1x1 kernel is
-//! one product, with the pixels of all images as rows.
+//! Where tap t of output pixel p reads input pixel q, the outputs of all images get x\[q\] · W\[t\]. Taps that
+//! fall outside the plane cost nothing: on a plane of 2x2 pixels a 3x3 kernel has 16 such products, not 36. A 1x1
+//! kernel is one product, with the pixels of all images as rows.
 //!
 //! The sums are those of the plain loops, in another order.
 
@@ -42,7 +42,7 @@ fn is_pointwise(g: &Geometry) -> bool {
     (g.kh, g.kw, g.params.stride, g.params.padding) == (1, 1, (1, 1), (0, 0))
 }
 
-/// Tap, output pixel and input pixel of every product.
+/// All products: tap, output pixel, input pixel.
 fn tap_pairs(g: &Geometry) -> Vec<(usize, usize, usize)> {
     let p = g.params;
     let inside = |at: usize, tap: usize, stride: usize, dilation: usize, padding: usize, n: usize| {
@@ -102,7 +102,7 @@ struct Plan {
 }
 
 impl Plan {
-    /// From the convolution's input to its output, or the way back if `transposed`.
+    /// The forward pass, or the input gradient if `transposed`.
     fn new(g: &Geometry, transposed: bool) -> Self {
         let (mut channels, mut pixels) = ((g.group_in(), g.group_out()), (g.input_plane(), g.output_plane()));
         if transposed {
@@ -291,7 +291,7 @@ impl<T: Real> Products<'_, T> {
                             if let Some(skip) = epilogue.skip {
                                 y = y.add(V::load_first(skip.as_ptr().add(place), count));
                             }
-                            epilogue.clamp.apply(y).store_first(self.out.at(place), count);
+                            epilogue.activation.apply(y).store_first(self.out.at(place), count);
                         }
                     }
                 }

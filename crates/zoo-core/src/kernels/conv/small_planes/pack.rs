@@ -16,9 +16,8 @@ pub(super) struct Planes<'a, T> {
     pub pixels: usize,
 }
 
-/// Lays a group's channels innermost, in pieces: (piece, row, channel of the piece), zeros behind the last channel up to
-/// the end of its vector and of its piece, if there are several. The rows are those of `of` images, of which these are the
-/// ones from `slot` on.
+/// A group's channels laid innermost, in pieces: (piece, row, channel of the piece). Zeros fill the last channel's
+/// vector, and its piece if there are several. The rows are those of `of` images, these from image `slot` on.
 pub(super) struct ChannelsLast<'a, T> {
     pub source: Planes<'a, T>,
     pub images: Range<usize>,
@@ -49,8 +48,8 @@ impl<T: Real> Kernel<T> for ChannelsLast<'_, T> {
                 for first in (0..pixels).step_by(V::LANES) {
                     let start = plane + c * pixels + first;
                     let count = V::LANES.min(pixels - first);
-                    // SAFETY: below `dispatch`; a block is read whole only where the input goes on, and written to rows of
-                    // the caller's room.
+                    // SAFETY: below `dispatch`; a block is read whole only where the input goes on, and written to rows
+                    // of the caller's room.
                     unsafe {
                         if rows == V::LANES && start + (V::LANES - 1) * pixels + V::LANES <= input.len() {
                             V::transpose(input.as_ptr().add(start), pixels, block.as_mut_ptr(), V::LANES);
@@ -80,7 +79,8 @@ impl<T: Real> Kernel<T> for ChannelsLast<'_, T> {
     }
 }
 
-/// Weights of the taps, packed: (group, panel of outputs, tap, input, output of the panel), zeros behind the last output.
+/// Weights of the taps, packed: (group, panel of outputs, tap, input, output of the panel), zeros behind the last
+/// output.
 pub(super) struct TapPanels<T> {
     data: Vec<T>,
     panels: usize,
@@ -143,8 +143,8 @@ impl<T: Real> Kernel<T> for PackTaps<'_, T> {
                 let count = V::LANES.min(run - at);
                 let from = output * of_output + start * of_input + at;
                 let rows = n.saturating_sub(output).min(V::LANES);
-                // SAFETY: below `dispatch`; whole blocks are read only where the weights go on, and the panel has a place for
-                // each input and tap.
+                // SAFETY: below `dispatch`; whole blocks are read only where the weights go on, and the panel has a
+                // place for each input and tap.
                 unsafe {
                     if rows == V::LANES && from + (V::LANES - 1) * of_output + V::LANES <= weight.len() {
                         V::transpose(weight.as_ptr().add(from), of_output, block.as_mut_ptr(), V::LANES);

@@ -1,12 +1,12 @@
-//! The activations that kernels apply on the way: those that only cut.
+//! Activations that kernels apply before they store a value: those that only cut.
 
 use super::pointwise::Pointwise;
 use super::simd::{Real, Simd};
 use candle_core::WithDType;
 
-/// What is applied to a value before it is stored.
+/// An activation fused into a kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Clamp {
+pub(crate) enum FusedActivation {
     /// y = x
     None,
     /// y = max(x, 0)
@@ -15,8 +15,8 @@ pub(crate) enum Clamp {
     Relu6,
 }
 
-impl Clamp {
-    /// The activation as a clamp, if it is one.
+impl FusedActivation {
+    /// The same as `activation`, if kernels have it.
     pub fn of(activation: Option<Pointwise>) -> Option<Self> {
         match activation {
             None => Some(Self::None),
