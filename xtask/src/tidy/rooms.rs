@@ -99,6 +99,10 @@ fn check(sources: &[Source], exceptions: &[(&str, &str)]) -> Result<Vec<String>>
         let mut all = Vec::new();
         collect(tokens, module, &mut all);
         for Named { path, line } in all {
+            if path.first().is_some_and(|first| first == "candle_core") {
+                complaints.extend(candle_below(&path, own).map(|why| format!("{shown}:{line}: {why}")));
+                continue;
+            }
             // The root is no room: a name that it lends is its module's.
             let path = if path.len() == 1 { lent.get(&path).cloned().unwrap_or(path) } else { path };
             let Some(other) = room_of(&path) else { continue };
@@ -158,6 +162,12 @@ fn circle(imports: &BTreeMap<Vec<String>, BTreeSet<Vec<String>>>) -> Option<Vec<
     found.then(|| way.iter().map(|module| module.join("::")).collect())
 }
 
+/// The complaint about a name of candle's in a room below tensors: the kernels know its trait of element types alone.
+fn candle_below(path: &[String], room: usize) -> Option<String> {
+    let is_below = ROOMS[room].0 == "kernels" && path.get(1).is_some_and(|name| name != "WithDType");
+    is_below.then(|| format!("`{}` in the room `kernels`, which knows slices and no tensors", path.join("::")))
+}
+
 /// The module of a file: `kernels/conv/mod.rs` is `kernels::conv`, `lib.rs` the root.
 fn module_of(file: &Path) -> Vec<String> {
     let mut module: Vec<String> =
@@ -178,7 +188,7 @@ fn room_of(path: &[String]) -> Option<usize> {
     listed.filter_map(|(room, module)| Some((length(module)?, room))).max().map(|(_, room)| room)
 }
 
-/// Adds what `tokens`, which stand in `module`, name by `crate`, `self` or `super`.
+/// Adds what `tokens`, which stand in `module`, name by `crate`, `self` or `super`, and of candle.
 fn collect(tokens: &[TokenTree], module: &[String], all: &mut Vec<Named>) {
     let mut at = 0;
     while at < tokens.len() {
@@ -197,6 +207,9 @@ fn collect(tokens: &[TokenTree], module: &[String], all: &mut Vec<Named>) {
                 let from =
                     if start == "crate" { &[] } else { &module[..if start == "super" { above } else { module.len() }] };
                 at += 1 + tree(&tokens[at + 1..], from.to_vec(), start.span().start().line, all);
+            }
+            [TokenTree::Ident(candle), ..] if candle == "candle_core" => {
+                at += 1 + tree(&tokens[at + 1..], vec![candle.to_string()], candle.span().start().line, all);
             }
             [TokenTree::Group(group), ..] => {
                 collect(&inside(group), module, all);
@@ -367,6 +380,17 @@ mod tests {
     fn a_module_may_stand_in_another_room_than_its_parent() {
         assert_eq!(complaints("trace/diagnose.rs", "use crate::model::Model; use super::Node;"), Vec::<String>::new());
         assert_eq!(complaints("trace.rs", "pub use crate::trace::diagnose::Diagnosis;").len(), 1);
+    }
+
+    #[test]
+    fn kernels_know_no_tensor() {
+        for text in ["use candle_core::{Tensor, WithDType};", "fn f(x: &candle_core::CpuStorage) {}"] {
+            let found = complaints("kernels/pool.rs", text);
+            assert!(found.len() == 1 && found[0].contains("no tensors"), "{text}: {found:?}");
+            assert_eq!(complaints("ops/pool.rs", text), Vec::<String>::new());
+        }
+        let text = "use candle_core::WithDType; #[cfg(test)] mod tests { use candle_core::Tensor; }";
+        assert_eq!(complaints("kernels/pool.rs", text), Vec::<String>::new());
     }
 
     #[test]

@@ -12,7 +12,9 @@ mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
-use candle_core::{Result, WithDType, bail};
+use candle_core::WithDType;
+use std::error::Error;
+use std::fmt::{Display, Formatter};
 use std::ops::Neg;
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -96,13 +98,27 @@ impl Level {
 ///
 /// # Errors
 /// A kind that this machine does not have.
-pub fn force(level: Option<Level>) -> Result<()> {
+pub fn force(level: Option<Level>) -> Result<(), Unsupported> {
     match level {
-        Some(level) if !level.is_supported() => bail!("this machine has no {} vectors", level.name()),
-        _ => LEVEL.store(level.map_or(0, |level| level as u8), Ordering::Relaxed),
+        Some(level) if !level.is_supported() => Err(Unsupported(level)),
+        _ => {
+            LEVEL.store(level.map_or(0, |level| level as u8), Ordering::Relaxed);
+            Ok(())
+        }
     }
-    Ok(())
 }
+
+/// A kind of vector registers that this machine does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unsupported(pub Level);
+
+impl Display for Unsupported {
+    fn fmt(&self, f: &mut Formatter) -> std::fmt::Result {
+        write!(f, "this machine has no {} vectors", self.0.name())
+    }
+}
+
+impl Error for Unsupported {}
 
 /// The element types that have kernels: f32 to work in, f64 to check gradients in.
 pub(crate) trait Real: WithDType + Neg<Output = Self> {
