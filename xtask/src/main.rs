@@ -6,6 +6,8 @@ mod tidy;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
+use zoo_train::errors;
+use zoo_train::progress::say;
 
 /// Keeps the pages of activations between steps instead of giving them back to the kernel.
 #[global_allocator]
@@ -27,9 +29,16 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let cli = Cli::try_parse().unwrap_or_else(|error| match errors::shortened(&error.to_string()) {
+        Some(short) if error.use_stderr() => {
+            say(short);
+            std::process::exit(error.exit_code())
+        }
+        _ => error.exit(),
+    });
+    let result = match cli.command {
         Command::BenchCifar(args) => bench_cifar::run(&args),
         Command::Tidy => tidy::run(),
     };
-    zoo_train::errors::exit(result)
+    errors::exit(result)
 }

@@ -17,6 +17,8 @@ mod trained;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
+use zoo_train::errors;
+use zoo_train::progress::say;
 
 /// Keeps the pages of activations between steps instead of giving them back to the kernel.
 #[global_allocator]
@@ -56,7 +58,14 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let result = match Cli::parse().command {
+    let cli = Cli::try_parse().unwrap_or_else(|error| match errors::shortened(&error.to_string()) {
+        Some(short) if error.use_stderr() => {
+            say(short);
+            std::process::exit(error.exit_code())
+        }
+        _ => error.exit(),
+    });
+    let result = match cli.command {
         Command::List(args) => list::run(&args),
         Command::Info(args) => info::run(&args),
         Command::Plot(args) => plot::run(&args),
@@ -69,5 +78,5 @@ fn main() -> ExitCode {
         Command::Train(args) => train::run(&args),
         Command::Recipe(args) => recipe::run(&args),
     };
-    zoo_train::errors::exit(result)
+    errors::exit(result)
 }

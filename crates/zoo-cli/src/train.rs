@@ -355,7 +355,7 @@ fn accuracies(record: &RunRecord) -> String {
     let percent = |accuracy: Option<f64>| accuracy.map_or("-".to_string(), |a| format!("{:.1} %", 100.0 * a));
     let last = format!("{} after the last epoch (this is what {WEIGHTS_FILE} holds)", percent(record.test_acc_last));
     match record.best_epoch {
-        Some(epoch) if epoch < record.epochs_done => {
+        Some(epoch) if record.test_acc_best > record.test_acc_last => {
             format!("{last}; best {} after epoch {epoch}, not kept", percent(record.test_acc_best))
         }
         _ => format!("{last}; no epoch was better"),

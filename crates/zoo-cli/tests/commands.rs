@@ -313,6 +313,8 @@ fn an_error_is_one_line_whatever_the_environment() {
         // The longest is the one with the names of all networks.
         assert!(text.len() < 3_000, "{}", text.len());
     }
+    let (status, text) = run(&["recipe", "show", &long]);
+    assert!(status == Some(2) && text.len() < 3_000, "{}", text.len());
     let mut command = Command::new(env!("CARGO_BIN_EXE_zoo"));
     command.args(["info", "no_such_net"]).env("RUST_BACKTRACE", "1").env("ZOO_BACKTRACE", "1");
     let full = String::from_utf8(command.output().unwrap().stderr).unwrap();

@@ -78,6 +78,13 @@ pub fn message(error: &Error) -> String {
     out
 }
 
+/// What a program says of arguments that are wrong, with its lines as they are and what is longer than anybody reads cut, if anything
+/// is. An argument parser repeats what it does not know, however long that is.
+pub fn shortened(text: &str) -> Option<String> {
+    let short = text.lines().map(bounded).collect::<Vec<_>>().join("\n");
+    (short.len() < text.len() / 2).then_some(short)
+}
+
 /// The error in one line, for a record or beside other text: as [`message`], without its list.
 pub fn line(error: &Error) -> String {
     let message = message(error);
@@ -137,6 +144,15 @@ mod tests {
         assert!(message(&anyhow!("{}", "two words ".repeat(10_000))).chars().count() <= LINE);
         let list: String = (0..1000).map(|i| format!("\n  key{i}")).collect();
         assert_eq!(message(&anyhow!("many{list}")).lines().count(), LINES);
+    }
+
+    #[test]
+    fn long_arguments_are_cut_and_others_stay_as_they_are() {
+        let text =
+            |value: &str| format!("error: invalid value '{value}' for '--recipe <NAME>'\n\n  tip: try '--help'\n");
+        assert_eq!(shortened(&text("fastt")), None);
+        let short = shortened(&text(&"n".repeat(100_000))).unwrap();
+        assert!(short.len() < 500 && short.lines().count() == 3 && short.ends_with("tip: try '--help'"), "{short}");
     }
 
     #[test]

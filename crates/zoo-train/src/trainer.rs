@@ -3,6 +3,7 @@
 use crate::augment::Transform;
 use crate::checkpoint::{self, Checkpoints, Position, Sums, Tensors, Unwritable};
 use crate::data::{Dataset, Split};
+use crate::errors;
 use crate::eval::evaluate;
 use crate::insight;
 use crate::loader::{Batch, Loader};
@@ -410,7 +411,7 @@ impl<'a> Run<'a> {
             if !loss.is_finite() {
                 let why = match diagnose(self.net.as_ref(), &self.store, &batch.images) {
                     Ok(diagnosis) => diagnosis.to_string(),
-                    Err(error) => format!("looking for the cause failed: {error}"),
+                    Err(error) => format!("looking for the cause failed: {}", errors::line(&error.into())),
                 };
                 return Ok(Pass::Diverged(format!(
                     "the loss became {loss} at epoch {epoch}, batch {number}, learning rate {lr:.3e}: {why}"
