@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the golden values that the zoo's tests compare with: what PyTorch computes, in f64.
 
-usage: python tests/golden/generate.py [ops] [optim] [photos] [cnn] [resnet] [mobile] [transformer] [mlp]
+usage: python tests/golden/generate.py [ops] [optim] [photos] [pictures] [cnn] [resnet] [mobile] [transformer] [mlp]
                                         [transformer_seq]
        (no name: all of them; rewrites the files beside it; a family's networks stand in reference_FAMILY.py)
 needs: pip install torch torchvision timm numpy safetensors
@@ -12,6 +12,7 @@ Files
   transformer_seq.json        nn.Transformer, and a translator on top of it, on sequences: output, loss, gradients; dropout 0
   optim.json                  optimizers step by step, gradient clipping, learning-rate schedules
   photos.json                 photographs resized and cut by torchvision on Pillow's images, byte by byte
+  pictures.json               files of all kinds as Pillow reads them: upright RGB pixels, and which cut-off files it takes
 Each holds the generator's name and PyTorch's version. Running the script again on the same version changes nothing.
 
 The rule that fills tensors
@@ -47,6 +48,7 @@ Tolerances
 import argparse
 import copy
 import functools
+import io
 import importlib
 import json
 import math
@@ -573,7 +575,113 @@ def photos():
     write_json("photos.json", {"pillow": pillow, "cases": cases})
 
 
-PARTS = {"ops": ops, "optim": optim, "photos": photos, "transformer_seq": transformer_seq} | {family: functools.partial(models, family) for family in FAMILIES}
+def pictures():
+    import base64
+    import struct
+    import zlib
+
+    from PIL import Image, ImageOps, __version__ as pillow
+
+    w, h = 13, 10
+    y, x = np.mgrid[:h, :w]
+    rgb = Image.fromarray(np.stack([18 * x + 2 * y, 250 - 23 * y, 90 + 11 * (x ^ y)], -1).astype(np.uint8))
+    alpha = Image.fromarray((7 * x + 11 * y).astype(np.uint8))
+    grey, one, few = rgb.convert("L"), rgb.convert("1"), rgb.quantize(16)
+    deep = (1 + 397 * np.arange(w * h * 4)) % 65536
+    files = {}
+
+    def add(name, image, format, **options):
+        buffer = io.BytesIO()
+        image.save(buffer, format, **options)
+        files[name] = buffer.getvalue()
+
+    def png(depth, kind, channels):
+        """A PNG of a depth or kind that Pillow does not write."""
+        bits = deep[: w * h * channels].astype(">u2").tobytes()
+        length = (w * depth * channels + 7) // 8
+        rows = b"".join(b"\0" + bits[i * length : (i + 1) * length] for i in range(h))
+        chunk = lambda tag, data: struct.pack(">I", len(data)) + tag + data + struct.pack(">I", zlib.crc32(tag + data))
+        header = struct.pack(">IIBBBBB", w, h, depth, kind, 0, 0, 0)
+        return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+    def gif(transparent):
+        """A frame inside of a larger screen."""
+        buffer = io.BytesIO()
+        few.save(buffer, "GIF")
+        data = buffer.getvalue()
+        colors = 13 + 3 * (2 << (data[10] & 7))
+        frame = data[data.index(b",", colors) :]
+        control = b"\x21\xf9\x04\x01\0\0" + bytes([transparent]) + b"\0" if transparent is not None else b""
+        screen = data[:6] + struct.pack("<HH", 20, 15) + data[10:colors]
+        return screen + control + b"," + struct.pack("<HH", 4, 3) + frame[5:]
+
+    for format in ["JPEG", "PNG", "WEBP", "TIFF"]:
+        lossless = {"lossless": True} if format == "WEBP" else {"quality": 95, "subsampling": 0} if format == "JPEG" else {}
+        for orientation in range(1, 9):
+            exif = Image.Exif()
+            exif[0x112] = orientation
+            add(f"{format} held {orientation}", rgb, format, exif=exif, **lossless)
+    xmp = '<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    add("JPEG with XMP", rgb, "JPEG", xmp=xmp.encode(), quality=95, subsampling=0)
+    add("JPEG", rgb, "JPEG", subsampling=0)
+    add("JPEG with half the colour", rgb, "JPEG", subsampling=2)
+    add("JPEG with restarts", rgb, "JPEG", restart_marker_blocks=1)
+    add("progressive JPEG", rgb, "JPEG", progressive=True)
+    add("grey JPEG", grey, "JPEG")
+    add("CMYK JPEG", rgb.convert("CMYK"), "JPEG", quality=95)
+    adobe = files["CMYK JPEG"].index(b"Adobe")
+    assert files["CMYK JPEG"][adobe + 11] == 0
+    files["YCCK JPEG"] = files["CMYK JPEG"][: adobe + 11] + b"\2" + files["CMYK JPEG"][adobe + 12 :]
+    for kind, format in [("PNG", "PNG"), ("BMP", "BMP"), ("TIFF", "TIFF"), ("GIF", "GIF")]:
+        for name, image in [("RGB", rgb), ("grey", grey), ("1-bit", one), ("palette", few)]:
+            if (format, name) != ("GIF", "RGB"):
+                add(f"{name} {kind}", image, format)
+    with_alpha, grey_alpha = rgb.copy(), grey.copy()
+    with_alpha.putalpha(alpha)
+    grey_alpha.putalpha(alpha)
+    add("RGBA PNG", with_alpha, "PNG")
+    add("RGBA TIFF", with_alpha, "TIFF")
+    add("RGBA WebP", with_alpha, "WEBP", lossless=True, exact=True)
+    add("RGBA BMP", with_alpha, "BMP")
+    add("grey PNG with alpha", grey_alpha, "PNG")
+    add("palette PNG with a transparent colour", few, "PNG", transparency=3)
+    add("palette PNG with alpha", few, "PNG", transparency=bytes(range(0, 160, 10)))
+    add("RGB PNG with a transparent colour", rgb, "PNG", transparency=(0, 250, 90))
+    for depth, kind, channels, name in [(1, 0, 1, "1-bit grey"), (2, 0, 1, "2-bit grey"), (4, 0, 1, "4-bit grey"), (16, 2, 3, "16-bit RGB"),
+                                        (16, 6, 4, "16-bit RGBA"), (16, 4, 2, "16-bit grey and alpha")]:
+        files[f"PNG, {name}"] = png(depth, kind, channels)
+    add("GIF with a transparent colour", few, "GIF", transparency=3)
+    files["GIF on a larger screen"] = gif(None)
+    files["GIF on a larger transparent screen"] = gif(3)
+    add("GIF that moves", few, "GIF", save_all=True, append_images=[few.rotate(180)])
+    add("WebP that moves", rgb, "WEBP", save_all=True, append_images=[rgb.rotate(180)], lossless=True)
+    add("PNG that moves", rgb, "PNG", save_all=True, append_images=[rgb.rotate(180)])
+    add("WebP", rgb, "WEBP", quality=90)
+    for compression in ["tiff_lzw", "tiff_adobe_deflate", "packbits"]:
+        add(f"TIFF, {compression}", rgb, "TIFF", compression=compression)
+    add("CMYK TIFF", rgb.convert("CMYK"), "TIFF")
+
+    def read(data):
+        image = Image.open(io.BytesIO(data))
+        return ImageOps.exif_transpose(image).convert("RGB")
+
+    def taken(data):
+        try:
+            read(data)
+            return True
+        except Exception:
+            return False
+
+    base = lambda data: base64.b64encode(data).decode()
+    cases = []
+    for name, data in files.items():
+        image = read(data)
+        cuts = [n for n in range(len(data)) if taken(data[:n])]
+        cases.append({"name": name, "file": base(data), "width": image.width, "rgb": base(image.tobytes()), "cuts": cuts})
+    write_json("pictures.json", {"pillow": pillow, "cases": cases})
+
+
+PARTS = {"ops": ops, "optim": optim, "photos": photos, "pictures": pictures, "transformer_seq": transformer_seq} | {family: functools.partial(models, family) for family in FAMILIES}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

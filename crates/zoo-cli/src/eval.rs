@@ -1,7 +1,7 @@
 //! `zoo eval`: how good a trained network is on test images.
 
 use crate::text::print_line;
-use crate::trained;
+use crate::{pictures, trained};
 use anyhow::{Result, ensure};
 use serde_json::json;
 use std::path::PathBuf;
@@ -13,13 +13,15 @@ use zoo_train::progress::{Images, say};
 pub struct Args {
     #[command(flatten)]
     network: trained::Network,
-    /// CIFAR-10's binary files, or an image folder: val/CLASS/* or test/CLASS/*, PNG or JPEG. Its test images are looked at
+    /// CIFAR-10's or CIFAR-100's binary files, or an image folder: val/CLASS/* or test/CLASS/*. Its test images are looked at
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
+    #[command(flatten)]
+    size: pictures::Size,
     /// Batch size: images that go through the network together. Default: 250 up to 32 pixels, 32 of larger ones
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// Print one JSON object instead of text: images, correct, top1, top5, loss, images_per_s
+    /// Print one JSON object instead of text: images, correct, top1, top5, loss, images_per_s, left_out
     #[arg(long)]
     json: bool,
 }
@@ -28,11 +30,13 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     ensure!(args.batch != Some(0), "--batch must be at least 1");
     let (model, trained) = args.network.open(TestImages::side(&args.data))?;
-    let images = TestImages::open(&args.data, trained.framing(), trained.classes())?;
+    let images = TestImages::open(&args.data, trained.framing(), trained.classes(), args.size.limits())?;
     let batch = args.batch.unwrap_or(if trained.framing().size <= 32 { 250 } else { 32 });
     let mut progress = Images::new(model.name, images.len());
-    let result = trained.evaluate(&images, batch, |n| progress.seen(n))?;
+    let result = trained.evaluate(&images, batch, |n| progress.seen(n));
     drop(progress);
+    pictures::tell(&images.left_out());
+    let result = result?;
     if args.json {
         return print_line(json!({
             "images": result.images,
@@ -41,6 +45,7 @@ pub fn run(args: &Args) -> Result<()> {
             "top5": result.top5(),
             "loss": result.loss,
             "images_per_s": result.images_per_s(),
+            "left_out": images.left_out().len(),
         }));
     }
     say(format_args!("{:.1} s, {:.0} images/s", result.seconds, result.images_per_s()));

@@ -1,8 +1,8 @@
 //! `zoo predict`: what a trained network sees on images.
 
 use crate::text::print_line;
-use crate::trained;
-use anyhow::{Context, Result, ensure};
+use crate::{labels, pictures, trained};
+use anyhow::{Context, Result, bail};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use zoo_train::progress::say;
@@ -16,13 +16,16 @@ const BATCH: usize = 16;
 pub struct Args {
     #[command(flatten)]
     network: trained::Network,
-    /// PNG or JPEG files
+    /// Pictures: JPEG, PNG, WebP, BMP, GIF (the first frame) or TIFF. Folders are looked through, `-` is standard input
     #[arg(required = true, value_name = "IMAGE")]
     images: Vec<PathBuf>,
     /// How many classes are shown, the most probable first
     #[arg(long, value_name = "K", default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     top: u16,
-    /// Names of the classes, one a line in the order of the network's outputs, where the weights' file does not hold them
+    #[command(flatten)]
+    size: pictures::Size,
+    /// Names of the classes in the order of the network's outputs, where the weights' file does not hold them: one a line, or a list or
+    /// map as JSON
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
     /// Print one JSON object a line instead of text: `image`, and `top` with `class`, `label` (null where no name is known) and `probability`
@@ -34,29 +37,33 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let (_, mut trained) = args.network.open(None)?;
     if let Some(path) = &args.labels {
-        trained = trained.with_classes(read_labels(path)?).with_context(|| path.display().to_string())?;
+        trained = trained.with_classes(labels::read(path)?).with_context(|| path.display().to_string())?;
     }
-    let mut unreadable = 0;
-    for paths in args.images.chunks(BATCH) {
+    let paths = pictures::listed(&args.images)?;
+    let mut unreadable = Vec::new();
+    for paths in paths.chunks(BATCH) {
         let (mut readable, mut images) = (Vec::new(), Vec::new());
         for path in paths {
-            match trained.framing().read(path) {
+            match pictures::read(path, trained.framing(), args.size.limits()) {
                 Ok(image) => {
                     readable.push(path);
                     images.push(image);
                 }
-                Err(error) => {
-                    unreadable += 1;
-                    say(error);
-                }
+                Err(error) => unreadable.push(format!("{error:#}")),
             }
         }
         for (path, probabilities) in readable.into_iter().zip(trained.probabilities(&images)?) {
             print_line(shown(args, &trained, path, &probabilities))?;
         }
     }
-    ensure!(unreadable == 0, "{unreadable} of {} images could not be read", args.images.len());
-    Ok(())
+    match &unreadable[..] {
+        [] => Ok(()),
+        [only] => bail!("{only}"),
+        [first, rest @ ..] => {
+            rest.iter().for_each(say);
+            bail!("{} of {} images could not be read, the first: {first}", unreadable.len(), paths.len())
+        }
+    }
 }
 
 /// One image's classes: a JSON object, or lines under its name.
@@ -69,9 +76,4 @@ fn shown(args: &Args, trained: &Trained, path: &Path, probabilities: &[f64]) -> 
     }
     let line = |&(class, p): &(usize, f64)| format!("\n  {:5.1} %  {}", 100.0 * p, trained.class_name(class));
     path.display().to_string() + &largest.iter().map(line).collect::<String>()
-}
-
-fn read_labels(path: &Path) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("cannot read {}", path.display()))?;
-    Ok(text.lines().map(|line| line.trim().to_string()).collect())
 }

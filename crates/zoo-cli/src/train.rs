@@ -1,6 +1,7 @@
 //! `zoo train`: a network on a folder of images or on CIFAR-10, from scratch or from a checkpoint.
 
 use crate::network::Wanted;
+use crate::pictures;
 use crate::text::{print_line, quoted};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
@@ -36,10 +37,13 @@ const FILES: [&str; 7] =
 pub struct Args {
     /// Name of the network, see `zoo list`
     model: String,
-    /// CIFAR-10's binary files (data_batch_*.bin and test_batch.bin, or train.bin and test.bin), or an image folder:
-    /// train/CLASS/*.png or *.jpg, and val/CLASS/* or test/CLASS/*, whose images are cut to the network's size
+    /// CIFAR-10's binary files (data_batch_*.bin and test_batch.bin, or train.bin and test.bin), CIFAR-100's, or an image folder:
+    /// train/CLASS/* and val/CLASS/* or test/CLASS/*, whose pictures (JPEG, PNG, WebP, BMP, GIF, TIFF, also in folders of the class's)
+    /// are cut to the network's size
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
+    #[command(flatten)]
+    size: pictures::Size,
     /// Folder for model.safetensors, classes.txt, metrics.jsonl (a line an epoch) and record.json
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -249,7 +253,8 @@ fn make_folder(args: &Args) -> Result<FolderLock> {
 
 fn load_data(args: &Args, model: &ModelInfo) -> Result<Dataset> {
     ensure!(args.limit != Some(0), "--limit must be at least 1");
-    let data = Dataset::open(&args.data, model.input.size)?;
+    let data = Dataset::open_within(&args.data, model.input.size, args.size.limits())?;
+    pictures::tell(&data.left_out);
     let data = match args.in_chans {
         Some(channels) => data.with_channels(channels)?,
         None => data,

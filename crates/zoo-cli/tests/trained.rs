@@ -84,8 +84,85 @@ fn an_image_that_cannot_be_read_does_not_hide_the_others() {
     let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
     assert_eq!(output.status.code(), Some(1));
     assert!(out.starts_with("photos/val/green/0.png\n") && out.lines().count() == 4, "{out}");
-    assert!(err.contains("absent.jpg: ") && err.contains("text.png: expected an image"), "{err}");
-    assert!(err.ends_with("error: 2 of 3 images could not be read\n"), "{err}");
+    // The first with the error, the others before it.
+    assert!(err.contains("\ntext.png: expected an image"), "{err}");
+    assert!(err.contains("\nerror: 2 of 3 images could not be read, the first: absent.jpg: No such file"), "{err}");
+    let (_, only) = fails(path, &[&["predict"], &MODEL[..], &["text.png"]].concat());
+    assert_eq!(only, "error: text.png: expected an image (JPEG, PNG, WebP, BMP, GIF or TIFF)");
+}
+
+/// A red picture as a JPEG.
+fn jpeg() -> Vec<u8> {
+    let mut bytes = std::io::Cursor::new(Vec::new());
+    let red = image::RgbImage::from_pixel(40, 36, image::Rgb([220, 30, 30]));
+    red.write_to(&mut bytes, image::ImageFormat::Jpeg).unwrap();
+    bytes.into_inner()
+}
+
+#[test]
+fn pictures_come_from_folders_and_pipes_and_other_things_are_refused_at_once() {
+    use std::io::Write;
+    use std::process::Stdio;
+    let root = colours();
+    let path = root.path();
+    succeeds(path, &[&["train"], &COLOURS[..]].concat());
+    let zoo = |images: &[&str], input: &[u8]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_zoo"));
+        command.args([&["predict", "--top", "1"], &MODEL[..], images].concat()).current_dir(path);
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+        child.stdin.take().unwrap().write_all(input).ok();
+        let output = child.wait_with_output().unwrap();
+        let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
+        (output.status.code(), out, err.lines().last().unwrap_or_default().to_owned())
+    };
+    let (code, out, _) = zoo(&["-"], &jpeg());
+    assert_eq!((code, out.lines().next(), out.ends_with("red\n")), (Some(0), Some("-"), true), "{out}");
+    let (code, _, err) = zoo(&["-"], &jpeg()[..300]);
+    assert_eq!(code, Some(1));
+    assert_eq!(err, "error: standard input: truncated: the JPEG ends at byte 300, before all of it is there");
+    assert!(zoo(&["-", "-"], &jpeg()).2.contains("can be read once"));
+
+    // A folder in a folder, an odd name, and what is no picture.
+    std::fs::create_dir_all(path.join("mine/more")).unwrap();
+    std::fs::write(path.join("mine/more/red.jfif"), jpeg()).unwrap();
+    std::fs::write(path.join("mine/list.txt"), "x").unwrap();
+    let (code, out, _) = zoo(&["mine", "photos/val/blue/0.png"], b"");
+    assert_eq!((code, out.lines().count()), (Some(0), 4), "{out}");
+    assert!(out.starts_with("mine/more/red.jfif\n") && out.contains("red\n") && out.ends_with("blue\n"), "{out}");
+
+    let (code, _, err) = zoo(&["/dev/zero"], b"");
+    assert_eq!((code, err.as_str()), (Some(1), "error: /dev/zero: it is a device, not a regular file"));
+    let (code, _, err) = zoo(&["/dev/stdin"], &jpeg());
+    assert_eq!(code, Some(1));
+    assert!(
+        err.starts_with("error: /dev/stdin: it is a pipe, not a regular file; from a pipe a picture is read as `-`"),
+        "{err}"
+    );
+}
+
+#[test]
+fn pictures_that_are_too_large_or_cut_off_are_refused_and_told() {
+    let root = colours();
+    let path = root.path();
+    succeeds(path, &[&["train"], &COLOURS[..]].concat());
+    let image = "photos/val/red/0.png";
+    let (_, large) = fails(path, &[&["predict", "--max-pixels", "1439"], &MODEL[..], &[image]].concat());
+    assert_eq!(
+        large,
+        format!("error: {image}: 40x36 pixels, and more than 1439 are not decoded: --max-pixels raises that")
+    );
+    succeeds(path, &[&["predict", "--max-pixels", "1440"], &MODEL[..], &[image]].concat());
+
+    // Twelve whole pictures, and one of which the end is missing.
+    std::fs::write(path.join("photos/val/red/cut.jpg"), &jpeg()[..500]).unwrap();
+    let (out, err) = succeeds(path, &[&["eval", "--json", "--data", "photos"], &MODEL[..]].concat());
+    assert_eq!((&objects(&out)[0]["images"], &objects(&out)[0]["left_out"]), (&json!(12), &json!(1)));
+    assert!(err.contains("1 file left out:\n  photos/val/red/cut.jpg: truncated: the JPEG ends at byte 500"), "{err}");
+    let (_, err) = succeeds(path, &["train", "mlp", "--data", "photos", "--epochs", "1", "--out", "again"]);
+    assert!(err.contains("1 file left out:\n  photos/val/red/cut.jpg: truncated: the JPEG ends at byte 500"), "{err}");
+    assert!(err.contains("36 training and 12 test images of 3 classes"), "{err}");
+    let (_, all) = fails(path, &[&["eval", "--max-pixels", "1", "--data", "photos"], &MODEL[..]].concat());
+    assert_eq!(all, "error: there are no images to evaluate on");
 }
 
 /// What `zoo eval` measures is what training measured last, under every normalisation that a recipe has.

@@ -23,6 +23,7 @@ use zoo::{Model, ModelOptions, ModuleT, VarStore};
 use zoo_core::loss::{cross_entropy, topk_correct};
 use zoo_core::weights::{LoadOptions, Weights, load};
 use zoo_train::augment::{Augment, Normalize, Transform};
+use zoo_train::data::picture::Limits;
 use zoo_train::data::{DataSource, Dataset, Split, Synthetic, folder};
 use zoo_train::eval::evaluate;
 use zoo_train::loader::Loader;
@@ -181,7 +182,7 @@ fn main() -> Result<()> {
         }
         [model, weights, images] => {
             let (trained, side) = from_file(model, Path::new(weights))?;
-            (trained, folder::load(Path::new(images), side)?)
+            (trained, folder::load(Path::new(images), side, Limits::default())?)
         }
         _ => bail!("usage: finetune_frozen [MODEL WEIGHTS FOLDER]"),
     };

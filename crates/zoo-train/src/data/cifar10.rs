@@ -1,11 +1,14 @@
-//! CIFAR-10's binary files, of any number of records.
+//! CIFAR-10's binary files, of any number of records, and CIFAR-100's.
 //!
 //! A record is one label byte (0 to 9) and 3 x 32 x 32 pixel bytes: red, green, blue, each row by row. The files come
-//! from <https://www.cs.toronto.edu/~kriz/cifar.html> (`cifar-10-binary.tar.gz`) or follow that layout.
+//! from <https://www.cs.toronto.edu/~kriz/cifar.html> (`cifar-10-binary.tar.gz`) or follow that layout. In CIFAR-100's
+//! (`cifar-100-binary.tar.gz`) there are two label bytes: one of 20 coarse classes, which is passed over, and one of 100.
 
 use super::{DataError, DataSource, Dataset, Split};
 use std::fs;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
+use zoo_core::weights::open_regular;
 
 /// Names of the ten classes; the position is the label.
 pub const CLASSES: [&str; 10] =
@@ -14,42 +17,102 @@ pub const CLASSES: [&str; 10] =
 /// (channels, height, width) of an image.
 pub const SHAPE: [usize; 3] = [3, 32, 32];
 const IMAGE: usize = SHAPE[0] * SHAPE[1] * SHAPE[2];
-const RECORD: usize = 1 + IMAGE;
 
-/// What the tarball unpacks to: a directory that holds it is accepted for it.
-const UNPACKED: &str = "cifar-10-batches-bin";
+/// What the tarballs unpack to: a directory that holds one of these is accepted for it.
+const UNPACKED: [&str; 2] = ["cifar-10-batches-bin", "cifar-100-binary"];
+
+/// Bytes of a file, more than which is no such data set: a hundred times the original.
+const MOST_BYTES: u64 = 16 << 30;
 
 /// Test images, and the sum of the CRC-32 of their records, of copies that are not what was published.
 const ALTERED: &[((usize, u64), &str)] = &[((10_000, 21_338_553_653_608), "CIFAR-10, JPEG q75 copy")];
+
+/// One of the two layouts of a record.
+struct Format {
+    name: &'static str,
+    /// Bytes before the pixels; the last of them is the label.
+    labels: usize,
+    classes: usize,
+    /// The file of the classes' names.
+    names: &'static str,
+}
+
+const CIFAR10: Format = Format { name: "CIFAR-10", labels: 1, classes: 10, names: "batches.meta.txt" };
+const CIFAR100: Format = Format { name: "CIFAR-100", labels: 2, classes: 100, names: "fine_label_names.txt" };
+
+impl Format {
+    fn record(&self) -> usize {
+        self.labels + IMAGE
+    }
+
+    /// What the files are, by their lengths; where those leave it open, by the names beside them.
+    fn of(files: &Files) -> Result<&'static Self, DataError> {
+        let mut fits = [true, true];
+        for path in files.train.iter().chain([&files.test]) {
+            let length = fs::metadata(path).map_err(|e| io(path, e))?.len();
+            for (fits, format) in fits.iter_mut().zip([&CIFAR10, &CIFAR100]) {
+                *fits &= length % format.record() as u64 == 0;
+            }
+        }
+        let named = files.test.with_file_name(CIFAR100.names).exists();
+        Ok(if fits[1] && (!fits[0] || named) { &CIFAR100 } else { &CIFAR10 })
+    }
+}
 
 /// Loads `data_batch_*.bin` and `test_batch.bin` (these first, where both layouts stand), or `train.bin` and
 /// `test.bin`, from `dir` or from `dir/cifar-10-batches-bin`. Class names come from `batches.meta.txt` where it exists.
 ///
 /// # Errors
-/// A directory or file that is missing, empty or unreadable; a file that ends inside a record; a label over 9. Each
-/// names the file, the byte, the record and what was expected.
+/// A directory or file that is missing, empty or unreadable; a file that ends inside a record; a label over 9; CIFAR-100's files.
+/// Each names the file, the byte, the record and what was expected.
 pub fn load(dir: &Path) -> Result<Dataset, DataError> {
+    let (files, format) = find(dir)?;
+    if format.name != CIFAR10.name {
+        let problem =
+            format!("{}'s files (records of {} bytes), where CIFAR-10's are expected", format.name, format.record());
+        return Err(layout(dir, problem));
+    }
+    read(dir, &files, format)
+}
+
+/// Loads what [`load`] does, or CIFAR-100's `train.bin` and `test.bin` from `dir` or `dir/cifar-100-binary`, told apart by the length of
+/// their records. Class names come from `fine_label_names.txt` where it exists.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_any(dir: &Path) -> Result<Dataset, DataError> {
+    let (files, format) = find(dir)?;
+    read(dir, &files, format)
+}
+
+fn find(dir: &Path) -> Result<(Files, &'static Format), DataError> {
     if !dir.is_dir() {
         let problem = if dir.exists() { "not a directory" } else { "no such directory" };
         return Err(layout(dir, format!("{problem}: expected CIFAR-10 binary files in it")));
     }
-    let unpacked = dir.join(UNPACKED);
-    let files = match find_files(dir)? {
-        None if unpacked.is_dir() => find_files(&unpacked)?,
-        found => found,
-    };
-    let Some(files) = files else {
+    let mut found = find_files(dir)?;
+    for unpacked in UNPACKED.map(|name| dir.join(name)) {
+        if found.is_none() && unpacked.is_dir() {
+            found = find_files(&unpacked)?;
+        }
+    }
+    let Some(files) = found else {
         let problem =
             "no CIFAR-10 binary files: expected data_batch_*.bin and test_batch.bin, or train.bin and test.bin";
         return Err(layout(dir, problem.into()));
     };
-    let classes = read_classes(&files.test.with_file_name("batches.meta.txt"))?;
-    let train = read_split(&files.train)?;
-    let test = read_split(&[files.test])?;
-    let dir = dir.to_path_buf();
+    let format = Format::of(&files)?;
+    Ok((files, format))
+}
+
+fn read(dir: &Path, files: &Files, format: &Format) -> Result<Dataset, DataError> {
+    let classes = read_classes(&files.test, format)?;
+    let train = read_split(&files.train, format)?;
+    let test = read_split(std::slice::from_ref(&files.test), format)?;
     let source = match altered(&test) {
-        Some(name) => DataSource::Altered { name: name.into(), dir },
-        None => DataSource::Cifar10Files { dir },
+        Some(name) => DataSource::Altered { name: name.into(), dir: dir.into() },
+        None if format.name == CIFAR10.name => DataSource::Cifar10Files { dir: dir.into() },
+        None => DataSource::Other { label: format!("{} binary files, {}", format.name, dir.display()) },
     };
     Dataset::new(train, test, classes, source)
 }
@@ -74,7 +137,11 @@ fn fingerprint(split: &Split) -> (usize, u64) {
 
 /// Whether `dir` or `dir/cifar-10-batches-bin` holds files of either layout, be it half of one.
 pub(super) fn is_in(dir: &Path) -> bool {
-    [dir, &dir.join(UNPACKED)].iter().any(|dir| dir.is_dir() && !matches!(find_files(dir), Ok(None)))
+    let unpacked = UNPACKED.map(|name| dir.join(name));
+    [dir]
+        .into_iter()
+        .chain(unpacked.iter().map(PathBuf::as_path))
+        .any(|dir| dir.is_dir() && !matches!(find_files(dir), Ok(None)))
 }
 
 struct Files {
@@ -113,41 +180,67 @@ fn find_files(dir: &Path) -> Result<Option<Files>, DataError> {
     }
 }
 
-fn read_classes(path: &Path) -> Result<Vec<String>, DataError> {
+/// All of a regular file.
+fn bytes_of(path: &Path) -> Result<Vec<u8>, DataError> {
+    let mut bytes = Vec::new();
+    let read = open_regular(path).and_then(|file| match file.metadata()?.len() {
+        length if length > MOST_BYTES => Err(io::Error::other(format!("{length} bytes are no data set of this kind"))),
+        length => {
+            bytes.try_reserve_exact(length as usize)?;
+            (&file).read_to_end(&mut bytes)
+        }
+    });
+    read.map_err(|e| io(path, e))?;
+    Ok(bytes)
+}
+
+fn read_classes(beside: &Path, format: &Format) -> Result<Vec<String>, DataError> {
+    let path = &beside.with_file_name(format.names);
     if !path.exists() {
-        return Ok(CLASSES.map(String::from).to_vec());
+        return Ok((0..format.classes)
+            .map(|class| match format.name == CIFAR10.name {
+                true => CLASSES[class].to_owned(),
+                false => format!("class {class}"),
+            })
+            .collect());
     }
-    let text = fs::read_to_string(path).map_err(|e| io(path, e))?;
+    let text = String::from_utf8(bytes_of(path)?).map_err(|_| layout(path, "class names that are not UTF-8".into()))?;
     let names: Vec<String> = text.lines().map(str::trim).filter(|line| !line.is_empty()).map(String::from).collect();
-    if names.len() != CLASSES.len() {
-        return Err(layout(path, format!("{} class names: expected {}, one a line", names.len(), CLASSES.len())));
+    if names.len() != format.classes {
+        return Err(layout(path, format!("{} class names: expected {}, one a line", names.len(), format.classes)));
     }
     Ok(names)
 }
 
-fn read_split(paths: &[PathBuf]) -> Result<Split, DataError> {
+fn read_split(paths: &[PathBuf], format: &Format) -> Result<Split, DataError> {
+    let (size, before) = (format.record(), format.labels);
     let (mut images, mut labels) = (Vec::new(), Vec::new());
     for path in paths {
-        let bytes = fs::read(path).map_err(|e| io(path, e))?;
+        let bytes = bytes_of(path)?;
         if bytes.is_empty() {
-            return Err(layout(path, format!("empty: expected records of {RECORD} bytes")));
+            return Err(layout(path, format!("empty: expected records of {size} bytes")));
         }
-        let (records, rest) = bytes.as_chunks::<RECORD>();
+        let records = bytes.chunks_exact(size);
+        let rest = records.remainder().len();
         images.reserve(records.len() * IMAGE);
-        for (i, [label, pixels @ ..]) in records.iter().enumerate() {
-            if usize::from(*label) >= CLASSES.len() {
-                let problem = format!("label {label}: expected 0 to {}", CLASSES.len() - 1);
-                return Err(record(path, i * RECORD, problem));
+        let problem = |offset: usize, problem: String| DataError::Record {
+            path: path.into(),
+            offset: offset as u64,
+            record: (offset / size) as u64,
+            problem,
+        };
+        for (i, record) in records.enumerate() {
+            let (label, pixels) = (record[before - 1], &record[before..]);
+            if usize::from(label) >= format.classes {
+                return Err(problem(i * size, format!("label {label}: expected 0 to {}", format.classes - 1)));
             }
-            labels.push(u32::from(*label));
+            labels.push(u32::from(label));
             images.extend_from_slice(pixels);
         }
-        if !rest.is_empty() {
-            let problem = format!(
-                "the file ends {} bytes into a record: expected records of {RECORD} bytes (a label, then 3x32x32 pixels)",
-                rest.len()
-            );
-            return Err(record(path, bytes.len(), problem));
+        if rest > 0 {
+            let before = if before == 1 { "a label" } else { "two labels" };
+            let expected = format!("expected records of {size} bytes ({before}, then 3x32x32 pixels)");
+            return Err(problem(bytes.len(), format!("the file ends {rest} bytes into a record: {expected}")));
         }
     }
     Split::new(images, labels, SHAPE)
@@ -159,10 +252,6 @@ fn io(path: &Path, source: std::io::Error) -> DataError {
 
 fn layout(path: &Path, problem: String) -> DataError {
     DataError::Layout { path: path.into(), problem }
-}
-
-fn record(path: &Path, offset: usize, problem: String) -> DataError {
-    DataError::Record { path: path.into(), offset: offset as u64, record: (offset / RECORD) as u64, problem }
 }
 
 #[cfg(test)]
@@ -281,6 +370,52 @@ mod tests {
         let dir = dir(&[("file", vec![])]);
         let error = load(&dir.path().join("file")).unwrap_err().to_string();
         assert!(error.ends_with("/file: not a directory: expected CIFAR-10 binary files in it"), "{error}");
+    }
+
+    #[test]
+    fn cifar_100_is_known_by_the_length_of_its_records() {
+        let records = |labels: &[[u8; 2]]| -> Vec<u8> {
+            labels.iter().flat_map(|label| [&label[..], &vec![label[1]; IMAGE]].concat()).collect()
+        };
+        let mut files = vec![
+            ("cifar-100-binary/train.bin", records(&[[3, 44], [0, 99]])),
+            ("cifar-100-binary/test.bin", records(&[[19, 7]])),
+        ];
+        let unnamed = load_any(dir(&files).path()).unwrap();
+        assert_eq!((unnamed.train.labels(), unnamed.test.labels()), (&[44, 99][..], &[7][..]));
+        assert_eq!((unnamed.train.image(1)[0], unnamed.classes[44].as_str()), (99, "class 44"));
+        assert!(unnamed.source.label().starts_with("CIFAR-100 binary files, ") && !unnamed.source.is_cifar10());
+        let names: String = (0..100).map(|class| format!("name{class}\n")).collect();
+        files.push(("cifar-100-binary/fine_label_names.txt", names.into()));
+        assert_eq!(load_any(dir(&files).path()).unwrap().classes[99], "name99");
+        assert_eq!(message(&files), "DIR: CIFAR-100's files (records of 3074 bytes), where CIFAR-10's are expected");
+        // So many of one are as long as so many of the other: the names tell.
+        let both = vec![1u8; 3073 * 3074];
+        let mut files = vec![("train.bin", both.clone()), ("test.bin", both)];
+        assert_eq!(load_any(dir(&files).path()).unwrap().train.len(), 3074);
+        files.push(("fine_label_names.txt", (0..100).map(|class| format!("{class}\n")).collect::<String>().into()));
+        assert_eq!(load_any(dir(&files).path()).unwrap().train.len(), 3073);
+        // A damaged record says what was expected of its kind.
+        let files = [("train.bin", records(&[[0, 100]])), ("test.bin", records(&[[0, 1]]))];
+        let error = load_any(dir(&files).path()).unwrap_err().to_string();
+        assert!(error.ends_with("byte 0 (record 0): label 100: expected 0 to 99"), "{error}");
+    }
+
+    #[test]
+    fn names_of_any_length_are_kept() {
+        let long = "<b>&\"".to_owned() + &"x".repeat(10_000);
+        let names = format!("{long}\nb\nc\nd\ne\nf\ng\nh\ni\nj\n");
+        let files = [("train.bin", records(&[0])), ("test.bin", records(&[0])), ("batches.meta.txt", names.into())];
+        assert_eq!(load(dir(&files).path()).unwrap().classes[0], long);
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn what_is_no_file_is_refused_at_once() {
+        let dir = dir(&[("train.bin", records(&[0]))]);
+        let _listener = std::os::unix::net::UnixListener::bind(dir.path().join("test.bin")).unwrap();
+        let error = load(dir.path()).unwrap_err().to_string();
+        assert!(error.ends_with("test.bin: it is a socket, not a regular file"), "{error}");
     }
 
     /// The first 4,000 training and 1,000 test images of the real thing, where they are at hand.

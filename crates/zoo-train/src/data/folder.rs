@@ -1,77 +1,122 @@
-//! A folder of images: `train/CLASS/*.{png,jpg,jpeg}` and `val/CLASS/*` (or `test/CLASS/*`), one folder a class.
+//! A folder of images: `train/CLASS/**` and `val/CLASS/**` (or `test/CLASS/**`), one folder a class, as torchvision's `ImageFolder`.
 
+use super::left_out::{self, LeftOut, pictures};
 use super::photo::Framing;
+use super::picture::{KINDS, Limits};
 use super::{DataError, DataSource, Dataset, Split};
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
 
-/// Loads the folder at `dir` as RGB images of `side`x`side`, each seen through [`Framing::whole`]. Classes are the names of the folders under `train`, in alphabetical order; files are
-/// taken in the order of their names, so that the same folder gives the same data set. Training images stand with the classes
-/// mixed evenly, so that the first or last part of them, which [`Dataset::limit`] and a recipe's hold-out take, is of all classes.
+/// Loads the folder at `dir` as RGB images of `side`x`side`, each seen through [`Framing::whole`].
+///
+/// Classes are the names of the folders under `train`, in alphabetical order; the pictures of a class stand in its folder and in those
+/// below it, and are taken in the order of their names, so that the same folder gives the same data set. Training images stand with the
+/// classes mixed evenly, so that the first or last part of them, which [`Dataset::limit`] and a recipe's hold-out take, is of all classes.
+///
+/// What is no picture or cannot be decoded within `limits` is left out, and told in [`Dataset::left_out`].
 ///
 /// All images are kept in memory: 3·side² bytes each.
 ///
 /// # Errors
-/// A folder that lacks `train` or both `val` and `test`, a class without images or unknown in training, a file that is no
-/// image: each names the path.
-pub fn load(dir: &Path, side: usize) -> Result<Dataset, DataError> {
+/// A folder that lacks `train` or both `val` and `test`, a class without images or unknown in training: each names the path.
+pub fn load(dir: &Path, side: usize, limits: Limits) -> Result<Dataset, DataError> {
     let train_dir = dir.join("train");
     let (true, Some(test_dir)) = (train_dir.is_dir(), test_folder(dir)) else {
         return Err(layout(dir, "expected an image folder: train/CLASS/* and val/CLASS/* (or test/CLASS/*)"));
     };
-    let classes = subfolders(&train_dir)?;
+    let mut left_out = LeftOut::default();
+    let classes = subfolders(&train_dir, &mut left_out)?;
     if classes.len() < 2 {
         return Err(layout(
             &train_dir,
             &format!("expected at least two folders, one a class, found {}", classes.len()),
         ));
     }
-    if let Some(unknown) = subfolders(&test_dir)?.into_iter().find(|name| !classes.contains(name)) {
-        return Err(layout(&test_dir.join(unknown), "this class has no training images"));
-    }
+    known(&test_dir, &classes, &mut left_out, "this class has no training images")?;
     let framing = Framing::whole(side);
-    let train = read(&files(&train_dir, &classes, true)?, framing)?;
-    let test = read(&files(&test_dir, &classes, false)?, framing)?;
-    Dataset::new(train, test, classes, DataSource::Other { label: format!("image folder, {}", dir.display()) })
+    let mut split = |dir: &Path, training| {
+        let files = files(dir, &classes, training, &mut left_out)?;
+        let split = read(&files, framing, limits, &mut left_out)?;
+        let empty = (0..classes.len() as u32).find(|label| training && !split.labels().contains(label));
+        match empty {
+            Some(label) => Err(none_found(&dir.join(&classes[label as usize]), &left_out)),
+            None if split.is_empty() => Err(none_found(dir, &left_out)),
+            None => Ok(split),
+        }
+    };
+    let (train, test) = (split(&train_dir, true)?, split(&test_dir, false)?);
+    let source = DataSource::Other { label: format!("image folder, {}", dir.display()) };
+    Ok(Dataset { left_out, ..Dataset::new(train, test, classes, source)? })
 }
 
 /// A labelled file.
 pub(super) type File = (PathBuf, u32);
 
-/// The test images of the folder at `dir`, which may lack `train`, with the names of their classes: `known` ones, in that order, or
-/// those of the folders under `train` or else under the test folder.
+/// The test images of the folder at `dir`, which may lack `train`, with the names of their classes, and what is left out: `known`
+/// classes, in that order, or those of the folders under `train` or else under the test folder.
 ///
 /// # Errors
 /// As [`load`].
-pub(super) fn test_files(dir: &Path, known: Option<&[String]>) -> Result<(Vec<File>, Vec<String>), DataError> {
+pub(super) fn test_files(
+    dir: &Path,
+    known_classes: Option<&[String]>,
+) -> Result<(Vec<File>, Vec<String>, LeftOut), DataError> {
     let Some(test_dir) = test_folder(dir) else {
         return Err(layout(dir, "expected an image folder: val/CLASS/* (or test/CLASS/*)"));
     };
     let train_dir = dir.join("train");
-    let classes = match known {
+    let classes = match known_classes {
         Some(known) => known.to_vec(),
-        None => subfolders(if train_dir.is_dir() { &train_dir } else { &test_dir })?,
+        None => subfolders(if train_dir.is_dir() { &train_dir } else { &test_dir }, &mut LeftOut::default())?,
     };
-    if let Some(unknown) = subfolders(&test_dir)?.into_iter().find(|name| !classes.contains(name)) {
-        let problem = match known {
-            Some(known) => format!("the network knows no class of this name, but {}", listed(known)),
-            None => "this class has no training images".into(),
-        };
-        return Err(layout(&test_dir.join(unknown), &problem));
-    }
-    Ok((files(&test_dir, &classes, false)?, classes))
+    let mut left_out = LeftOut::default();
+    let problem = match known_classes {
+        Some(known) => format!("the network knows no class of this name, but {}", listed(known)),
+        None => "this class has no training images".into(),
+    };
+    known(&test_dir, &classes, &mut left_out, &problem)?;
+    let files = files(&test_dir, &classes, false, &mut left_out)?;
+    Ok((files, classes, left_out))
 }
 
-/// The first of some names, for a message.
+/// Refuses a folder of a class that is not among `classes`.
+fn known(dir: &Path, classes: &[String], left_out: &mut LeftOut, problem: &str) -> Result<(), DataError> {
+    match subfolders(dir, left_out)?.into_iter().find(|name| !classes.contains(name)) {
+        Some(unknown) => Err(layout(&dir.join(unknown), problem)),
+        None => Ok(()),
+    }
+}
+
+/// The first of some names, for a message; of a long one its beginning.
 pub(super) fn listed(names: &[String]) -> String {
-    let shown = names.iter().take(10).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let short = |name: &String| match name.char_indices().nth(40) {
+        Some((end, _)) => format!("{}…", &name[..end]),
+        None => name.clone(),
+    };
+    let shown = names.iter().take(10).map(short).collect::<Vec<_>>().join(", ");
     if names.len() > 10 { format!("{shown}, … ({} in all)", names.len()) } else { shown }
 }
 
-/// The files as one split, in their order.
-pub(super) fn read(files: &[File], framing: Framing) -> Result<Split, DataError> {
-    let images: Vec<Vec<u8>> = files.par_iter().map(|(path, _)| framing.read(path)).collect::<Result<_, _>>()?;
-    Split::new(images.concat(), files.iter().map(|&(_, label)| label).collect(), [3, framing.size, framing.size])
+/// The files as one split, in their order, without those that are left out.
+pub(super) fn read(
+    files: &[File],
+    framing: Framing,
+    limits: Limits,
+    left_out: &mut LeftOut,
+) -> Result<Split, DataError> {
+    let decoded: Vec<Result<Vec<u8>, DataError>> =
+        files.par_iter().map(|(path, _)| framing.read_within(path, limits)).collect();
+    let (mut images, mut labels) = (Vec::with_capacity(files.len() * 3 * framing.size * framing.size), Vec::new());
+    for (image, (path, label)) in decoded.into_iter().zip(files) {
+        match image {
+            Ok(image) => {
+                images.extend(image);
+                labels.push(*label);
+            }
+            Err(error) => left_out.add_unreadable(path, &error),
+        }
+    }
+    Split::new(images, labels, [3, framing.size, framing.size])
 }
 
 fn test_folder(dir: &Path) -> Option<PathBuf> {
@@ -87,39 +132,50 @@ fn layout(path: &Path, problem: &str) -> DataError {
     DataError::Layout { path: path.into(), problem: problem.into() }
 }
 
-/// What stands in a folder, in the order of names; hidden files, which systems leave behind, do not count.
-fn entries(dir: &Path) -> Result<Vec<PathBuf>, DataError> {
+/// That there is no picture in `dir`, with the last that was left out in it: one that is damaged, if any is.
+fn none_found(dir: &Path, left_out: &LeftOut) -> DataError {
+    let there: Vec<_> = left_out.iter().filter(|(path, _)| path.starts_with(dir)).collect();
+    let told =
+        there.last().map(|(path, reason)| format!(", but {} left out: {}: {reason}", there.len(), path.display()));
+    layout(dir, &format!("expected images ({KINDS}), found none{}", told.unwrap_or_default()))
+}
+
+/// The names of the folders in `dir`, in their order: those of the classes. Files beside them have no class.
+fn subfolders(dir: &Path, left_out: &mut LeftOut) -> Result<Vec<String>, DataError> {
     let io = |source| DataError::Io { path: dir.into(), source };
-    let mut paths = Vec::new();
+    let mut names = Vec::new();
     for entry in std::fs::read_dir(dir).map_err(io)? {
-        let path = entry.map_err(io)?.path();
-        if !path.file_name().is_some_and(|name| name.to_string_lossy().starts_with('.')) {
-            paths.push(path);
+        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name())).map_err(io)?;
+        if let Some(reason) = left_out::system(&name) {
+            left_out.add(path, reason);
+        } else if !path.is_dir() {
+            left_out.add(path, "in no class's folder");
+        } else {
+            let problem = match name.to_str() {
+                None => "is not UTF-8",
+                // It would be two names in a list of one a line.
+                Some(name) if name.contains(char::is_control) => "holds a line break or another control character",
+                Some(name) => {
+                    names.push(name.to_owned());
+                    continue;
+                }
+            };
+            return Err(layout(dir, &format!("the name of the class's folder {name:?} {problem}: rename it")));
         }
     }
-    paths.sort();
-    Ok(paths)
-}
-
-fn subfolders(dir: &Path) -> Result<Vec<String>, DataError> {
-    let folders = entries(dir)?.into_iter().filter(|path| path.is_dir());
-    Ok(folders.filter_map(|path| Some(path.file_name()?.to_string_lossy().into_owned())).collect())
-}
-
-fn is_image(path: &Path) -> bool {
-    let extension = path.extension().map(|e| e.to_string_lossy().to_ascii_lowercase());
-    extension.is_some_and(|e| ["png", "jpg", "jpeg"].contains(&e.as_str()))
+    names.sort();
+    Ok(names)
 }
 
 /// The images under `dir`, each with the place of its class among `classes`.
-fn files(dir: &Path, classes: &[String], training: bool) -> Result<Vec<File>, DataError> {
+fn files(dir: &Path, classes: &[String], training: bool, left_out: &mut LeftOut) -> Result<Vec<File>, DataError> {
     let mut files = Vec::new();
     for (label, class) in (0u32..).zip(classes) {
         let folder = dir.join(class);
-        let mut paths = if folder.is_dir() { entries(&folder)? } else { Vec::new() };
-        paths.retain(|path| is_image(path));
+        let (paths, others) = if folder.is_dir() { pictures(&folder)? } else { Default::default() };
+        left_out.extend(others);
         if training && paths.is_empty() {
-            return Err(layout(&folder, "expected images of the kinds png, jpg or jpeg, found none"));
+            return Err(none_found(&folder, left_out));
         }
         // The share of its class that comes before the middle of the image: what mixes large classes with small ones.
         let n = paths.len() as f64;
@@ -130,7 +186,7 @@ fn files(dir: &Path, classes: &[String], training: bool) -> Result<Vec<File>, Da
         files.sort_by(|(a, _), (b, _)| a.total_cmp(b));
     }
     if files.is_empty() {
-        return Err(layout(dir, "expected images of the kinds png, jpg or jpeg, found none"));
+        return Err(none_found(dir, left_out));
     }
     Ok(files.into_iter().map(|(_, file)| file).collect())
 }
@@ -158,7 +214,7 @@ mod tests {
     #[test]
     fn classes_are_sorted_and_images_cut_at_the_centre() {
         let root = folder();
-        let data = load(root.path(), 8).unwrap();
+        let data = load(root.path(), 8, Limits::default()).unwrap();
         assert_eq!(
             (data.classes.as_slice(), data.train.labels()),
             (&["a".to_string(), "b".to_string()][..], &[0, 1][..])
@@ -173,7 +229,7 @@ mod tests {
     #[test]
     fn larger_images_are_scaled_down() {
         let root = folder();
-        let data = load(root.path(), 4).unwrap();
+        let data = load(root.path(), 4, Limits::default()).unwrap();
         let image = data.train.image(0);
         assert_eq!((image[0], image[3]), (255, 0));
     }
@@ -188,21 +244,80 @@ mod tests {
             }
         }
         // Six of one class and three of the other.
-        assert_eq!(load(root.path(), 4).unwrap().train.labels(), [0, 1, 0, 0, 1, 0, 0, 1, 0]);
+        assert_eq!(load(root.path(), 4, Limits::default()).unwrap().train.labels(), [0, 1, 0, 0, 1, 0, 0, 1, 0]);
     }
 
     #[test]
     fn what_is_no_image_folder_is_an_error_that_names_the_path() {
         let root = folder();
-        let message = |root: &Path| load(root, 8).unwrap_err().to_string();
+        let message = |root: &Path| load(root, 8, Limits::default()).unwrap_err().to_string();
         assert!(message(&root.path().join("train")).contains("train/CLASS"));
-        std::fs::write(root.path().join("train/a/two.jpg"), "no image").unwrap();
-        assert!(message(root.path()).contains("two.jpg"), "{}", message(root.path()));
-        std::fs::remove_file(root.path().join("train/a/two.jpg")).unwrap();
         std::fs::create_dir(root.path().join("val/c")).unwrap();
         assert!(message(root.path()).contains("no training images"));
         std::fs::remove_dir(root.path().join("val/c")).unwrap();
         std::fs::remove_file(root.path().join("train/a/one.png")).unwrap();
-        assert!(message(root.path()).contains("found none"));
+        let none = message(root.path());
+        assert!(
+            none.contains("train/a: expected images (JPEG, PNG, ") && none.contains("found none, but 1 left out"),
+            "{none}"
+        );
+        std::fs::write(root.path().join("train/a/two.jpg"), "no image").unwrap();
+        assert!(message(root.path()).contains("found none, but 2 left out: "), "{}", message(root.path()));
+    }
+
+    #[test]
+    fn damaged_pictures_and_other_files_are_left_out_and_named() {
+        let root = folder();
+        let at = |name: &str| root.path().join(name);
+        let jpeg = || {
+            let mut bytes = std::io::Cursor::new(Vec::new());
+            RgbImage::new(64, 64).write_to(&mut bytes, image::ImageFormat::Jpeg).unwrap();
+            bytes.into_inner()
+        };
+        std::fs::create_dir(at("train/a/deeper")).unwrap();
+        std::fs::write(at("train/a/deeper/whole.jfif"), jpeg()).unwrap();
+        std::fs::write(at("train/a/half.jpg"), &jpeg()[..400]).unwrap();
+        std::fs::write(at("val/b/half.jpg"), &jpeg()[..500]).unwrap();
+        std::fs::write(at("train/a/notes.txt"), "x").unwrap();
+        std::fs::write(at("train/loose.jpg"), jpeg()).unwrap();
+        let data = load(root.path(), 8, Limits::default()).unwrap();
+        assert_eq!((data.train.len(), data.test.len()), (3, 1));
+        let told = data.left_out.to_string();
+        for (name, reason) in [
+            ("train/a/half.jpg", "truncated: the JPEG ends at byte 400, before all of it is there"),
+            ("val/b/half.jpg", "truncated: the JPEG ends at byte 500, before all of it is there"),
+            ("train/a/notes.txt", "expected an image (JPEG, PNG, WebP, BMP, GIF or TIFF)"),
+            ("train/loose.jpg", "in no class's folder"),
+        ] {
+            assert!(told.contains(&format!("{}: {reason}", at(name).display())), "{told}");
+        }
+        // Those and the three hidden files.
+        assert!(told.starts_with("7 files left out:"), "{told}");
+
+        let (files, classes, others) = test_files(root.path(), None).unwrap();
+        assert_eq!((files.len(), classes.len(), others.len()), (2, 2, 1));
+        let mut left_out = others;
+        assert_eq!(read(&files, Framing::whole(8), Limits::default(), &mut left_out).unwrap().labels(), [1]);
+        assert_eq!(left_out.len(), 2);
+        // No picture of a class within the limits.
+        let error = load(root.path(), 8, Limits { pixels: 100 }).unwrap_err().to_string();
+        assert!(error.contains("found none") && error.contains("more than 100 are not decoded"), "{error}");
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn a_class_whose_name_cannot_be_kept_is_said() {
+        use std::os::unix::ffi::OsStrExt;
+        for (name, complaint) in [
+            (&b"caf\xE9"[..], "the name of the class's folder \"caf\\xE9\" is not UTF-8: rename it"),
+            (b"a\nb", "the name of the class's folder \"a\\nb\" holds a line break"),
+        ] {
+            let root = folder();
+            std::fs::create_dir(root.path().join("train").join(std::ffi::OsStr::from_bytes(name))).unwrap();
+            let error = load(root.path(), 8, Limits::default()).unwrap_err().to_string();
+            assert!(error.contains(complaint), "{error}");
+        }
+        // Names are short in a message, however long they are.
+        assert!(listed(&["x".repeat(10_000), "<b>&".into()]).len() < 200);
     }
 }

@@ -46,9 +46,9 @@ impl Dataset {
     /// # Errors
     /// As [`Split::with_channels`].
     pub fn with_channels(self, channels: usize) -> Result<Self, DataError> {
-        let Self { train, test, classes, source } = self;
+        let Self { train, test, .. } = self;
         let converted = |split: Arc<Split>| Arc::unwrap_or_clone(split).with_channels(channels).map(Arc::new);
-        Ok(Self { train: converted(train)?, test: converted(test)?, classes, source })
+        Ok(Self { train: converted(train)?, test: converted(test)?, ..self })
     }
 }
 

@@ -7,13 +7,18 @@ pub mod cifar10;
 pub mod folder;
 mod grey;
 pub mod hub;
+mod jpeg;
+mod left_out;
 pub mod photo;
+pub mod picture;
 pub mod synthetic;
 mod test_images;
 
+pub use left_out::{LeftOut, pictures};
 pub use synthetic::Synthetic;
 pub use test_images::TestImages;
 
+use picture::Limits;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -260,6 +265,8 @@ pub struct Dataset {
     pub classes: Vec<String>,
     /// Where the images came from.
     pub source: DataSource,
+    /// What stood beside the images or was none of them.
+    pub left_out: LeftOut,
 }
 
 impl Dataset {
@@ -280,7 +287,7 @@ impl Dataset {
                 )));
             }
         }
-        Ok(Self { train: train.into(), test: test.into(), classes, source })
+        Ok(Self { train: train.into(), test: test.into(), classes, source, left_out: LeftOut::default() })
     }
 
     /// Loads what `spec` names.
@@ -297,22 +304,30 @@ impl Dataset {
         }
     }
 
-    /// Loads what lies in `dir`: CIFAR-10's binary files ([`cifar10::load`]), or an image folder, its images cut to `side`x`side`
-    /// ([`folder::load`]).
+    /// Loads what lies in `dir`: binary files of CIFAR-10 or CIFAR-100 ([`cifar10::load_any`]), or an image folder, its images cut to
+    /// `side`x`side` ([`folder::load`]).
     ///
     /// # Errors
     /// A folder that is neither, with both layouts, or both; what the two loaders refuse.
     pub fn open(dir: &Path, side: usize) -> Result<Self, DataError> {
+        Self::open_within(dir, side, Limits::default())
+    }
+
+    /// As [`open`](Self::open), with limits of one's own for the pictures of a folder.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_within(dir: &Path, side: usize, limits: Limits) -> Result<Self, DataError> {
         let problem = match (cifar10::is_in(dir), folder::is_in(dir)) {
-            (true, false) => return cifar10::load(dir),
-            (false, true) => return folder::load(dir, side),
+            (true, false) => return cifar10::load_any(dir),
+            (false, true) => return folder::load(dir, side, limits),
             (true, true) => "holds two data sets, where one was expected",
             _ if dir.is_dir() => "holds no data set",
             _ if dir.exists() => "not a directory",
             _ => "no such directory",
         };
         let layouts = "CIFAR-10 binary files (data_batch_*.bin and test_batch.bin, or train.bin and test.bin) or an image folder \
-                       (train/CLASS/*.png or *.jpg, and val/CLASS/* or test/CLASS/*)";
+                       (train/CLASS/* and val/CLASS/* or test/CLASS/*)";
         Err(DataError::Layout { path: dir.into(), problem: format!("{problem}: expected {layouts}") })
     }
 

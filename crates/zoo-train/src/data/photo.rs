@@ -1,20 +1,21 @@
 //! Photographs of any size as the square images that networks take.
 
 use super::DataError;
-use anyhow::{Result, ensure};
+use super::picture::{Limits, Picture};
+use anyhow::{Context, Result};
 use fast_image_resize::images::Image;
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
-use image::RgbImage;
-use std::fmt::Display;
+use image::metadata::Orientation;
 use std::path::Path;
 use zoo_core::{Input, Interpolation};
 
-/// Pixels that an image may have when its shorter side is resized; only a very long and narrow one has more.
-const MOST_PIXELS: u64 = 1 << 27;
+/// Pixels of a resized picture up to which all of it is computed: 50 MB.
+const WHOLE_PIXELS: u64 = 1 << 24;
 
 /// How a photograph becomes a square image of bytes: its shorter side is resized to `size / crop` pixels, rounded down (with
 /// antialiasing), and the central `size` x `size` cut out. That is torchvision's `Resize` and `CenterCrop` on a Pillow image, whose bytes
-/// it meets to one level in 255.
+/// it meets to one level in 255. A photograph that was taken with the camera held otherwise is turned upright before, as Pillow's
+/// `exif_transpose` does.
 ///
 /// ```
 /// use zoo_train::data::photo::Framing;
@@ -46,65 +47,140 @@ impl Framing {
         Self { size, crop, interpolation, squash }
     }
 
-    /// The PNG or JPEG file at `path` as 3·size² bytes: red, green, blue, each row by row. What a file is, its first bytes tell, not
-    /// its name.
+    /// The picture in the file at `path` as 3·size² bytes: red, green, blue, each row by row.
     ///
     /// # Errors
-    /// A file that cannot be read or is no image; the error names it.
+    /// What [`Picture::open`] refuses with its default limits.
     pub fn read(&self, path: &Path) -> Result<Vec<u8>, DataError> {
-        let problem =
-            |e: &dyn Display| DataError::Layout { path: path.into(), problem: format!("expected an image: {e}") };
-        let image = image::ImageReader::open(path)
-            .and_then(image::ImageReader::with_guessed_format)
-            .map_err(|source| DataError::Io { path: path.into(), source })?
-            .decode()
-            .map_err(|error| problem(&error))?;
-        self.apply(image.into_rgb8()).map_err(|error| problem(&error))
+        self.read_within(path, Limits::default())
     }
 
-    fn apply(&self, image: RgbImage) -> Result<Vec<u8>> {
-        let (w, h) = image.dimensions();
+    /// As [`read`](Self::read), with limits of one's own.
+    ///
+    /// # Errors
+    /// What [`Picture::open`] refuses.
+    pub fn read_within(&self, path: &Path, limits: Limits) -> Result<Vec<u8>, DataError> {
+        let picture = Picture::open(path, limits)?;
+        self.apply(picture)
+            .map_err(|error| DataError::Layout { path: path.into(), problem: format!("cannot be resized: {error:#}") })
+    }
+
+    /// A decoded picture as [`read`](Self::read) gives it. However long and narrow it is, only what is kept is computed.
+    ///
+    /// # Errors
+    /// A picture whose bytes are not those of its size.
+    pub fn apply(&self, picture: Picture) -> Result<Vec<u8>> {
+        let Picture { width, height, rgb, orientation } = picture;
+        let (swapped, mirrored) = turn(orientation);
         let size = self.size as u32;
+        // Upright.
+        let (w, h) = if swapped { (height, width) } else { (width, height) };
         let short = ((self.size as f64 / self.crop) as u32).max(size);
-        let scaled = |long: u32, by: u32| (u64::from(long) * u64::from(short) / u64::from(by.max(1))).max(1) as u32;
+        let scaled = |long: u32, by: u32| (u64::from(long) * u64::from(short) / u64::from(by.max(1))).max(1);
         let (new_w, new_h) = match self.squash {
-            true => (size, size),
-            false if w < h => (short, scaled(h, w)),
-            false => (scaled(w, h), short),
-        };
-        let pixels = u64::from(new_w) * u64::from(new_h);
-        ensure!(pixels <= MOST_PIXELS, "its {w}x{h} pixels would become {new_w}x{new_h}");
-        let filter = match self.interpolation {
-            Interpolation::Bilinear => FilterType::Bilinear,
-            Interpolation::Bicubic => FilterType::CatmullRom,
+            true => (size.into(), size.into()),
+            false if w < h => (short.into(), scaled(h, w)),
+            false => (scaled(w, h), short.into()),
         };
         // Python rounds halves to the even number.
-        let margin = |side: u32| (f64::from(side - size) / 2.0).round_ties_even() as usize;
-        let (left, top) = (margin(new_w), margin(new_h));
-        let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter));
-        let mut resizer = Resizer::new();
-        let mut resize = |image: &Image, w, h| {
-            let mut resized = Image::new(w, h, PixelType::U8x3);
-            resizer.resize(image, &mut resized, &options).map(|()| resized)
+        let margin = |side: u64| ((side - u64::from(size)) as f64 / 2.0).round_ties_even();
+        let (mut resized, mut margins) = ([new_w, new_h], [margin(new_w), margin(new_h)]);
+
+        // As the file has it.
+        if swapped {
+            resized.reverse();
+            margins.reverse();
+        }
+        let sides = [width, height];
+        for axis in (0..2).filter(|&axis| mirrored[axis]) {
+            margins[axis] = (resized[axis] - u64::from(size)) as f64 - margins[axis];
+        }
+        // Pillow's order: first each row, rounded to bytes, then each column; of the upright picture.
+        let (mut first, mut second) = if swapped { (1, 0) } else { (0, 1) };
+        if self.squash && u64::from(size) * u64::from(sides[second]) > WHOLE_PIXELS {
+            // What stands between the two would be larger than the picture.
+            (first, second) = (second, first);
+        }
+
+        // All of the picture is resized and then cut. Of one so long and narrow that this takes much memory, only what is kept and what
+        // has a share in it; then a byte may be one off where weights are rounded the other way.
+        let whole = resized[first].saturating_mul(resized[second].max(sides[second].into())) <= WHOLE_PIXELS;
+        let (mut start, mut span, mut to, mut cut) = ([0.0; 2], sides.map(f64::from), [size; 2], [0; 2]);
+        for axis in 0..2 {
+            if whole {
+                (to[axis], cut[axis]) = (resized[axis] as u32, margins[axis] as usize);
+            } else if resized[axis] > u64::from(size) {
+                let scale = f64::from(sides[axis]) / resized[axis] as f64;
+                start[axis] = margins[axis] * scale;
+                span[axis] = (f64::from(size) * scale).min(f64::from(sides[axis]) - start[axis]);
+            }
+        }
+        let (filter, support) = match self.interpolation {
+            Interpolation::Bilinear => (FilterType::Bilinear, 1.0),
+            Interpolation::Bicubic => (FilterType::CatmullRom, 2.0),
         };
-        // Pillow's order: first each row, rounded to bytes, then each column.
-        let narrow = resize(&Image::from_vec_u8(w, h, image.into_raw(), PixelType::U8x3)?, new_w, h)?;
-        let resized = resize(&narrow, new_w, new_h)?;
-        let rows = || resized.buffer().chunks_exact(3 * new_w as usize).skip(top).take(self.size);
+        let reach = support * (span[second] / f64::from(to[second])).max(1.0) + 1.0;
+        let from = (start[second] - reach).floor().max(0.0);
+        let until = (start[second] + span[second] + reach).ceil().min(f64::from(sides[second]));
+
+        let mut resizer = Resizer::new();
+        let mut resize = |image: &Image, start: [f64; 2], span: [f64; 2], to: [u32; 2]| {
+            let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter));
+            let mut resized = Image::new(to[0], to[1], PixelType::U8x3);
+            resizer.resize(image, &mut resized, &options.crop(start[0], start[1], span[0], span[1])).map(|()| resized)
+        };
+        let with = |mut pair: [f64; 2], value: f64| {
+            pair[second] = value;
+            pair
+        };
+        let image = Image::from_vec_u8(width, height, rgb, PixelType::U8x3).context("its pixels")?;
+        let narrow_to = with(to.map(f64::from), until - from).map(|side| side as u32);
+        let narrow = resize(&image, with(start, from), with(span, until - from), narrow_to)?;
+        drop(image);
+        let rest = with([0.0; 2], start[second] - from);
+        let resized = resize(&narrow, rest, with(to.map(f64::from), span[second]), to)?;
+
+        // The square's planes, upright.
+        let place = |axis: usize, at: usize| cut[axis] + if mirrored[axis] { self.size - 1 - at } else { at };
         let mut bytes = Vec::with_capacity(3 * self.size * self.size);
         for channel in 0..3 {
-            for row in rows() {
-                bytes.extend(row[3 * left..3 * (left + self.size)].iter().skip(channel).step_by(3));
+            for y in 0..self.size {
+                bytes.extend((0..self.size).map(|x| {
+                    let (x, y) = if swapped { (y, x) } else { (x, y) };
+                    resized.buffer()[3 * (place(1, y) * to[0] as usize + place(0, x)) + channel]
+                }));
             }
         }
         Ok(bytes)
     }
 }
 
+/// Whether the sides of a picture change places when it is turned upright, and along which of the file's own axes it runs backwards.
+fn turn(orientation: Orientation) -> (bool, [bool; 2]) {
+    match orientation {
+        Orientation::NoTransforms => (false, [false, false]),
+        Orientation::FlipHorizontal => (false, [true, false]),
+        Orientation::Rotate180 => (false, [true, true]),
+        Orientation::FlipVertical => (false, [false, true]),
+        Orientation::Rotate90FlipH => (true, [false, false]),
+        Orientation::Rotate90 => (true, [false, true]),
+        Orientation::Rotate270FlipH => (true, [true, true]),
+        Orientation::Rotate270 => (true, [true, false]),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use image::Rgb;
+    use image::{DynamicImage, Rgb, RgbImage};
+
+    fn picture(image: RgbImage, orientation: Orientation) -> Picture {
+        Picture { width: image.width(), height: image.height(), rgb: image.into_raw(), orientation }
+    }
+
+    fn apply(framing: Framing, image: RgbImage) -> Vec<u8> {
+        framing.apply(picture(image, Orientation::NoTransforms)).unwrap()
+    }
 
     /// The photograph of `photos()` in tests/golden/generate.py.
     fn photo(width: u32, height: u32) -> RgbImage {
@@ -126,7 +202,7 @@ mod tests {
             };
             let (size, crop) = (number(&case["size"]) as usize, case["crop"].as_f64().unwrap());
             let photo = photo(number(&case["photo"][0]), number(&case["photo"][1]));
-            let ours = Framing { size, crop, interpolation, squash: false }.apply(photo).unwrap();
+            let ours = apply(Framing { size, crop, interpolation, squash: false }, photo);
             let theirs: Vec<u8> = case["bytes"].as_array().unwrap().iter().map(|v| number(v) as u8).collect();
             assert_eq!(ours.len(), theirs.len());
             // Weights of the pixels have fewer bits than Pillow's: now and then a byte is rounded to its neighbour.
@@ -141,13 +217,13 @@ mod tests {
     fn the_centre_is_kept() {
         // 16x8: the left half red, the right half green.
         let image = RgbImage::from_fn(16, 8, |x, _| if x < 8 { Rgb([255, 0, 0]) } else { Rgb([0, 255, 0]) });
-        let bytes = Framing::whole(8).apply(image.clone()).unwrap();
+        let bytes = apply(Framing::whole(8), image.clone());
         assert_eq!(
             (&bytes[..8], &bytes[64..72]),
             (&[255, 255, 255, 255, 0, 0, 0, 0][..], &[0, 0, 0, 0, 255, 255, 255, 255][..])
         );
         // Resized to 16, then cut.
-        let half = Framing { crop: 0.5, ..Framing::whole(8) }.apply(image).unwrap();
+        let half = apply(Framing { crop: 0.5, ..Framing::whole(8) }, image);
         assert_eq!((half.len(), half[0], half[7]), (192, 255, 0));
     }
 
@@ -179,8 +255,47 @@ mod tests {
         let png = root.path().join("cat.jpg");
         photo(8, 8).save_with_format(&png, image::ImageFormat::Png).unwrap();
         assert_eq!(Framing::whole(8).read(&png).unwrap().len(), 192);
-        // Nothing is resized without end.
-        let thread = Framing::whole(224).apply(photo(1, 60_000)).unwrap_err().to_string();
-        assert_eq!(thread, "its 1x60000 pixels would become 224x13440000");
+    }
+
+    #[test]
+    fn a_photograph_is_cut_upright_however_the_camera_was_held() {
+        for (w, h) in [(50, 37), (33, 80), (11, 11), (9, 7), (3, 200)] {
+            for exif in 1..=8 {
+                let orientation = Orientation::from_exif(exif).unwrap();
+                let mut upright = DynamicImage::from(photo(w, h));
+                upright.apply_orientation(orientation);
+                for framing in [
+                    Framing::whole(12),
+                    Framing { crop: 0.9, interpolation: Interpolation::Bicubic, ..Framing::whole(12) },
+                ] {
+                    let expected = apply(framing, upright.to_rgb8());
+                    let ours = framing.apply(picture(photo(w, h), orientation)).unwrap();
+                    // Weights are rounded, from the left to the right or from the right to the left.
+                    let furthest = ours.iter().zip(&expected).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
+                    assert!(furthest <= 1, "{furthest} off in {w}x{h} held {exif}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_thread_of_pixels_has_a_middle_as_torchvision_finds_it() {
+        // Two shades that meet in the middle; so narrow that the square lies between one pixel of each.
+        for (long, middle) in [(5_000u32, 2_500), (60_000, 30_000)] {
+            let shade = |at: u32| Rgb([if at < middle { 10 } else { 200 }, 50, 90]);
+            for (image, rows) in [
+                (RgbImage::from_fn(1, long, |_, y| shade(y)), true),
+                (RgbImage::from_fn(long, 1, |x, _| shade(x)), false),
+            ] {
+                let bytes = apply(Framing { crop: 0.875, ..Framing::whole(224) }, image);
+                let at = |x: usize, y: usize| if rows { bytes[224 * y + x] } else { bytes[224 * x + y] };
+                // From one pixel's colour to the next one's, 256 of ours to one of theirs.
+                let line: Vec<u8> = (0..224).map(|y| at(100, y)).collect();
+                assert!(line.is_sorted() && (20..24).contains(&line[0]) && (185..190).contains(&line[223]), "{line:?}");
+                assert!(
+                    (0..224).all(|x| at(x, 7) == at(0, 7)) && bytes[224 * 224..].iter().all(|&b| b == 50 || b == 90)
+                );
+            }
+        }
     }
 }

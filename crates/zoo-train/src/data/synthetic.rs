@@ -16,7 +16,7 @@
 //! Pixels come from additions, multiplications, divisions and square roots only, which IEEE 754 rounds alike
 //! everywhere: one seed gives the same bytes on every platform, whatever the number of threads.
 
-use super::{DataSource, Dataset, Split};
+use super::{DataSource, Dataset, LeftOut, Split};
 use rayon::prelude::*;
 use zoo_core::rng::Rng;
 
@@ -84,6 +84,7 @@ impl Synthetic {
             test: split("test", self.test).into(),
             classes: CLASSES.map(String::from).to_vec(),
             source: DataSource::Synthetic { seed: self.seed },
+            left_out: LeftOut::default(),
         }
     }
 }

@@ -1,9 +1,11 @@
 //! What a trained network is measured on, without the images that it was trained on.
 
+use super::left_out::LeftOut;
 use super::photo::Framing;
+use super::picture::Limits;
 use super::{DataError, Dataset, Split, cifar10, folder};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Images of a folder that are in memory at a time.
 const PART: usize = 1024;
@@ -13,7 +15,9 @@ const PART: usize = 1024;
 /// ```no_run
 /// use zoo_train::data::TestImages;
 /// use zoo_train::data::photo::Framing;
-/// let images = TestImages::open("imagenet".as_ref(), Framing::of(&zoo::find("resnet50")?.input), None)?;
+/// use zoo_train::data::picture::Limits;
+/// let framing = Framing::of(&zoo::find("resnet50")?.input);
+/// let images = TestImages::open("imagenet".as_ref(), framing, None, Limits::default())?;
 /// println!("{} images of {} classes", images.len(), images.classes().len());
 /// # Ok::<(), anyhow::Error>(())
 /// ```
@@ -21,12 +25,14 @@ const PART: usize = 1024;
 pub struct TestImages {
     images: Images,
     classes: Vec<String>,
+    /// Grows while the images are read.
+    left_out: Arc<Mutex<LeftOut>>,
 }
 
 #[derive(Debug, Clone)]
 enum Images {
     InMemory(Arc<Split>),
-    Files(Vec<folder::File>, Framing),
+    Files(Vec<folder::File>, Framing, Limits),
 }
 
 impl TestImages {
@@ -43,18 +49,25 @@ impl TestImages {
     ///
     /// # Errors
     /// What [`Dataset::open`] refuses; a class that is not among the `known` ones.
-    pub fn open(dir: &Path, framing: Framing, known: Option<&[String]>) -> Result<Self, DataError> {
+    pub fn open(dir: &Path, framing: Framing, known: Option<&[String]>, limits: Limits) -> Result<Self, DataError> {
         if folder::is_in(dir) && !cifar10::is_in(dir) {
-            let (files, classes) = folder::test_files(dir, known)?;
-            return Ok(Self { images: Images::Files(files, framing), classes });
+            let (files, classes, left_out) = folder::test_files(dir, known)?;
+            let images = Images::Files(files, framing, limits);
+            return Ok(Self { images, classes, left_out: Arc::new(left_out.into()) });
         }
-        let Dataset { test, classes, .. } = Dataset::open(dir, framing.size)?;
+        let Dataset { test, classes, left_out, .. } = Dataset::open(dir, framing.size)?;
         if let Some(known) = known.filter(|known| *known != classes) {
             let (theirs, ours) = (folder::listed(known), folder::listed(&classes));
             let problem = format!("the network tells apart {theirs}; these images are of {ours}");
             return Err(DataError::Layout { path: dir.into(), problem });
         }
-        Ok(Self { images: Images::InMemory(test), classes })
+        Ok(Self { images: Images::InMemory(test), classes, left_out: Arc::new(left_out.into()) })
+    }
+
+    /// What of the folder is no image. Those that cannot be decoded are among it once [`parts`](Self::parts) came to them.
+    pub fn left_out(&self) -> MutexGuard<'_, LeftOut> {
+        // A list that a panic elsewhere left is a list still.
+        self.left_out.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The names of the classes; the position is the label.
@@ -66,7 +79,7 @@ impl TestImages {
     pub fn len(&self) -> usize {
         match &self.images {
             Images::InMemory(split) => split.len(),
-            Images::Files(files, _) => files.len(),
+            Images::Files(files, ..) => files.len(),
         }
     }
 
@@ -75,13 +88,13 @@ impl TestImages {
         self.len() == 0
     }
 
-    /// The images in their order, so many at a time as fit into memory.
+    /// The images in their order, so many at a time as fit into memory. Those that cannot be decoded are left out.
     pub fn parts(&self) -> impl Iterator<Item = Result<Arc<Split>, DataError>> {
-        let (whole, files, framing) = match &self.images {
-            Images::InMemory(split) => (Some(split.clone()), &[][..], Framing::whole(1)),
-            Images::Files(files, framing) => (None, &files[..], *framing),
+        let (whole, files, framing, limits) = match &self.images {
+            Images::InMemory(split) => (Some(split.clone()), &[][..], Framing::whole(1), Limits::default()),
+            Images::Files(files, framing, limits) => (None, &files[..], *framing, *limits),
         };
-        let read = move |part| folder::read(part, framing).map(Arc::new);
+        let read = move |part| folder::read(part, framing, limits, &mut self.left_out()).map(Arc::new);
         whole.map(Ok).into_iter().chain(files.chunks(PART).map(read))
     }
 }
