@@ -5,8 +5,9 @@ use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use std::time::{Duration, Instant};
 use zoo::{Model, ModelInfo, ModelOptions, VarStore};
-use zoo_core::loss::cross_entropy;
+use zoo_core::loss::classification_loss;
 use zoo_core::rng::Rng;
+use zoo_core::tape::value_and_grad;
 use zoo_core::threads::in_pool;
 use zoo_train::machine::{device, set_threads};
 use zoo_train::optim::{Group, Optimizer, Sgd};
@@ -128,12 +129,11 @@ fn measure(args: &Args, threads: usize) -> Result<()> {
 }
 
 fn training_step(net: &dyn Model, images: &Tensor, labels: &Tensor, optimizer: &mut Sgd) -> Result<()> {
-    let (logits, auxiliary) = net.forward_auxiliary(images, true)?;
-    let mut loss = cross_entropy(&logits, labels, 0.0)?;
-    for head in auxiliary {
-        loss = (loss + (cross_entropy(&head.logits, labels, 0.0)? * head.loss_weight)?)?;
-    }
-    Ok(optimizer.step(&loss.backward()?)?)
+    let (_, grads) = value_and_grad(images, |images| {
+        let (logits, auxiliary) = net.forward_auxiliary(images, true)?;
+        classification_loss(&logits, &auxiliary, labels, 0.0)
+    })?;
+    Ok(optimizer.step(&grads)?)
 }
 
 /// The median of the steps that fit into `wanted` (three at the least), after one that warms up.

@@ -14,6 +14,7 @@
 
 use crate::ops::{AddTo, Path, has_whole_rows, path};
 use crate::trace;
+use candle_core::backprop::GradStore;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, TensorId, Var, bail};
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -75,6 +76,8 @@ struct Recording {
     nodes: Vec<Node>,
     /// The pass's input and every output of its operations, whether a gradient is wanted or not.
     known: HashSet<TensorId>,
+    /// An input that becomes known when [`on_tape`] takes it: a network that does not speak the tape stays on candle's graph.
+    offered: Option<TensorId>,
     /// Those, and the variables, whose gradient is wanted.
     tracked: HashSet<TensorId>,
     /// Every variable that an operation has read, once.
@@ -122,6 +125,17 @@ pub(crate) fn apart<R>(f: impl FnOnce() -> R) -> R {
 /// candle's graph, or on a tape of their own.
 pub(crate) fn is_recorded(tensor: &Tensor) -> bool {
     RECORDING.with_borrow(|tape| tape.as_ref().is_some_and(|tape| tape.known.contains(&tensor.id())))
+}
+
+/// Whether a pass on `xs` goes on the tape that runs on this thread.
+fn joins(xs: &Tensor) -> bool {
+    RECORDING.with_borrow_mut(|tape| {
+        let Some(tape) = tape else { return false };
+        if tape.offered == Some(xs.id()) {
+            tape.known.insert(xs.id());
+        }
+        tape.known.contains(&xs.id())
+    })
 }
 
 /// [`is_recorded`] for at least one of `tensors`.
@@ -339,35 +353,11 @@ pub fn outputs_on_tape(
     train: bool,
     f: impl FnOnce(&Tensor) -> Result<Vec<Tensor>>,
 ) -> Result<Vec<Tensor>> {
-    if !train || is_recorded(xs) || !matches!(path(xs), Path::Kernel) {
+    if !train || !matches!(path(xs), Path::Kernel) || joins(xs) {
         return f(xs);
     }
-    let source = xs.contiguous()?;
-    let input = source.detach();
-    let mut recording = Recording::default();
-    recording.known.insert(input.id());
-    if source.track_op() {
-        recording.tracked.insert(input.id());
-    }
-    let (outputs, recording) = while_recording(Some(recording), || f(&input));
-    let outputs = outputs?;
-    let Recording { nodes, known, tracked, variables } = recording.unwrap_or_default();
-
-    let read: HashSet<TensorId> = nodes
-        .iter()
-        .flat_map(|node| node.inputs.iter().flatten().copied())
-        .chain(outputs.iter().map(Tensor::id))
-        .collect();
-    if let Some(node) = nodes.iter().find(|node| !read.contains(&node.output)) {
-        bail!(
-            "tape: nothing on the tape reads what `{}` has made; if an operation of candle does, it must go through \
-             zoo_core::tape::candle",
-            node.name
-        )
-    }
-    if source.track_op() && !nodes.is_empty() && !read.contains(&input.id()) {
-        bail!("tape: nothing on the tape reads the input, which asks for its gradient; see zoo_core::tape::candle")
-    }
+    let Pass { source, input, outputs, recording } = Pass::run(xs, false, f)?;
+    let Recording { nodes, known, tracked, variables, .. } = recording;
     if nodes.is_empty() {
         return Ok(outputs);
     }
@@ -395,6 +385,118 @@ pub fn outputs_on_tape(
     outputs.into_iter().map(output).collect()
 }
 
+/// A pass that has been recorded.
+struct Pass {
+    /// What the caller gave, and what the pass read in its place.
+    source: Tensor,
+    input: Tensor,
+    outputs: Vec<Tensor>,
+    recording: Recording,
+}
+
+impl Pass {
+    /// Records `f`, whose own operations on `xs` go on the tape, or, if that is only `offered`, those of a network that runs [`on_tape`].
+    fn run(xs: &Tensor, offered: bool, f: impl FnOnce(&Tensor) -> Result<Vec<Tensor>>) -> Result<Self> {
+        let source = xs.contiguous()?;
+        // To candle's graph the input of a tape is a constant. An offered one that asks for its gradient may yet be candle's.
+        let input = if offered { source.clone() } else { source.detach() };
+        let mut recording = Recording::default();
+        match offered {
+            true => recording.offered = Some(input.id()),
+            false => _ = recording.known.insert(input.id()),
+        }
+        if source.track_op() {
+            recording.tracked.insert(input.id());
+        }
+        let (outputs, recording) = while_recording(Some(recording), || f(&input));
+        let pass = Self { source, input, outputs: outputs?, recording: recording.unwrap_or_default() };
+        pass.check()?;
+        Ok(pass)
+    }
+
+    /// Whatever the tape has made is read by it, or is an output: else an operation of candle's own has read it.
+    fn check(&self) -> Result<()> {
+        let nodes = &self.recording.nodes;
+        let inputs = nodes.iter().flat_map(|node| node.inputs.iter().flatten().copied());
+        let read: HashSet<TensorId> = inputs.chain(self.outputs.iter().map(Tensor::id)).collect();
+        if let Some(node) = nodes.iter().find(|node| !read.contains(&node.output)) {
+            bail!(
+                "tape: nothing on the tape reads what `{}` has made; if an operation of candle does, it must go through \
+                 zoo_core::tape::candle",
+                node.name
+            )
+        }
+        if self.source.track_op() && !nodes.is_empty() && !read.contains(&self.input.id()) {
+            bail!("tape: nothing on the tape reads the input, which asks for its gradient; see zoo_core::tape::candle")
+        }
+        Ok(())
+    }
+}
+
+/// The value of a loss and the gradients of all variables that it depends on, `xs` among them if it is one. `f` gets `xs` and returns the
+/// loss, one number. Where the network runs [`on_tape`], as those of the zoo do, it and the loss are on one tape, which hands its
+/// gradients straight to the caller: `loss.backward()` gives the same numbers, but has candle add each to zeros that it fills first,
+/// two passes over every weight. Any other network stays on candle's graph.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use zoo_core::tape::{on_tape, value_and_grad};
+/// use zoo_core::{Linear, ModuleT, VarStore, ops::cross_entropy};
+/// let store = VarStore::new(0, DType::F32, &Device::Cpu);
+/// let fc = Linear::new(3, 2, store.root())?;
+/// let (images, labels) = (Tensor::ones((4, 3), DType::F32, &Device::Cpu)?, Tensor::new(&[0u32, 1, 0, 1], &Device::Cpu)?);
+/// let (loss, gradients) = value_and_grad(&images, |xs| {
+///     let logits = on_tape(xs, true, |xs| fc.forward_t(xs, true))?;
+///     cross_entropy(&logits, &labels, 0.0)
+/// })?;
+/// assert!(loss.to_scalar::<f32>()? > 0.0);
+/// assert!(store.parameters().iter().all(|(_, var)| gradients.get(var).is_some()));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
+/// # Errors
+/// What `f` refuses, a loss of more than one element, and an operation of candle's own on a recorded tensor that did not go through
+/// [`candle`].
+pub fn value_and_grad(xs: &Tensor, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<(Tensor, GradStore)> {
+    if is_recorded(xs) || !matches!(path(xs), Path::Kernel) {
+        let loss = f(xs)?;
+        return Ok((loss.detach(), loss.backward()?));
+    }
+    let Pass { source, input, outputs, recording } = Pass::run(xs, true, |xs| Ok(vec![f(xs)?]))?;
+    let Recording { nodes, known, tracked, variables, .. } = recording;
+    let [loss] = outputs.as_slice() else { bail!("tape: a pass without a loss") };
+    if loss.elem_count() != 1 {
+        bail!("value_and_grad: a loss is one number, got a tensor of {:?}", loss.dims())
+    }
+    if !known.contains(&loss.id()) {
+        // Made of variables alone: candle's graph has it.
+        return Ok((loss.detach(), loss.backward()?));
+    }
+    let seed = Gradient::new(loss.ones_like()?);
+    let mut state = State { nodes: Some(nodes), tracked: Arc::new(tracked), grads: HashMap::from([(loss.id(), seed)]) };
+    state.play()?;
+    let mut leaves = Vec::with_capacity(variables.len());
+    // What candle has made of variables: its own backward pass goes on from there.
+    let mut onward = Tensor::zeros((), loss.dtype(), loss.device())?;
+    let read = variables.iter().map(|tensor| (tensor, tensor.id())).chain([(&source, input.id())]);
+    for (tensor, id) in read {
+        let Some(grad) = state.grads.remove(&id) else { continue };
+        match tensor.is_variable() {
+            true => leaves.push((tensor, grad)),
+            false => onward = (onward + (tensor * grad.tensor)?.sum_all()?)?,
+        }
+    }
+    let mut grads = onward.backward()?;
+    for (tensor, grad) in leaves {
+        let grad = match grads.remove(tensor) {
+            Some(earlier) => Gradient::new(earlier).add(grad)?,
+            None => grad,
+        };
+        grads.insert(tensor, grad.tensor);
+    }
+    Ok((loss.detach(), grads))
+}
+
 struct State {
     /// `None` once played.
     nodes: Option<Vec<Node>>,
@@ -414,39 +516,46 @@ impl Tape {
     /// Plays the tape unless it was, and takes the gradient of a variable.
     fn gradient(&self, id: TensorId) -> Result<Option<Tensor>> {
         let mut state = self.state();
-        if let Some(nodes) = state.nodes.take() {
-            // A thread that waits while it plays another tape may have taken this one up: that one goes on afterwards.
-            struct Restore(Option<Arc<HashSet<TensorId>>>);
-            impl Drop for Restore {
-                fn drop(&mut self) {
-                    PLAYING.set(self.0.take());
-                }
-            }
-            let _restore = Restore(PLAYING.replace(Some(state.tracked.clone())));
-            for node in nodes.into_iter().rev() {
-                let Some(mut grad) = state.grads.remove(&node.output) else { continue };
-                if !grad.tensor.is_contiguous() {
-                    grad = Gradient::new(grad.tensor.contiguous()?);
-                }
-                let grads = match node.backward {
-                    Backward::Apart(backward) => backward(grad)?,
-                    Backward::Onto(backward) => {
-                        let mut earlier = |id: &Option<TensorId>| id.and_then(|id| state.grads.remove(&id));
-                        let earlier = node.inputs.iter().map(&mut earlier).collect();
-                        backward(grad, earlier)?
-                    }
-                };
-                for (id, grad) in node.inputs.into_iter().zip(grads) {
-                    let (Some(id), Some(grad)) = (id, grad) else { continue };
-                    let grad = match state.grads.remove(&id) {
-                        Some(earlier) => earlier.add(grad)?,
-                        None => grad,
-                    };
-                    state.grads.insert(id, grad);
-                }
+        state.play()?;
+        Ok(state.grads.remove(&id).map(|grad| grad.tensor))
+    }
+}
+
+impl State {
+    /// Walks the tape backwards, unless that was done: from the gradients of the outputs to those of the variables.
+    fn play(&mut self) -> Result<()> {
+        let Some(nodes) = self.nodes.take() else { return Ok(()) };
+        // A thread that waits while it plays another tape may have taken this one up: that one goes on afterwards.
+        struct Restore(Option<Arc<HashSet<TensorId>>>);
+        impl Drop for Restore {
+            fn drop(&mut self) {
+                PLAYING.set(self.0.take());
             }
         }
-        Ok(state.grads.remove(&id).map(|grad| grad.tensor))
+        let _restore = Restore(PLAYING.replace(Some(self.tracked.clone())));
+        for node in nodes.into_iter().rev() {
+            let Some(mut grad) = self.grads.remove(&node.output) else { continue };
+            if !grad.tensor.is_contiguous() {
+                grad = Gradient::new(grad.tensor.contiguous()?);
+            }
+            let grads = match node.backward {
+                Backward::Apart(backward) => backward(grad)?,
+                Backward::Onto(backward) => {
+                    let mut earlier = |id: &Option<TensorId>| id.and_then(|id| self.grads.remove(&id));
+                    let earlier = node.inputs.iter().map(&mut earlier).collect();
+                    backward(grad, earlier)?
+                }
+            };
+            for (id, grad) in node.inputs.into_iter().zip(grads) {
+                let (Some(id), Some(grad)) = (id, grad) else { continue };
+                let grad = match self.grads.remove(&id) {
+                    Some(earlier) => earlier.add(grad)?,
+                    None => grad,
+                };
+                self.grads.insert(id, grad);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -569,6 +678,45 @@ mod tests {
         calls.sort_unstable();
         assert_eq!(calls, [2, 5, 5, 5, 5, 5, 5, 5, 37]);
         assert!(whole.sum_all()?.backward()?.get(&weight).is_some());
+        Ok(())
+    }
+
+    /// Plain variables, one that candle has scaled, one that is read twice, and the input itself.
+    #[test]
+    fn a_loss_on_the_tape_has_the_gradients_of_its_backward_pass() -> Result<()> {
+        let var = |dims: (usize, usize), from: f64| {
+            let n = dims.0 * dims.1;
+            let values = (0..n).map(|i| from + ((7 * i) % 11) as f64 / 10.0).collect::<Vec<_>>();
+            Var::from_vec(values, dims, &Device::Cpu)
+        };
+        let (xs, a, b, c) = (var((4, 3), -0.5)?, var((5, 3), -0.4)?, var((5, 5), -0.3)?, var((5, 5), 0.1)?);
+        let labels = Tensor::new(&[0u32, 3, 4, 1], &Device::Cpu)?;
+        let net = |xs: &Tensor| {
+            let ys = crate::ops::linear(xs, &a, None)?;
+            let scaled = (c.as_tensor() * 0.5)?;
+            let ys = crate::ops::linear(&crate::ops::linear(&ys, &b, None)?, &b, None)?;
+            crate::ops::add(&crate::ops::linear(&ys, &scaled, None)?, &crate::ops::linear(&ys, &c, None)?)
+        };
+        let loss = |ys: &Tensor| crate::ops::cross_entropy(ys, &labels, 0.1);
+        let on_tape = |xs: &Tensor| loss(&on_tape(xs, true, net)?);
+        // One that knows no tape, whose operations are candle's own in part.
+        let foreign = |xs: &Tensor| {
+            let ys = net(xs)?;
+            loss(&crate::ops::add(&crate::ops::pointwise(&ys, crate::Pointwise::Relu)?, &(&ys * 0.5)?)?)
+        };
+        for (name, f) in [("tape", &on_tape as &dyn Fn(&Tensor) -> Result<Tensor>), ("foreign", &foreign)] {
+            let whole = f(&xs)?;
+            let (want, (value, got)) = (whole.backward()?, value_and_grad(&xs, f)?);
+            assert_eq!(value.to_scalar::<f64>()?, whole.to_scalar::<f64>()?);
+            for var in [&xs, &a, &b, &c] {
+                let (got, want) = (got.get(var).expect("a gradient"), want.get(var).expect("a gradient"));
+                let error = (got - want)?.abs()?.max_all()?.to_scalar::<f64>()?;
+                assert!(error < 1e-14, "{name} {:?}: {error}", var.dims());
+            }
+            // Images ask for no gradient.
+            assert!(value_and_grad(&xs.as_detached_tensor(), f)?.1.get(&xs).is_none());
+        }
+        assert!(value_and_grad(&xs, |xs| crate::ops::linear(xs, &a, None)).is_err());
         Ok(())
     }
 

@@ -24,7 +24,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use zoo::{Model, ModelInfo, ModelOptions, VarStore};
-use zoo_core::loss::{cross_entropy, topk_correct};
+use zoo_core::loss::{classification_loss, topk_correct};
+use zoo_core::tape::value_and_grad;
 use zoo_core::threads::in_pool;
 use zoo_core::trace::{diagnose, first_damaged, training_memory};
 use zoo_core::weights::{LoadOptions, Selection, load, open_regular, save_safetensors};
@@ -455,17 +456,18 @@ impl<'a> Run<'a> {
     /// One step of the optimizer; the loss and how many images were classified right before it. A loss that is not finite
     /// changes no weight.
     fn step(&mut self, batch: &Batch, lr: f64) -> Result<(f64, usize)> {
-        let (logits, auxiliary) = self.net.forward_auxiliary(&batch.images, true)?;
-        let smoothing = self.job.recipe.label_smoothing;
-        let mut loss = cross_entropy(&logits, &batch.labels, smoothing)?;
-        for head in auxiliary {
-            loss = (loss + (cross_entropy(&head.logits, &batch.labels, smoothing)? * head.loss_weight)?)?;
-        }
+        let mut logits = None;
+        let (loss, mut grads) = value_and_grad(&batch.images, |images| {
+            let (ys, auxiliary) = self.net.forward_auxiliary(images, true)?;
+            let loss = classification_loss(&ys, &auxiliary, &batch.labels, self.job.recipe.label_smoothing)?;
+            logits = Some(ys);
+            Ok(loss)
+        })?;
+        let logits = logits.context("a pass without logits")?;
         let value = f64::from(loss.to_scalar::<f32>()?);
         if !value.is_finite() {
             return Ok((value, 0));
         }
-        let mut grads = loss.backward()?;
         if let Some(max_norm) = self.job.recipe.clip_norm {
             clip_grad_norm(&self.parameters, &mut grads, max_norm)?;
         }
