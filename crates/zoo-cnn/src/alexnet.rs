@@ -14,7 +14,6 @@
 //! | `cifar_alexnet` | 8 | 5x5 | 256 x 3 x 3 | 5,872,586 |
 
 use candle_core::{Module, Result, Tensor, bail};
-use zoo_core::tape::on_tape;
 use zoo_core::{
     BatchNorm, Classifier, Conv2d, Conv2dConfig, ConvBn, Dimensions, Dropout, Init, Input, Linear, MaxPool2d, Model,
     ModelInfo, ModuleT, Pointwise, VarBuilder, adaptive_avg_pool2d, flatten, relu, trace,
@@ -143,7 +142,7 @@ impl ModuleT for Sequence {
 /// ```
 /// use candle_core::{DType, Device, Tensor};
 /// use zoo_cnn::alexnet::{AlexNet, Config};
-/// use zoo_core::{ModuleT, VarStore};
+/// use zoo_core::{Model, VarStore};
 /// let store = VarStore::new(0, DType::F32, &Device::Cpu);
 /// let net = AlexNet::new(&Config { hidden: 64, ..Config::cifar_alexnet() }, store.root())?;
 /// let images = Tensor::zeros((2, 3, 32, 32), DType::F32, &Device::Cpu)?;
@@ -214,12 +213,6 @@ impl Model for AlexNet {
 
     fn classifier_mut(&mut self) -> &mut Classifier {
         &mut self.classifier
-    }
-}
-
-impl ModuleT for AlexNet {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

@@ -20,7 +20,6 @@
 
 use candle_core::{Module, Result, Tensor, bail};
 use zoo_core::model::Builder;
-use zoo_core::tape::by_images;
 use zoo_core::weights::Rename;
 use zoo_core::{
     AvgPool2d, BatchNorm, Classifier, Conv2d, Conv2dConfig, Dimensions, Dropout, Init, Input, Joined, MaxPool2d, Model,
@@ -242,7 +241,7 @@ impl Transition {
 /// ```
 /// use candle_core::{DType, Device, Tensor};
 /// use zoo_cnn::densenet::{Config, DenseNet};
-/// use zoo_core::{ModuleT, VarStore};
+/// use zoo_core::{Model, VarStore};
 /// let store = VarStore::new(0, DType::F32, &Device::Cpu);
 /// let net = DenseNet::new(&Config::cifar_bc(22, 12)?, store.root())?;
 /// let images = Tensor::zeros((2, 3, 32, 32), DType::F32, &Device::Cpu)?;
@@ -358,11 +357,9 @@ impl Model for DenseNet {
     fn classifier_mut(&mut self) -> &mut Classifier {
         &mut self.classifier
     }
-}
 
-impl ModuleT for DenseNet {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        by_images(xs, train, 16, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
+    fn evaluation_chunk(&self) -> Option<usize> {
+        Some(16)
     }
 }
 

@@ -17,7 +17,7 @@
 
 use candle_core::{Device, Module, Result, Tensor, bail};
 use zoo_core::model::Auxiliary;
-use zoo_core::tape::{self, on_tape, outputs_on_tape};
+use zoo_core::tape::{self, outputs_on_tape};
 use zoo_core::weights::Rename;
 use zoo_core::{
     BatchNorm, BatchNormConfig, Classifier, Conv2d, Conv2dConfig, ConvBn, Dimensions, Dropout, Init, Input, Linear,
@@ -406,12 +406,6 @@ impl Model for GoogLeNet {
     fn reset_classifier(&mut self, num_classes: usize) -> Result<()> {
         self.fc.reset(num_classes)?;
         self.auxiliary.iter_mut().try_for_each(|(_, head)| head.fc2.reset(num_classes))
-    }
-}
-
-impl ModuleT for GoogLeNet {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

@@ -10,7 +10,6 @@
 //! | `template_cnn` | 16 16 p 32 32 p 64 64 p 128 128 p 256 256 | 1,183,322 |
 
 use candle_core::{Module, Result, Tensor};
-use zoo_core::tape::on_tape;
 use zoo_core::{
     BatchNorm, Classifier, Conv2d, Conv2dConfig, ConvBn, Dimensions, Input, MaxPool2d, Model, ModelInfo, ModuleT,
     Pointwise, VarBuilder, flatten, softmax, trace,
@@ -152,12 +151,6 @@ impl Model for PlainCnn {
     fn forward_head(&self, features: &Tensor, train: bool) -> Result<Tensor> {
         let logits = self.classifier.forward_t(&self.pre_logits(features, train)?, train)?;
         if self.softmax { softmax(&logits) } else { Ok(logits) }
-    }
-}
-
-impl ModuleT for PlainCnn {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

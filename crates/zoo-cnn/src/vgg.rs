@@ -17,7 +17,6 @@
 use crate::alexnet::Sequence;
 use candle_core::{Result, Tensor, bail};
 use zoo_core::model::Builder;
-use zoo_core::tape::on_tape;
 use zoo_core::weights::{Layout, Rename, Source, Weights};
 use zoo_core::{
     Classifier, Conv2dConfig, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo, ModuleT, VarBuilder,
@@ -201,12 +200,6 @@ impl Model for Vgg {
 
     fn classifier_mut(&mut self) -> &mut Classifier {
         &mut self.classifier
-    }
-}
-
-impl ModuleT for Vgg {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

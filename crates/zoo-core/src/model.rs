@@ -1,6 +1,7 @@
 //! What every network of the zoo offers, and how one is registered.
 
 use crate::linear::Classifier;
+use crate::tape::{by_images, on_tape};
 use crate::trace;
 use crate::vars::{VarBuilder, VarStore};
 use crate::weights::{Layout, LoadOptions, Rename};
@@ -13,8 +14,36 @@ pub use candle_nn::ModuleT;
 /// builds the autograd graph, normalises by the batch, updates running statistics and drops; with `train` false it
 /// reads running statistics, drops nothing, and **builds no graph**: the weights enter detached.
 ///
-/// The pass has three parts, `forward_features`, `pre_logits` and the classifier, as timm cuts it.
-pub trait Model: ModuleT + Send + Sync {
+/// The pass has three parts, `forward_features`, `pre_logits` and the classifier, as timm cuts it. A network states these; the pass as a
+/// whole is the trait's.
+pub trait Model: Send + Sync {
+    /// (b, in_chans, h, w) -> logits (b, num_classes): on one tape in training, in evaluation
+    /// [`evaluation_chunk`](Self::evaluation_chunk) images at a time.
+    ///
+    /// # Errors
+    /// An input whose shape does not fit the network.
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        match self.evaluation_chunk() {
+            Some(images) => by_images(xs, train, images, |xs| self.logits(xs, train)),
+            None => on_tape(xs, train, |xs| self.logits(xs, train)),
+        }
+    }
+
+    /// How many images are evaluated together, so that what a layer makes is still in the cache when the next one reads it; `None` for all
+    /// of a batch, where the weights are large beside the activations.
+    fn evaluation_chunk(&self) -> Option<usize> {
+        None
+    }
+
+    /// The steps of [`forward_t`](Self::forward_t). A network that needs fewer features for its logits than
+    /// [`forward_features`](Self::forward_features) gives says so here.
+    ///
+    /// # Errors
+    /// As [`forward_t`](Self::forward_t).
+    fn logits(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        self.forward_head(&self.forward_features(xs, train)?, train)
+    }
+
     /// The last features before pooling: (b, c, h, w) for a convolutional network, (b, tokens, c) for one on tokens,
     /// (b, c) for a perceptron.
     ///

@@ -23,7 +23,7 @@
 use candle_core::{DType, Device, Result, Tensor, bail};
 use zoo_core::loss::cross_entropy;
 use zoo_core::rng::Rng;
-use zoo_core::{ModuleT, VarStore};
+use zoo_core::{Model, VarStore};
 use zoo_mlp::mlp::{Config, Mlp};
 
 const HIDDEN: usize = 32;

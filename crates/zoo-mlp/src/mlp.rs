@@ -8,7 +8,6 @@
 //! | `mlp` | 3072 512 256 10 | 1,707,274 |
 
 use candle_core::{Module, Result, Tensor};
-use zoo_core::tape::on_tape;
 use zoo_core::{
     BatchNorm, BatchNormConfig, Classifier, Dimensions, Init, Input, Linear, Model, ModelInfo, ModuleT, Pointwise,
     VarBuilder, flatten, softmax,
@@ -75,7 +74,7 @@ impl Config {
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
-/// use zoo_core::{ModuleT, VarStore};
+/// use zoo_core::{Model, VarStore};
 /// use zoo_mlp::mlp::{Config, Mlp};
 /// let store = VarStore::new(0, DType::F32, &Device::Cpu);
 /// let net = Mlp::new(&Config::new(&[784, 100, 10]), store.root())?;
@@ -153,12 +152,6 @@ impl Model for Mlp {
             Last::Pointwise(function) => function.forward(&ys),
             Last::Softmax => softmax(&ys),
         }
-    }
-}
-
-impl ModuleT for Mlp {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

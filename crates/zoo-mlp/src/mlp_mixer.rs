@@ -19,7 +19,7 @@
 
 use candle_core::{Result, Tensor, bail};
 use zoo_core::model::Builder;
-use zoo_core::tape::{self, on_tape};
+use zoo_core::tape;
 use zoo_core::{
     Classifier, Dimensions, Dropout, Init, Input, LayerNorm, MlpBlock, Model, ModelInfo, ModuleT, PatchEmbed,
     VarBuilder, trace,
@@ -154,7 +154,7 @@ impl ModuleT for MixerBlock {
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
-/// use zoo_core::{ModuleT, VarStore};
+/// use zoo_core::{Model, VarStore};
 /// use zoo_mlp::mlp_mixer::{Config, MlpMixer};
 /// let store = VarStore::new(0, DType::F32, &Device::Cpu);
 /// // A Mixer for CIFAR-10: 64 tokens of 4x4 pixels.
@@ -225,12 +225,6 @@ impl Model for MlpMixer {
 
     fn classifier_mut(&mut self) -> &mut Classifier {
         &mut self.head
-    }
-}
-
-impl ModuleT for MlpMixer {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

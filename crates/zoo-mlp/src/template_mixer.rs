@@ -18,7 +18,7 @@
 
 use candle_core::{D, Result, Tensor, bail};
 use zoo_core::model::Builder;
-use zoo_core::tape::{self, on_tape};
+use zoo_core::tape;
 use zoo_core::{
     Classifier, Dimensions, Init, Input, LayerNorm, Linear, MlpBlock, Model, ModelInfo, ModuleT, VarBuilder, trace,
 };
@@ -166,12 +166,6 @@ impl Model for TemplateMixer {
 
     fn classifier_mut(&mut self) -> &mut Classifier {
         &mut self.head
-    }
-}
-
-impl ModuleT for TemplateMixer {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

@@ -20,7 +20,6 @@
 use crate::{check_width, conv_bn};
 use candle_core::{Result, Tensor};
 use zoo_core::model::Builder;
-use zoo_core::tape::by_images;
 use zoo_core::{
     BatchNormConfig, Classifier, Conv2dConfig, ConvBn, Dimensions, Dropout, Fan, Init, Input, Model, ModelInfo,
     ModuleT, Pointwise, VarBuilder, global_avg_pool2d, trace,
@@ -102,7 +101,7 @@ impl ModuleT for DepthwiseSeparable {
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
-/// use zoo_core::{ModuleT, VarStore};
+/// use zoo_core::{Model, VarStore};
 /// use zoo_mobile::mobilenet_v1::{Config, MobileNetV1};
 /// let store = VarStore::new(0, DType::F32, &Device::Cpu);
 /// let net = MobileNetV1::new(&Config::new(0.25), store.root())?;
@@ -171,11 +170,9 @@ impl Model for MobileNetV1 {
     fn classifier_mut(&mut self) -> &mut Classifier {
         &mut self.classifier
     }
-}
 
-impl ModuleT for MobileNetV1 {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        by_images(xs, train, 16, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
+    fn evaluation_chunk(&self) -> Option<usize> {
+        Some(16)
     }
 }
 

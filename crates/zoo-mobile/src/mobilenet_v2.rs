@@ -20,7 +20,6 @@ use crate::{check_width, conv_bn};
 use candle_core::{Result, Tensor, bail};
 use std::collections::BTreeMap;
 use zoo_core::model::{Builder, Interpolation};
-use zoo_core::tape::by_images;
 use zoo_core::weights::{Layout, Source, Weights};
 use zoo_core::{
     BatchNormConfig, Classifier, Conv2dConfig, ConvBn, Dimensions, Dropout, Init, Input, Model, ModelInfo, ModuleT,
@@ -141,7 +140,7 @@ impl ModuleT for InvertedResidual {
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
-/// use zoo_core::{ModuleT, VarStore};
+/// use zoo_core::{Model, VarStore};
 /// use zoo_mobile::mobilenet_v2::{Config, MobileNetV2};
 /// let store = VarStore::new(0, DType::F32, &Device::Cpu);
 /// let net = MobileNetV2::new(&Config::cifar(), store.root())?;
@@ -223,11 +222,9 @@ impl Model for MobileNetV2 {
     fn classifier_mut(&mut self) -> &mut Classifier {
         &mut self.classifier
     }
-}
 
-impl ModuleT for MobileNetV2 {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        by_images(xs, train, 16, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
+    fn evaluation_chunk(&self) -> Option<usize> {
+        Some(16)
     }
 }
 

@@ -20,7 +20,6 @@
 use crate::{check_width, conv_bn, scaled};
 use candle_core::{Module, Result, Tensor, bail};
 use zoo_core::model::Builder;
-use zoo_core::tape::by_images;
 use zoo_core::{
     AvgPool2d, BatchNormConfig, Classifier, Conv2dConfig, ConvBn, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo,
     ModuleT, Pointwise, VarBuilder, channel_shuffle, concat, global_avg_pool2d, relu, trace,
@@ -157,7 +156,7 @@ impl ModuleT for Unit {
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
-/// use zoo_core::{ModuleT, VarStore};
+/// use zoo_core::{Model, VarStore};
 /// use zoo_mobile::shufflenet_v1::{Config, ShuffleNetV1};
 /// let store = VarStore::new(0, DType::F32, &Device::Cpu);
 /// let net = ShuffleNetV1::new(&Config::cifar(3)?, store.root())?;
@@ -242,11 +241,9 @@ impl Model for ShuffleNetV1 {
     fn classifier_mut(&mut self) -> &mut Classifier {
         &mut self.fc
     }
-}
 
-impl ModuleT for ShuffleNetV1 {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        by_images(xs, train, 16, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
+    fn evaluation_chunk(&self) -> Option<usize> {
+        Some(16)
     }
 }
 

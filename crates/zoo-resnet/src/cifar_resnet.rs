@@ -22,7 +22,6 @@ pub use crate::resnet::Shortcut;
 use crate::resnet::{Block, BlockConfig};
 use candle_core::{Result, Tensor, bail};
 use zoo_core::model::Builder;
-use zoo_core::tape::by_images;
 use zoo_core::weights::Rename;
 use zoo_core::{
     BatchNorm, BatchNormConfig, Classifier, Conv2d, Conv2dConfig, ConvBn, Dimensions, Init, Input, Model, ModelInfo,
@@ -115,7 +114,7 @@ impl Config {
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
-/// use zoo_core::{ModuleT, VarStore};
+/// use zoo_core::{Model, VarStore};
 /// use zoo_resnet::cifar_resnet::{CifarResNet, Config};
 /// let store = VarStore::new(0, DType::F32, &Device::Cpu);
 /// let net = CifarResNet::new(&Config::resnet(20)?, store.root())?;
@@ -187,11 +186,9 @@ impl Model for CifarResNet {
     fn classifier_mut(&mut self) -> &mut Classifier {
         &mut self.linear
     }
-}
 
-impl ModuleT for CifarResNet {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        by_images(xs, train, 16, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
+    fn evaluation_chunk(&self) -> Option<usize> {
+        Some(16)
     }
 }
 

@@ -18,7 +18,6 @@
 
 use crate::resnet::{Block, BlockConfig, Kind};
 use candle_core::{Module, Result, Tensor, bail};
-use zoo_core::tape::on_tape;
 use zoo_core::{
     Classifier, Conv2d, Conv2dConfig, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo, ModuleT, VarBuilder,
     flatten, pad_channels, trace,
@@ -145,12 +144,6 @@ impl Model for ResidualCnn {
 
     fn classifier_mut(&mut self) -> &mut Classifier {
         &mut self.classifier
-    }
-}
-
-impl ModuleT for ResidualCnn {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

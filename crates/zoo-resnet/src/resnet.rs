@@ -21,7 +21,6 @@
 use crate::se_resnet;
 use candle_core::{Module, Result, Tensor, bail};
 use zoo_core::model::{Builder, Interpolation};
-use zoo_core::tape::on_tape;
 use zoo_core::weights::{Layout, Rename, Source, Weights};
 use zoo_core::{
     BatchNorm, BatchNormConfig, Classifier, Conv2d, Conv2dConfig, ConvBn, Dimensions, Init, Input, MaxPool2d, Model,
@@ -382,7 +381,7 @@ impl Config {
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
-/// use zoo_core::{ModuleT, VarStore};
+/// use zoo_core::{Model, VarStore};
 /// use zoo_resnet::resnet::{Config, ResNet};
 /// let store = VarStore::new(0, DType::F32, &Device::Cpu);
 /// let net = ResNet::new(&Config::cifar(18)?, store.root())?;
@@ -456,12 +455,6 @@ impl Model for ResNet {
 
     fn classifier_mut(&mut self) -> &mut Classifier {
         &mut self.fc
-    }
-}
-
-impl ModuleT for ResNet {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        on_tape(xs, train, |xs| self.forward_head(&self.forward_features(xs, train)?, train))
     }
 }
 

@@ -17,7 +17,7 @@
 
 use candle_core::{Result, Tensor, bail};
 use zoo_core::model::Interpolation;
-use zoo_core::tape::{self, by_images};
+use zoo_core::tape;
 use zoo_core::weights::{Layout, Rename, Source, Weights};
 use zoo_core::{
     Classifier, Dimensions, Dropout, Init, Input, LayerNorm, MlpBlock, Model, ModelInfo, ModuleT, PatchEmbed,
@@ -188,7 +188,7 @@ impl ModuleT for Block {
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
-/// use zoo_core::{Model, ModuleT, VarStore};
+/// use zoo_core::{Model, VarStore};
 /// use zoo_transformer::vit::{Config, VisionTransformer};
 /// let store = VarStore::new(0, DType::F32, &Device::Cpu);
 /// let config = Config { image_size: 32, patch: 8, dim: 48, depth: 2, ..Config::vit_tiny_patch16_224() };
@@ -328,17 +328,17 @@ impl Model for VisionTransformer {
     fn classifier_mut(&mut self) -> &mut Classifier {
         &mut self.head
     }
-}
 
-impl ModuleT for VisionTransformer {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        by_images(xs, train, 32, |xs| {
-            let features = match self.pooling {
-                Pooling::ClassToken if !trace::is_watched() => self.class_token(xs, train)?,
-                _ => self.forward_features(xs, train)?,
-            };
-            self.forward_head(&features, train)
-        })
+    fn evaluation_chunk(&self) -> Option<usize> {
+        Some(32)
+    }
+
+    fn logits(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let features = match self.pooling {
+            Pooling::ClassToken if !trace::is_watched() => self.class_token(xs, train)?,
+            _ => self.forward_features(xs, train)?,
+        };
+        self.forward_head(&features, train)
     }
 }
 
