@@ -5,7 +5,6 @@ use anyhow::{Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use std::time::{Duration, Instant};
 use zoo::{Model, ModelInfo, ModelOptions, VarStore};
-use zoo_core::loss::classification_loss;
 use zoo_core::rng::Rng;
 use zoo_core::tape::value_and_grad;
 use zoo_core::threads::in_pool;
@@ -129,10 +128,7 @@ fn measure(args: &Args, threads: usize) -> Result<()> {
 }
 
 fn training_step(net: &dyn Model, images: &Tensor, labels: &Tensor, optimizer: &mut Sgd) -> Result<()> {
-    let (_, grads) = value_and_grad(images, |images| {
-        let (logits, auxiliary) = net.forward_auxiliary(images, true)?;
-        classification_loss(&logits, &auxiliary, labels, 0.0)
-    })?;
+    let (_, grads) = value_and_grad(images, |images| Ok(net.training_loss(images, labels, 0.0)?.0))?;
     Ok(optimizer.step(&grads)?)
 }
 

@@ -1,26 +1,7 @@
 //! Losses and the scores that go with them.
 
-use crate::model::Auxiliary;
 pub use crate::ops::cross_entropy;
-use crate::tape;
 use candle_core::{Result, Tensor};
-
-/// The mean cross-entropy of a classifier's logits (b, classes) and, added to it, those of its auxiliary heads, each times its weight; see
-/// [`Model::forward_auxiliary`](crate::Model::forward_auxiliary).
-///
-/// # Errors
-/// As [`cross_entropy`].
-pub fn classification_loss(
-    logits: &Tensor,
-    auxiliary: &[Auxiliary],
-    labels: &Tensor,
-    label_smoothing: f64,
-) -> Result<Tensor> {
-    auxiliary.iter().try_fold(cross_entropy(logits, labels, label_smoothing)?, |loss, head| {
-        let own = cross_entropy(&head.logits, labels, label_smoothing)?;
-        tape::candle(&[&loss, &own], |terms| &terms[0] + (&terms[1] * head.loss_weight)?)
-    })
-}
 
 /// How many rows of `logits` (b, classes) have their label (b) among the `k` largest; of equal logits the lower class
 /// counts as the larger, so that a constant output does not score.

@@ -1,7 +1,8 @@
 //! What every network of the zoo offers, and how one is registered.
 
 use crate::linear::Classifier;
-use crate::tape::{by_images, on_tape};
+use crate::ops::cross_entropy;
+use crate::tape::{self, by_images, on_tape};
 use crate::trace;
 use crate::vars::{VarBuilder, VarStore};
 use crate::weights::{Layout, LoadOptions, Rename};
@@ -87,6 +88,21 @@ pub trait Model: Send + Sync {
     /// As [`Model::forward_features`].
     fn forward_auxiliary(&self, xs: &Tensor, train: bool) -> Result<(Tensor, Vec<Auxiliary>)> {
         Ok((self.forward_t(xs, train)?, Vec::new()))
+    }
+
+    /// What training makes small, with the logits (b, num_classes): the mean cross-entropy of the logits and, added to it, those of the
+    /// auxiliary classifiers, each times its weight. `labels` are (b); see [`cross_entropy`].
+    ///
+    /// # Errors
+    /// As [`Model::forward_features`], and what [`cross_entropy`] refuses.
+    fn training_loss(&self, xs: &Tensor, labels: &Tensor, label_smoothing: f64) -> Result<(Tensor, Tensor)> {
+        let (logits, auxiliary) = self.forward_auxiliary(xs, true)?;
+        let mut loss = cross_entropy(&logits, labels, label_smoothing)?;
+        for head in auxiliary {
+            let own = cross_entropy(&head.logits, labels, label_smoothing)?;
+            loss = tape::candle(&[&loss, &own], |terms| &terms[0] + (&terms[1] * head.loss_weight)?)?;
+        }
+        Ok((loss, logits))
     }
 
     /// Replaces the classifier by a new one of `num_classes`, in the store too; everything else stays as it is.

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use zoo::{Model, ModelInfo, ModelOptions, VarStore};
-use zoo_core::loss::{classification_loss, topk_correct};
+use zoo_core::loss::topk_correct;
 use zoo_core::tape::value_and_grad;
 use zoo_core::threads::in_pool;
 use zoo_core::trace::{diagnose, first_damaged, training_memory};
@@ -458,8 +458,7 @@ impl<'a> Run<'a> {
     fn step(&mut self, batch: &Batch, lr: f64) -> Result<(f64, usize)> {
         let mut logits = None;
         let (loss, mut grads) = value_and_grad(&batch.images, |images| {
-            let (ys, auxiliary) = self.net.forward_auxiliary(images, true)?;
-            let loss = classification_loss(&ys, &auxiliary, &batch.labels, self.job.recipe.label_smoothing)?;
+            let (loss, ys) = self.net.training_loss(images, &batch.labels, self.job.recipe.label_smoothing)?;
             logits = Some(ys);
             Ok(loss)
         })?;
