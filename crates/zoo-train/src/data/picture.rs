@@ -251,8 +251,9 @@ fn pixels(source: impl BufRead + Seek, kind: ImageFormat, length: u64, limits: L
     let (width, height) = decoder.dimensions();
     limits.check(width, height)?;
     let (color, bytes) = (decoder.color_type(), decoder.total_bytes());
-    // A TIFF is decoded apart, where CMYK has a fourth channel.
-    decoder.set_limits(room(bytes.saturating_mul(4) / 3 + WORK)).map_err(problem)?;
+    // A TIFF is decoded apart, where CMYK has a fourth channel; all of it may be one strip, which is read as a whole first.
+    let copies = if kind == ImageFormat::Tiff { 2 } else { 1 };
+    decoder.set_limits(room((bytes.saturating_mul(4) / 3).saturating_mul(copies) + WORK)).map_err(problem)?;
     let orientation = orientation(&mut decoder).map_err(problem)?;
     // `to_rgb` wants room for three bytes a pixel.
     let mut rgb = zeros(bytes.max(3 * u64::from(width) * u64::from(height)))?;
@@ -476,6 +477,35 @@ mod tests {
             let error = read(Limits { pixels: 11 }).unwrap_err().to_string();
             assert_eq!(error, "x: 4x3 pixels, and more than 11 are not decoded: --max-pixels raises that");
         }
+    }
+
+    /// An uncompressed TIFF, larger than what a decoder may take besides, all of whose rows are one strip.
+    #[test]
+    fn a_large_tiff_of_one_strip_is_read() {
+        let side = 4200u32;
+        let bytes = 3 * side * side;
+        let mut file = b"II*\0\x10\0\0\0\x08\0\x08\0\x08\0\0\0".to_vec(); // the directory at byte 16, bits a channel at byte 8
+        let entries: [(u16, u16, u32, u32); 9] = [
+            (256, 4, 1, side),
+            (257, 4, 1, side),
+            (258, 3, 3, 8),
+            (259, 3, 1, 1),
+            (262, 3, 1, 2),
+            (273, 4, 1, 16 + 2 + 9 * 12 + 4),
+            (277, 3, 1, 3),
+            (278, 4, 1, side),
+            (279, 4, 1, bytes),
+        ];
+        file.extend((entries.len() as u16).to_le_bytes());
+        for (tag, kind, count, value) in entries {
+            file.extend(tag.to_le_bytes().into_iter().chain(kind.to_le_bytes()));
+            file.extend(count.to_le_bytes().into_iter().chain(value.to_le_bytes()));
+        }
+        file.extend([0; 4]);
+        file.resize(file.len() + bytes as usize, 7);
+        let picture = read(&file).unwrap();
+        assert_eq!((picture.width, picture.height, picture.rgb.len()), (side, side, bytes as usize));
+        assert!(picture.rgb.iter().all(|&value| value == 7));
     }
 
     #[test]
