@@ -5,6 +5,7 @@ use crate::{labels, pictures, trained};
 use anyhow::{Context, Result, bail};
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use zoo_train::errors;
 use zoo_train::progress::say;
 use zoo_train::trained::Trained;
 
@@ -49,7 +50,7 @@ pub fn run(args: &Args) -> Result<()> {
                     readable.push(path);
                     images.push(image);
                 }
-                Err(error) => unreadable.push(format!("{error:#}")),
+                Err(error) => unreadable.push(errors::line(&error)),
             }
         }
         for (path, probabilities) in readable.into_iter().zip(trained.probabilities(&images)?) {
