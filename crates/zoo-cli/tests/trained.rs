@@ -160,7 +160,7 @@ fn pictures_that_are_too_large_or_cut_off_are_refused_and_told() {
     assert!(err.contains("1 file left out:\n  photos/val/red/cut.jpg: truncated: the JPEG ends at byte 500"), "{err}");
     let (_, err) = succeeds(path, &["train", "mlp", "--data", "photos", "--epochs", "1", "--out", "again"]);
     assert!(err.contains("1 file left out:\n  photos/val/red/cut.jpg: truncated: the JPEG ends at byte 500"), "{err}");
-    assert!(err.contains("36 training and 12 test images of 3 classes"), "{err}");
+    assert!(err.contains("36 images to train on, 12 to test on, 3 classes"), "{err}");
     let (_, all) = fails(path, &[&["eval", "--max-pixels", "1", "--data", "photos"], &MODEL[..]].concat());
     assert_eq!(all, "error: there are no images to evaluate on");
 }
