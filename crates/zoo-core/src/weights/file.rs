@@ -41,7 +41,8 @@ pub fn open_regular(path: impl AsRef<Path>) -> Result<File> {
 /// let path = std::env::temp_dir().join(format!("zoo-doc-{}.txt", std::process::id()));
 /// zoo_core::weights::write_whole(&path, |file| writeln!(file, "all of it"))?;
 /// assert_eq!(std::fs::read_to_string(&path)?, "all of it\n");
-/// # std::fs::remove_file(path)
+/// # std::fs::remove_file(path)?;
+/// # Ok::<(), std::io::Error>(())
 /// ```
 ///
 /// # Errors
