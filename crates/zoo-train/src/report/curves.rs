@@ -4,7 +4,7 @@ use std::ptr;
 
 use super::Run;
 use super::chart::{Axis, Chart, Point, Series, Style, amount};
-use super::format::{compact, duration, giga, thousands};
+use super::format::{compact, duration, giga, significant, thousands};
 use super::summary::{Row, Section, Stat, count, ending};
 use super::training;
 use crate::record::{EpochMetrics, RunRecord};
@@ -103,7 +103,7 @@ fn not_shown(rows: &[(Style, &Row)], axis: &Axis, value: Value) -> Vec<String> {
     for (_, row) in rows {
         let values = || row.runs.iter().flat_map(|run| &run.epochs).map(value);
         let highest = values().filter(|&value| axis.cuts(value)).reduce(f64::max);
-        above.extend(highest.map(|highest| format!("{} goes up to {}", row.label, amount(highest))));
+        above.extend(highest.map(|highest| format!("{} goes up to {}", row.label, amount(significant(highest)))));
         let lost = values().filter(|value| !value.is_finite()).count();
         if lost > 0 {
             none.push(format!("{} in {lost} of {}", row.label, count(values().count(), "epoch")));

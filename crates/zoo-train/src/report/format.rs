@@ -45,6 +45,14 @@ pub(super) fn giga(value: f64) -> String {
     format!("{giga:.decimals$}")
 }
 
+/// The value to three significant digits: 6.853132 is 6.85.
+pub(super) fn significant(value: f64) -> f64 {
+    if value == 0.0 || !value.is_finite() {
+        return value;
+    }
+    format!("{value:.2e}").parse().unwrap_or(value)
+}
+
 /// A length of time: `42.1 s`, `2 min 5 s`, `12 min`, `3 h 20 min`.
 pub(super) fn duration(seconds: f64) -> String {
     let (whole, minutes) = (seconds.round() as u64, (seconds / 60.0).round() as u64);
@@ -84,6 +92,12 @@ mod tests {
     fn multiply_adds_are_said_in_thousands_of_millions() {
         let values = [0.0, 394.0, 1_300_000.0, 40_813_184.0, 555_000_000.0, 1_820_000_000.0, 15_470_000_000.0, 1e12];
         assert_eq!(values.map(giga), ["0", "0.000000394", "0.00130", "0.0408", "0.555", "1.82", "15.5", "1000"]);
+    }
+
+    #[test]
+    fn three_digits_are_significant() {
+        let values = [0.0, 6.853132, -4.269748, 0.000123456, 999.6, 1_734_000.0, f64::INFINITY];
+        assert_eq!(values.map(significant), [0.0, 6.85, -4.27, 0.000123, 1000.0, 1_730_000.0, f64::INFINITY]);
     }
 
     #[test]
