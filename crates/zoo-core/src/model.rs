@@ -304,3 +304,72 @@ impl ModelInfo {
         Ok(store.parameter_count())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tape::{outputs_on_tape, value_and_grad};
+    use crate::{Linear, relu};
+    use candle_core::{DType, Device};
+
+    /// A perceptron with an auxiliary head on its hidden values.
+    struct Toy {
+        trunk: Linear,
+        aux: Linear,
+        head: Classifier,
+    }
+
+    impl Model for Toy {
+        fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+            relu(&self.trunk.forward_t(xs, train)?)
+        }
+
+        fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> {
+            Ok(features.clone())
+        }
+
+        fn classifier(&self) -> &Classifier {
+            &self.head
+        }
+
+        fn classifier_mut(&mut self) -> &mut Classifier {
+            &mut self.head
+        }
+
+        fn forward_auxiliary(&self, xs: &Tensor, train: bool) -> Result<(Tensor, Vec<Auxiliary>)> {
+            let outputs = outputs_on_tape(xs, train, |xs| {
+                let features = self.forward_features(xs, train)?;
+                Ok(vec![self.forward_head(&features, train)?, self.aux.forward_t(&features, train)?])
+            })?;
+            let [logits, aux] = &outputs[..] else { bail!("two outputs") };
+            Ok((logits.clone(), vec![Auxiliary { logits: aux.clone(), loss_weight: 0.3 }]))
+        }
+    }
+
+    /// The auxiliary head counts by its weight, and its gradients arrive, on the tape and by candle's backward pass.
+    #[test]
+    fn the_training_loss_has_the_auxiliary_heads_in_it() -> Result<()> {
+        let store = VarStore::new(4, DType::F64, &Device::Cpu);
+        let vb = store.root();
+        let toy = Toy {
+            trunk: Linear::new(3, 5, vb.pp("trunk"))?,
+            aux: Linear::new(5, 4, vb.pp("aux"))?,
+            head: Classifier::new(5, 4, vb.pp("head"))?,
+        };
+        let xs = Tensor::new(&[[0.5f64, -1.0, 2.0], [1.5, 0.25, -0.75]], &Device::Cpu)?;
+        let labels = Tensor::new(&[1u32, 3], &Device::Cpu)?;
+        let (loss, logits) = toy.training_loss(&xs, &labels, 0.1)?;
+        let aux = toy.aux.forward_t(&toy.forward_features(&xs, false)?, false)?;
+        let by_hand = (cross_entropy(&logits.detach(), &labels, 0.1)? + (cross_entropy(&aux, &labels, 0.1)? * 0.3)?)?;
+        assert!((loss.to_scalar::<f64>()? - by_hand.to_scalar::<f64>()?).abs() < 1e-15);
+        let want = loss.backward()?;
+        let (value, got) = value_and_grad(&xs, |xs| Ok(toy.training_loss(xs, &labels, 0.1)?.0))?;
+        assert_eq!(value.to_scalar::<f64>()?, loss.to_scalar::<f64>()?);
+        for (key, var) in store.parameters() {
+            let (got, want) = (got.get(&var).expect(&key), want.get(&var).expect(&key));
+            assert!(want.abs()?.max_all()?.to_scalar::<f64>()? > 0.0, "{key}");
+            assert!((got - want)?.abs()?.max_all()?.to_scalar::<f64>()? < 1e-15, "{key}");
+        }
+        Ok(())
+    }
+}
