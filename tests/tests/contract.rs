@@ -85,7 +85,7 @@ fn the_graph_has_no_gap() -> Result<()> {
             info.parameters
         );
         for node in &graph.nodes[1..] {
-            ensure!(!node.inputs.is_empty(), "{} `{}` reads nothing that the trace knows", node.kind, node.place);
+            ensure!(!node.inputs.is_empty(), "{} `{}` reads nothing that the trace knows", node.kind, node.path);
         }
         let read: HashSet<usize> = graph.nodes.iter().flat_map(|node| node.inputs.iter().copied()).collect();
         let unread: Vec<_> = (0..graph.nodes.len()).filter(|i| !read.contains(i)).map(|i| &graph.nodes[i]).collect();
@@ -138,7 +138,7 @@ fn cancelled(graph: &Graph) -> HashSet<String> {
         });
     }
     let only_norm = |i: &usize| readers.get(i).is_some_and(|kinds| kinds.iter().eq(["BatchNorm"].iter()));
-    let layers = (0..graph.nodes.len()).filter(only_norm).map(|i| format!("{}.bias", graph.nodes[i].place));
+    let layers = (0..graph.nodes.len()).filter(only_norm).map(|i| format!("{}.bias", graph.nodes[i].path));
     layers.collect()
 }
 

@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use tests::values;
 use zoo::{Model, ModelOptions, VarStore};
 use zoo_core::rng::Rng;
-use zoo_core::trace::{Diagnosis, diagnose, first_not_finite};
+use zoo_core::inspect::{Diagnosis, diagnose, first_not_finite};
 
 /// A model, one of its tensors, and the layer that reads it.
 const CASES: [(&str, &str, &str, &str); 14] = [
@@ -56,7 +56,7 @@ fn the_layer_that_reads_a_poisoned_tensor_is_named() -> Result<()> {
             poison(&store, key, value)?;
             for train in [true, false] {
                 let found = first_not_finite(|| net.forward_t(&images, train))?.context("nothing found")?;
-                ensure!((found.place.as_str(), found.kind) == (place, kind), "{model}, {value}: {found:?}");
+                ensure!((found.path.as_str(), found.kind) == (place, kind), "{model}, {value}: {found:?}");
             }
             let diagnosis = diagnose(net.as_ref(), &store, &images)?;
             ensure!(diagnosis == Diagnosis::Parameter(key.into()), "{model}: {diagnosis}");
@@ -101,10 +101,10 @@ fn a_sum_is_placed_at_its_block() -> Result<()> {
     let found = first_not_finite(|| net.forward_t(&images, true))?.context("nothing found")?;
     // The stem's output of 3e38 overflows in the convolution behind it, which sums 144 such pixels; without
     // that weight, in the sum.
-    ensure!(found.place == "layer1.0.conv1", "{found:?}");
+    ensure!(found.path == "layer1.0.conv1", "{found:?}");
     poison(&store, "layer1.0.conv1.weight", 0.0)?;
     let found = first_not_finite(|| net.forward_t(&images, true))?.context("nothing found")?;
-    ensure!((found.place.as_str(), found.kind) == ("layer1.0", "Add"), "{found:?}");
+    ensure!((found.path.as_str(), found.kind) == ("layer1.0", "Add"), "{found:?}");
     Ok(())
 }
 
@@ -118,6 +118,6 @@ fn images_and_running_statistics_are_looked_at() -> Result<()> {
     let diagnosis = diagnose(net.as_ref(), &store, &images)?;
     ensure!(diagnosis == Diagnosis::Statistic("bn1.running_var".into()), "{diagnosis}");
     let found = first_not_finite(|| net.forward_t(&images, false))?.context("nothing found")?;
-    ensure!(found.place == "bn1", "{found:?}");
+    ensure!(found.path == "bn1", "{found:?}");
     Ok(())
 }

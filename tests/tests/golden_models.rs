@@ -64,11 +64,11 @@ fn build(name: &str, settings: &str, image: usize, store: &VarStore) -> Result<B
         }
         "template_residual_cnn big" => {
             use zoo::resnet::{
-                residual_cnn::{Config, ResidualCnn},
+                template_residual_cnn::{Config, TemplateResidualCnn},
                 resnet::Kind,
             };
             let config = Config { block: Kind::Bottleneck, image_size: image, ..Config::template() };
-            Box::new(ResidualCnn::new(&config, vb)?)
+            Box::new(TemplateResidualCnn::new(&config, vb)?)
         }
         "template mlp" => {
             use zoo::mlp::mlp::{Config, Mlp};

@@ -122,7 +122,7 @@ impl Case<'_> {
             .map(|(&role, var)| anyhow::Ok((role, if mode.strided { strided(var)? } else { var.as_tensor().clone() })))
             .collect::<Result<_>>()?;
         let forward = || self.run(&inputs, mode.dtype);
-        let output = if mode.composed { ops::composed(forward)? } else { forward()? };
+        let output = if mode.composed { ops::with_fallback(forward)? } else { forward()? };
         self.near("output", &output, "output", mode)?;
         let upstream = self.tensor("upstream", mode.dtype)?;
         let upstream = if mode.strided { strided(&upstream)? } else { upstream };

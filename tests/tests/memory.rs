@@ -2,7 +2,7 @@
 
 use anyhow::{Result, ensure};
 use zoo::ModelOptions;
-use zoo_core::trace::training_memory;
+use zoo_core::inspect::training_memory;
 
 /// Model, batch and the `peak_rss_mb` of `zoo bench MODEL --mode train --json`, 2 threads, images of 32x32: the defaults of ten
 /// networks first, then other batches and kinds.

@@ -5,7 +5,7 @@ use candle_core::{DType, Device, Tensor};
 use std::thread;
 use zoo::{Model, ModelOptions, VarStore};
 use zoo_core::rng::Rng;
-use zoo_core::tape::on_tape;
+use zoo_core::tape::recorded;
 
 /// A network with its images and their classes.
 struct Pass {
@@ -85,7 +85,7 @@ fn a_pass_that_is_taken_up_inside_another_has_its_own_tape() -> Result<()> {
         let (a, b) = (a()?, b()?);
         let (outer, inner) = one.install(|| -> Result<(Outcome, Outcome)> {
             let mut inner = None;
-            let logits = on_tape(&a.images, true, |xs| {
+            let logits = recorded(&a.images, true, |xs| {
                 rayon::scope(|scope| scope.spawn(|_| inner = Some(b.step())));
                 a.net.forward_t(xs, true)
             })?;

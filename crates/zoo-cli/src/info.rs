@@ -97,8 +97,8 @@ pub fn run(args: &Args) -> Result<()> {
 /// A layer's key; a step without tensors goes by its block's.
 fn name<'a>(graph: &'a Graph, node: &'a Node) -> &'a str {
     match node.block {
-        Some(block) if node.place.is_empty() => &graph.blocks[block].place,
-        _ => &node.place,
+        Some(block) if node.path.is_empty() => &graph.blocks[block].path,
+        _ => &node.path,
     }
 }
 

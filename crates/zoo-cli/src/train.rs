@@ -324,7 +324,7 @@ fn start(args: &Args, model: &ModelInfo, data: &Dataset, file: &Path) -> Result<
     let options =
         ModelOptions { num_classes: Some(data.classes.len()), in_chans: Some(channels), image_size: Some(side) };
     let shapes = VarStore::shapes_only();
-    let classifier = model.build(&options, shapes.root())?.classifier().place().to_string();
+    let classifier = model.build(&options, shapes.root())?.classifier().path().to_string();
     let options = LoadOptions { may_differ: &[&classifier], ..selection.of(model.load_options()) };
     let report = ensure_fit(&shapes, &weights, &options)?;
     let (normalize, why) = normalize_of(model, &weights, &report)?;

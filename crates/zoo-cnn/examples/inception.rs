@@ -18,7 +18,7 @@ fn describe(title: &str, config: &InceptionConfig) -> Result<Graph> {
     for node in graph.nodes.iter().filter(|node| !["BatchNorm", "ReLU"].contains(&node.kind)) {
         let (name, shape) = (format!("{} {}", node.kind, node.detail), format!("{:?}", node.shape));
         let (parameters, macs) = (node.parameters, node.macs as f64 / 1e9);
-        println!("  {:<16} {name:<20} {shape:<20} {parameters:>7} parameters {macs:>6.2} G multiply-adds", node.place);
+        println!("  {:<16} {name:<20} {shape:<20} {parameters:>7} parameters {macs:>6.2} G multiply-adds", node.path);
     }
     println!("  in all: {} parameters, {:.2} G multiply-adds\n", graph.parameters(), graph.macs() as f64 / 1e9);
     Ok(graph)

@@ -13,10 +13,11 @@
 //! | `alexnet` | 8 | 11x11, stride 4 | 256 x 6 x 6 | 61,100,840 |
 //! | `cifar_alexnet` | 8 | 5x5 | 256 x 3 x 3 | 5,872,586 |
 
-use candle_core::{Module, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
+use std::sync::Arc;
 use zoo_core::{
-    BatchNorm, Classifier, Conv2d, Conv2dConfig, ConvBn, Dimensions, Dropout, Init, Input, Linear, MaxPool2d, Model,
-    ModelInfo, ModuleT, Pointwise, VarBuilder, adaptive_avg_pool2d, flatten, relu, trace,
+    BatchNorm, Classifier, Conv2d, Conv2dConfig, Dimensions, Dropout, Init, Input, Layer, Linear, MaxPool2d, Model,
+    ModelInfo, ModuleT, Pointwise, Sequential, Stages, VarBuilder, adaptive_avg_pool2d, flatten,
 };
 
 /// An AlexNet.
@@ -53,87 +54,61 @@ impl Config {
 
 /// Layers one after another under running numbers, as torchvision's older networks are written down: an activation, a pool
 /// and a dropout take a number too, though they have no tensors.
-#[derive(Debug)]
-pub(crate) struct Sequence {
-    steps: Vec<Step>,
-    /// Places that are taken: every convolution, norm, activation, … has a number of its own.
-    places: usize,
+pub(crate) struct Numbered {
+    layers: Vec<Arc<dyn Layer>>,
+    number: usize,
+    stages: Stages,
+    ended: usize,
     vb: VarBuilder,
 }
 
-#[derive(Debug)]
-enum Step {
-    Conv(Conv2d),
-    ConvBn(Box<ConvBn>),
-    Linear(Linear),
-    Relu,
-    Pool(MaxPool2d),
-    Dropout(Dropout),
-}
-
-impl Sequence {
+impl Numbered {
     pub fn new(vb: VarBuilder) -> Self {
-        Self { steps: Vec::new(), places: 0, vb }
+        Self { layers: Vec::new(), number: 0, stages: Stages::default(), ended: 0, vb }
     }
 
-    /// The place of the step to come.
+    /// The place of the layer to come.
     pub fn next(&self) -> VarBuilder {
-        self.vb.pp(self.places)
+        self.vb.pp(self.number)
+    }
+
+    fn push(&mut self, layer: impl Layer) {
+        self.layers.push(Arc::new(layer));
+        self.number += 1;
     }
 
     /// Convolution, BatchNorm if wanted, ReLU.
     pub fn conv(&mut self, c_in: usize, c_out: usize, config: Conv2dConfig, batch_norm: bool) -> Result<()> {
-        let conv = Conv2d::new(c_in, c_out, config, self.next())?;
-        self.places += 1;
+        self.push(Conv2d::new(c_in, c_out, config, self.next())?);
         if batch_norm {
-            let norm = BatchNorm::new(c_out, self.next())?;
-            self.places += 1;
-            self.steps.push(Step::ConvBn(Box::new(ConvBn::new(conv, norm, Some(Pointwise::Relu)))));
-        } else {
-            self.steps.extend([Step::Conv(conv), Step::Relu]);
+            self.push(BatchNorm::new(c_out, self.next())?);
         }
-        self.places += 1;
+        self.push(Pointwise::Relu);
         Ok(())
     }
 
     /// A pooling, which ends a stage.
     pub fn pool(&mut self, pool: MaxPool2d) {
-        self.steps.push(Step::Pool(pool));
-        self.places += 1;
+        self.push(pool);
+        self.ended += 1;
+        self.stages.push(format!("stage{}", self.ended), Sequential::new(std::mem::take(&mut self.layers)));
     }
 
     /// Linear layer, ReLU.
     pub fn linear(&mut self, widths: (usize, usize), weight: Init, bias: Init) -> Result<()> {
-        self.steps.push(Step::Linear(Linear::with_bias(widths.0, widths.1, weight, Some(bias), self.next())?));
-        self.steps.push(Step::Relu);
-        self.places += 2;
+        self.push(Linear::with_bias(widths.0, widths.1, weight, Some(bias), self.next())?);
+        self.push(Pointwise::Relu);
         Ok(())
     }
 
     pub fn dropout(&mut self, p: f64) -> Result<()> {
-        self.steps.push(Step::Dropout(Dropout::new(p, &self.next())?));
-        self.places += 1;
+        self.push(Dropout::new(p, &self.next())?);
         Ok(())
     }
-}
 
-impl ModuleT for Sequence {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let (mut xs, mut pools) = (xs.clone(), 0);
-        for step in &self.steps {
-            xs = match step {
-                Step::Conv(conv) => conv.forward_t(&xs, train)?,
-                Step::ConvBn(unit) => unit.forward_t(&xs, train)?,
-                Step::Linear(linear) => linear.forward_t(&xs, train)?,
-                Step::Relu => relu(&xs)?,
-                Step::Dropout(dropout) => dropout.forward_t(&xs, train)?,
-                Step::Pool(pool) => {
-                    pools += 1;
-                    trace::stage(format!("stage{pools}"), pool.forward(&xs)?)
-                }
-            };
-        }
-        Ok(xs)
+    /// The stages that have ended, and the layers behind the last.
+    pub fn build(self) -> (Stages, Sequential) {
+        (self.stages, Sequential::new(self.layers))
     }
 }
 
@@ -151,8 +126,8 @@ impl ModuleT for Sequence {
 /// ```
 #[derive(Debug)]
 pub struct AlexNet {
-    features: Sequence,
-    hidden: Sequence,
+    features: Stages,
+    hidden: Sequential,
     classifier: Classifier,
     grid: usize,
 }
@@ -171,13 +146,9 @@ impl AlexNet {
         // A norm would cancel the bias before it.
         let conv = |conv: Conv2dConfig| if batch_norm { conv.no_bias() } else { conv };
         let small = conv(Conv2dConfig::new(3).padding(1));
-        let mut features = Sequence::new(vb.pp("features"));
-        features.conv(
-            config.in_chans,
-            64,
-            conv(Conv2dConfig::new(kernel).stride(stride).padding(padding)),
-            batch_norm,
-        )?;
+        let mut features = Numbered::new(vb.pp("features"));
+        let stem = conv(Conv2dConfig::new(kernel).stride(stride).padding(padding));
+        features.conv(config.in_chans, 64, stem, batch_norm)?;
         features.pool(POOL);
         features.conv(64, 192, conv(Conv2dConfig::new(5).padding(2)), batch_norm)?;
         features.pool(POOL);
@@ -186,13 +157,13 @@ impl AlexNet {
         features.conv(256, 256, small, batch_norm)?;
         features.pool(POOL);
 
-        let mut hidden = Sequence::new(vb.pp("classifier"));
+        let mut hidden = Numbered::new(vb.pp("classifier"));
         for c_in in [256 * grid * grid, width] {
             hidden.dropout(dropout)?;
             hidden.linear((c_in, width), Init::TORCH_WEIGHT, Init::torch_bias(c_in))?;
         }
         let classifier = Classifier::new(width, config.num_classes, hidden.next())?;
-        Ok(Self { features, hidden, classifier, grid })
+        Ok(Self { features: features.build().0, hidden: hidden.build().1, classifier, grid })
     }
 }
 
@@ -254,6 +225,7 @@ mod tests {
     use super::*;
     use candle_core::{DType, Device};
     use zoo_core::VarStore;
+    use zoo_core::trace::Graph;
 
     #[test]
     fn a_config_that_makes_no_network_is_an_error() {
@@ -283,7 +255,7 @@ mod tests {
     fn the_smallest_images() {
         for (config, side) in [(Config::alexnet(), 63), (Config::cifar_alexnet(), 15)] {
             let net = AlexNet::new(&config, VarStore::shapes_only().root()).unwrap();
-            let at = |side| trace::Graph::of_model(&net, (3, side, side));
+            let at = |side| Graph::of_model(&net, (3, side, side));
             assert_eq!(at(side).unwrap().nodes.last().unwrap().shape, [1, config.num_classes]);
             assert!(at(side - 1).unwrap_err().to_string().contains("max_pool2d"));
         }

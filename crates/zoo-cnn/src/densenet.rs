@@ -18,12 +18,12 @@
 //! | `cifar_densenet121` | 6 12 24 16 | 32 | 6,956,426 |
 //! | `cifar_densenet_bc_100_12` | 16 16 16 | 12 | 769,162 |
 
-use candle_core::{Module, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use zoo_core::model::Builder;
 use zoo_core::weights::Rename;
 use zoo_core::{
-    AvgPool2d, BatchNorm, Classifier, Conv2d, Conv2dConfig, Dimensions, Dropout, Init, Input, Joined, MaxPool2d, Model,
-    ModelInfo, ModuleT, Pointwise, VarBuilder, global_avg_pool2d, trace,
+    AvgPool2d, BatchNorm, Classifier, Conv2d, Conv2dConfig, DenseBlock, Dimensions, Dropout, Init, Input, MaxPool2d,
+    Model, ModelInfo, ModuleT, Pointwise, Sequential, Stages, VarBuilder, global_avg_pool2d, seq,
 };
 
 /// What stands in front of the first block.
@@ -152,88 +152,33 @@ impl Config {
     }
 }
 
-fn conv(c_in: usize, c_out: usize, config: Conv2dConfig, vb: VarBuilder) -> Result<Conv2d> {
-    Conv2d::new(c_in, c_out, config.no_bias().init(Init::HE_FAN_IN), vb)
+/// BatchNorm, ReLU, convolution, with keys `norm{n}` and `conv{n}`: the paper's H (section 3), in this order since a norm of
+/// its own suits each reader of a map.
+fn norm_relu_conv((c_in, c_out): (usize, usize), kernel: usize, n: &str, vb: &VarBuilder) -> Result<Sequential> {
+    let norm = BatchNorm::new(c_in, vb.pp(format!("norm{n}")))?;
+    let conv = conv(Conv2dConfig::new(kernel).padding(kernel / 2));
+    Ok(seq![norm, Pointwise::Relu, Conv2d::new(c_in, c_out, conv, vb.pp(format!("conv{n}")))?])
 }
 
-/// BatchNorm, ReLU, convolution: the paper's H (section 3), in this order since a norm of its own suits each reader of a map.
-#[derive(Debug)]
-struct NormReluConv {
-    norm: BatchNorm,
-    conv: Conv2d,
+fn conv(config: Conv2dConfig) -> Conv2dConfig {
+    config.no_bias().init(Init::HE_FAN_IN)
 }
 
-impl NormReluConv {
-    /// Its two places are called apart, as the layouts of layers and transitions differ.
-    fn new((c_in, c_out): (usize, usize), config: Conv2dConfig, norm: VarBuilder, at: VarBuilder) -> Result<Self> {
-        Ok(Self { norm: BatchNorm::new(c_in, norm)?, conv: conv(c_in, c_out, config, at)? })
-    }
-}
-
-impl NormReluConv {
-    fn forward_joined(&self, maps: &Joined, train: bool) -> Result<Tensor> {
-        self.conv.forward_t(&self.norm.forward_joined(maps, Some(Pointwise::Relu), train)?, train)
-    }
-}
-
-impl ModuleT for NormReluConv {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        self.conv.forward_t(&self.norm.forward_act(xs, Some(Pointwise::Relu), train)?, train)
-    }
-}
-
-/// One layer of a dense block: (b, c, h, w) -> (b, c + k, h, w), its own maps behind what it reads.
-#[derive(Debug)]
-struct DenseLayer {
-    /// To `bn_size` · k channels with 1x1, if there is such.
-    narrow: Option<NormReluConv>,
-    /// To k with 3x3.
-    conv: NormReluConv,
-    dropout: Dropout,
-    place: String,
-}
-
-impl DenseLayer {
-    fn new(c_in: usize, config: &Config, vb: VarBuilder) -> Result<Self> {
-        let unit = |i: usize, widths, kernel: usize| {
-            let config = Conv2dConfig::new(kernel).padding(kernel / 2);
-            NormReluConv::new(widths, config, vb.pp(format!("norm{i}")), vb.pp(format!("conv{i}")))
-        };
-        let (narrow, conv) = match config.bn_size {
-            None => (None, unit(1, (c_in, config.growth), 3)?),
-            Some(size) => {
-                let width = size * config.growth;
-                (Some(unit(1, (c_in, width), 1)?), unit(2, (width, config.growth), 3)?)
-            }
-        };
-        Ok(Self { narrow, conv, dropout: Dropout::new(config.drop_rate, &vb)?, place: vb.path().to_string() })
-    }
-
-    fn forward(&self, mut maps: Joined, train: bool) -> Result<Joined> {
-        trace::block("DenseLayer", &self.place, || {
-            let ys = match &self.narrow {
-                Some(narrow) => self.conv.forward_t(&narrow.forward_joined(&maps, train)?, train)?,
-                None => self.conv.forward_joined(&maps, train)?,
-            }; // (b, k, h, w)
-            maps.push(self.dropout.forward_t(&ys, train)?)?;
-            Ok(maps)
-        })
-    }
+/// What a layer of a dense block makes of all maps before it, behind which they then stand: (b, c, h, w) -> (b, k, h, w).
+fn dense_layer(c_in: usize, config: &Config, vb: VarBuilder) -> Result<Sequential> {
+    let h = match config.bn_size.map(|size| size * config.growth) {
+        None => norm_relu_conv((c_in, config.growth), 3, "1", &vb)?,
+        Some(width) => {
+            let narrow = norm_relu_conv((c_in, width), 1, "1", &vb)?;
+            seq![narrow, norm_relu_conv((width, config.growth), 3, "2", &vb)?]
+        }
+    };
+    Ok(seq![h, Dropout::new(config.drop_rate, &vb)?].block("DenseLayer", &vb))
 }
 
 /// Between two blocks: (b, c, h, w) -> (b, θ · c, h / 2, w / 2).
-#[derive(Debug)]
-struct Transition {
-    conv: NormReluConv,
-    place: String,
-}
-
-impl Transition {
-    fn forward(&self, maps: &Joined, train: bool) -> Result<Tensor> {
-        trace::block("Transition", &self.place, || {
-            AvgPool2d::new(2, 2).forward(&self.conv.forward_joined(maps, train)?)
-        })
-    }
+fn transition(widths: (usize, usize), vb: VarBuilder) -> Result<Sequential> {
+    Ok(seq![norm_relu_conv(widths, 1, "", &vb)?, AvgPool2d::new(2, 2)].block("Transition", &vb))
 }
 
 /// The network: (b, in_chans, h, w) -> (b, num_classes).
@@ -250,15 +195,11 @@ impl Transition {
 /// ```
 #[derive(Debug)]
 pub struct DenseNet {
-    conv0: Conv2d,
-    norm0: Option<BatchNorm>,
-    pool0: Option<MaxPool2d>,
-    blocks: Vec<Vec<DenseLayer>>,
-    /// One fewer than blocks.
-    transitions: Vec<Transition>,
-    norm5: BatchNorm,
+    stem: Stages,
+    /// Each with what reads all of its maps: a transition, or the last norm.
+    blocks: Vec<DenseBlock>,
     classifier: Classifier,
-    stem: Stem,
+    stem_kind: Stem,
     smallest_image: usize,
 }
 
@@ -271,53 +212,42 @@ impl DenseNet {
         config.check()?;
         let features = vb.pp("features");
         let mut c = config.init_features;
-        let (stem, pool0) = match config.stem {
-            Stem::Shrinking { padding } => {
-                let pool = MaxPool2d { padding: 1, ..MaxPool2d::new(3, 2) };
-                (Conv2dConfig::new(7).stride(2).padding(padding), Some(pool))
-            }
-            Stem::Small | Stem::Bare => (Conv2dConfig::new(3).padding(1), None),
+        let first = match config.stem {
+            Stem::Shrinking { padding } => Conv2dConfig::new(7).stride(2).padding(padding),
+            Stem::Small | Stem::Bare => Conv2dConfig::new(3).padding(1),
         };
-        let conv0 = conv(config.in_chans, c, stem, features.pp("conv0"))?;
-        // Without one, the first layer's own norm is the first.
-        let norm0 = (config.stem != Stem::Bare).then(|| BatchNorm::new(c, features.pp("norm0"))).transpose()?;
+        let mut layers = seq![Conv2d::new(config.in_chans, c, conv(first), features.pp("conv0"))?];
+        if config.stem != Stem::Bare {
+            // Without one, the first layer's own norm is the first.
+            layers = seq![layers, BatchNorm::new(c, features.pp("norm0"))?, Pointwise::Relu];
+        }
+        if let Stem::Shrinking { .. } = config.stem {
+            layers = seq![layers, MaxPool2d { padding: 1, ..MaxPool2d::new(3, 2) }];
+        }
+        let mut stem = Stages::default();
+        stem.push("stem", layers);
 
-        let (mut blocks, mut transitions) = (Vec::new(), Vec::new());
+        let mut blocks = Vec::new();
         for (i, &layers) in config.blocks.iter().enumerate() {
-            if i > 0 {
-                // The transition in front of a block has the number of the block behind it.
-                let vb = features.pp(format!("transition{i}"));
-                let kept = (c as f64 * config.compression) as usize;
-                let (norm, at) = (vb.pp("norm"), vb.pp("conv"));
-                let conv = NormReluConv::new((c, kept), Conv2dConfig::new(1), norm, at)?;
-                transitions.push(Transition { conv, place: vb.path().to_string() });
-                c = kept;
-            }
-            let vb = features.pp(format!("denseblock{}", i + 1));
+            let name = format!("denseblock{}", i + 1);
             let mut block = Vec::with_capacity(layers);
             for j in 0..layers {
-                block.push(DenseLayer::new(c, config, vb.pp(format!("denselayer{}", j + 1)))?);
+                block.push(dense_layer(c, config, features.pp(&name).pp(format!("denselayer{}", j + 1)))?);
                 c += config.growth;
             }
-            blocks.push(block);
+            let reader = if i + 1 < config.blocks.len() {
+                let kept = (c as f64 * config.compression) as usize;
+                let widths = (std::mem::replace(&mut c, kept), kept);
+                transition(widths, features.pp(format!("transition{}", i + 1)))?
+            } else {
+                seq![BatchNorm::new(c, features.pp("norm5"))?, Pointwise::Relu]
+            };
+            blocks.push(DenseBlock::new(block, reader, name));
         }
-        let norm5 = BatchNorm::new(c, features.pp("norm5"))?;
         let bias = Some(Init::ZEROS);
         let classifier = Classifier::with(c, config.num_classes, Init::TORCH_WEIGHT, bias, vb.pp("classifier"))?;
-        let (stem, smallest_image) = (config.stem, config.smallest_image());
-        Ok(Self { conv0, norm0, pool0, blocks, transitions, norm5, classifier, stem, smallest_image })
-    }
-
-    /// (b, in_chans, 224, 224) -> (b, 64, 56, 56); without pooling, h and w stay.
-    fn stem(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let mut xs = self.conv0.forward_t(xs, train)?;
-        if let Some(norm) = &self.norm0 {
-            xs = norm.forward_act(&xs, Some(Pointwise::Relu), train)?;
-        }
-        match &self.pool0 {
-            Some(pool) => pool.forward(&xs),
-            None => Ok(xs),
-        }
+        let (stem_kind, smallest_image) = (config.stem, config.smallest_image());
+        Ok(Self { stem, blocks, classifier, stem_kind, smallest_image })
     }
 }
 
@@ -329,21 +259,12 @@ impl Model for DenseNet {
             bail!(
                 "densenet: behind the stem {:?} nothing is left of an image of {h}x{w} for the last of {} blocks: take one of \
                  {smallest}x{smallest} at least, a stem with more padding, or Stem::Small",
-                self.stem,
+                self.stem_kind,
                 self.blocks.len()
             )
         }
-        let mut maps = Joined::new(trace::stage("stem", self.stem(xs, train)?), train)?;
-        for (i, block) in self.blocks.iter().enumerate() {
-            if i > 0 {
-                maps = Joined::new(self.transitions[i - 1].forward(&maps, train)?, train)?;
-            }
-            maps = block.iter().try_fold(maps, |maps, layer| layer.forward(maps, train))?;
-            if trace::is_watched() {
-                trace::stage(format!("denseblock{}", i + 1), maps.whole()?);
-            }
-        }
-        self.norm5.forward_joined(&maps, Some(Pointwise::Relu), train)
+        let xs = self.stem.forward_t(xs, train)?; // (b, 64, 56, 56); without pooling, h and w stay
+        self.blocks.iter().try_fold(xs, |xs, block| block.forward_t(&xs, train))
     }
 
     fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> {
@@ -410,6 +331,7 @@ mod tests {
     use super::*;
     use candle_core::{DType, Device};
     use zoo_core::VarStore;
+    use zoo_core::trace::Graph;
 
     fn count(config: &Config) -> usize {
         let store = VarStore::shapes_only();
@@ -452,7 +374,7 @@ mod tests {
             (Config::cifar_bc(10, 12).unwrap(), 4),
         ] {
             let net = DenseNet::new(&config, VarStore::shapes_only().root()).unwrap();
-            let at = |side| trace::Graph::of_model(&net, (3, side, side));
+            let at = |side| Graph::of_model(&net, (3, side, side));
             let graph = at(side).unwrap();
             let last = graph.nodes.iter().rfind(|node| node.kind == "Concat").unwrap();
             assert_eq!(last.shape[2..], [1, 1], "{side}: {:?}", config.stem);
@@ -467,10 +389,11 @@ mod tests {
     fn a_layer_drops_its_own_maps_only() {
         let config = Config { drop_rate: 0.5, ..Config::densenet121() };
         let store = VarStore::new(0, DType::F32, &Device::Cpu);
-        let layer = DenseLayer::new(8, &config, store.root()).unwrap();
+        let layer = dense_layer(8, &config, store.root()).unwrap();
+        let block = DenseBlock::new(vec![layer], Sequential::default(), "block");
         let xs = Tensor::randn(0f32, 1., (2, 8, 6, 6), &Device::Cpu).unwrap();
         let channels = |ys: &Tensor, from, n| ys.narrow(1, from, n).unwrap().flatten_all().unwrap().to_vec1::<f32>();
-        let run = || layer.forward(Joined::new(xs.clone(), true).unwrap(), true).unwrap().whole().unwrap();
+        let run = || block.forward_t(&xs, true).unwrap();
         let (once, again) = (run(), run());
         assert_eq!(channels(&once, 0, 8).unwrap(), channels(&xs, 0, 8).unwrap());
         assert_ne!(channels(&once, 8, 32).unwrap(), channels(&again, 8, 32).unwrap());

@@ -17,12 +17,12 @@
 
 use candle_core::{Device, Module, Result, Tensor, bail};
 use zoo_core::model::Auxiliary;
-use zoo_core::tape::{self, outputs_on_tape};
+use zoo_core::tape::{self, recorded_all};
 use zoo_core::weights::Rename;
 use zoo_core::{
-    BatchNorm, BatchNormConfig, Classifier, Conv2d, Conv2dConfig, ConvBn, Dimensions, Dropout, Init, Input, Linear,
-    MaxPool2d, Model, ModelInfo, ModuleT, Pointwise, VarBuilder, adaptive_avg_pool2d, concat, flatten,
-    global_avg_pool2d, relu, trace,
+    BatchNormConfig, Classifier, Concat, Conv2dConfig, Dimensions, Dropout, Init, Input, Linear, MaxPool2d, Model,
+    ModelInfo, ModuleT, Pointwise, Sequential, Stages, VarBuilder, adaptive_avg_pool2d, conv_bn, flatten,
+    global_avg_pool2d, relu, seq, trace,
 };
 
 /// A GoogLeNet.
@@ -73,11 +73,10 @@ impl Config {
 const START: Init = Init::TruncatedNormal { std: 0.01 };
 
 /// Convolution without bias, BatchNorm, ReLU, at `conv` and `bn`; a stride of 1 keeps the size.
-fn conv_bn(c_in: usize, c_out: usize, kernel: usize, stride: usize, vb: VarBuilder) -> Result<ConvBn> {
+fn conv(c_in: usize, c_out: usize, kernel: usize, stride: usize, vb: VarBuilder) -> Result<Sequential> {
     let conv = Conv2dConfig::new(kernel).stride(stride).padding(kernel / 2).no_bias().init(START);
-    let bn = BatchNormConfig { eps: 1e-3, ..Default::default() };
-    let (conv, bn) = (Conv2d::new(c_in, c_out, conv, vb.pp("conv"))?, BatchNorm::with(c_out, bn, vb.pp("bn"))?);
-    Ok(ConvBn::new(conv, bn, Some(Pointwise::Relu)))
+    let norm = BatchNormConfig { eps: 1e-3, ..Default::default() };
+    conv_bn((c_in, c_out), conv, norm, Some(Pointwise::Relu), (vb.pp("conv"), vb.pp("bn")))
 }
 
 /// The widths that 1x1 convolutions take the input to, so that the larger kernels see fewer channels.
@@ -137,15 +136,10 @@ impl InceptionConfig {
 /// assert_eq!(module.forward_t(&xs, false)?.dims(), &[1, 256, 14, 14]);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Inception {
-    branch1: ConvBn,
-    branch2: Vec<ConvBn>,
-    branch3: Vec<ConvBn>,
-    /// Behind the pooling.
-    branch4: Vec<ConvBn>,
+    module: Sequential,
     c_out: usize,
-    place: String,
 }
 
 impl Inception {
@@ -159,20 +153,25 @@ impl Inception {
         if c_in == 0 || [one, three, five].contains(&0) || reduced.contains(&0) || large_kernel.is_multiple_of(2) {
             bail!("{}: an Inception module needs widths above 0 and an odd kernel, got {config:?}", vb.path())
         }
-        let branch1 = conv_bn(c_in, one, 1, 1, vb.pp("branch1"))?;
         // A convolution, with a 1x1 reduction in front if there is one.
-        let branch = |name: &str, reduced: Option<usize>, c_out: usize, kernel: usize| -> Result<Vec<ConvBn>> {
+        let branch = |name: &str, reduced: Option<usize>, c_out: usize, kernel: usize| -> Result<Sequential> {
             let vb = vb.pp(name);
-            let Some(c) = reduced else { return Ok(vec![conv_bn(c_in, c_out, kernel, 1, vb)?]) };
-            Ok(vec![conv_bn(c_in, c, 1, 1, vb.pp(0))?, conv_bn(c, c_out, kernel, 1, vb.pp(1))?])
+            let Some(c) = reduced else { return conv(c_in, c_out, kernel, 1, vb) };
+            Ok(seq![conv(c_in, c, 1, 1, vb.pp(0))?, conv(c, c_out, kernel, 1, vb.pp(1))?])
         };
-        let branch2 = branch("branch2", reduction.map(|r| r.three), three, 3)?;
-        let branch3 = branch("branch3", reduction.map(|r| r.five), five, large_kernel)?;
-        // torchvision's pooling has the number 0.
-        let project = |r: Reduction| conv_bn(c_in, r.pool, 1, 1, vb.pp("branch4").pp(1));
-        let branch4 = reduction.map(project).transpose()?.into_iter().collect();
+        let pool = MaxPool2d { kernel: 3, stride: 1, padding: 1, ceil_mode: true };
+        let mut branches = vec![
+            branch("branch1", None, one, 1)?,
+            branch("branch2", reduction.map(|r| r.three), three, 3)?,
+            branch("branch3", reduction.map(|r| r.five), five, large_kernel)?,
+        ];
+        branches.push(match reduction {
+            // torchvision's pooling has the number 0.
+            Some(r) => seq![pool, conv(c_in, r.pool, 1, 1, vb.pp("branch4").pp(1))?],
+            None => seq![pool],
+        });
         let c_out = one + three + five + reduction.map_or(c_in, |r| r.pool);
-        Ok(Self { branch1, branch2, branch3, branch4, c_out, place: vb.path().to_string() })
+        Ok(Self { module: seq![Concat::new(branches)].block("Inception", &vb), c_out })
     }
 
     /// Channels of the output.
@@ -183,15 +182,7 @@ impl Inception {
 
 impl ModuleT for Inception {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        const POOL: MaxPool2d = MaxPool2d { kernel: 3, stride: 1, padding: 1, ceil_mode: true };
-        let chain = |xs: Tensor, branch: &[ConvBn]| branch.iter().try_fold(xs, |xs, conv| conv.forward_t(&xs, train));
-        trace::block("Inception", &self.place, || {
-            let one = self.branch1.forward_t(xs, train)?;
-            let three = chain(xs.clone(), &self.branch2)?;
-            let five = chain(xs.clone(), &self.branch3)?;
-            let pool = chain(POOL.forward(xs)?, &self.branch4)?;
-            concat(&[&one, &three, &five, &pool], 1) // (b, c_out, h, w)
-        })
+        self.module.forward_t(xs, train)
     }
 }
 
@@ -199,29 +190,29 @@ impl ModuleT for Inception {
 /// a short way. (b, c, h, w) -> (b, num_classes)
 #[derive(Debug)]
 struct InceptionAux {
-    conv: ConvBn,
+    conv: Sequential,
     fc1: Linear,
     dropout: Dropout,
     fc2: Classifier,
-    place: String,
+    vb: VarBuilder,
 }
 
 impl InceptionAux {
     fn new(c_in: usize, config: &Config, vb: VarBuilder) -> Result<Self> {
         let bias = |c_in| Some(Init::torch_bias(c_in));
         Ok(Self {
-            conv: conv_bn(c_in, 128, 1, 1, vb.pp("conv"))?,
+            conv: conv(c_in, 128, 1, 1, vb.pp("conv"))?,
             fc1: Linear::with_bias(2048, 1024, START, bias(2048), vb.pp("fc1"))?,
             dropout: Dropout::new(config.auxiliary_dropout, &vb)?,
             fc2: Classifier::with(1024, config.num_classes, START, bias(1024), vb.pp("fc2"))?,
-            place: vb.path().to_string(),
+            vb,
         })
     }
 }
 
 impl ModuleT for InceptionAux {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        trace::block("InceptionAux", &self.place, || {
+        trace::block("InceptionAux", self.vb.path(), || {
             let cells = adaptive_avg_pool2d(xs, (4, 4))?; // (b, c, 4, 4)
             let ys = flatten(&self.conv.forward_t(&cells, train)?)?; // (b, 128 * 4 * 4)
             let ys = relu(&self.fc1.forward_t(&ys, train)?)?;
@@ -268,13 +259,10 @@ const fn pool(kernel: usize) -> MaxPool2d {
 #[derive(Debug)]
 pub struct GoogLeNet {
     transform_input: bool,
-    shrinking_stem: bool,
-    conv1: ConvBn,
-    conv2: ConvBn,
-    conv3: ConvBn,
-    inception3: Vec<Inception>,
+    stem: Stages,
+    inception3: Stages,
     inception4: Vec<Inception>,
-    inception5: Vec<Inception>,
+    inception5: Stages,
     /// Each with the index of the module in `inception4` that it reads.
     auxiliary: Vec<(usize, InceptionAux)>,
     dropout: Dropout,
@@ -291,22 +279,28 @@ impl GoogLeNet {
             bail!("googlenet: transform_input wants images of 3 channels, not {}: turn it off", config.in_chans)
         }
         let (kernel, stride) = if config.shrinking_stem { (7, 2) } else { (3, 1) };
-        let conv1 = conv_bn(config.in_chans, 64, kernel, stride, vb.pp("conv1"))?;
-        let conv2 = conv_bn(64, 64, 1, 1, vb.pp("conv2"))?;
-        let conv3 = conv_bn(64, 192, 3, 1, vb.pp("conv3"))?;
+        let conv1 = conv(config.in_chans, 64, kernel, stride, vb.pp("conv1"))?;
+        let (conv2, conv3) = (conv(64, 64, 1, 1, vb.pp("conv2"))?, conv(64, 192, 3, 1, vb.pp("conv3"))?);
+        let (mut stem, mut inception3, mut inception5) = Default::default();
+        Stages::push(&mut stem, "stem", match config.shrinking_stem {
+            true => seq![conv1, pool(3), conv2, conv3, pool(3)], // (b, 192, 28, 28)
+            false => seq![conv1, conv2, conv3],
+        });
 
         let mut c_in = 192;
-        let [mut inception3, mut inception4, mut inception5] = [Vec::new(), Vec::new(), Vec::new()];
+        let [mut modules3, mut inception4, mut modules5] = [Vec::new(), Vec::new(), Vec::new()];
         for (name, columns) in TABLE {
             let module = InceptionConfig { large_kernel: config.large_kernel, ..InceptionConfig::reduced(columns) };
             let module = Inception::new(c_in, &module, vb.pp(format!("inception{name}")))?;
             c_in = module.c_out();
             match &name[..1] {
-                "3" => inception3.push(module),
+                "3" => modules3.push(module),
                 "4" => inception4.push(module),
-                _ => inception5.push(module),
+                _ => modules5.push(module),
             }
         }
+        Stages::push(&mut inception3, "inception3", modules3.into_iter().collect());
+        Stages::push(&mut inception5, "inception5", modules5.into_iter().collect());
         let mut auxiliary = Vec::new();
         if config.auxiliary {
             for (name, after) in [("aux1", 0), ("aux2", 3)] {
@@ -315,45 +309,25 @@ impl GoogLeNet {
         }
         let dropout = Dropout::new(config.dropout, &vb)?;
         let fc = Classifier::with(c_in, config.num_classes, START, Some(Init::torch_bias(c_in)), vb.pp("fc"))?;
-        let &Config { transform_input, shrinking_stem, .. } = config;
-        Ok(Self {
-            transform_input,
-            shrinking_stem,
-            conv1,
-            conv2,
-            conv3,
-            inception3,
-            inception4,
-            inception5,
-            auxiliary,
-            dropout,
-            fc,
-        })
-    }
-
-    /// (b, in_chans, 224, 224) -> (b, 192, 28, 28); with the stem for small images, h and w stay.
-    fn stem(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let pool = |xs: Tensor| if self.shrinking_stem { pool(3).forward(&xs) } else { Ok(xs) };
-        let xs = if self.transform_input { to_unit_range(xs)? } else { xs.clone() };
-        let xs = pool(self.conv1.forward_t(&xs, train)?)?; // (b, 64, 56, 56)
-        pool(self.conv3.forward_t(&self.conv2.forward_t(&xs, train)?, train)?)
+        let transform_input = config.transform_input;
+        Ok(Self { transform_input, stem, inception3, inception4, inception5, auxiliary, dropout, fc })
     }
 
     /// The last map, and the auxiliary logits if they are wanted.
     fn run(&self, xs: &Tensor, train: bool, auxiliary: bool) -> Result<(Tensor, Vec<Auxiliary>)> {
-        let chain = |xs: Tensor, modules: &[Inception]| modules.iter().try_fold(xs, |xs, m| m.forward_t(&xs, train));
-        let mut heard = Vec::new();
-        let xs = trace::stage("stem", self.stem(xs, train)?); // (b, 192, 28, 28)
-        let xs = trace::stage("inception3", chain(xs, &self.inception3)?); // (b, 480, 28, 28)
+        let mut aux_logits = Vec::new();
+        let xs = if self.transform_input { to_unit_range(xs)? } else { xs.clone() };
+        let xs = self.stem.forward_t(&xs, train)?;
+        let xs = self.inception3.forward_t(&xs, train)?; // (b, 480, 28, 28)
         let mut xs = pool(3).forward(&xs)?; // (b, 480, 14, 14)
         for (i, module) in self.inception4.iter().enumerate() {
             xs = module.forward_t(&xs, train)?;
             for (_, head) in self.auxiliary.iter().filter(|(after, _)| auxiliary && *after == i) {
-                heard.push(Auxiliary { logits: head.forward_t(&xs, train)?, loss_weight: AUXILIARY_LOSS_WEIGHT });
+                aux_logits.push(Auxiliary { logits: head.forward_t(&xs, train)?, loss_weight: AUXILIARY_LOSS_WEIGHT });
             }
         }
         let xs = pool(2).forward(&trace::stage("inception4", xs))?; // (b, 832, 7, 7)
-        Ok((trace::stage("inception5", chain(xs, &self.inception5)?), heard)) // (b, 1024, 7, 7)
+        Ok((self.inception5.forward_t(&xs, train)?, aux_logits)) // (b, 1024, 7, 7)
     }
 }
 
@@ -365,7 +339,7 @@ fn to_unit_range(xs: &Tensor) -> Result<Tensor> {
     };
     let (scale, shift) = (channels(std.map(|s| s / 0.5))?, channels(mean.map(|m| (m - 0.5) / 0.5))?);
     trace::op("Normalize", String::new, &[xs], || {
-        tape::candle(&[xs], |xs| xs[0].broadcast_mul(&scale)?.broadcast_add(&shift))
+        tape::foreign_op(&[xs], |xs| xs[0].broadcast_mul(&scale)?.broadcast_add(&shift))
     })
 }
 
@@ -390,8 +364,8 @@ impl Model for GoogLeNet {
     /// In training with [`Config::auxiliary`], the logits of `aux1` and `aux2` too, each with a loss weight of 0.3.
     fn forward_auxiliary(&self, xs: &Tensor, train: bool) -> Result<(Tensor, Vec<Auxiliary>)> {
         let mut weights = Vec::new();
-        let logits = outputs_on_tape(xs, train, |xs| {
-            let (features, auxiliary) = self.run(xs, train, train)?;
+        let logits = recorded_all(&[xs], train, |inputs| {
+            let (features, auxiliary) = self.run(&inputs[0], train, train)?;
             weights = auxiliary.iter().map(|head| head.loss_weight).collect();
             let main = self.forward_head(&features, train)?;
             Ok([main].into_iter().chain(auxiliary.into_iter().map(|head| head.logits)).collect())

@@ -7,9 +7,9 @@ use zoo_core::ModelInfo;
 pub mod alexnet;
 pub mod densenet;
 pub mod googlenet;
-pub mod plain_cnn;
+pub mod template_cnn;
 pub mod vgg;
 
 /// Every model of this family, file by file.
 pub const MODELS: &[&[ModelInfo]] =
-    &[alexnet::MODELS, densenet::MODELS, googlenet::MODELS, plain_cnn::MODELS, vgg::MODELS];
+    &[alexnet::MODELS, densenet::MODELS, googlenet::MODELS, template_cnn::MODELS, vgg::MODELS];

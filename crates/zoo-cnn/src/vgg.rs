@@ -14,12 +14,12 @@
 //!
 //! The CIFAR form keeps the number of its configuration in its name, though it has two layers fewer.
 
-use crate::alexnet::Sequence;
+use crate::alexnet::Numbered;
 use candle_core::{Result, Tensor, bail};
 use zoo_core::model::Builder;
 use zoo_core::weights::{Layout, Rename, Source, Weights};
 use zoo_core::{
-    Classifier, Conv2dConfig, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo, ModuleT, VarBuilder,
+    Classifier, Conv2dConfig, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo, ModuleT, Sequential, VarBuilder,
     adaptive_avg_pool2d, flatten,
 };
 
@@ -136,9 +136,9 @@ impl Config {
 /// ```
 #[derive(Debug)]
 pub struct Vgg {
-    features: Sequence,
+    features: zoo_core::Stages,
     grid: usize,
-    hidden: Sequence,
+    hidden: Sequential,
     classifier: Classifier,
 }
 
@@ -151,7 +151,7 @@ impl Vgg {
     /// # Errors
     /// A stage without convolutions, a grid or width of 0, a dropout rate outside 0..1.
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
-        let mut features = Sequence::new(vb.pp("features"));
+        let mut features = Numbered::new(vb.pp("features"));
         let mut c_in = config.in_chans;
         for widths in config.stages {
             if widths.is_empty() || widths.contains(&0) {
@@ -165,7 +165,7 @@ impl Vgg {
             features.pool(MaxPool2d::new(2, 2)); // halves h and w
         }
 
-        let mut hidden = Sequence::new(vb.pp("classifier"));
+        let mut hidden = Numbered::new(vb.pp("classifier"));
         let (grid, classifier) = match config.head {
             Head::Linear => (1, Classifier::new(c_in, config.num_classes, vb.pp("classifier"))?),
             Head::Hidden { grid, width, .. } if grid == 0 || width == 0 => {
@@ -179,7 +179,7 @@ impl Vgg {
                 (grid, Classifier::with(width, config.num_classes, LINEAR, Some(Init::ZEROS), hidden.next())?)
             }
         };
-        Ok(Self { features, grid, hidden, classifier })
+        Ok(Self { features: features.build().0, grid, hidden: hidden.build().1, classifier })
     }
 }
 

@@ -23,6 +23,7 @@
 #![deny(missing_docs)]
 
 pub mod init;
+pub mod inspect;
 pub mod loss;
 pub mod memory;
 pub mod model;
@@ -34,34 +35,25 @@ pub mod trace;
 pub mod vars;
 pub mod weights;
 
-mod activation;
-mod attention;
-mod combine;
-mod conv;
-mod drop;
+mod fuse;
 mod kernels;
-mod linear;
-mod norm;
-mod patch;
-mod pool;
-mod squeeze_excite;
+mod layers;
+mod op;
+mod pass;
 mod storage;
 #[cfg(test)]
 mod testing;
 
-pub use activation::{activate, relu, softmax};
-pub use attention::{SelfAttention, merge_heads, scaled_dot_product_attention, split_heads};
-pub use combine::{Joined, add, channel_shuffle, concat, flatten, pad_channels, transpose};
-pub use conv::{Conv2d, Conv2dConfig, ConvBn};
-pub use drop::Dropout;
 pub use init::{Fan, Init};
-pub use linear::{Classifier, Linear, MlpBlock};
+pub use layers::{
+    AvgPool2d, BatchNorm, BatchNormConfig, ChannelShuffle, Classifier, Concat, Conv2d, Conv2dConfig, DenseBlock, Dropout,
+    Layer, LayerNorm, Linear, MaxPool2d, MlpBlock, PadChannels, PatchEmbed, Residual, SelfAttention, Sequential,
+    SqueezeExcite, SqueezeExciteConfig, Stages, Transpose, activate, adaptive_avg_pool2d, add, channel_shuffle, concat,
+    conv_bn, flatten, global_avg_pool2d, merge_heads, pad_channels, relu, scaled_dot_product_attention, softmax,
+    split_heads, transpose,
+};
 pub use model::{
     Auxiliary, Dimensions, Input, Interpolation, Model, ModelInfo, ModelOptions, ModuleT, SequenceInfo, SequenceModel,
 };
-pub use norm::{BatchNorm, BatchNormConfig, BatchNormSettings, LayerNorm};
 pub use ops::Pointwise;
-pub use patch::PatchEmbed;
-pub use pool::{AvgPool2d, MaxPool2d, adaptive_avg_pool2d, global_avg_pool2d};
-pub use squeeze_excite::{SqueezeExcite, SqueezeExciteConfig};
-pub use vars::{Slot, VarBuilder, VarKind, VarStore, weight_for};
+pub use vars::{BatchNormSettings, Slot, VarBuilder, VarKind, VarStore, weight_for};

@@ -1,8 +1,8 @@
 //! What every network of the zoo offers, and how one is registered.
 
-use crate::linear::Classifier;
+use crate::layers::Classifier;
 use crate::ops::cross_entropy;
-use crate::tape::{self, by_images, on_tape};
+use crate::tape::{self, in_chunks, recorded};
 use crate::trace;
 use crate::vars::{VarBuilder, VarStore};
 use crate::weights::{Layout, LoadOptions, Rename};
@@ -25,8 +25,8 @@ pub trait Model: Send + Sync {
     /// An input whose shape does not fit the network.
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         match self.evaluation_chunk() {
-            Some(images) => by_images(xs, train, images, |xs| self.logits(xs, train)),
-            None => on_tape(xs, train, |xs| self.logits(xs, train)),
+            Some(images) => in_chunks(xs, train, images, |xs| self.logits(xs, train)),
+            None => recorded(xs, train, |xs| self.logits(xs, train)),
         }
     }
 
@@ -100,7 +100,7 @@ pub trait Model: Send + Sync {
         let mut loss = cross_entropy(&logits, labels, label_smoothing)?;
         for head in auxiliary {
             let own = cross_entropy(&head.logits, labels, label_smoothing)?;
-            loss = tape::candle(&[&loss, &own], |terms| &terms[0] + (&terms[1] * head.loss_weight)?)?;
+            loss = tape::foreign_op(&[&loss, &own], |terms| &terms[0] + (&terms[1] * head.loss_weight)?)?;
         }
         Ok((loss, logits))
     }
@@ -308,7 +308,7 @@ impl ModelInfo {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tape::{outputs_on_tape, value_and_grad};
+    use crate::tape::{recorded_all, value_and_grad};
     use crate::{Linear, relu};
     use candle_core::{DType, Device};
 
@@ -337,7 +337,8 @@ mod tests {
         }
 
         fn forward_auxiliary(&self, xs: &Tensor, train: bool) -> Result<(Tensor, Vec<Auxiliary>)> {
-            let outputs = outputs_on_tape(xs, train, |xs| {
+            let outputs = recorded_all(&[xs], train, |inputs| {
+                let xs = &inputs[0];
                 let features = self.forward_features(xs, train)?;
                 Ok(vec![self.forward_head(&features, train)?, self.aux.forward_t(&features, train)?])
             })?;

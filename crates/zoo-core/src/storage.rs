@@ -1,7 +1,9 @@
 //! From tensors to the slices that the kernels work on, and back.
 
 use crate::kernels::Real;
-use candle_core::{CpuStorage, Device, Layout, Result, Shape, Storage, Tensor, bail};
+use crate::kernels::batch_norm::add_to;
+use candle_core::backend::BackendStorage;
+use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Result, Shape, Storage, Tensor, bail};
 use std::any::Any;
 
 /// Runs a generic kernel for the element type that a storage holds.
@@ -87,4 +89,54 @@ pub(crate) fn with_elements<T: Real, R>(
 /// A tensor of elements that a kernel has made.
 pub(crate) fn tensor<T: Real>(elements: Vec<T>, shape: impl Into<Shape>) -> Result<Tensor> {
     Tensor::from_vec(elements, shape.into(), &Device::Cpu)
+}
+
+/// Adds `from` to `to`, which is contiguous, in `to`'s memory; see [`has_whole_rows`].
+pub(crate) fn add_in_place(to: &Tensor, from: &Tensor) -> Result<()> {
+    to.inplace_op2(from, &AddTo)
+}
+
+/// The first tensor gets the second added.
+struct AddTo;
+
+impl InplaceOp2 for AddTo {
+    fn name(&self) -> &'static str {
+        "add in place"
+    }
+
+    fn cpu_fwd(&self, to: &mut CpuStorage, to_layout: &Layout, from: &CpuStorage, from_layout: &Layout) -> Result<()> {
+        let Some((start, end)) = to_layout.contiguous_offsets() else {
+            bail!("add in place: wants contiguous tensors, got strides {:?}", to_layout.stride())
+        };
+        match to {
+            CpuStorage::F32(to) => add_rows(&mut to[start..end], from, from_layout),
+            CpuStorage::F64(to) => add_rows(&mut to[start..end], from, from_layout),
+            other => bail!("add in place: no CPU kernel for {:?}", other.dtype()),
+        }
+    }
+}
+
+/// Adds a tensor that is contiguous within its rows, as a slice of channels is.
+fn add_rows<T: Real>(to: &mut [T], from: &CpuStorage, layout: &Layout) -> Result<()> {
+    if layout.is_contiguous() {
+        add_to(to, elements("add in place", from, layout)?);
+        return Ok(());
+    }
+    let rows = layout.dims()[0];
+    let from = &T::cpu_storage_as_slice(from)?[layout.start_offset()..];
+    let (row, step) = (to.len() / rows, layout.stride()[0]);
+    to.chunks_exact_mut(row).zip(from.chunks(step)).for_each(|(to, from)| add_to(to, &from[..row]));
+    Ok(())
+}
+
+/// Whether [`add_in_place`] can read a tensor: contiguous within its rows, as a slice of channels is.
+pub(crate) fn has_whole_rows(from: &Tensor) -> bool {
+    let (dims, stride) = (from.dims(), from.stride());
+    let mut each = 1;
+    let rows = dims.iter().zip(stride).skip(1).rev().all(|(&n, &step)| {
+        let fits = n == 1 || step == each;
+        each *= n;
+        fits
+    });
+    from.is_contiguous() || (rows && from.rank() > 1 && stride[0] >= each && from.elem_count() > 0)
 }

@@ -1,6 +1,6 @@
 //! Where a program's work begins: inside the pool of threads that the kernels run in.
 
-use crate::tape;
+use crate::pass::isolated;
 use std::sync::{Mutex, TryLockError};
 
 /// Whether the pool has somebody's work already.
@@ -22,7 +22,7 @@ static TAKEN: Mutex<()> = Mutex::new(());
 pub fn in_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
     if rayon::current_thread_index().is_some() {
         // A pool's thread, perhaps one that waits inside another work's operation.
-        return tape::apart(work);
+        return isolated(work);
     }
     let _taken = match TAKEN.try_lock() {
         Ok(guard) => guard,
@@ -31,13 +31,14 @@ pub fn in_pool<R: Send>(work: impl FnOnce() -> R + Send) -> R {
         Err(TryLockError::WouldBlock) => return work(),
     };
     // The thread that begins it may be one that waits, too.
-    rayon::scope(|_| tape::apart(work))
+    rayon::scope(|_| isolated(work))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tape::{is_recorded, on_tape};
+    use crate::pass::is_on_tape;
+    use crate::tape::recorded;
     use candle_core::{DType, Device, Result, Tensor};
     use std::sync::mpsc::channel;
     use std::thread;
@@ -69,11 +70,11 @@ mod tests {
         let xs = Tensor::ones((1, 2), DType::F32, &Device::Cpu)?;
         rayon::scope(|_| {
             for _ in 0..100 {
-                on_tape(&xs, true, |xs| {
-                    assert!(is_recorded(xs));
+                recorded(&xs, true, |xs| {
+                    assert!(is_on_tape(xs));
                     // Even for a tensor that the pass knows: the work begins afresh.
                     let known = xs.clone();
-                    let visitor = thread::spawn(move || in_pool(|| is_recorded(&known)));
+                    let visitor = thread::spawn(move || in_pool(|| is_on_tape(&known)));
                     while !visitor.is_finished() {
                         rayon::yield_now();
                     }

@@ -5,7 +5,6 @@
 //! optimizer sees, and a store can be built from shapes only, to count a 600 MB network without allocating it.
 
 use crate::init::Init;
-use crate::norm::BatchNormSettings;
 use crate::rng::Rng;
 use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
 use std::collections::{BTreeMap, HashMap};
@@ -32,6 +31,36 @@ pub struct Slot {
     pub shape: Shape,
     /// The variable; `None` in a store of shapes only.
     pub var: Option<Var>,
+}
+
+/// What a [`VarStore`] changes in every [`BatchNorm`](crate::BatchNorm) that is built in it, whatever the network's own config
+/// says: for ablations. Keys and parameters stay as they are.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use zoo_core::{BatchNorm, BatchNormSettings, ModuleT, VarStore};
+/// let store = VarStore::new(0, DType::F32, &Device::Cpu);
+/// store.set_batch_norm(BatchNormSettings { normalize: false, ..BatchNormSettings::default() });
+/// let norm = BatchNorm::new(1, store.root())?;
+/// let xs = Tensor::new(&[[3f32], [5.]], &Device::Cpu)?;
+/// // The weight starts at 1, the bias at 0.
+/// assert_eq!(norm.forward_t(&xs, true)?.to_vec2::<f32>()?, [[3.], [5.]]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct BatchNormSettings {
+    /// Instead of [`BatchNormConfig::momentum`](crate::BatchNormConfig::momentum).
+    pub momentum: Option<f64>,
+    /// Instead of [`BatchNormConfig::eps`](crate::BatchNormConfig::eps).
+    pub eps: Option<f64>,
+    /// With `false` a layer is y = weight · x + bias: it reads no statistics, and its running ones never move.
+    pub normalize: bool,
+}
+
+impl Default for BatchNormSettings {
+    fn default() -> Self {
+        Self { momentum: None, eps: None, normalize: true }
+    }
 }
 
 #[derive(Debug)]

@@ -48,7 +48,7 @@ fn check(name: &str, shapes: &[&[usize]], f: impl Fn(&[Tensor]) -> Result<Tensor
 /// The same check on the kernel and on the composition of candle's ops.
 fn check_both(name: &str, shapes: &[&[usize]], f: impl Fn(&[Tensor]) -> Result<Tensor>) {
     check(name, shapes, &f);
-    check(name, shapes, |inputs| ops::composed(|| f(inputs)));
+    check(name, shapes, |inputs| ops::with_fallback(|| f(inputs)));
 }
 
 fn conv(stride: usize, padding: usize, dilation: usize, groups: usize) -> Conv2dParams {
@@ -119,7 +119,7 @@ fn joining_and_rearranging() {
     for groups in [1, 2, 3, 6] {
         check_both("channel_shuffle", &[&[2, 6, 2, 1]], |t| ops::channel_shuffle(&t[0], groups));
         let xs = random("shuffle", &[2, 6, 2, 1]);
-        let (a, b) = (ops::channel_shuffle(&xs, groups), ops::composed(|| ops::channel_shuffle(&xs, groups)));
+        let (a, b) = (ops::channel_shuffle(&xs, groups), ops::with_fallback(|| ops::channel_shuffle(&xs, groups)));
         let values = |t: Result<Tensor>| t.unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();
         assert_eq!(values(a), values(b), "{groups} groups");
     }
@@ -196,7 +196,7 @@ fn special_values_pass_through() {
     let xs = Tensor::new(&[nan, inf, -inf, 0., -0.], &Device::Cpu).unwrap();
     for composed in [false, true] {
         let relu = || ops::pointwise(&xs, Pointwise::Relu).unwrap().to_vec1::<f32>().unwrap();
-        let ys = if composed { ops::composed(relu) } else { relu() };
+        let ys = if composed { ops::with_fallback(relu) } else { relu() };
         assert!(ys[0].is_nan() && ys[1] == inf && ys[2..].iter().all(|&y| y == 0.0), "{ys:?}");
     }
     let image = Tensor::new(&[1f32, nan, 3., 4.], &Device::Cpu).unwrap().reshape((1, 1, 2, 2)).unwrap();

@@ -10,7 +10,7 @@
 use candle_core::{Module, Result, Tensor};
 use zoo_core::{
     BatchNorm, BatchNormConfig, Classifier, Dimensions, Init, Input, Linear, Model, ModelInfo, ModuleT, Pointwise,
-    VarBuilder, flatten, softmax,
+    Sequential, VarBuilder, flatten, seq, softmax,
 };
 
 /// What follows the last layer.
@@ -84,9 +84,7 @@ impl Config {
 /// ```
 #[derive(Debug)]
 pub struct Mlp {
-    hidden: Vec<Linear>,
-    norms: Vec<BatchNorm>,
-    middle: Pointwise,
+    hidden: Sequential,
     classifier: Classifier,
     last: Last,
 }
@@ -108,29 +106,22 @@ impl Mlp {
         let (width, place) = (widths[widths.len() - 1], vb.pp("layers").pp(hidden.len()));
         let bias = config.bias.then(|| Init::torch_bias(width));
         let classifier = Classifier::with(width, last, Init::TORCH_WEIGHT, bias, place)?;
-        let norms = match config.batch_norm {
-            None => Vec::new(),
-            Some(norm) => {
-                let norm = |(i, &width)| BatchNorm::with(width, norm, vb.pp("norms").pp(i));
-                widths[1..].iter().enumerate().map(norm).collect::<Result<_>>()?
+        let mut layers = seq![];
+        for (i, linear) in hidden.into_iter().enumerate() {
+            layers = seq![layers, linear];
+            if let Some(norm) = config.batch_norm {
+                layers = seq![layers, BatchNorm::with(widths[i + 1], norm, vb.pp("norms").pp(i))?];
             }
-        };
-        Ok(Self { hidden, norms, middle: config.middle, classifier, last: config.last })
+            layers = seq![layers, config.middle];
+        }
+        Ok(Self { hidden: layers, classifier, last: config.last })
     }
 }
 
 impl Model for Mlp {
     /// (b, …) -> (b, last hidden width)
     fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let mut xs = flatten(xs)?;
-        for (i, layer) in self.hidden.iter().enumerate() {
-            xs = layer.forward_t(&xs, train)?;
-            if let Some(norm) = self.norms.get(i) {
-                xs = norm.forward_t(&xs, train)?;
-            }
-            xs = self.middle.forward(&xs)?;
-        }
-        Ok(xs)
+        self.hidden.forward_t(&flatten(xs)?, train)
     }
 
     fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> {

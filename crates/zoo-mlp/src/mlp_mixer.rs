@@ -21,8 +21,8 @@ use candle_core::{Result, Tensor, bail};
 use zoo_core::model::Builder;
 use zoo_core::tape;
 use zoo_core::{
-    Classifier, Dimensions, Dropout, Init, Input, LayerNorm, MlpBlock, Model, ModelInfo, ModuleT, PatchEmbed,
-    VarBuilder, trace,
+    Classifier, Dimensions, Dropout, Init, Input, LayerNorm, MlpBlock, Model, ModelInfo, ModuleT, PatchEmbed, Residual,
+    Sequential, Stages, Transpose, VarBuilder, seq, trace,
 };
 
 /// A Mixer.
@@ -112,42 +112,19 @@ fn mlp(width: usize, hidden: usize, dropout: f64, vb: VarBuilder) -> Result<MlpB
 
 const EPS: f64 = 1e-6;
 
-/// Token mixing, then channel mixing (figure 1, "Mixer Layer").
-#[derive(Debug)]
-struct MixerBlock {
-    norm1: LayerNorm,
-    mlp_tokens: MlpBlock,
-    norm2: LayerNorm,
-    mlp_channels: MlpBlock,
-    /// On the branches of the two perceptrons.
-    drop_paths: [Dropout; 2],
-    place: String,
-}
-
-impl MixerBlock {
-    fn new(config: &Config, tokens: usize, index: usize, vb: VarBuilder) -> Result<Self> {
-        // There are 2 · depth perceptrons; the first is never dropped, the last with the full rate.
-        let step = config.drop_path / (2 * config.depth - 1) as f64;
-        let drop_path = |i: usize| Dropout::path(step * (2 * index + i) as f64, &vb);
-        Ok(Self {
-            norm1: LayerNorm::new(config.dim, EPS, vb.pp("norm1"))?,
-            mlp_tokens: mlp(tokens, config.tokens_dim, config.dropout, vb.pp("mlp_tokens"))?,
-            norm2: LayerNorm::new(config.dim, EPS, vb.pp("norm2"))?,
-            mlp_channels: mlp(config.dim, config.channels_dim, config.dropout, vb.pp("mlp_channels"))?,
-            drop_paths: [drop_path(0)?, drop_path(1)?],
-            place: vb.path().to_string(),
-        })
-    }
-}
-
-impl ModuleT for MixerBlock {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        trace::block("MixerBlock", &self.place, || {
-            let [drop1, drop2] = &self.drop_paths;
-            let xs = self.mlp_tokens.residual_of_tokens(xs, (&self.norm1, false), Some(drop1), train)?;
-            self.mlp_channels.residual(&xs, &self.norm2, Some(drop2), train)
-        })
-    }
+/// Token mixing, then channel mixing (figure 1, "Mixer Layer"): x ← x + mlp(norm(x)ᵀ)ᵀ, x ← x + mlp(norm(x)).
+fn mixer_block(config: &Config, tokens: usize, index: usize, vb: VarBuilder) -> Result<Sequential> {
+    let norm = |name| LayerNorm::new(config.dim, EPS, vb.pp(name));
+    let norm1 = norm("norm1")?;
+    let mlp_tokens = mlp(tokens, config.tokens_dim, config.dropout, vb.pp("mlp_tokens"))?;
+    let norm2 = norm("norm2")?;
+    let mlp_channels = mlp(config.dim, config.channels_dim, config.dropout, vb.pp("mlp_channels"))?;
+    // There are 2 · depth perceptrons; the first is never dropped, the last with the full rate.
+    let step = config.drop_path / (2 * config.depth - 1) as f64;
+    let drop_path = |i: usize| Dropout::path(step * (2 * index + i) as f64, &vb);
+    let mix_tokens = Residual::new(seq![norm1, Transpose, mlp_tokens, Transpose]).drop_path(drop_path(0)?);
+    let mix_channels = Residual::new(seq![norm2, mlp_channels]).drop_path(drop_path(1)?);
+    Ok(seq![mix_tokens, mix_channels].block("MixerBlock", &vb))
 }
 
 /// The network: (b, in_chans, image_size, image_size) -> (b, num_classes).
@@ -167,7 +144,7 @@ impl ModuleT for MixerBlock {
 #[derive(Debug)]
 pub struct MlpMixer {
     stem: PatchEmbed,
-    blocks: Vec<MixerBlock>,
+    blocks: Stages,
     norm: LayerNorm,
     head_dropout: Dropout,
     head: Classifier,
@@ -182,10 +159,14 @@ impl MlpMixer {
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
         let tokens = config.tokens()?;
         let Config { patch, dim, in_chans, image_size, num_classes, .. } = *config;
-        let block = |i| MixerBlock::new(config, tokens, i, vb.pp("blocks").pp(i));
+        let stem = PatchEmbed::with_bias(in_chans, dim, patch, Init::LecunNormal, Init::ZEROS, vb.pp("stem"))?;
+        let mut blocks = Stages::default();
+        for i in 0..config.depth {
+            blocks.push(format!("blocks.{i}"), mixer_block(config, tokens, i, vb.pp("blocks").pp(i))?);
+        }
         Ok(Self {
-            stem: PatchEmbed::with_bias(in_chans, dim, patch, Init::LecunNormal, Init::ZEROS, vb.pp("stem"))?,
-            blocks: (0..config.depth).map(block).collect::<Result<_>>()?,
+            stem,
+            blocks,
             norm: LayerNorm::new(dim, EPS, vb.pp("norm"))?,
             head_dropout: Dropout::new(config.head_dropout, &vb.pp("head"))?,
             // At 0, so that every class starts equally likely: the paper's and timm's.
@@ -202,11 +183,8 @@ impl Model for MlpMixer {
         if (h, w) != (self.image_size, self.image_size) {
             bail!("mixer: made for images of {0}x{0} pixels, got {h}x{w}; set `image_size`", self.image_size)
         }
-        let mut xs = self.stem.forward_t(xs, train)?;
-        for (i, block) in self.blocks.iter().enumerate() {
-            xs = trace::stage(format!("blocks.{i}"), block.forward_t(&xs, train)?);
-        }
-        self.norm.forward_t(&xs, train)
+        let tokens = self.blocks.forward_t(&self.stem.forward_t(xs, train)?, train)?;
+        self.norm.forward_t(&tokens, train)
     }
 
     fn pre_logits(&self, features: &Tensor, train: bool) -> Result<Tensor> {
@@ -214,7 +192,7 @@ impl Model for MlpMixer {
             "AvgPool",
             || "over tokens".to_string(),
             &[features],
-            || tape::candle(&[features], |t| t[0].mean(1)),
+            || tape::foreign_op(&[features], |t| t[0].mean(1)),
         )?;
         self.head_dropout.forward_t(&mean, train)
     }

@@ -20,7 +20,8 @@ use candle_core::{D, Result, Tensor, bail};
 use zoo_core::model::Builder;
 use zoo_core::tape;
 use zoo_core::{
-    Classifier, Dimensions, Init, Input, LayerNorm, Linear, MlpBlock, Model, ModelInfo, ModuleT, VarBuilder, trace,
+    Classifier, Dimensions, Init, Input, LayerNorm, Linear, MlpBlock, Model, ModelInfo, ModuleT, Residual, Sequential,
+    Stages, Transpose, VarBuilder, seq, trace,
 };
 
 /// A Mixer of the template suite.
@@ -60,35 +61,12 @@ fn mlp(width: usize, vb: VarBuilder) -> Result<MlpBlock> {
     MlpBlock::new((width, width, width), 0.0, Init::TORCH_WEIGHT, Init::torch_bias(width), vb)
 }
 
-/// Token mixing, then channel mixing, each with its norm in front and a skip around both.
-#[derive(Debug)]
-struct Layer {
-    norm1: LayerNorm,
-    mlp_tokens: MlpBlock,
-    norm2: LayerNorm,
-    mlp_channels: MlpBlock,
-    place: String,
-}
-
-impl Layer {
-    fn new(tokens: usize, dim: usize, vb: VarBuilder) -> Result<Self> {
-        Ok(Self {
-            norm1: LayerNorm::new(tokens, EPS, vb.pp("norm1"))?,
-            mlp_tokens: mlp(tokens, vb.pp("mlp_tokens"))?,
-            norm2: LayerNorm::new(dim, EPS, vb.pp("norm2"))?,
-            mlp_channels: mlp(dim, vb.pp("mlp_channels"))?,
-            place: vb.path().to_string(),
-        })
-    }
-}
-
-impl ModuleT for Layer {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        trace::block("Layer", &self.place, || {
-            let xs = self.mlp_tokens.residual_of_tokens(xs, (&self.norm1, true), None, train)?;
-            self.mlp_channels.residual(&xs, &self.norm2, None, train)
-        })
-    }
+/// Token mixing, then channel mixing: x ← x + mlp(norm(xᵀ))ᵀ, x ← x + mlp(norm(x)).
+fn layer(tokens: usize, dim: usize, vb: VarBuilder) -> Result<Sequential> {
+    let (norm1, mlp_tokens) = (LayerNorm::new(tokens, EPS, vb.pp("norm1"))?, mlp(tokens, vb.pp("mlp_tokens"))?);
+    let (norm2, mlp_channels) = (LayerNorm::new(dim, EPS, vb.pp("norm2"))?, mlp(dim, vb.pp("mlp_channels"))?);
+    let mix_tokens = Residual::new(seq![Transpose, norm1, mlp_tokens, Transpose]);
+    Ok(seq![mix_tokens, Residual::new(seq![norm2, mlp_channels])].block("Layer", &vb))
 }
 
 /// The network: (b, in_chans, image_size, image_size) -> (b, num_classes).
@@ -104,7 +82,7 @@ impl ModuleT for Layer {
 #[derive(Debug)]
 pub struct TemplateMixer {
     embed: Linear,
-    layers: Vec<Layer>,
+    layers: Stages,
     norm: LayerNorm,
     head: Classifier,
     tokens: usize,
@@ -126,10 +104,14 @@ impl TemplateMixer {
             bail!("template_mixer: needs at least one layer and one channel, got {config:?}")
         }
         let tokens = (image_size / patch).pow(2);
-        let layer = |i| Layer::new(tokens, dim, vb.pp("layers").pp(i));
+        let embed = Linear::new(in_chans * patch * patch, dim, vb.pp("embed"))?;
+        let mut layers = Stages::default();
+        for i in 0..depth {
+            layers.push(format!("layers.{i}"), layer(tokens, dim, vb.pp("layers").pp(i))?);
+        }
         Ok(Self {
-            embed: Linear::new(in_chans * patch * patch, dim, vb.pp("embed"))?,
-            layers: (0..depth).map(layer).collect::<Result<_>>()?,
+            embed,
+            layers,
             norm: LayerNorm::new((tokens, dim), EPS, vb.pp("norm"))?,
             head: Classifier::new(tokens, num_classes, vb.pp("head"))?,
             tokens,
@@ -143,10 +125,7 @@ impl Model for TemplateMixer {
         let (b, c, h, w) = xs.dims4()?;
         let rows = |xs: &Tensor| tape::reshape(xs, (b, self.tokens, c * h * w / self.tokens));
         let rows = trace::op("Rows", || format!("{} of the memory", self.tokens), &[xs], || rows(xs))?;
-        let mut xs = self.embed.forward_t(&rows, train)?;
-        for (i, layer) in self.layers.iter().enumerate() {
-            xs = trace::stage(format!("layers.{i}"), layer.forward_t(&xs, train)?);
-        }
+        let xs = self.layers.forward_t(&self.embed.forward_t(&rows, train)?, train)?;
         self.norm.forward_t(&xs, train)
     }
 
@@ -156,7 +135,7 @@ impl Model for TemplateMixer {
             "AvgPool",
             || "over channels".to_string(),
             &[features],
-            || tape::candle(&[features], |t| t[0].mean(D::Minus1)),
+            || tape::foreign_op(&[features], |t| t[0].mean(D::Minus1)),
         )
     }
 

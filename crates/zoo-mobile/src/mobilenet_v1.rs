@@ -17,12 +17,12 @@
 //! | `mobilenet_v1_025` | 0.25 | 28 | 470,072 |
 //! | `cifar_mobilenet_v1`, stem stride 1 | 1 | 28 | 3,217,226 |
 
-use crate::{check_width, conv_bn};
+use crate::{check_width, make_divisible};
 use candle_core::{Result, Tensor};
 use zoo_core::model::Builder;
 use zoo_core::{
-    BatchNormConfig, Classifier, Conv2dConfig, ConvBn, Dimensions, Dropout, Fan, Init, Input, Model, ModelInfo,
-    ModuleT, Pointwise, VarBuilder, global_avg_pool2d, trace,
+    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Dropout, Fan, Init, Input, Model, ModelInfo, ModuleT,
+    Pointwise, Sequential, Stages, VarBuilder, conv_bn, global_avg_pool2d, seq,
 };
 
 /// A MobileNet v1.
@@ -62,40 +62,26 @@ const STAGES: [(usize, usize, usize); 5] = [(64, 1, 1), (128, 2, 2), (256, 2, 2)
 /// `channels` · `width` as both MobileNets round it: to the nearest multiple of 8, but never down by more than a tenth.
 pub fn round_width(channels: usize, width: f64) -> usize {
     let wanted = channels as f64 * width;
-    let rounded = crate::scaled(channels, width, 8);
+    let rounded = make_divisible(channels, width, 8);
     if (rounded as f64) < 0.9 * wanted { rounded + 8 } else { rounded }
 }
 
 /// The pair in place of a convolution (figure 3, right). (b, c_in, h, w) -> (b, c_out, h / stride, w / stride)
-#[derive(Debug)]
-struct DepthwiseSeparable {
-    depthwise: ConvBn,
-    pointwise: ConvBn,
-    place: String,
+fn depthwise_separable(
+    (c_in, c_out): (usize, usize),
+    stride: usize,
+    norm: BatchNormConfig,
+    vb: VarBuilder,
+) -> Result<Sequential> {
+    // timm: N(0, 2 / fan-out), the fan-out counted within a group. In a depthwise layer that is its fan-in.
+    let depthwise = Conv2dConfig::new(3).stride(stride).padding(1).groups(c_in).no_bias().init(Init::HE_FAN_IN);
+    let pointwise = Conv2dConfig::new(1).no_bias().init(Init::HE_FAN_OUT);
+    let unit = |channels, conv, at: [&str; 2]| conv_bn(channels, conv, norm, RELU6, (vb.pp(at[0]), vb.pp(at[1])));
+    let depthwise = unit((c_in, c_in), depthwise, ["conv_dw", "bn1"])?; // (b, c_in, h / stride, w / stride)
+    Ok(seq![depthwise, unit((c_in, c_out), pointwise, ["conv_pw", "bn2"])?].block("DepthwiseSeparable", &vb))
 }
 
-impl DepthwiseSeparable {
-    fn new(c_in: usize, c_out: usize, stride: usize, norm: BatchNormConfig, vb: VarBuilder) -> Result<Self> {
-        // timm: N(0, 2 / fan-out), the fan-out counted within a group. In a depthwise layer that is its fan-in.
-        let depthwise = Conv2dConfig::new(3).stride(stride).padding(1).groups(c_in).init(Init::HE_FAN_IN);
-        let pointwise = Conv2dConfig::new(1).init(Init::HE_FAN_OUT);
-        let relu6 = Some(Pointwise::Relu6);
-        Ok(Self {
-            depthwise: conv_bn((c_in, c_in), depthwise, norm, relu6, (vb.pp("conv_dw"), vb.pp("bn1")))?,
-            pointwise: conv_bn((c_in, c_out), pointwise, norm, relu6, (vb.pp("conv_pw"), vb.pp("bn2")))?,
-            place: vb.path().to_string(),
-        })
-    }
-}
-
-impl ModuleT for DepthwiseSeparable {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        trace::block("DepthwiseSeparable", &self.place, || {
-            let ys = self.depthwise.forward_t(xs, train)?; // (b, c_in, h / stride, w / stride)
-            self.pointwise.forward_t(&ys, train)
-        })
-    }
-}
+const RELU6: Option<Pointwise> = Some(Pointwise::Relu6);
 
 /// The network: (b, in_chans, h, w) -> (b, num_classes).
 ///
@@ -112,8 +98,8 @@ impl ModuleT for DepthwiseSeparable {
 /// ```
 #[derive(Debug)]
 pub struct MobileNetV1 {
-    stem: ConvBn,
-    blocks: Vec<Vec<DepthwiseSeparable>>,
+    stem: Sequential,
+    stages: Stages,
     dropout: Dropout,
     classifier: Classifier,
 }
@@ -126,37 +112,32 @@ impl MobileNetV1 {
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
         check_width("mobilenet_v1", config.width)?;
         let mut c_in = round_width(STEM, config.width);
-        let stem = Conv2dConfig::new(3).stride(config.stem_stride).padding(1).init(Init::HE_FAN_OUT);
-        let places = (vb.pp("conv_stem"), vb.pp("bn1"));
-        let stem = conv_bn((config.in_chans, c_in), stem, config.norm, Some(Pointwise::Relu6), places)?;
-        let mut blocks = Vec::new();
+        let stem = Conv2dConfig::new(3).stride(config.stem_stride).padding(1).no_bias().init(Init::HE_FAN_OUT);
+        let at = (vb.pp("conv_stem"), vb.pp("bn1"));
+        let stem = conv_bn((config.in_chans, c_in), stem, config.norm, RELU6, at)?;
+        let mut stages = Stages::default();
         for (s, (channels, count, stride)) in STAGES.into_iter().enumerate() {
             let c_out = round_width(channels, config.width);
             let mut stage = Vec::with_capacity(count);
             for i in 0..count {
                 let (vb, stride) = (vb.pp("blocks").pp(s).pp(i), if i == 0 { stride } else { 1 });
-                stage.push(DepthwiseSeparable::new(c_in, c_out, stride, config.norm, vb)?);
+                stage.push(depthwise_separable((c_in, c_out), stride, config.norm, vb)?);
                 c_in = c_out;
             }
-            blocks.push(stage);
+            stages.push(format!("blocks.{s}"), stage.into_iter().collect());
         }
         let dropout = Dropout::new(config.dropout, &vb)?;
         // timm: U(-b, b) with b = 1 / √num_classes.
         let init = Init::KaimingUniform { fan: Fan::Out, gain: 1.0 / 3f64.sqrt() };
         let classifier = Classifier::with(c_in, config.num_classes, init, Some(Init::ZEROS), vb.pp("classifier"))?;
-        Ok(Self { stem, blocks, dropout, classifier })
+        Ok(Self { stem, stages, dropout, classifier })
     }
 }
 
 impl Model for MobileNetV1 {
     /// (b, in_chans, h, w) -> (b, 1024 · width, h/32, w/32), with a stem of stride 1 (…, h/16, w/16)
     fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let mut xs = self.stem.forward_t(xs, train)?;
-        for (s, stage) in self.blocks.iter().enumerate() {
-            xs = stage.iter().try_fold(xs, |xs, block| block.forward_t(&xs, train))?;
-            xs = trace::stage(format!("blocks.{s}"), xs);
-        }
-        Ok(xs)
+        self.stages.forward_t(&self.stem.forward_t(xs, train)?, train)
     }
 
     fn pre_logits(&self, features: &Tensor, train: bool) -> Result<Tensor> {
@@ -212,7 +193,7 @@ pub const MODELS: &[ModelInfo] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
-    use zoo_core::trace::model_macs;
+    use zoo_core::inspect::model_macs;
     use zoo_core::{ModelOptions, VarStore};
 
     /// Tables 6 and 7 of the paper, in millions.

@@ -16,14 +16,14 @@
 //! | `cifar_mobilenet_v2` | stem 1, second stage 1 | 2,236,682 |
 
 use crate::mobilenet_v1::round_width;
-use crate::{check_width, conv_bn};
+use crate::check_width;
 use candle_core::{Result, Tensor, bail};
 use std::collections::BTreeMap;
 use zoo_core::model::{Builder, Interpolation};
 use zoo_core::weights::{Layout, Source, Weights};
 use zoo_core::{
-    BatchNormConfig, Classifier, Conv2dConfig, ConvBn, Dimensions, Dropout, Init, Input, Model, ModelInfo, ModuleT,
-    Pointwise, VarBuilder, global_avg_pool2d, trace,
+    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Dropout, Init, Input, Model, ModelInfo, ModuleT,
+    Pointwise, Residual, Sequential, Stages, VarBuilder, conv_bn, global_avg_pool2d, seq,
 };
 
 /// One row of table 2.
@@ -88,52 +88,34 @@ impl Config {
     }
 }
 
-fn relu6(channels: (usize, usize), conv: Conv2dConfig, norm: BatchNormConfig, vb: VarBuilder) -> Result<ConvBn> {
-    conv_bn(channels, conv.init(Init::HE_FAN_OUT), norm, Some(Pointwise::Relu6), (vb.pp(0), vb.pp(1)))
+fn relu6(channels: (usize, usize), conv: Conv2dConfig, norm: BatchNormConfig, vb: VarBuilder) -> Result<Sequential> {
+    let conv = conv.no_bias().init(Init::HE_FAN_OUT);
+    conv_bn(channels, conv, norm, Some(Pointwise::Relu6), (vb.pp(0), vb.pp(1)))
 }
 
-/// The inverted residual (figure 4d). (b, c_in, h, w) -> (b, c_out, h / stride, w / stride)
-#[derive(Debug)]
-struct InvertedResidual {
-    layers: Vec<ConvBn>,
-    has_shortcut: bool,
-    place: String,
-}
-
-impl InvertedResidual {
-    fn new(
-        (c_in, c_out): (usize, usize),
-        stride: usize,
-        expansion: usize,
-        norm: BatchNormConfig,
-        vb: VarBuilder,
-    ) -> Result<Self> {
-        let (wide, conv) = (c_in * expansion, vb.pp("conv"));
-        let mut layers = Vec::new();
-        if expansion != 1 {
-            layers.push(relu6((c_in, wide), Conv2dConfig::new(1), norm, conv.pp(0))?);
-        }
-        let depthwise = Conv2dConfig::new(3).stride(stride).padding(1).groups(wide);
-        layers.push(relu6((wide, wide), depthwise, norm, conv.pp(layers.len()))?);
-        // Linear: no activation behind it, and no step of its own in the keys.
-        let n = layers.len();
-        let linear = Conv2dConfig::new(1).init(Init::HE_FAN_OUT);
-        layers.push(conv_bn((wide, c_out), linear, norm, None, (conv.pp(n), conv.pp(n + 1)))?);
-        Ok(Self { layers, has_shortcut: stride == 1 && c_in == c_out, place: vb.path().to_string() })
+/// The inverted residual (figure 4d): x + F(x) where the shapes agree, else F(x).
+/// (b, c_in, h, w) -> (b, c_out, h / stride, w / stride)
+fn inverted_residual(
+    (c_in, c_out): (usize, usize),
+    stride: usize,
+    expansion: usize,
+    norm: BatchNormConfig,
+    vb: VarBuilder,
+) -> Result<Sequential> {
+    let (wide, conv) = (c_in * expansion, vb.pp("conv"));
+    let (mut branch, mut n) = (seq![], 0);
+    if expansion != 1 {
+        branch = relu6((c_in, wide), Conv2dConfig::new(1), norm, conv.pp(0))?; // 1x1 wider
+        n = 1;
     }
-}
-
-impl ModuleT for InvertedResidual {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        trace::block("InvertedResidual", &self.place, || {
-            let Some((last, layers)) = self.layers.split_last() else {
-                bail!("{}: a block without layers", self.place)
-            };
-            // 1x1 wider, 3x3 depthwise, 1x1 narrower
-            let ys = layers.iter().try_fold(xs.clone(), |ys, layer| layer.forward_t(&ys, train))?;
-            last.forward_add(&ys, self.has_shortcut.then_some(xs), None, train)
-        })
-    }
+    let depthwise = Conv2dConfig::new(3).stride(stride).padding(1).groups(wide);
+    let depthwise = relu6((wide, wide), depthwise, norm, conv.pp(n))?;
+    // 1x1 narrower, linear: no activation behind it, and no step of its own in the keys.
+    let linear = Conv2dConfig::new(1).no_bias().init(Init::HE_FAN_OUT);
+    let linear = conv_bn((wide, c_out), linear, norm, None, (conv.pp(n + 1), conv.pp(n + 2)))?;
+    let branch = seq![branch, depthwise, linear];
+    let block = if stride == 1 && c_in == c_out { seq![Residual::new(branch)] } else { branch };
+    Ok(block.block("InvertedResidual", &vb))
 }
 
 /// The network: (b, in_chans, h, w) -> (b, num_classes).
@@ -151,9 +133,9 @@ impl ModuleT for InvertedResidual {
 /// ```
 #[derive(Debug)]
 pub struct MobileNetV2 {
-    stem: ConvBn,
-    stages: Vec<Vec<InvertedResidual>>,
-    last: ConvBn,
+    stem: Sequential,
+    stages: Stages,
+    last: Sequential,
     dropout: Dropout,
     classifier: Classifier,
 }
@@ -172,17 +154,17 @@ impl MobileNetV2 {
         let mut c_in = round_width(ENDS.0, config.width);
         let stem = Conv2dConfig::new(3).stride(config.stem_stride).padding(1);
         let stem = relu6((config.in_chans, c_in), stem, norm, features.pp(0))?;
-        let (mut stages, mut n) = (Vec::new(), 1);
+        let (mut stages, mut n) = (Stages::default(), 1);
         for stage in &config.stages {
             let c_out = round_width(stage.channels, config.width);
             let mut blocks = Vec::with_capacity(stage.blocks);
             for i in 0..stage.blocks {
                 let stride = if i == 0 { stage.stride } else { 1 };
-                blocks.push(InvertedResidual::new((c_in, c_out), stride, stage.expansion, norm, features.pp(n))?);
+                blocks.push(inverted_residual((c_in, c_out), stride, stage.expansion, norm, features.pp(n))?);
                 n += 1;
                 c_in = c_out;
             }
-            stages.push(blocks);
+            stages.push(format!("features.{}", n - 1), blocks.into_iter().collect());
         }
         let c_last = round_width(ENDS.1, config.width.max(1.0));
         let last = relu6((c_in, c_last), Conv2dConfig::new(1), norm, features.pp(n))?;
@@ -201,13 +183,7 @@ impl MobileNetV2 {
 impl Model for MobileNetV2 {
     /// (b, in_chans, h, w) -> (b, 1280, h/32, w/32), for 32x32 images (…, h/8, w/8)
     fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let mut xs = self.stem.forward_t(xs, train)?;
-        let mut n = 0;
-        for blocks in &self.stages {
-            xs = blocks.iter().try_fold(xs, |xs, block| block.forward_t(&xs, train))?;
-            n += blocks.len();
-            xs = trace::stage(format!("features.{n}"), xs);
-        }
+        let xs = self.stages.forward_t(&self.stem.forward_t(xs, train)?, train)?;
         self.last.forward_t(&xs, train)
     }
 
@@ -327,7 +303,7 @@ pub const MODELS: &[ModelInfo] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
-    use zoo_core::trace::model_macs;
+    use zoo_core::inspect::model_macs;
     use zoo_core::{ModelOptions, VarStore};
 
     /// Table 4 of the paper, and the parameters of torchvision's network at other widths.

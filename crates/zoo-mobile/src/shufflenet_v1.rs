@@ -17,12 +17,12 @@
 //! | 4 | 272 544 1088 | 1,968,344 | |
 //! | 8 | 384 768 1536 | 2,434,768 | |
 
-use crate::{check_width, conv_bn, scaled};
-use candle_core::{Module, Result, Tensor, bail};
+use crate::{check_width, make_divisible};
+use candle_core::{Result, Tensor, bail};
 use zoo_core::model::Builder;
 use zoo_core::{
-    AvgPool2d, BatchNormConfig, Classifier, Conv2dConfig, ConvBn, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo,
-    ModuleT, Pointwise, VarBuilder, channel_shuffle, concat, global_avg_pool2d, relu, trace,
+    AvgPool2d, BatchNormConfig, ChannelShuffle, Classifier, Concat, Conv2dConfig, Dimensions, Init, Input, MaxPool2d,
+    Model, ModelInfo, ModuleT, Pointwise, Residual, Sequential, Stages, VarBuilder, conv_bn, global_avg_pool2d, seq,
 };
 
 /// The first layers.
@@ -85,71 +85,36 @@ impl Config {
     }
 }
 
-/// How a unit's input passes its branch.
-#[derive(Debug)]
-enum Shortcut {
-    /// Figure 2b: added.
-    Add,
-    /// Figure 2c: pooled, and put in front of the branch.
-    PoolAndConcat,
-}
-
 const POOL: AvgPool2d = AvgPool2d { padding: 1, ..AvgPool2d::new(3, 2) };
 
-/// The ShuffleNet unit (figures 2b and 2c). (b, c_in, h, w) -> (b, c_out, h, w) or, halving, (b, c_out, h/2, w/2)
-#[derive(Debug)]
-struct Unit {
-    compress: ConvBn,
-    depthwise: ConvBn,
-    expand: ConvBn,
-    groups: usize,
-    shortcut: Shortcut,
-    place: String,
-}
-
-impl Unit {
-    fn new(
-        (c_in, c_out): (usize, usize),
-        (first_groups, groups): (usize, usize),
-        shortcut: Shortcut,
-        norm: BatchNormConfig,
-        vb: VarBuilder,
-    ) -> Result<Self> {
-        let (stride, c_branch) = match shortcut {
-            Shortcut::Add => (1, c_out),
-            Shortcut::PoolAndConcat => (2, c_out - c_in),
-        };
-        let inside = c_out / 4;
-        // On fan-in, which alone knows of groups: each output reads only its own.
-        let conv = |kernel| Conv2dConfig::new(kernel).init(Init::HE_FAN_IN);
-        let depthwise = conv(3).stride(stride).padding(1).groups(inside);
-        let at = |n| (vb.pp(format!("conv{n}")), vb.pp(format!("bn{n}")));
-        Ok(Self {
-            compress: conv_bn((c_in, inside), conv(1).groups(first_groups), norm, Some(Pointwise::Relu), at(1))?,
-            depthwise: conv_bn((inside, inside), depthwise, norm, None, at(2))?,
-            expand: conv_bn((inside, c_branch), conv(1).groups(groups), norm, None, at(3))?,
-            groups,
-            shortcut,
-            place: vb.path().to_string(),
-        })
-    }
-}
-
-impl ModuleT for Unit {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        trace::block("ShuffleUnit", &self.place, || {
-            let ys = self.compress.forward_t(xs, train)?; // (b, c_out / 4, h, w)
-            let ys = channel_shuffle(&ys, self.groups)?;
-            let ys = self.depthwise.forward_t(&ys, train)?; // (b, c_out / 4, h / stride, w / stride)
-            match self.shortcut {
-                Shortcut::Add => self.expand.forward_add(&ys, Some(xs), Some(Pointwise::Relu), train),
-                Shortcut::PoolAndConcat => {
-                    let ys = self.expand.forward_t(&ys, train)?;
-                    relu(&concat(&[&POOL.forward(xs)?, &ys], 1)?) // c_in + (c_out - c_in) channels
-                }
-            }
-        })
-    }
+/// The ShuffleNet unit: relu(x + F(x)) (figure 2b), or, `halving`, relu of the pooled x in front of F(x) (figure 2c). The branch
+/// F is 1x1, shuffle, 3x3 depthwise, 1x1. (b, c_in, h, w) -> (b, c_out, h, w) or (b, c_out, h/2, w/2)
+fn unit(
+    (c_in, c_out): (usize, usize),
+    (first_groups, groups): (usize, usize),
+    halving: bool,
+    norm: BatchNormConfig,
+    vb: VarBuilder,
+) -> Result<Sequential> {
+    let (stride, c_branch) = if halving { (2, c_out - c_in) } else { (1, c_out) };
+    let inside = c_out / 4;
+    // On fan-in, which alone knows of groups: each output reads only its own.
+    let conv = |kernel| Conv2dConfig::new(kernel).no_bias().init(Init::HE_FAN_IN);
+    let depthwise = conv(3).stride(stride).padding(1).groups(inside);
+    let unit = |n, channels, conv, activation| {
+        conv_bn(channels, conv, norm, activation, (vb.pp(format!("conv{n}")), vb.pp(format!("bn{n}"))))
+    };
+    let branch = seq![
+        unit(1, (c_in, inside), conv(1).groups(first_groups), Some(Pointwise::Relu))?,
+        ChannelShuffle(groups),
+        unit(2, (inside, inside), depthwise, None)?,
+        unit(3, (inside, c_branch), conv(1).groups(groups), None)?,
+    ];
+    let unit = match halving {
+        true => seq![Concat::new(vec![seq![POOL], branch]), Pointwise::Relu],
+        false => seq![Residual::new(branch).activation(Pointwise::Relu)],
+    };
+    Ok(unit.block("ShuffleUnit", &vb))
 }
 
 /// The network: (b, in_chans, h, w) -> (b, num_classes).
@@ -167,9 +132,8 @@ impl ModuleT for Unit {
 /// ```
 #[derive(Debug)]
 pub struct ShuffleNetV1 {
-    conv1: ConvBn,
-    pool: Option<MaxPool2d>,
-    stages: Vec<Vec<Unit>>,
+    stem: Sequential,
+    stages: Stages,
     fc: Classifier,
 }
 
@@ -184,50 +148,42 @@ impl ShuffleNetV1 {
         if groups == 0 {
             bail!("shufflenet_v1: there must be at least 1 group")
         }
-        let mut c_in = scaled(STEM, config.width, groups);
+        let mut c_in = make_divisible(STEM, config.width, groups);
         // The groups divide a quarter of the channels as well.
-        let channels = scaled(config.channels, config.width, 4 * groups);
+        let channels = make_divisible(config.channels, config.width, 4 * groups);
         if channels <= c_in {
             bail!(
                 "shufflenet_v1: stage 2 keeps the {c_in} channels of the stem and adds to them, it cannot have {channels}"
             )
         }
-        let (stride, pool) = match config.stem {
-            Stem::ImageNet => (2, Some(MaxPool2d { padding: 1, ..MaxPool2d::new(3, 2) })),
-            Stem::Cifar => (1, None),
-        };
-        let conv = Conv2dConfig::new(3).stride(stride).padding(1).init(Init::HE_FAN_IN);
-        let places = (vb.pp("conv1"), vb.pp("bn1"));
-        let conv1 = conv_bn((config.in_chans, c_in), conv, config.norm, Some(Pointwise::Relu), places)?;
+        let stride = if config.stem == Stem::ImageNet { 2 } else { 1 };
+        let conv = Conv2dConfig::new(3).stride(stride).padding(1).no_bias().init(Init::HE_FAN_IN);
+        let at = (vb.pp("conv1"), vb.pp("bn1"));
+        let mut stem = conv_bn((config.in_chans, c_in), conv, config.norm, Some(Pointwise::Relu), at)?;
+        if config.stem == Stem::ImageNet {
+            stem = seq![stem, MaxPool2d { padding: 1, ..MaxPool2d::new(3, 2) }]; // (b, 24, h/4, w/4)
+        }
 
-        let mut stages = Vec::new();
+        let mut stages = Stages::default();
         for (stage, units) in UNITS.into_iter().enumerate() {
-            let (vb, c_out) = (vb.pp(format!("stage{}", stage + 2)), channels << stage);
+            let (name, c_out) = (format!("stage{}", stage + 2), channels << stage);
             let mut list = Vec::with_capacity(units);
             for i in 0..units {
-                let shortcut = if i == 0 { Shortcut::PoolAndConcat } else { Shortcut::Add };
                 let first_groups = if stage == 0 && i == 0 { 1 } else { groups };
-                list.push(Unit::new((c_in, c_out), (first_groups, groups), shortcut, config.norm, vb.pp(i))?);
+                let (widths, groups) = ((c_in, c_out), (first_groups, groups));
+                list.push(unit(widths, groups, i == 0, config.norm, vb.pp(&name).pp(i))?);
                 c_in = c_out;
             }
-            stages.push(list);
+            stages.push(name, list.into_iter().collect());
         }
-        Ok(Self { conv1, pool, stages, fc: Classifier::new(c_in, config.num_classes, vb.pp("fc"))? })
+        Ok(Self { stem, stages, fc: Classifier::new(c_in, config.num_classes, vb.pp("fc"))? })
     }
 }
 
 impl Model for ShuffleNetV1 {
     /// (b, in_chans, h, w) -> (b, channels of stage 4, h/32, w/32), with the stem for 32x32 images (…, h/8, w/8)
     fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let mut xs = self.conv1.forward_t(xs, train)?;
-        if let Some(pool) = &self.pool {
-            xs = pool.forward(&xs)?; // (b, 24, h/4, w/4)
-        }
-        for (i, units) in self.stages.iter().enumerate() {
-            xs = units.iter().try_fold(xs, |xs, unit| unit.forward_t(&xs, train))?;
-            xs = trace::stage(format!("stage{}", i + 2), xs);
-        }
-        Ok(xs)
+        self.stages.forward_t(&self.stem.forward_t(xs, train)?, train)
     }
 
     fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> {
@@ -285,7 +241,8 @@ pub const MODELS: &[ModelInfo] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
-    use zoo_core::trace::{Graph, model_macs};
+    use zoo_core::inspect::model_macs;
+    use zoo_core::trace::Graph;
     use zoo_core::{ModelOptions, VarStore};
 
     /// Table 1's last row, in millions. It leaves the classifier out, of which one class is the least there can be.

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use zoo_core::rng::Rng;
 use zoo_core::trace::Graph;
 use zoo_core::{ModuleT, VarStore};
-use zoo_resnet::resnet::{Block, BlockConfig};
+use zoo_resnet::resnet::{BlockConfig, block};
 
 /// 256 channels of 56x56 pixels, 32 images: what the first stage of ResNet-50 hands from block to block.
 const SHAPE: [usize; 4] = [32, 256, 56, 56];
@@ -28,7 +28,7 @@ fn main() -> Result<()> {
 
 /// The steps of a block with their shapes, parameters and multiply-adds, from a trace: nothing is computed.
 fn table(config: &BlockConfig) -> Result<()> {
-    let block = Block::new(config, VarStore::shapes_only().root())?;
+    let block = block(config, VarStore::shapes_only().root())?;
     let [_, _, h, w] = SHAPE;
     let graph = Graph::of(&[&[1, config.c_in, h, w]], |inputs| block.forward_t(&inputs[0], false))?;
     println!("{:<14}{:<11}{:<16}{:<18}{:>12}{:>12}", "place", "kind", "", "output", "parameters", "MACs");
@@ -36,11 +36,11 @@ fn table(config: &BlockConfig) -> Result<()> {
         let shape = node.shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
         println!(
             "{:<14}{:<11}{:<16}{shape:<18}{:>12}{:>12}",
-            node.place, node.kind, node.detail, node.parameters, node.macs
+            node.path, node.kind, node.detail, node.parameters, node.macs
         );
         // An addition reads two nodes: the branch, and what came past it.
         if let [branch, past] = node.inputs[..] {
-            let name = |i: usize| format!("{} {}", graph.nodes[i].kind, graph.nodes[i].place).trim_end().to_string();
+            let name = |i: usize| format!("{} {}", graph.nodes[i].kind, graph.nodes[i].path).trim_end().to_string();
             println!("{:<14}= {}  +  {}", "", name(branch), name(past));
         }
     }
@@ -57,7 +57,7 @@ fn identity(config: &BlockConfig) -> Result<()> {
     println!("\nForward on {SHAPE:?}, how far the output is from the input:\n");
     for zero_init in [false, true] {
         let store = VarStore::new(0, DType::F32, &device);
-        let block = Block::new(&BlockConfig { zero_init, ..*config }, store.root())?;
+        let block = block(&BlockConfig { zero_init, ..*config }, store.root())?;
         let start = std::time::Instant::now();
         let ys = block.forward_t(&images, false)?;
         let seconds = start.elapsed().as_secs_f64();

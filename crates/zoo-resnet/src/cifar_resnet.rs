@@ -19,13 +19,13 @@
 //! | 18 | 110 | 1,727,962 | 1,730,714 | | 1,742,200 |
 
 pub use crate::resnet::Shortcut;
-use crate::resnet::{Block, BlockConfig};
+use crate::resnet::{BlockConfig, block};
 use candle_core::{Result, Tensor, bail};
 use zoo_core::model::Builder;
 use zoo_core::weights::Rename;
 use zoo_core::{
-    BatchNorm, BatchNormConfig, Classifier, Conv2d, Conv2dConfig, ConvBn, Dimensions, Init, Input, Model, ModelInfo,
-    ModuleT, Pointwise, SqueezeExciteConfig, VarBuilder, global_avg_pool2d, trace,
+    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Init, Input, Model, ModelInfo, ModuleT, Pointwise, Sequential,
+    SqueezeExciteConfig, Stages, VarBuilder, conv_bn, global_avg_pool2d,
 };
 
 /// A CIFAR residual network of 6n + 2 layers.
@@ -125,8 +125,8 @@ impl Config {
 /// ```
 #[derive(Debug)]
 pub struct CifarResNet {
-    conv1: ConvBn,
-    stages: Vec<Vec<Block>>,
+    conv1: Sequential,
+    stages: Stages,
     linear: Classifier,
 }
 
@@ -145,19 +145,18 @@ impl CifarResNet {
             )
         }
         let conv = Conv2dConfig::new(3).padding(1).no_bias().init(Init::HE_FAN_OUT);
-        let conv = Conv2d::new(config.in_chans, 16, conv, vb.pp("conv1"))?;
-        let conv1 = ConvBn::new(conv, BatchNorm::with(16, config.norm, vb.pp("bn1"))?, Some(Pointwise::Relu));
-        let mut c_in = 16;
-        let mut stages = Vec::new();
+        let at = (vb.pp("conv1"), vb.pp("bn1"));
+        let conv1 = conv_bn((config.in_chans, 16), conv, config.norm, Some(Pointwise::Relu), at)?;
+        let (mut c_in, mut stages) = (16, Stages::default());
         for (stage, (c_out, stride)) in [(16, 1), (32, 2), (64, 2)].into_iter().enumerate() {
-            let vb = vb.pp(format!("layer{}", stage + 1));
+            let name = format!("layer{}", stage + 1);
             let mut blocks = Vec::with_capacity(config.blocks);
             for i in 0..config.blocks {
                 let stride = if i == 0 { stride } else { 1 };
-                blocks.push(Block::new(&config.block(c_in, c_out, stride), vb.pp(i))?);
+                blocks.push(block(&config.block(c_in, c_out, stride), vb.pp(&name).pp(i))?);
                 c_in = c_out;
             }
-            stages.push(blocks);
+            stages.push(name, blocks.into_iter().collect());
         }
         let linear = Classifier::new(c_in, config.num_classes, vb.pp("linear"))?;
         Ok(Self { conv1, stages, linear })
@@ -167,12 +166,7 @@ impl CifarResNet {
 impl Model for CifarResNet {
     /// (b, in_chans, 32, 32) -> (b, 64, 8, 8)
     fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let mut xs = self.conv1.forward_t(xs, train)?; // (b, 16, 32, 32)
-        for (i, stage) in self.stages.iter().enumerate() {
-            xs = stage.iter().try_fold(xs, |xs, block| block.forward_t(&xs, train))?;
-            xs = trace::stage(format!("layer{}", i + 1), xs);
-        }
-        Ok(xs)
+        self.stages.forward_t(&self.conv1.forward_t(xs, train)?, train)
     }
 
     fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> {

@@ -3,7 +3,7 @@
 //!
 //! A stem, four stages of blocks with 64, 128, 256 and 512 channels (four times as many out of a bottleneck), each but
 //! the first halving the map, global average pooling and one linear layer. The file also holds the residual block
-//! itself, [`Block`], which every network of this crate is made of.
+//! itself, [`block`], which every network of this crate is made of.
 //!
 //! Checkpoint keys: torchvision's `conv1 bn1 layer{1..4}.{i}.{conv1,bn1,conv2,bn2,conv3,bn3} fc`, and
 //! `layer{n}.0.downsample.{0,1}` where a shortcut has weights; plain networks have none. As in torchvision ("version 1.5") a
@@ -19,13 +19,13 @@
 //! | 152 | bottleneck | 3 8 36 3 | 60,192,808 | | |
 
 use crate::se_resnet;
-use candle_core::{Module, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use zoo_core::model::{Builder, Interpolation};
 use zoo_core::weights::{Layout, Rename, Source, Weights};
 use zoo_core::{
-    BatchNorm, BatchNormConfig, Classifier, Conv2d, Conv2dConfig, ConvBn, Dimensions, Init, Input, MaxPool2d, Model,
-    ModelInfo, ModuleT, Pointwise, SqueezeExcite, SqueezeExciteConfig, VarBuilder, add, global_avg_pool2d,
-    pad_channels, relu, trace,
+    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo, ModuleT,
+    PadChannels, Pointwise, Residual, Sequential, SqueezeExcite, SqueezeExciteConfig, Stages, VarBuilder, conv_bn,
+    global_avg_pool2d, seq,
 };
 
 /// What stands on the residual branch (figure 5).
@@ -68,7 +68,7 @@ pub enum Stem {
     Cifar,
 }
 
-/// How a [`Block`] is made.
+/// How a [`block`] is made.
 #[derive(Debug, Clone, Copy)]
 pub struct BlockConfig {
     /// What stands on the branch.
@@ -129,135 +129,82 @@ impl BlockConfig {
     }
 }
 
-#[derive(Debug)]
-enum Skip {
-    None,
-    Identity,
-    Pad { stride: usize, below: usize, above: usize },
-    Project(Box<ConvBn>),
-}
-
-impl Skip {
-    fn new(config: &BlockConfig, vb: VarBuilder) -> Result<Self> {
-        let BlockConfig { c_in, c_out, stride, .. } = *config;
-        Ok(match config.shortcut {
-            Shortcut::None => Self::None,
-            _ if stride == 1 && c_in == c_out => Self::Identity,
-            Shortcut::A => {
-                let Some(new) = c_out.checked_sub(c_in) else {
-                    bail!("{}: shortcut A adds channels, it cannot go from {c_in} to {c_out}; use B", vb.path())
-                };
-                Self::Pad { stride, below: new / 2, above: new - new / 2 }
-            }
-            Shortcut::B => {
-                let conv = Conv2dConfig::new(1).stride(stride).no_bias().init(config.init);
-                let conv = Conv2d::new(c_in, c_out, conv, vb.pp(0))?;
-                Self::Project(Box::new(ConvBn::new(conv, BatchNorm::with(c_out, config.norm, vb.pp(1))?, None)))
-            }
-        })
-    }
-
-    /// What is added to the branch.
-    fn forward(&self, xs: &Tensor, train: bool) -> Result<Option<Tensor>> {
-        Ok(match self {
-            Self::None => None,
-            Self::Identity => Some(xs.clone()),
-            Self::Pad { stride, below, above } => Some(pad_channels(&every_nth_pixel(xs, *stride)?, *below, *above)?),
-            Self::Project(conv) => Some(conv.forward_t(xs, train)?),
-        })
+/// What is added to the branch, where that is not the input itself.
+fn shortcut(config: &BlockConfig, vb: VarBuilder) -> Result<Option<Sequential>> {
+    let BlockConfig { c_in, c_out, stride, .. } = *config;
+    match config.shortcut {
+        _ if stride == 1 && c_in == c_out => Ok(None),
+        Shortcut::None => Ok(None),
+        Shortcut::A => {
+            let Some(new) = c_out.checked_sub(c_in) else {
+                bail!("{}: shortcut A adds channels, it cannot go from {c_in} to {c_out}; use B", vb.path())
+            };
+            let pad = PadChannels { below: new / 2, above: new - new / 2 };
+            // A pooling window of one pixel takes, for a stride of 2, the pixels (0, 0), (0, 2), … (2, 0), ….
+            Ok(Some(if stride == 1 { seq![pad] } else { seq![MaxPool2d::new(1, stride), pad] }))
+        }
+        Shortcut::B => {
+            let conv = Conv2dConfig::new(1).stride(stride).no_bias().init(config.init);
+            conv_bn((c_in, c_out), conv, config.norm, None, (vb.pp(0), vb.pp(1))).map(Some)
+        }
     }
 }
 
-/// For n = 2 the pixels (0, 0), (0, 2), … (2, 0), …: a pooling window of one pixel.
-/// (b, c, h, w) -> (b, c, ⌈h/n⌉, ⌈w/n⌉)
-fn every_nth_pixel(xs: &Tensor, n: usize) -> Result<Tensor> {
-    if n == 1 { Ok(xs.clone()) } else { MaxPool2d::new(1, n).forward(xs) }
-}
-
-/// The residual block: relu(F(x) + x), where the branch F is two or three convolutions (figures 2 and 5).
+/// The residual block: relu(x + F(x)), where the branch F is two or three convolutions (figures 2 and 5).
 /// (b, c_in, h, w) -> (b, c_out, h / stride, w / stride)
+///
+/// Keys: `conv{n} bn{n}`, `se` and the shortcut's.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
 /// use zoo_core::{ModuleT, VarStore};
-/// use zoo_resnet::resnet::{Block, BlockConfig};
+/// use zoo_resnet::resnet::{BlockConfig, block};
 /// let store = VarStore::new(0, DType::F32, &Device::Cpu);
-/// let block = Block::new(&BlockConfig { stride: 2, ..BlockConfig::bottleneck(64, 16, 128) }, store.root())?;
+/// let block = block(&BlockConfig { stride: 2, ..BlockConfig::bottleneck(64, 16, 128) }, store.root())?;
 /// let ys = block.forward_t(&Tensor::zeros((1, 64, 8, 8), DType::F32, &Device::Cpu)?, false)?;
 /// assert_eq!(ys.dims(), &[1, 128, 4, 4]);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
-#[derive(Debug)]
-pub struct Block {
-    branch: Vec<ConvBn>,
-    se: Option<SqueezeExcite>,
-    skip: Skip,
-    kind: Kind,
-    place: String,
-}
-
-impl Block {
-    /// Makes the block at `vb`, with keys `conv{n} bn{n}`, `se` and the shortcut's.
-    ///
-    /// # Errors
-    /// Groups in a basic block or such as do not divide the width, a shortcut A that would take channels away.
-    pub fn new(config: &BlockConfig, vb: VarBuilder) -> Result<Self> {
-        let BlockConfig { c_in, width, c_out, stride, groups, .. } = *config;
-        if config.kind == Kind::Basic && groups != 1 {
-            bail!("{}: a basic block has no groups, got {groups}; use a bottleneck", vb.path())
-        }
-        let (first, second) = if config.stride_on_1x1 { (stride, 1) } else { (1, stride) };
-        // channels in, channels out, kernel, stride, groups
-        let layers: &[(usize, usize, usize, usize, usize)] = match config.kind {
-            Kind::Basic => &[(c_in, c_out, 3, stride, 1), (c_out, c_out, 3, 1, 1)],
-            Kind::Bottleneck => {
-                &[(c_in, width, 1, first, 1), (width, width, 3, second, groups), (width, c_out, 1, 1, 1)]
-            }
-        };
-        let mut branch = Vec::with_capacity(layers.len());
-        for (i, &(c_in, c_out, kernel, stride, groups)) in layers.iter().enumerate() {
-            let conv = Conv2dConfig::new(kernel).stride(stride).padding(kernel / 2).groups(groups).init(config.init);
-            let conv = if config.bias { conv } else { conv.no_bias() };
-            let conv = Conv2d::new(c_in, c_out, conv, vb.pp(format!("conv{}", i + 1)))?;
-            let is_last = i + 1 == layers.len();
-            let mut norm = config.norm;
-            if is_last && config.zero_init {
-                norm.weight_init = Init::ZEROS;
-            }
-            let bn = BatchNorm::with(c_out, norm, vb.pp(format!("bn{}", i + 1)))?;
-            branch.push(ConvBn::new(conv, bn, (!is_last).then_some(Pointwise::Relu)));
-        }
-        let se = config.se.map(|se| SqueezeExcite::with(c_out, se, vb.pp("se"))).transpose()?;
-        let skip = Skip::new(config, vb.pp(config.shortcut_key))?;
-        Ok(Self { branch, se, skip, kind: config.kind, place: vb.path().to_string() })
+///
+/// # Errors
+/// Groups in a basic block or such as do not divide the width, a shortcut A that would take channels away.
+pub fn block(config: &BlockConfig, vb: VarBuilder) -> Result<Sequential> {
+    let BlockConfig { c_in, width, c_out, stride, groups, .. } = *config;
+    if config.kind == Kind::Basic && groups != 1 {
+        bail!("{}: a basic block has no groups, got {groups}; use a bottleneck", vb.path())
     }
-
-    fn name(&self) -> &'static str {
-        match self.kind {
-            Kind::Basic => "BasicBlock",
-            Kind::Bottleneck => "Bottleneck",
+    let (first, second) = if config.stride_on_1x1 { (stride, 1) } else { (1, stride) };
+    // channels in, channels out, kernel, stride, groups
+    let layers: &[(usize, usize, usize, usize, usize)] = match config.kind {
+        Kind::Basic => &[(c_in, c_out, 3, stride, 1), (c_out, c_out, 3, 1, 1)],
+        Kind::Bottleneck => &[(c_in, width, 1, first, 1), (width, width, 3, second, groups), (width, c_out, 1, 1, 1)],
+    };
+    let mut branch = seq![];
+    for (i, &(c_in, c_out, kernel, stride, groups)) in layers.iter().enumerate() {
+        let conv = Conv2dConfig::new(kernel).stride(stride).padding(kernel / 2).groups(groups).init(config.init);
+        let conv = if config.bias { conv } else { conv.no_bias() };
+        let is_last = i + 1 == layers.len();
+        let mut norm = config.norm;
+        if is_last && config.zero_init {
+            norm.weight_init = Init::ZEROS;
         }
+        let (relu, at) = ((!is_last).then_some(Pointwise::Relu), |name| vb.pp(format!("{name}{}", i + 1)));
+        branch = seq![branch, conv_bn((c_in, c_out), conv, norm, relu, (at("conv"), at("bn")))?];
     }
-}
-
-impl ModuleT for Block {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        trace::block(self.name(), &self.place, || {
-            let Some((last, layers)) = self.branch.split_last() else {
-                bail!("{}: a block without layers", self.place)
-            };
-            let mut ys = xs.clone();
-            for layer in layers {
-                ys = layer.forward_t(&ys, train)?; // 3x3, 3x3 or 1x1, 3x3, 1x1; ReLU behind each but the last
-            }
-            let skip = self.skip.forward(xs, train)?;
-            if let Some(se) = &self.se {
-                let ys = se.forward_t(&last.forward_t(&ys, train)?, train)?;
-                return relu(&skip.map_or(Ok(ys.clone()), |skip| add(&ys, &skip))?);
-            }
-            last.forward_add(&ys, skip.as_ref(), Some(Pointwise::Relu), train)
-        })
+    if let Some(se) = config.se {
+        branch = seq![branch, SqueezeExcite::with(c_out, se, vb.pp("se"))?];
     }
+    let shortcut = shortcut(config, vb.pp(config.shortcut_key))?;
+    let block = match (config.shortcut, shortcut) {
+        (Shortcut::None, _) => seq![branch, Pointwise::Relu],
+        (_, None) => seq![Residual::new(branch).activation(Pointwise::Relu)],
+        (_, Some(shortcut)) => seq![Residual::new(branch).shortcut(shortcut).activation(Pointwise::Relu)],
+    };
+    let name = match config.kind {
+        Kind::Basic => "BasicBlock",
+        Kind::Bottleneck => "Bottleneck",
+    };
+    Ok(block.block(name, &vb))
 }
 
 /// A residual network of four stages.
@@ -344,7 +291,7 @@ impl Config {
         let c_out = planes * self.kind.expansion();
         let squeeze = |reduction| SqueezeExciteConfig {
             weight_init: Init::HE_FAN_OUT,
-            ..SqueezeExciteConfig::new(se_resnet::squeezed(c_out, reduction))
+            ..SqueezeExciteConfig::new(se_resnet::make_divisible(c_out, reduction))
         };
         BlockConfig {
             kind: self.kind,
@@ -392,9 +339,8 @@ impl Config {
 /// ```
 #[derive(Debug)]
 pub struct ResNet {
-    conv1: ConvBn,
-    pool: Option<MaxPool2d>,
-    stages: Vec<Vec<Block>>,
+    stem: Sequential,
+    stages: Stages,
     fc: Classifier,
 }
 
@@ -405,44 +351,35 @@ impl ResNet {
     /// A stage without blocks, options that the kind of block does not have, groups that do not divide a width.
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
         config.check()?;
-        let (conv, pool) = match config.stem {
-            Stem::ImageNet => {
-                let pool = MaxPool2d { padding: 1, ..MaxPool2d::new(3, 2) };
-                (Conv2dConfig::new(7).stride(2).padding(3), Some(pool))
-            }
-            Stem::Cifar => (Conv2dConfig::new(3).padding(1), None),
+        let conv = match config.stem {
+            Stem::ImageNet => Conv2dConfig::new(7).stride(2).padding(3),
+            Stem::Cifar => Conv2dConfig::new(3).padding(1),
         };
-        let conv = Conv2d::new(config.in_chans, 64, conv.no_bias().init(Init::HE_FAN_OUT), vb.pp("conv1"))?;
-        let bn = BatchNorm::with(64, config.norm, vb.pp("bn1"))?;
+        let (conv, at) = (conv.no_bias().init(Init::HE_FAN_OUT), (vb.pp("conv1"), vb.pp("bn1")));
+        let mut stem = conv_bn((config.in_chans, 64), conv, config.norm, Some(Pointwise::Relu), at)?;
+        if config.stem == Stem::ImageNet {
+            stem = seq![stem, MaxPool2d { padding: 1, ..MaxPool2d::new(3, 2) }];
+        }
 
-        let (mut c_in, mut stages) = (64, Vec::new());
+        let (mut c_in, mut stages) = (64, Stages::default());
         for (stage, planes) in [64, 128, 256, 512].into_iter().enumerate() {
-            let vb = vb.pp(format!("layer{}", stage + 1));
+            let name = format!("layer{}", stage + 1);
             let mut blocks = Vec::with_capacity(config.blocks[stage]);
             for i in 0..config.blocks[stage] {
                 let stride = if stage > 0 && i == 0 { 2 } else { 1 };
-                blocks.push(Block::new(&config.block(c_in, planes, stride), vb.pp(i))?);
+                blocks.push(block(&config.block(c_in, planes, stride), vb.pp(&name).pp(i))?);
                 c_in = planes * config.kind.expansion();
             }
-            stages.push(blocks);
+            stages.push(name, blocks.into_iter().collect());
         }
-        let fc = Classifier::new(c_in, config.num_classes, vb.pp("fc"))?;
-        Ok(Self { conv1: ConvBn::new(conv, bn, Some(Pointwise::Relu)), pool, stages, fc })
+        Ok(Self { stem, stages, fc: Classifier::new(c_in, config.num_classes, vb.pp("fc"))? })
     }
 }
 
 impl Model for ResNet {
     /// (b, in_chans, h, w) -> (b, 512 or 2048, h/32, w/32), with the stem for 32x32 images (…, h/8, w/8)
     fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let mut xs = self.conv1.forward_t(xs, train)?; // (b, 64, h/2, w/2)
-        if let Some(pool) = &self.pool {
-            xs = pool.forward(&xs)?; // (b, 64, h/4, w/4)
-        }
-        for (i, stage) in self.stages.iter().enumerate() {
-            xs = stage.iter().try_fold(xs, |xs, block| block.forward_t(&xs, train))?;
-            xs = trace::stage(format!("layer{}", i + 1), xs);
-        }
-        Ok(xs)
+        self.stages.forward_t(&self.stem.forward_t(xs, train)?, train)
     }
 
     fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> {
@@ -562,8 +499,8 @@ mod tests {
     fn option_a_takes_every_second_pixel_and_centres_the_channels() {
         let xs = Tensor::arange(0f32, 18., &Device::Cpu).unwrap().reshape((1, 2, 3, 3)).unwrap();
         let config = BlockConfig { stride: 2, shortcut: Shortcut::A, ..BlockConfig::basic(2, 5) };
-        let skip = Skip::new(&config, VarStore::shapes_only().root()).unwrap();
-        let ys = skip.forward(&xs, true).unwrap().unwrap().squeeze(0).unwrap().flatten_from(1).unwrap();
+        let shortcut = shortcut(&config, VarStore::shapes_only().root()).unwrap().unwrap();
+        let ys = shortcut.forward_t(&xs, true).unwrap().squeeze(0).unwrap().flatten_from(1).unwrap();
         let rows: [[f32; 4]; 5] = [[0.; 4], [0., 2., 6., 8.], [9., 11., 15., 17.], [0.; 4], [0.; 4]];
         assert_eq!(ys.to_vec2::<f32>().unwrap(), rows.map(|row| row.to_vec()));
     }
@@ -572,9 +509,9 @@ mod tests {
     fn zero_init_starts_blocks_as_the_identity() {
         let store = VarStore::new(0, DType::F32, &Device::Cpu);
         let config = BlockConfig { zero_init: true, ..BlockConfig::bottleneck(8, 2, 8) };
-        let block = Block::new(&config, store.root()).unwrap();
+        let net = block(&config, store.root()).unwrap();
         let xs = Tensor::arange(0f32, 256., &Device::Cpu).unwrap().reshape((2, 8, 4, 4)).unwrap();
-        let ys = block.forward_t(&xs, true).unwrap();
+        let ys = net.forward_t(&xs, true).unwrap();
         let values = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
         assert_eq!(values(&ys), values(&xs));
     }
@@ -610,7 +547,7 @@ mod tests {
         assert!(error(Config { groups: 0, ..deep }).contains("groups (0)"));
         assert!(error(Config { zero_init: true, ..Config::plain(18).unwrap() }).contains("zero_init"));
         let narrower = BlockConfig { shortcut: Shortcut::A, ..BlockConfig::basic(4, 2) };
-        let error = Block::new(&narrower, VarStore::shapes_only().root()).unwrap_err().to_string();
+        let error = block(&narrower, VarStore::shapes_only().root()).unwrap_err().to_string();
         assert!(error.contains("from 4 to 2"), "{error}");
     }
 

@@ -31,7 +31,7 @@ impl Config {
 }
 
 /// What `channels` are squeezed to: `channels / reduction`, rounded to a multiple of 8, at least 8.
-pub fn squeezed(channels: usize, reduction: usize) -> usize {
+pub fn make_divisible(channels: usize, reduction: usize) -> usize {
     // timm adds 4 to the quotient as a real number and then cuts to whole eights: the quotient's fraction never counts.
     ((channels / reduction + 4) / 8 * 8).max(8)
 }
@@ -85,7 +85,7 @@ mod tests {
     #[test]
     fn squeezed_widths_are_multiples_of_eight() {
         // timm's make_divisible for reduction 16.
-        let widths = [16, 64, 128, 192, 200, 256, 512, 1024, 2048].map(|c| squeezed(c, 16));
+        let widths = [16, 64, 128, 192, 200, 256, 512, 1024, 2048].map(|c| make_divisible(c, 16));
         assert_eq!(widths, [8, 8, 8, 16, 16, 16, 32, 64, 128]);
     }
 }

@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use zoo::{ModelOptions, VarStore};
 use zoo_core::loss::cross_entropy;
-use zoo_core::trace::model_macs;
+use zoo_core::inspect::model_macs;
 use zoo_train::augment::{Augment, Normalize, Transform};
 use zoo_train::data::{Dataset, Synthetic};
 use zoo_train::loader::Loader;

@@ -36,7 +36,7 @@ fn open(info: &'static ModelInfo, weights: &Path) -> Result<(Box<dyn Model>, Inp
     let net = info.build(&ModelOptions::default(), store.root())?;
     // The classifier is not needed here, so a file with another number of classes is as good. All else must fit: a key
     // that is missing or left over is an error, and not a network that is half at random.
-    let head = [net.classifier().place()];
+    let head = [net.classifier().path()];
     let report = load(&store, &Weights::open(weights)?, &LoadOptions { may_differ: &head, ..info.load_options() })?;
     println!("{}: {report}", weights.display());
     Ok((net, info.input_of(report.layout)))

@@ -43,7 +43,7 @@ struct Trained {
 
 /// Every tensor of the network but the classifier's, as bits: the trunk's weights and its running statistics.
 fn trunk_bits(trained: &Trained) -> Result<Vec<(String, Vec<u32>)>> {
-    let head = format!("{}.", trained.net.classifier().place());
+    let head = format!("{}.", trained.net.classifier().path());
     let tensors = trained.store.parameters().into_iter().chain(trained.store.buffers());
     let trunk = tensors.filter(|(key, _)| !key.starts_with(&head));
     trunk
@@ -86,7 +86,7 @@ fn finetune(trained: &mut Trained, data: &Dataset) -> Result<(f64, f64)> {
 
     // The optimizer is given the classifier's parameters and no others. They are asked for after `reset_classifier`: it put
     // new variables in the old ones' place.
-    let head = format!("{}.", trained.net.classifier().place());
+    let head = format!("{}.", trained.net.classifier().path());
     let parameters: Vec<_> = trained.store.parameters().into_iter().filter(|(key, _)| key.starts_with(&head)).collect();
     println!("trained: {}", parameters.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>().join(", "));
     let mut optimizer = Sgd::new(vec![Group::new(parameters.clone(), 1e-4)], 0.1).momentum(0.9);
@@ -164,7 +164,7 @@ fn from_file(model: &str, weights: &Path) -> Result<(Trained, usize)> {
     let info = zoo::find(model)?;
     let store = VarStore::new(1, DType::F32, &Device::Cpu);
     let net = info.build(&ModelOptions::default(), store.root())?;
-    let head = [net.classifier().place()];
+    let head = [net.classifier().path()];
     let report = load(&store, &Weights::open(weights)?, &LoadOptions { may_differ: &head, ..info.load_options() })?;
     println!("{}: {report}", weights.display());
     // As the project whose names the file has normalises images.

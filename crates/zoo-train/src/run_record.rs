@@ -10,7 +10,7 @@ use anyhow::{Error, Result};
 use serde_json::json;
 use std::path::Path;
 use zoo::ModelOptions;
-use zoo_core::trace::model_macs;
+use zoo_core::inspect::model_macs;
 
 /// What a record says of a run beyond its job, its data and its outcome.
 #[derive(Debug, Clone)]

@@ -265,7 +265,7 @@ impl Trained {
         let load_options = instead.selection.of(model.load_options());
         let options = ModelOptions { in_chans: Some(channels), image_size: Some(size), num_classes: None };
         let shapes = VarStore::shapes_only();
-        let place = model.build(&options, shapes.root())?.classifier().place().to_string();
+        let place = model.build(&options, shapes.root())?.classifier().path().to_string();
         let report = check(&shapes, &weights, &load_options)?;
         let input = model.input_of(report.layout);
         // Photographs that `zoo train` saw were cut its way.

@@ -21,7 +21,7 @@ use candle_core::{DType, Device, Result, Tensor, bail};
 use std::ops::Range;
 use zoo_core::{
     Dropout, Init, LayerNorm, Linear, ModuleT, Pointwise, SequenceInfo, SequenceModel, VarBuilder, activate, add,
-    merge_heads, ops, scaled_dot_product_attention, split_heads, trace, weight_for,
+    merge_heads, ops, scaled_dot_product_attention, split_heads, tape, trace, weight_for,
 };
 
 /// An encoder and a decoder; the options are `torch.nn.Transformer`'s.
@@ -181,12 +181,14 @@ impl MultiheadAttention {
         read: &[&Tensor],
         mask: Option<&Tensor>,
         train: bool,
-        parts: impl FnOnce() -> Result<(Tensor, KeyValues)>,
+        parts: impl FnOnce(&[Tensor]) -> Result<(Tensor, KeyValues)>,
     ) -> Result<Tensor> {
         let detail = || format!("{} heads", self.heads);
         let mixed = trace::op("Attention", detail, read, || {
-            let (q, (k, v)) = parts()?;
-            merge_heads(&scaled_dot_product_attention((&q, &k, &v), mask, Some(&self.dropout), train)?)
+            tape::foreign_op(read, |read| {
+                let (q, (k, v)) = parts(read)?;
+                merge_heads(&scaled_dot_product_attention((&q, &k, &v), mask, Some(&self.dropout), train)?)
+            })
         })?;
         self.out_proj.forward_t(&mixed, train)
     }
@@ -200,8 +202,9 @@ impl MultiheadAttention {
         train: bool,
     ) -> Result<Tensor> {
         let qkv = self.project(xs, 0..3, train)?;
-        self.attend(&[&qkv], mask, train, || {
-            let (q, mut kv) = (self.heads_of(&qkv, 0)?, (self.heads_of(&qkv, 1)?, self.heads_of(&qkv, 2)?));
+        self.attend(&[&qkv], mask, train, |read| {
+            let part = |i| self.heads_of(&read[0], i);
+            let (q, mut kv) = (part(0)?, (part(1)?, part(2)?));
             if let Some(cache) = cache {
                 if let Some((k, v)) = cache.take() {
                     kv = (Tensor::cat(&[&k, &kv.0], 2)?, Tensor::cat(&[&v, &kv.1], 2)?);
@@ -223,15 +226,15 @@ impl MultiheadAttention {
     ) -> Result<Tensor> {
         let q = self.project(xs, 0..1, train)?;
         if let Some(Some(kv)) = &cache {
-            return self.attend(&[&q], mask, train, || Ok((self.heads_of(&q, 0)?, kv.clone())));
+            return self.attend(&[&q], mask, train, |read| Ok((self.heads_of(&read[0], 0)?, kv.clone())));
         }
         let kv = self.project(memory, 1..3, train)?;
-        self.attend(&[&q, &kv], mask, train, || {
-            let kv = (self.heads_of(&kv, 0)?, self.heads_of(&kv, 1)?);
+        self.attend(&[&q, &kv], mask, train, |read| {
+            let kv = (self.heads_of(&read[1], 0)?, self.heads_of(&read[1], 1)?);
             if let Some(cache) = cache {
                 *cache = Some(kv.clone());
             }
-            Ok((self.heads_of(&q, 0)?, kv))
+            Ok((self.heads_of(&read[0], 0)?, kv))
         })
     }
 }
@@ -540,8 +543,22 @@ impl Transformer {
     /// # Errors
     /// Sequences or masks that do not fit the network or each other.
     pub fn forward(&self, source: &Tensor, target: &Tensor, masks: &Masks, train: bool) -> Result<Tensor> {
-        let memory = self.encode(source, masks.source.as_ref(), train)?;
-        self.decode(target, &memory, masks, train)
+        self.recorded(source, target, train, |source, target| {
+            let memory = self.encode(source, masks.source.as_ref(), train)?;
+            self.decode(target, &memory, masks, train)
+        })
+    }
+
+    /// Runs a training pass on source and target on one tape.
+    fn recorded(
+        &self,
+        source: &Tensor,
+        target: &Tensor,
+        train: bool,
+        pass: impl FnOnce(&Tensor, &Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let mut outputs = tape::recorded_all(&[source, target], train, |inputs| Ok(vec![pass(&inputs[0], &inputs[1])?]))?;
+        outputs.pop().map_or_else(|| bail!("transformer: a pass without an output"), Ok)
     }
 }
 

@@ -15,13 +15,15 @@
 //! | `vit_base_patch32_224` | 32 | 768 | 12 | 12 | 88,224,232 |
 //! | `cifar_vit_tiny_patch4` | 4, on 32x32 pixels | 192 | 12 | 3 | 5,362,762 |
 
+mod layouts;
+
+pub use layouts::{TORCHVISION, TRANSFORMERS, from_transformers};
+
 use candle_core::{Result, Tensor, bail};
-use zoo_core::model::Interpolation;
-use zoo_core::tape;
-use zoo_core::weights::{Layout, Rename, Source, Weights};
+use zoo_core::weights::Layout;
 use zoo_core::{
-    Classifier, Dimensions, Dropout, Init, Input, LayerNorm, MlpBlock, Model, ModelInfo, ModuleT, PatchEmbed,
-    SelfAttention, VarBuilder, trace, weight_for,
+    Classifier, Dimensions, Dropout, Init, Input, LayerNorm, MlpBlock, Model, ModelInfo, ModuleT, PatchEmbed, Residual,
+    SelfAttention, VarBuilder, seq, tape, trace, weight_for,
 };
 
 /// What stands for the image before the classifier.
@@ -140,47 +142,37 @@ const INIT: Init = Init::TruncatedNormal { std: 0.02 };
 /// ε of every LayerNorm here, in timm's code as in torchvision's; PyTorch's own is 1e-5.
 const EPS: f64 = 1e-6;
 
-/// Self-attention and an MLP, each behind a LayerNorm and inside a skip: figure 1, right. (b, n, dim) -> (b, n, dim)
+/// x ← x + attn(norm(x)), x ← x + mlp(norm(x)): equations 2 and 3. (b, n, dim) -> (b, n, dim)
 #[derive(Debug, Clone)]
 struct Block {
-    norm1: LayerNorm,
-    attn: SelfAttention,
-    norm2: LayerNorm,
-    mlp: MlpBlock,
-    drop_path: [Dropout; 2],
-    place: String,
+    attn: Residual,
+    mlp: Residual,
+    vb: VarBuilder,
 }
 
 impl Block {
     fn new(config: &Config, drop_path: f64, vb: VarBuilder) -> Result<Self> {
         let Config { dim, heads, mlp_dim, dropout, attention_dropout, .. } = *config;
+        let norm1 = LayerNorm::new(dim, EPS, vb.pp("norm1"))?;
+        let attn = SelfAttention::new(dim, heads, (attention_dropout, dropout), INIT, vb.pp("attn"))?;
+        let norm2 = LayerNorm::new(dim, EPS, vb.pp("norm2"))?;
+        let mlp = MlpBlock::new((dim, mlp_dim, dim), dropout, INIT, Init::ZEROS, vb.pp("mlp"))?;
         Ok(Self {
-            norm1: LayerNorm::new(dim, EPS, vb.pp("norm1"))?,
-            attn: SelfAttention::new(dim, heads, (attention_dropout, dropout), INIT, vb.pp("attn"))?,
-            norm2: LayerNorm::new(dim, EPS, vb.pp("norm2"))?,
-            mlp: MlpBlock::new((dim, mlp_dim, dim), dropout, INIT, Init::ZEROS, vb.pp("mlp"))?,
-            drop_path: [Dropout::path(drop_path, &vb)?, Dropout::path(drop_path, &vb)?],
-            place: vb.path().to_string(),
+            attn: Residual::new(seq![norm1, attn]).drop_path(Dropout::path(drop_path, &vb)?),
+            mlp: Residual::new(seq![norm2, mlp]).drop_path(Dropout::path(drop_path, &vb)?),
+            vb,
         })
     }
-}
 
-impl Block {
     /// The first token of the output: (b, n, dim) -> (b, 1, dim)
     fn forward_first(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let [drop_attn, drop_mlp] = &self.drop_path;
-        let xs = self.attn.residual_of_first(xs, &self.norm1, Some(drop_attn), train)?;
-        self.mlp.residual(&xs, &self.norm2, Some(drop_mlp), train)
+        self.mlp.forward_t(&self.attn.forward_first(xs, train)?, train)
     }
 }
 
 impl ModuleT for Block {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        trace::block("ViTBlock", &self.place, || {
-            let [drop_attn, drop_mlp] = &self.drop_path;
-            let xs = self.attn.residual(xs, &self.norm1, Some(drop_attn), train)?;
-            self.mlp.residual(&xs, &self.norm2, Some(drop_mlp), train)
-        })
+        trace::block("ViTBlock", self.vb.path(), || self.mlp.forward_t(&self.attn.forward_t(xs, train)?, train))
     }
 }
 
@@ -260,20 +252,20 @@ impl VisionTransformer {
         let mut tokens = self.patch_embed.forward_t(xs, train)?;
         if let Some(token) = &self.cls_token {
             tokens =
-                trace::layer("ClassToken", &self.place("cls_token"), &[Some(token)], String::new, &[&tokens], || {
+                trace::layer("ClassToken", &self.path("cls_token"), &[Some(token)], String::new, &[&tokens], || {
                     let token = weight_for(token, train).broadcast_as((b, 1, token.dim(2)?))?;
                     zoo_core::ops::concat(&[&token, &tokens], 1)
                 })?;
         }
-        let (weights, place) = ([Some(&self.pos_embed)], self.place("pos_embed"));
-        let placed = trace::layer("PositionEmbedding", &place, &weights, String::new, &[&tokens], || {
+        let (weights, path) = ([Some(&self.pos_embed)], self.path("pos_embed"));
+        let placed = trace::layer("PositionEmbedding", &path, &weights, String::new, &[&tokens], || {
             let positions = weight_for(&self.pos_embed, train);
-            tape::candle(&[&tokens, &positions], |t| t[0].broadcast_add(&t[1]))
+            tape::foreign_op(&[&tokens, &positions], |t| t[0].broadcast_add(&t[1]))
         })?;
         self.dropout.forward_t(&placed, train)
     }
 
-    fn place(&self, name: &str) -> String {
+    fn path(&self, name: &str) -> String {
         self.vb.pp(name).path().to_string()
     }
 
@@ -309,12 +301,12 @@ impl Model for VisionTransformer {
     fn pre_logits(&self, features: &Tensor, train: bool) -> Result<Tensor> {
         let pooled = match self.pooling {
             Pooling::ClassToken => trace::op("ClassToken", String::new, &[features], || {
-                tape::candle(&[features], |t| t[0].get_on_dim(1, 0))
+                tape::foreign_op(&[features], |t| t[0].get_on_dim(1, 0))
             })?,
             Pooling::Mean => {
                 let first = usize::from(self.cls_token.is_some());
                 let n = features.dim(1)? - first;
-                let mean = || tape::candle(&[features], |t| t[0].narrow(1, first, n)?.mean(1));
+                let mean = || tape::foreign_op(&[features], |t| t[0].narrow(1, first, n)?.mean(1));
                 self.norm.forward_t(&trace::op("MeanTokens", String::new, &[features], mean)?, train)?
             }
         };
@@ -340,107 +332,6 @@ impl Model for VisionTransformer {
         };
         self.forward_head(&features, train)
     }
-}
-
-const fn torchvision(from: &'static str, to: &'static str) -> Rename {
-    Rename { from, to, reason: "torchvision's name, in vit_b_16 and its kin" }
-}
-
-/// The names in torchvision's files.
-const RENAMES: &[Rename] = &[
-    torchvision("class_token", "cls_token"),
-    torchvision("encoder.pos_embedding", "pos_embed"),
-    torchvision("conv_proj.*", "patch_embed.proj.*"),
-    torchvision("encoder.layers.encoder_layer_*.ln_1.*", "blocks.*.norm1.*"),
-    torchvision("encoder.layers.encoder_layer_*.ln_2.*", "blocks.*.norm2.*"),
-    // Rows in the order q, k, v, as here.
-    torchvision("encoder.layers.encoder_layer_*.self_attention.in_proj_weight", "blocks.*.attn.qkv.weight"),
-    torchvision("encoder.layers.encoder_layer_*.self_attention.in_proj_bias", "blocks.*.attn.qkv.bias"),
-    torchvision("encoder.layers.encoder_layer_*.self_attention.out_proj.*", "blocks.*.attn.proj.*"),
-    torchvision("encoder.layers.encoder_layer_*.mlp.0.*", "blocks.*.mlp.fc1.*"),
-    torchvision("encoder.layers.encoder_layer_*.mlp.3.*", "blocks.*.mlp.fc2.*"),
-    Rename {
-        from: "encoder.layers.encoder_layer_*.mlp.linear_*.*",
-        to: "blocks.*.mlp.fc*.*",
-        reason: "torchvision's name before 0.13, which its published files still have",
-    },
-    torchvision("encoder.ln.*", "norm.*"),
-    torchvision("heads.head.*", "head.*"),
-];
-
-/// torchvision's files.
-pub const TORCHVISION: Layout = Layout {
-    name: "torchvision",
-    sign: "conv_proj.weight",
-    renames: RENAMES,
-    key_map: None,
-    input: Some(Input::IMAGENET),
-};
-
-const fn pooler(from: &'static str) -> Rename {
-    Rename { from, to: "", reason: "a layer that transformers' ViTModel adds, and the classifier does not read" }
-}
-
-/// Hugging Face transformers' files. Its configurations say 1e-12 for the ε that is 1e-6 here, in timm and in the code that the
-/// published weights were trained with; where tokens differ, logits follow in the third decimal at most.
-pub const TRANSFORMERS: Layout = Layout {
-    name: "transformers",
-    sign: "embeddings.patch_embeddings.projection.weight",
-    renames: &[pooler("pooler.dense.*"), pooler("vit.pooler.dense.*")],
-    key_map: Some(from_transformers),
-    input: Some(Input { squash: true, interpolation: Interpolation::Bilinear, ..Input::inception(1.0) }),
-};
-
-/// The translation of `ViTForImageClassification` in Hugging Face transformers, which keeps queries, keys and values apart: in the
-/// names of its files and in those that its version 5 has in memory.
-///
-/// # Errors
-/// None of its own: keys that are not of this layout are left for the loader to complain of.
-pub fn from_transformers(weights: &Weights) -> Result<Vec<(String, Source)>> {
-    // Theirs, theirs in memory, ours: inside a block.
-    const BLOCK: [(&str, &str, &str); 5] = [
-        ("attention.output.dense.", "attention.o_proj.", "attn.proj."),
-        ("intermediate.dense.", "mlp.fc1.", "mlp.fc1."),
-        ("output.dense.", "mlp.fc2.", "mlp.fc2."),
-        ("layernorm_before.", "layernorm_before.", "norm1."),
-        ("layernorm_after.", "layernorm_after.", "norm2."),
-    ];
-    const QKV: [[&str; 3]; 2] = [
-        ["attention.attention.query.", "attention.attention.key.", "attention.attention.value."],
-        ["attention.q_proj.", "attention.k_proj.", "attention.v_proj."],
-    ];
-    let translated = |key: &str| -> Option<(String, Source)> {
-        let rest = key.strip_prefix("vit.").unwrap_or(key);
-        let itself = |ours: String| Some((ours, Source::Key(key.to_string())));
-        let outside = [
-            ("embeddings.cls_token", "cls_token"),
-            ("embeddings.position_embeddings", "pos_embed"),
-            ("embeddings.patch_embeddings.projection.", "patch_embed.proj."),
-            ("layernorm.", "norm."),
-            ("classifier.", "head."),
-        ];
-        for (theirs, ours) in outside {
-            if let Some(tensor) = rest.strip_prefix(theirs) {
-                return itself(format!("{ours}{tensor}"));
-            }
-        }
-        let (block, rest) = rest.strip_prefix("encoder.layer.").or(rest.strip_prefix("layers."))?.split_once('.')?;
-        for [query, others @ ..] in QKV {
-            if let Some(tensor) = rest.strip_prefix(query) {
-                let before = key.strip_suffix(rest)?;
-                let other = |name: &str| format!("{before}{name}{tensor}");
-                let keys = [key.to_string()].into_iter().chain(others.map(other)).collect();
-                return Some((format!("blocks.{block}.attn.qkv.{tensor}"), Source::Concat { keys, dim: 0 }));
-            }
-        }
-        for (file, memory, ours) in BLOCK {
-            if let Some(tensor) = rest.strip_prefix(file).or(rest.strip_prefix(memory)) {
-                return itself(format!("blocks.{block}.{ours}{tensor}"));
-            }
-        }
-        None
-    };
-    Ok(weights.keys().filter_map(translated).collect())
 }
 
 const fn info(
@@ -586,18 +477,5 @@ mod tests {
         let xs = images(16);
         let values = |train| net.forward_t(&xs, train).unwrap().to_vec2::<f32>().unwrap();
         assert_eq!(values(true), values(false));
-    }
-
-    #[test]
-    fn torchvisions_keys_become_timms() {
-        let renamed = |key: &str| RENAMES.iter().find_map(|rename| rename.apply(key)).unwrap();
-        for (theirs, ours) in [
-            ("encoder.layers.encoder_layer_11.self_attention.in_proj_weight", "blocks.11.attn.qkv.weight"),
-            ("encoder.layers.encoder_layer_3.mlp.linear_1.bias", "blocks.3.mlp.fc1.bias"),
-            ("encoder.layers.encoder_layer_3.mlp.3.weight", "blocks.3.mlp.fc2.weight"),
-            ("heads.head.weight", "head.weight"),
-        ] {
-            assert_eq!(renamed(theirs), ours);
-        }
     }
 }

@@ -235,7 +235,7 @@ fn boxes_and_frames(graph: &Graph) -> (Outline, Vec<usize>, Tree) {
     let root = Frame { repeat: 1, ..Frame::default() };
     let frames = graph.blocks.iter().map(|block| Frame {
         kind: block.kind,
-        places: (block.place.clone(), block.place.clone()),
+        places: (block.path.clone(), block.path.clone()),
         repeat: 1,
         ..Frame::default()
     });
@@ -260,7 +260,7 @@ fn boxes_and_frames(graph: &Graph) -> (Outline, Vec<usize>, Tree) {
         let layer = outline.layers.len();
         layer_of_node.push(layer);
         outline.layers.push(Layer {
-            place: node.place.clone(),
+            place: node.path.clone(),
             kinds: vec![node.kind],
             detail: node.detail.clone(),
             parameters: node.parameters,

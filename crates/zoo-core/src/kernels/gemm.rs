@@ -8,7 +8,7 @@
 //! An element's sum is taken in one order, however the product is cut: the number of threads changes no bit.
 
 use super::blocking::{GEMM_DEPTH, GEMM_LEFT, GEMM_ROWS};
-use super::buffer::{Shared, with_scratch, written_by_tasks};
+use super::buffer::{Shared, with_scratch, written, written_by_tasks};
 use super::microkernel::{RegisterTile, microkernel_of_rows};
 use super::simd::{Kernel, Real, Simd, dispatch_at, prefetch};
 use rayon::prelude::*;
@@ -502,6 +502,37 @@ impl<T: Real> Block<'_, T> {
             }
         }
     }
+}
+
+/// Sizes of `count` products of matrices (m, k) and (k, n).
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Pairs {
+    pub count: usize,
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+}
+
+/// Which of two matrices lies transposed in memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transposed {
+    Neither,
+    Left,
+    Right,
+}
+
+/// The product of each pair of matrices, which lie one behind the other.
+pub(crate) fn multiply_pairs<T: Real>(pairs: Pairs, transposed: Transposed, a: &[T], b: &[T]) -> Vec<T> {
+    let Pairs { count, m, n, k } = pairs;
+    let threads = Threads::inside(count);
+    let each = |i: usize, out: &mut [MaybeUninit<T>]| {
+        let (a, b) = (&a[i * m * k..][..m * k], &b[i * k * n..][..k * n]);
+        let lhs = if transposed == Transposed::Left { Mat::transposed(a, m) } else { Mat::rows(a, k) };
+        let rhs = if transposed == Transposed::Right { Mat::transposed(b, k) } else { Mat::rows(b, n) };
+        gemm((m, n, k), Out::Is(out), lhs, rhs, threads);
+    };
+    // SAFETY: each product fills its matrix, and they are all.
+    unsafe { written(count * m * n, |ys| ys.par_chunks_mut(m * n).enumerate().for_each(|(i, out)| each(i, out))) }
 }
 
 #[cfg(test)]

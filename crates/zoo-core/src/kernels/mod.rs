@@ -9,6 +9,7 @@ mod blocking;
 pub(crate) mod buffer;
 pub(crate) mod conv;
 pub(crate) mod copy;
+pub(crate) mod cross_entropy;
 pub(crate) mod fused_activation;
 pub(crate) mod gemm;
 pub(crate) mod layer_norm;

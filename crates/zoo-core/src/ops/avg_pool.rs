@@ -1,9 +1,12 @@
 //! Average pooling for any kernel, stride, padding and `ceil_mode`.
 
-use super::{Path, compose, elements, for_real, path};
+use super::{Real, fallback};
 use crate::kernels::pool::{self as kernel, Window};
-use crate::{tape, trace};
-use candle_core::{CpuStorage, CustomOp1, DType, Error, Layout, Result, Shape, Tensor, WithDType, bail};
+use crate::op::{Op, Passed, Saved, apply};
+use crate::pass::{Backend, backend};
+use crate::tape::foreign_op;
+use crate::trace::shape_only;
+use candle_core::{Error, Result, Tensor, bail};
 
 /// The mean under each window: (b, c, h, w) -> (b, c, oh, ow), as `torch.nn.functional.avg_pool2d`.
 ///
@@ -29,13 +32,7 @@ pub fn avg_pool2d(
     count_include_pad: bool,
 ) -> Result<Tensor> {
     let window = Window::new("avg_pool2d", xs.dims(), kernel, stride, padding, ceil_mode).map_err(Error::msg)?;
-    let op = AvgPool { window, count_include_pad };
-    match path(xs) {
-        Path::Shape => trace::shape_only(&window.output, xs.dtype(), xs.device()),
-        Path::Compose => compose::avg_pool2d(xs, &window, count_include_pad),
-        Path::KernelInF32 => tape::apply1(&xs.to_dtype(DType::F32)?.contiguous()?, op)?.to_dtype(xs.dtype()),
-        Path::Kernel => tape::apply1(&tape::contiguous(xs)?, op),
-    }
+    apply(AvgPool { window, count_include_pad }, &[xs])
 }
 
 struct AvgPool {
@@ -43,44 +40,29 @@ struct AvgPool {
     count_include_pad: bool,
 }
 
-impl CustomOp1 for AvgPool {
+impl Op for AvgPool {
     fn name(&self) -> &'static str {
         "avg_pool2d"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout) -> Result<(CpuStorage, Shape)> {
-        for_real!(self.name(), x, T => {
-            let xs = elements(self.name(), x, xl)?;
-            let ys = kernel::avg_forward::<T>(&self.window, self.count_include_pad, xs);
-            Ok((T::to_cpu_storage_owned(ys), self.window.output.as_slice().into()))
-        })
+    fn shape(&self) -> Vec<usize> {
+        self.window.output.to_vec()
     }
 
-    fn bwd(&self, xs: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        let op =
-            AvgPoolGrad { window: self.window, count_include_pad: self.count_include_pad, input: xs.shape().clone() };
-        grad.contiguous()?.apply_op1_no_bwd(&op).map(Some)
-    }
-}
-
-/// Gradient of the output -> gradient of the input.
-struct AvgPoolGrad {
-    window: Window,
-    count_include_pad: bool,
-    input: Shape,
-}
-
-impl CustomOp1 for AvgPoolGrad {
-    fn name(&self) -> &'static str {
-        "avg_pool2d gradient"
+    fn saves(&self) -> (bool, bool) {
+        (false, false)
     }
 
-    fn cpu_fwd(&self, g: &CpuStorage, gl: &Layout) -> Result<(CpuStorage, Shape)> {
-        for_real!(self.name(), g, T => {
-            let grad = elements(self.name(), g, gl)?;
-            let dx = kernel::avg_backward::<T>(&self.window, self.count_include_pad, grad);
-            Ok((T::to_cpu_storage_owned(dx), self.input.clone()))
-        })
+    fn forward<T: Real>(&self, inputs: &[&[T]]) -> Result<Vec<T>> {
+        Ok(kernel::avg_forward(&self.window, self.count_include_pad, inputs[0]))
+    }
+
+    fn backward<T: Real>(&self, saved: &Saved<T>) -> Result<Vec<Passed<T>>> {
+        Ok(vec![Passed::Made(kernel::avg_backward(&self.window, self.count_include_pad, saved.grad))])
+    }
+
+    fn fallback(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        fallback::avg_pool2d(&inputs[0], &self.window, self.count_include_pad)
     }
 }
 
@@ -103,8 +85,8 @@ pub fn adaptive_avg_pool2d(xs: &Tensor, size: (usize, usize)) -> Result<Tensor> 
         let kernel = (h / oh, w / ow);
         return avg_pool2d(xs, kernel, kernel, (0, 0), false, true);
     }
-    if let Path::Shape = path(xs) {
-        return trace::shape_only(&[b, c, oh, ow], xs.dtype(), xs.device());
+    if backend(xs) == Backend::Shapes {
+        return shape_only(&[b, c, oh, ow], xs.dtype(), xs.device());
     }
     // Cells of several sizes: a matrix of means for each direction.
     let means = |n: usize, cells: usize| -> Result<Tensor> {
@@ -115,7 +97,7 @@ pub fn adaptive_avg_pool2d(xs: &Tensor, size: (usize, usize)) -> Result<Tensor> 
         }
         Tensor::from_vec(matrix, (n, cells), xs.device())?.to_dtype(xs.dtype())
     };
-    tape::candle(&[xs], |xs| {
+    foreign_op(&[xs], |xs| {
         let rows = xs[0].reshape((b * c * h, w))?.matmul(&means(w, ow)?)?; // (b·c·h, ow)
         let cols = rows.reshape((b * c, h, ow))?.transpose(1, 2)?.contiguous()?.reshape((b * c * ow, h))?;
         let cells = cols.matmul(&means(h, oh)?)?.reshape((b * c, ow, oh))?;

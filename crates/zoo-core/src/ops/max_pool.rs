@@ -1,9 +1,9 @@
 //! Max pooling for any kernel, stride, padding and `ceil_mode`, with the gradient that PyTorch gives.
 
-use super::{Path, compose, elements, for_real, path};
+use super::{Real, fallback};
 use crate::kernels::pool::{self as kernel, Window};
-use crate::{tape, trace};
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Error, Layout, Result, Shape, Tensor, WithDType};
+use crate::op::{Op, Passed, Saved, apply};
+use candle_core::{Error, Result, Tensor};
 
 /// The largest element under each window: (b, c, h, w) -> (b, c, oh, ow), as `torch.nn.functional.max_pool2d`.
 ///
@@ -28,48 +28,31 @@ pub fn max_pool2d(
     ceil_mode: bool,
 ) -> Result<Tensor> {
     let window = Window::new("max_pool2d", xs.dims(), kernel, stride, padding, ceil_mode).map_err(Error::msg)?;
-    match path(xs) {
-        Path::Shape => trace::shape_only(&window.output, xs.dtype(), xs.device()),
-        Path::Compose => compose::max_pool2d(xs, &window),
-        // Every half value is an f32 value, so comparing in f32 changes nothing.
-        Path::KernelInF32 => {
-            tape::apply1(&xs.to_dtype(DType::F32)?.contiguous()?, MaxPool(window))?.to_dtype(xs.dtype())
-        }
-        Path::Kernel => tape::apply1(&tape::contiguous(xs)?, MaxPool(window)),
-    }
+    // Every half value is an f32 value, so comparing in f32 changes nothing.
+    apply(MaxPool(window), &[xs])
 }
 
 struct MaxPool(Window);
 
-impl CustomOp1 for MaxPool {
+impl Op for MaxPool {
     fn name(&self) -> &'static str {
         "max_pool2d"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout) -> Result<(CpuStorage, Shape)> {
-        for_real!(self.name(), x, T => {
-            let ys = kernel::max_forward::<T>(&self.0, elements(self.name(), x, xl)?);
-            Ok((T::to_cpu_storage_owned(ys), self.0.output.as_slice().into()))
-        })
+    fn shape(&self) -> Vec<usize> {
+        self.0.output.to_vec()
     }
 
-    fn bwd(&self, xs: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
-        xs.apply_op2_no_bwd(&grad.contiguous()?, &MaxPoolGrad(self.0)).map(Some)
-    }
-}
-
-/// (input, gradient of the output) -> gradient of the input. The winners are found again: cheaper than keeping them.
-struct MaxPoolGrad(Window);
-
-impl CustomOp2 for MaxPoolGrad {
-    fn name(&self) -> &'static str {
-        "max_pool2d gradient"
+    fn forward<T: Real>(&self, inputs: &[&[T]]) -> Result<Vec<T>> {
+        Ok(kernel::max_forward(&self.0, inputs[0]))
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, xl: &Layout, g: &CpuStorage, gl: &Layout) -> Result<(CpuStorage, Shape)> {
-        for_real!(self.name(), x, T => {
-            let dx = kernel::max_backward::<T>(&self.0, elements(self.name(), x, xl)?, elements(self.name(), g, gl)?);
-            Ok((T::to_cpu_storage_owned(dx), xl.shape().clone()))
-        })
+    /// The winners are found again: cheaper than keeping them.
+    fn backward<T: Real>(&self, saved: &Saved<T>) -> Result<Vec<Passed<T>>> {
+        Ok(vec![Passed::Made(kernel::max_backward(&self.0, saved.inputs[0], saved.grad))])
+    }
+
+    fn fallback(&self, inputs: &[Tensor]) -> Result<Tensor> {
+        fallback::max_pool2d(&inputs[0], &self.0)
     }
 }

@@ -3,9 +3,10 @@
 //! The formulas and their order of operations are PyTorch's (`torch.optim`), so that trajectories agree to rounding. On the
 //! CPU a step allocates nothing; on any other device, and for half types, it is composed of candle's ops.
 
-use super::{Path, Real, elements, path};
+use super::{Real, elements};
 use crate::kernels;
 use crate::kernels::simd::{Kernel, Simd, dispatch};
+use crate::pass::{Backend, backend};
 use candle_core::{CpuStorage, DType, InplaceOp1, InplaceOp2, Layout, Result, Tensor, Var, bail};
 use rayon::prelude::*;
 use std::cell::RefCell;
@@ -63,10 +64,10 @@ impl AdamStep {
 /// Shapes, element types or devices that differ.
 pub fn sgd_step(param: &Var, grad: &Tensor, buffer: Option<&Var>, step: &SgdStep) -> Result<()> {
     check("sgd_step", param, [Some(grad), buffer.map(|b| b.as_tensor())])?;
-    match (path(param), param.dtype()) {
-        (Path::Kernel, DType::F32) => sgd_kernel::<f32>(param, &grad.contiguous()?, buffer, step),
-        (Path::Kernel, _) => sgd_kernel::<f64>(param, &grad.contiguous()?, buffer, step),
-        _ => sgd_composed(param, grad, buffer, step),
+    match (backend(param), param.dtype()) {
+        (Backend::Kernel, DType::F32) => sgd_kernel::<f32>(param, &grad.contiguous()?, buffer, step),
+        (Backend::Kernel, _) => sgd_kernel::<f64>(param, &grad.contiguous()?, buffer, step),
+        _ => sgd_fallback(param, grad, buffer, step),
     }
 }
 
@@ -125,7 +126,7 @@ impl<T: Element> Kernel<T> for Sgd<'_, T> {
     }
 }
 
-fn sgd_composed(param: &Var, grad: &Tensor, buffer: Option<&Var>, step: &SgdStep) -> Result<()> {
+fn sgd_fallback(param: &Var, grad: &Tensor, buffer: Option<&Var>, step: &SgdStep) -> Result<()> {
     let p = param.as_detached_tensor();
     let mut d = grad.detach();
     if step.weight_decay != 0.0 {
@@ -153,10 +154,10 @@ fn sgd_composed(param: &Var, grad: &Tensor, buffer: Option<&Var>, step: &SgdStep
 /// Shapes, element types or devices that differ.
 pub fn adam_step(param: &Var, grad: &Tensor, exp_avg: &Var, exp_avg_sq: &Var, step: &AdamStep) -> Result<()> {
     check("adam_step", param, [Some(grad), Some(exp_avg), Some(exp_avg_sq)])?;
-    match (path(param), param.dtype()) {
-        (Path::Kernel, DType::F32) => adam_kernel::<f32>(param, &grad.contiguous()?, exp_avg, exp_avg_sq, step),
-        (Path::Kernel, _) => adam_kernel::<f64>(param, &grad.contiguous()?, exp_avg, exp_avg_sq, step),
-        _ => adam_composed(param, grad, exp_avg, exp_avg_sq, step),
+    match (backend(param), param.dtype()) {
+        (Backend::Kernel, DType::F32) => adam_kernel::<f32>(param, &grad.contiguous()?, exp_avg, exp_avg_sq, step),
+        (Backend::Kernel, _) => adam_kernel::<f64>(param, &grad.contiguous()?, exp_avg, exp_avg_sq, step),
+        _ => adam_fallback(param, grad, exp_avg, exp_avg_sq, step),
     }
 }
 
@@ -218,7 +219,7 @@ impl<T: Element> Kernel<T> for Adam<'_, T> {
     }
 }
 
-fn adam_composed(param: &Var, grad: &Tensor, exp_avg: &Var, exp_avg_sq: &Var, step: &AdamStep) -> Result<()> {
+fn adam_fallback(param: &Var, grad: &Tensor, exp_avg: &Var, exp_avg_sq: &Var, step: &AdamStep) -> Result<()> {
     let (size, root) = step.corrections();
     let (mut p, mut g) = (param.as_detached_tensor(), grad.detach());
     match step.decoupled {
@@ -243,9 +244,9 @@ pub fn global_norm<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<
     // On an accelerator every scalar fetched is a wait: add up there, fetch once a device.
     let (mut total, mut elsewhere) = (0.0, Vec::new());
     for tensor in tensors {
-        match (path(tensor), tensor.dtype()) {
-            (Path::Kernel, DType::F32) => total += sum_of_squares::<f32>(tensor)?,
-            (Path::Kernel, _) => total += sum_of_squares::<f64>(tensor)?,
+        match (backend(tensor), tensor.dtype()) {
+            (Backend::Kernel, DType::F32) => total += sum_of_squares::<f32>(tensor)?,
+            (Backend::Kernel, _) => total += sum_of_squares::<f64>(tensor)?,
             _ => elsewhere.push(tensor.detach().to_dtype(DType::F32)?.sqr()?.sum_all()?),
         }
     }
@@ -418,7 +419,7 @@ mod tests {
             for momentum in [true, false] {
                 let (p, q, a, b) = (random("p"), random("p"), random("buffer"), random("buffer"));
                 sgd_step(&p, &grad, momentum.then_some(&a), &step).unwrap();
-                sgd_composed(&q, &grad, momentum.then_some(&b), &step).unwrap();
+                sgd_fallback(&q, &grad, momentum.then_some(&b), &step).unwrap();
                 assert!(distance(&p, &q).max(distance(&a, &b)) < 1e-14, "{step:?}");
             }
         }
@@ -430,7 +431,7 @@ mod tests {
                 (random("p"), random("m"), v)
             });
             adam_step(&p, &grad, &m, &v, &step).unwrap();
-            adam_composed(&q, &grad, &n, &w, &step).unwrap();
+            adam_fallback(&q, &grad, &n, &w, &step).unwrap();
             for (x, y) in [(&p, &q), (&m, &n), (&v, &w)] {
                 assert!(distance(x, y) < 1e-13, "{step:?}");
             }

@@ -193,9 +193,7 @@ impl Seq2Seq {
     /// # Errors
     /// Tokens outside the vocabulary.
     pub fn encode(&self, source: &Tensor, train: bool) -> Result<Memory> {
-        let xs = self.embed(&self.source_embedding, "src_tok_emb", source, 0, train)?;
-        let mask = padding_mask(source, self.pad, xs.dtype())?;
-        Ok(Memory { states: self.transformer.encode(&xs, Some(&mask), train)?, mask })
+        self.encode_embedded(&self.embed(&self.source_embedding, "src_tok_emb", source, 0, train)?, source, train)
     }
 
     /// Logits for every place of a target, (b, m) -> (b, m, target_vocab). Padding stands at the end of a target, where the
@@ -204,11 +202,19 @@ impl Seq2Seq {
     /// # Errors
     /// Tokens outside the vocabulary, a memory of another batch.
     pub fn decode(&self, target: &Tensor, memory: &Memory, train: bool) -> Result<Tensor> {
-        let xs = self.embed(&self.target_embedding, "tgt_tok_emb", target, 0, train)?;
-        let m = target.dim(1)?;
+        self.decode_embedded(&self.embed(&self.target_embedding, "tgt_tok_emb", target, 0, train)?, memory, train)
+    }
+
+    fn encode_embedded(&self, xs: &Tensor, source: &Tensor, train: bool) -> Result<Memory> {
+        let mask = padding_mask(source, self.pad, xs.dtype())?;
+        Ok(Memory { states: self.transformer.encode(xs, Some(&mask), train)?, mask })
+    }
+
+    fn decode_embedded(&self, xs: &Tensor, memory: &Memory, train: bool) -> Result<Tensor> {
+        let m = xs.dim(1)?;
         let causal = causal_mask(m, m, xs.dtype(), xs.device())?;
         let masks = Masks { source: None, target: Some(causal), memory: Some(memory.mask.clone()) };
-        self.generate(&self.transformer.decode(&xs, &memory.states, &masks, train)?, train)
+        self.generate(&self.transformer.decode(xs, &memory.states, &masks, train)?, train)
     }
 
     /// As [`Seq2Seq::decode`], for the next places only, in evaluation; see [`Transformer::decode_next`].
@@ -221,12 +227,16 @@ impl Seq2Seq {
         self.generate(&ys, false)
     }
 
-    /// Logits for every place of the target.
+    /// Logits for every place of the target, in training on one tape.
     ///
     /// # Errors
     /// As [`Seq2Seq::encode`] and [`Seq2Seq::decode`].
     pub fn forward(&self, source: &Tensor, target: &Tensor, train: bool) -> Result<Tensor> {
-        self.decode(target, &self.encode(source, train)?, train)
+        let xs = self.embed(&self.source_embedding, "src_tok_emb", source, 0, train)?;
+        let ys = self.embed(&self.target_embedding, "tgt_tok_emb", target, 0, train)?;
+        self.transformer.recorded(&xs, &ys, train, |xs, ys| {
+            self.decode_embedded(ys, &self.encode_embedded(xs, source, train)?, train)
+        })
     }
 
     /// The loss of telling each token of `target`, (b, m) from begin to end, from those before it: see [`sequence_loss`].

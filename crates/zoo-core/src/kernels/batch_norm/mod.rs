@@ -9,11 +9,13 @@
 //! channel's numbers repeated for its pixels, and sums go over the images element by element.
 
 mod backward;
+mod coefficients;
 mod forward;
 mod small;
 mod stats;
 
 pub(crate) use backward::{CutBy, InputGrad, add_input_grad, grad_sums, input_grad, input_grad_over};
+pub(crate) use coefficients::{Coefficients, Sums};
 pub(crate) use forward::{add_and_activate, add_to, affine, affine_into};
 pub(crate) use stats::{plane_stats, stats, stats_of_planes};
 

@@ -3,12 +3,13 @@
 //! In training, on the tape: y = act(norm(conv(x)) + skip) keeps the convolution's output for the backward pass, which writes its
 //! gradient over it. In evaluation the normalisation is folded into the weights and the whole is one convolution.
 
-use super::batch_norm::{BatchStats, Norm};
-use super::conv2d::geometry;
-use super::{Conv2dParams, Real, for_dtype, read, tensor};
+use crate::ops::batch_norm::{BatchStats, Norm};
+use crate::ops::conv2d::geometry;
+use crate::ops::{Conv2dParams, Real, for_dtype, read, tensor};
 use crate::kernels::batch_norm::{self as norm_kernel, CutBy, InputGrad};
 use crate::kernels::conv::{self as kernel, Epilogue, Geometry};
 use crate::kernels::fused_activation::FusedActivation;
+use crate::pass::tracks;
 use crate::tape::{self, Gradient};
 use candle_core::{Result, Shape, Tensor, WithDType, bail};
 use std::ops::Range;
@@ -27,11 +28,11 @@ pub(crate) fn conv_bn_train(
     params: Conv2dParams,
     scale: &Scale,
     skip: Option<&Tensor>,
-    clamp: FusedActivation,
+    activation: FusedActivation,
 ) -> Result<(Tensor, BatchStats)> {
     let g = geometry(xs, weight, bias, params)?;
     check_skip(skip, xs, &g)?;
-    for_dtype!("conv_bn", xs.dtype(), T => train::<T>(xs, (weight, bias), g, scale, skip, clamp))
+    for_dtype!("conv_bn", xs.dtype(), T => train::<T>(xs, (weight, bias), g, scale, skip, activation))
 }
 
 fn train<T: Real>(
@@ -40,7 +41,7 @@ fn train<T: Real>(
     g: Geometry,
     scale: &Scale,
     skip: Option<&Tensor>,
-    clamp: FusedActivation,
+    activation: FusedActivation,
 ) -> Result<(Tensor, BatchStats)> {
     let (xs, weight) = (&tape::contiguous(xs)?, &weight.contiguous()?);
     let skip = skip.map(tape::contiguous).transpose()?;
@@ -57,23 +58,23 @@ fn train<T: Real>(
     let (gamma, beta) = (scale.weight, scale.bias);
     let norm = Norm { weight: gamma, bias: beta, mean: &mean, var: &var, eps: scale.eps, through_stats: true };
     norm.check(shape.dims())?;
-    let rows = norm.rows::<T>()?;
+    let rows = norm.coefficients::<T>()?;
     let ys = match &skip {
-        Some(skip) => read::<T, _>(skip, |skip| norm_kernel::affine(dims, &conv, rows.affine(), Some(skip), clamp))?,
-        None => norm_kernel::affine(dims, &conv, rows.affine(), None, clamp),
+        Some(skip) => read::<T, _>(skip, |skip| norm_kernel::affine(dims, &conv, rows.affine(), Some(skip), activation))?,
+        None => norm_kernel::affine(dims, &conv, rows.affine(), None, activation),
     };
     let ys = tensor(ys, shape.clone())?;
     let mut inputs = vec![xs, weight, gamma, beta];
     inputs.extend(skip.as_ref());
     inputs.extend(bias);
     let has_bias = bias.is_some();
-    // Without a shortcut the clamp's input follows from the convolution's output; with one, its output has to be kept.
+    // Without a shortcut the activation's input follows from the convolution's output; with one, its output has to be kept.
     let output = skip.is_some().then(|| ys.clone());
     let (x, w) = (xs.clone(), weight.clone());
-    tape::record("conv_bn", &inputs, &ys, move |grad| {
-        let (wants_dx, wants_dw) = (tape::tracks(&x), tape::tracks(&w));
+    tape::push("conv_bn", &inputs, &ys, move |grad| {
+        let (wants_dx, wants_dw) = (tracks(&x), tracks(&w));
         // What comes behind the norm: its input gradient, written over the convolution's output, and the convolution's.
-        let behind = |mut conv: Vec<T>, grad: &[T], by: &InputGrad<T>, clamp: (FusedActivation, CutBy<T>)| {
+        let behind = |mut conv: Vec<T>, grad: &[T], by: &InputGrad<T>, activation: (FusedActivation, CutBy<T>)| {
             let (mut dx, mut dw) = (None, None);
             read::<T, _>(&x, |x| {
                 read::<T, _>(&w, |w| match kernel::images_at_once(&g, w).filter(|_| wants_dw) {
@@ -81,14 +82,14 @@ fn train<T: Real>(
                         let (c, image) = (dims.1, dims.1 * dims.2);
                         let finish = |part: Range<usize>, conv: &mut [T]| {
                             let places = part.start * image..part.end * image;
-                            let clamp = (clamp.0, clamp.1.part(places.clone()));
-                            norm_kernel::input_grad_over((part.len(), c, dims.2), conv, &grad[places], by, clamp);
+                            let activation = (activation.0, activation.1.part(places.clone()));
+                            norm_kernel::input_grad_over((part.len(), c, dims.2), conv, &grad[places], by, activation);
                         };
                         let both = kernel::gradients_by_images(&g, (x, w), &mut conv, (images, wants_dx), finish);
                         (dx, dw) = (both.0, Some(both.1));
                     }
                     None => {
-                        norm_kernel::input_grad_over(dims, &mut conv, grad, by, clamp);
+                        norm_kernel::input_grad_over(dims, &mut conv, grad, by, activation);
                         dw = wants_dw.then(|| kernel::weight_grad(&g, x, &conv));
                         dx = wants_dx.then(|| kernel::input_grad(&g, &conv, w));
                     }
@@ -98,7 +99,7 @@ fn train<T: Real>(
         };
         let grads = |output: Option<&[T]>| {
             read::<T, _>(&grad.tensor, |grad| {
-                rows.gradients(dims, conv, grad, (clamp, output), output.is_some(), behind)
+                rows.gradients(dims, conv, grad, (activation, output), output.is_some(), behind)
             })
         };
         let (behind, grads) = match &output {
@@ -149,7 +150,7 @@ pub(crate) fn conv_bn_eval(
     params: Conv2dParams,
     norm: &Norm,
     skip: Option<&Tensor>,
-    clamp: FusedActivation,
+    activation: FusedActivation,
 ) -> Result<Tensor> {
     let g = geometry(xs, weight, bias, params)?;
     let shape = Shape::from((g.b, g.c_out, g.oh, g.ow));
@@ -158,11 +159,11 @@ pub(crate) fn conv_bn_eval(
     let (xs, weight) = (xs.contiguous()?, weight.contiguous()?);
     let skip = skip.map(Tensor::contiguous).transpose()?;
     for_dtype!("conv_bn", xs.dtype(), T => {
-        let rows = norm.rows::<T>()?;
+        let rows = norm.coefficients::<T>()?;
         let bias = bias.map(|bias| bias.to_vec1::<T>()).transpose()?.unwrap_or_else(|| vec![T::from_f64(0.0); g.c_out]);
         let shift: Vec<T> = (0..g.c_out).map(|c| rows.shift[c] + (bias[c] - rows.mean[c]) * rows.scale[c]).collect();
         let run = |skip: Option<&[T]>| {
-            let finish = Epilogue::fold_batch_norm(Some(&rows.scale), Some(&shift), skip, clamp).allow_winograd(true);
+            let finish = Epilogue::fold_batch_norm(Some(&rows.scale), Some(&shift), skip, activation).allow_winograd(true);
             read::<T, _>(&xs, |x| read::<T, _>(&weight, |w| kernel::forward(&g, x, w, &finish)))?
         };
         let ys = match &skip {

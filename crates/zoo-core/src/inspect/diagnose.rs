@@ -1,10 +1,43 @@
 //! Where numbers stop being numbers.
 
-use super::{Node, first_not_finite, is_finite};
 use crate::model::Model;
+use crate::trace::{Graph, Node, Tracer, is_finite, observe};
 use crate::vars::VarStore;
 use candle_core::{DType, Result, Tensor, Var};
 use std::fmt;
+
+/// Runs a forward pass, in training or in evaluation, and looks at the output of each of its layers: the first that holds a NaN or
+/// an infinity, where the pass ends; `None` if there is none. A step without tensors of its own is placed at its block.
+///
+/// The values are real and whatever the pass moves, such as running statistics, moves: see [`diagnose`], which puts it back.
+/// What is one operation elsewhere runs layer by layer here.
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use zoo_core::{Linear, ModuleT, VarStore, inspect::first_not_finite};
+/// let store = VarStore::new(0, DType::F32, &Device::Cpu);
+/// let (a, b) = (Linear::new(2, 3, store.root().pp("a"))?, Linear::new(3, 1, store.root().pp("b"))?);
+/// store.parameters()[2].1.set(&Tensor::new(&[[f32::NAN, 0., 0.]], &Device::Cpu)?)?; // b.weight
+/// let xs = Tensor::ones((1, 2), DType::F32, &Device::Cpu)?;
+/// let found = first_not_finite(|| b.forward_t(&a.forward_t(&xs, true)?, true))?;
+/// assert!(found.is_some_and(|node| node.path == "b" && node.kind == "Linear"));
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
+/// # Errors
+/// What the forward pass refuses.
+pub fn first_not_finite<R>(forward: impl FnOnce() -> Result<R>) -> Result<Option<Node>> {
+    let (result, tracer) = observe(Tracer { values: true, ..Tracer::default() }, forward);
+    if !tracer.not_finite {
+        return result.map(|_| None);
+    }
+    let Graph { mut nodes, blocks } = tracer.graph;
+    let mut found = nodes.pop();
+    if let Some(node) = found.as_mut().filter(|node| node.path.is_empty()) {
+        node.path = node.block.map_or(String::new(), |block| blocks[block].path.clone());
+    }
+    Ok(found)
+}
 
 /// What [`diagnose`] has found: the first of these that holds, in a sentence by its `Display`.
 #[derive(Debug, Clone, PartialEq)]
@@ -29,11 +62,11 @@ impl fmt::Display for Diagnosis {
         match self {
             Self::Input => write!(f, "the input is not finite"),
             Self::Parameter(key) => write!(f, "the parameter `{key}` is not finite"),
-            Self::Output(Node { place, kind, .. }) if place.is_empty() => {
+            Self::Output(Node { path, kind, .. }) if path.is_empty() => {
                 write!(f, "the first output that is not finite is a {kind}'s")
             }
-            Self::Output(Node { place, kind, .. }) => {
-                write!(f, "the first output that is not finite is that of {place} ({kind})")
+            Self::Output(Node { path, kind, .. }) => {
+                write!(f, "the first output that is not finite is that of {path} ({kind})")
             }
             Self::Statistic(key) => {
                 write!(f, "every output of a training pass is finite, but the running statistic `{key}` is not")

@@ -1,12 +1,11 @@
 //! Convolution layers.
 
-use crate::activation::activate;
-use crate::combine::add;
+use super::norm::{BatchNorm, BatchNormConfig};
+use super::sequential::Sequential;
 use crate::init::Init;
-use crate::norm::BatchNorm;
-use crate::ops::{Conv2dParams, FusedActivation, Pointwise, conv_bn_eval, conv2d, is_plain};
+use crate::ops::{Conv2dParams, Pointwise, conv2d};
 use crate::vars::{VarBuilder, weight_for};
-use crate::{tape, trace};
+use crate::{seq, trace};
 use candle_core::{Result, Tensor};
 use candle_nn::ModuleT;
 
@@ -94,7 +93,7 @@ pub struct Conv2d {
     weight: Tensor,
     bias: Option<Tensor>,
     params: Conv2dParams,
-    place: String,
+    path: String,
 }
 
 impl Conv2d {
@@ -115,11 +114,16 @@ impl Conv2d {
         let weight = vb.param((out_channels, group_in, kh, kw), "weight", config.init)?;
         let bias_init = config.bias_init.unwrap_or_else(|| Init::torch_bias(group_in * kh * kw));
         let bias = config.bias.then(|| vb.param(out_channels, "bias", bias_init));
-        Ok(Self { weight, bias: bias.transpose()?, params: config.params, place: vb.path().to_string() })
+        Ok(Self { weight, bias: bias.transpose()?, params: config.params, path: vb.path().to_string() })
     }
 }
 
 impl Conv2d {
+    /// Weight, bias and geometry.
+    pub(crate) fn parts(&self, train: bool) -> (Tensor, Option<Tensor>, Conv2dParams) {
+        (weight_for(&self.weight, train), self.bias.as_ref().map(|bias| weight_for(bias, train)), self.params)
+    }
+
     /// For example `3x3, stride 2, 32 groups`.
     fn detail(&self) -> String {
         let Conv2dParams { stride, padding: _, dilation, groups } = self.params;
@@ -145,76 +149,56 @@ impl ModuleT for Conv2d {
         let weights = [Some(&self.weight), self.bias.as_ref()];
         trace::layer(
             "Conv2d",
-            &self.place,
+            &self.path,
             &weights,
             || self.detail(),
             &[xs],
             || {
-                let bias = self.bias.as_ref().map(|b| weight_for(b, train));
-                conv2d(xs, &weight_for(&self.weight, train), bias.as_ref(), self.params)
+                let (weight, bias, params) = self.parts(train);
+                conv2d(xs, &weight, bias.as_ref(), params)
             },
         )
     }
 }
 
-/// Convolution, batch normalisation and, if there is one, an activation: the unit that most networks are made of. The keys
-/// are those of its two layers, wherever a layout puts them.
-#[derive(Debug, Clone)]
-pub struct ConvBn {
-    conv: Conv2d,
-    bn: BatchNorm,
+/// act(norm(conv(x))), the unit that most networks are made of: (b, channels.0, h, w) -> (b, channels.1, oh, ow). The keys are
+/// those of its two layers, `at` the places of the convolution and of the norm. A bias in front of the norm would be
+/// cancelled by it: see [`Conv2dConfig::no_bias`].
+///
+/// # Errors
+/// Channels that the groups do not divide.
+pub fn conv_bn(
+    channels: (usize, usize),
+    conv: Conv2dConfig,
+    norm: BatchNormConfig,
     activation: Option<Pointwise>,
-}
-
-impl ConvBn {
-    /// Puts the layers behind each other.
-    pub fn new(conv: Conv2d, bn: BatchNorm, activation: Option<Pointwise>) -> Self {
-        Self { conv, bn, activation }
-    }
-}
-
-impl ConvBn {
-    /// act(bn(conv(xs)) + skip): where a shortcut, if there is one, meets its branch. The unit's own activation is not applied.
-    ///
-    /// # Errors
-    /// Shapes that do not fit together.
-    pub fn forward_add(
-        &self,
-        xs: &Tensor,
-        skip: Option<&Tensor>,
-        activation: Option<Pointwise>,
-        train: bool,
-    ) -> Result<Tensor> {
-        let has_kernel = if train { tape::is_recorded(xs) && self.bn.normalizes() } else { is_plain(xs) };
-        if let (Some(clamp), true) = (FusedActivation::of(activation), has_kernel && !trace::by_layers()) {
-            let weight = weight_for(&self.conv.weight, train);
-            let (bias, params) = (self.conv.bias.as_ref().map(|bias| weight_for(bias, train)), self.conv.params);
-            return match train {
-                true => self.bn.after_conv(xs, (&weight, bias.as_ref()), params, skip, clamp),
-                false => conv_bn_eval(xs, &weight, bias.as_ref(), params, &self.bn.running(), skip, clamp),
-            };
-        }
-        let mut ys = self.bn.forward_t(&self.conv.forward_t(xs, train)?, train)?;
-        if let Some(skip) = skip {
-            ys = add(&ys, skip)?;
-        }
-        activation.map_or(Ok(ys.clone()), |function| activate(&ys, function))
-    }
-}
-
-impl ModuleT for ConvBn {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        self.forward_add(xs, None, self.activation, train)
-    }
+    at: (VarBuilder, VarBuilder),
+) -> Result<Sequential> {
+    let conv = Conv2d::new(channels.0, channels.1, conv, at.0)?;
+    let norm = BatchNorm::with(channels.1, norm, at.1)?;
+    Ok(match activation {
+        Some(activation) => seq![conv, norm, activation],
+        None => seq![conv, norm],
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::VarStore;
-    use crate::ops::composed;
+    use crate::ops::with_fallback;
+    use crate::{Residual, VarStore, tape};
     use crate::testing::numbers;
     use candle_core::{DType, Device, Var};
+
+    /// A layer that gives a tensor, whatever it reads: a shortcut.
+    #[derive(Debug)]
+    struct Given(Tensor);
+
+    impl ModuleT for Given {
+        fn forward_t(&self, _: &Tensor, _: bool) -> Result<Tensor> {
+            Ok(self.0.clone())
+        }
+    }
 
     /// Planes so large that their gradients go a few images at a time, the last part smaller, are those of the layers.
     #[test]
@@ -224,19 +208,21 @@ mod tests {
             let config = Conv2dConfig::new(3).padding(1).stride(stride).no_bias();
             let conv = Conv2d::new(3, 8, config, store.root().pp("conv")).unwrap();
             let bn = BatchNorm::new(8, store.root().pp("bn")).unwrap();
-            let unit = ConvBn::new(conv, bn, None);
             let side = 64;
             let xs = Var::from_tensor(&numbers("x", &[9, 3, side * stride, side * stride])).unwrap();
             let skip = Var::from_tensor(&numbers("skip", &[9, 8, side, side])).unwrap();
+            let net = match with_skip {
+                true => seq![
+                    Residual::new(seq![conv, bn]).shortcut(seq![Given(skip.as_tensor().clone())]).activation(Pointwise::Relu)
+                ],
+                false => seq![conv, bn, Pointwise::Relu],
+            };
             let run = || {
-                let ys = tape::on_tape(&xs, true, |xs| {
-                    unit.forward_add(xs, with_skip.then_some(skip.as_tensor()), Some(Pointwise::Relu), true)
-                });
-                let ys = ys.unwrap();
+                let ys = tape::recorded(&xs, true, |xs| net.forward_t(xs, true)).unwrap();
                 let loss = (&ys * numbers("upstream", ys.dims())).unwrap().sum_all().unwrap();
                 (ys, loss.backward().unwrap())
             };
-            let ((ys, got), (want_ys, want)) = (run(), composed(run));
+            let ((ys, got), (want_ys, want)) = (run(), with_fallback(run));
             let close = |name: &str, a: &Tensor, b: &Tensor| {
                 let error = (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
                 let scale = b.abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();

@@ -9,10 +9,10 @@
 //! |---|---|---|
 //! | `template_cnn` | 16 16 p 32 32 p 64 64 p 128 128 p 256 256 | 1,183,322 |
 
-use candle_core::{Module, Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 use zoo_core::{
-    BatchNorm, Classifier, Conv2d, Conv2dConfig, ConvBn, Dimensions, Input, MaxPool2d, Model, ModelInfo, ModuleT,
-    Pointwise, VarBuilder, flatten, softmax, trace,
+    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Input, MaxPool2d, Model, ModelInfo, ModuleT, Pointwise,
+    Sequential, Stages, VarBuilder, conv_bn, flatten, seq, softmax,
 };
 
 /// One entry of the list.
@@ -50,39 +50,24 @@ impl Config {
 
 const POOL: MaxPool2d = MaxPool2d::new(3, 2);
 
-#[derive(Debug)]
-enum Step {
-    Conv(Box<ConvBn>),
-    Pool,
-}
-
-impl ModuleT for Step {
-    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        match self {
-            Self::Pool => POOL.forward(xs),
-            Self::Conv(conv) => conv.forward_t(xs, train),
-        }
-    }
-}
-
 /// The network: (b, in_chans, image_size, image_size) -> (b, num_classes).
 ///
 /// ```
-/// use zoo_cnn::plain_cnn::{Config, PlainCnn};
+/// use zoo_cnn::template_cnn::{Config, TemplateCnn};
 /// use zoo_core::VarStore;
 /// let store = VarStore::shapes_only();
-/// PlainCnn::new(&Config::template(), store.root())?;
+/// TemplateCnn::new(&Config::template(), store.root())?;
 /// assert_eq!(store.parameter_count(), 1_183_322);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 #[derive(Debug)]
-pub struct PlainCnn {
-    features: Vec<Step>,
+pub struct TemplateCnn {
+    features: Stages,
     classifier: Classifier,
     softmax: bool,
 }
 
-impl PlainCnn {
+impl TemplateCnn {
     /// Makes the network at `vb`.
     ///
     /// # Errors
@@ -90,50 +75,44 @@ impl PlainCnn {
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
         let convs = config.layers.iter().filter(|layer| matches!(layer, Layer::Conv(_))).count();
         if convs == 0 {
-            candle_core::bail!("plain_cnn: the list holds no convolution: {:?}", config.layers)
+            bail!("template_cnn: the list holds no convolution: {:?}", config.layers)
         }
         let (mut c_in, mut side, mut i) = (config.in_chans, config.image_size, 0);
-        let mut features = Vec::with_capacity(config.layers.len());
+        let (mut stage, mut features) = (Sequential::default(), Stages::default());
+        let mut stages = 1;
         for layer in &config.layers {
-            features.push(match *layer {
+            match *layer {
+                Layer::Pool if side < POOL.kernel => {
+                    let image = config.image_size;
+                    bail!("template_cnn: nothing is left to pool of a {image}x{image} image: {:?}", config.layers)
+                }
                 Layer::Pool => {
-                    if side < POOL.kernel {
-                        candle_core::bail!(
-                            "plain_cnn: nothing is left to pool of a {0}x{0} image: {1:?}",
-                            config.image_size,
-                            config.layers
-                        )
-                    }
                     side = (side - POOL.kernel) / POOL.stride + 1;
-                    Step::Pool
+                    // A stage begins with the pooling.
+                    features.push(format!("stage{stages}"), std::mem::replace(&mut stage, seq![POOL]));
+                    stages += 1;
                 }
                 Layer::Conv(width) => {
                     let vb = vb.pp("features").pp(i);
                     i += 1;
-                    let conv = Conv2d::new(c_in, width, Conv2dConfig::new(3).padding(1), vb.pp("conv"))?;
-                    c_in = width;
                     let relu = (i < convs).then_some(Pointwise::Relu);
-                    Step::Conv(Box::new(ConvBn::new(conv, BatchNorm::new(width, vb.pp("bn"))?, relu)))
+                    let (conv, norm) = (Conv2dConfig::new(3).padding(1), BatchNormConfig::default());
+                    let unit = conv_bn((c_in, width), conv, norm, relu, (vb.pp("conv"), vb.pp("bn")))?;
+                    stage = seq![stage, unit];
+                    c_in = width;
                 }
-            });
+            }
         }
+        features.push(format!("stage{stages}"), stage);
         let classifier = Classifier::new(c_in * side * side, config.num_classes, vb.pp("classifier"))?;
         Ok(Self { features, classifier, softmax: config.softmax })
     }
 }
 
-impl Model for PlainCnn {
+impl Model for TemplateCnn {
     /// (b, in_chans, h, w) -> (b, last width, h', w')
     fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let (mut xs, mut pools) = (xs.clone(), 0);
-        for step in &self.features {
-            if let Step::Pool = step {
-                pools += 1;
-                xs = trace::stage(format!("stage{pools}"), xs);
-            }
-            xs = step.forward_t(&xs, train)?;
-        }
-        Ok(trace::stage(format!("stage{}", pools + 1), xs))
+        self.features.forward_t(xs, train)
     }
 
     fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> {
@@ -156,7 +135,7 @@ impl Model for PlainCnn {
 
 fn build(dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
     let Dimensions { num_classes, in_chans, image_size } = *dims;
-    Ok(Box::new(PlainCnn::new(&Config { num_classes, in_chans, image_size, ..Config::template() }, vb)?))
+    Ok(Box::new(TemplateCnn::new(&Config { num_classes, in_chans, image_size, ..Config::template() }, vb)?))
 }
 
 /// The registered variants.
@@ -180,7 +159,7 @@ mod tests {
 
     #[test]
     fn lists_that_make_no_network_are_errors() {
-        let error = |config: Config| PlainCnn::new(&config, VarStore::shapes_only().root()).unwrap_err().to_string();
+        let error = |config: Config| TemplateCnn::new(&config, VarStore::shapes_only().root()).unwrap_err().to_string();
         assert!(error(Config { layers: vec![Layer::Pool], ..Config::template() }).contains("no convolution"));
         assert!(error(Config { image_size: 16, ..Config::template() }).contains("16x16"));
     }

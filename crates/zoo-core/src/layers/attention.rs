@@ -1,11 +1,8 @@
 //! Scaled dot-product attention.
 
-use crate::combine::add;
-use crate::drop::Dropout;
+use super::dropout::Dropout;
+use super::linear::Linear;
 use crate::init::Init;
-use crate::linear::{Linear, drop, residual_branch};
-use crate::norm::LayerNorm;
-use crate::ops::branch::Inner;
 use crate::ops::{matmul, softmax};
 use crate::vars::VarBuilder;
 use crate::{tape, trace};
@@ -91,49 +88,10 @@ impl SelfAttention {
         })
     }
 
-    /// xs + drop_path(attention(norm(xs))): a block's residual branch, as one operation where nothing drops.
-    ///
-    /// # Errors
-    /// Shapes that do not fit together.
-    pub fn residual(&self, xs: &Tensor, norm: &LayerNorm, drop_path: Option<&Dropout>, train: bool) -> Result<Tensor> {
-        if let Some(ys) = self.fused(xs, Inner::Attention(self.heads), norm, drop_path, train)? {
-            return Ok(ys);
-        }
-        let ys = self.forward_t(&norm.forward_t(xs, train)?, train)?;
-        add(xs, &drop(drop_path, ys, train)?)
-    }
-
-    /// The first token of [`residual`](Self::residual), for networks whose last block is read there alone: (b, n, dim) ->
-    /// (b, 1, dim). As one operation it computes no other token.
-    ///
-    /// # Errors
-    /// Shapes that do not fit together.
-    pub fn residual_of_first(
-        &self,
-        xs: &Tensor,
-        norm: &LayerNorm,
-        drop_path: Option<&Dropout>,
-        train: bool,
-    ) -> Result<Tensor> {
-        if let Some(ys) = self.fused(xs, Inner::AttentionOfFirst(self.heads), norm, drop_path, train)? {
-            return Ok(ys);
-        }
-        tape::candle(&[&self.residual(xs, norm, drop_path, train)?], |t| t[0].narrow(1, 0, 1))
-    }
-
-    fn fused(
-        &self,
-        xs: &Tensor,
-        inner: Inner,
-        norm: &LayerNorm,
-        drop_path: Option<&Dropout>,
-        train: bool,
-    ) -> Result<Option<Tensor>> {
-        let drops = [Some(&self.attention_dropout), Some(&self.dropout), drop_path];
-        if drops.into_iter().flatten().any(|drop| drop.drops(train)) {
-            return Ok(None);
-        }
-        residual_branch(xs, inner, norm, &self.qkv, &self.proj, train)
+    /// Heads, and weights and biases of the two linear layers, where nothing is dropped.
+    pub(crate) fn parts(&self, train: bool) -> Option<(usize, [(Tensor, Tensor); 2])> {
+        let is_plain = !self.attention_dropout.drops(train) && !self.dropout.drops(train);
+        is_plain.then(|| Some((self.heads, [self.qkv.parts(train)?, self.proj.parts(train)?]))).flatten()
     }
 }
 
@@ -146,7 +104,7 @@ impl ModuleT for SelfAttention {
             &[&qkv],
             || {
                 let dim = xs.dim(2)?;
-                tape::candle(&[&qkv], |qkv| {
+                tape::foreign_op(&[&qkv], |qkv| {
                     let part = |i: usize| split_heads(&qkv[0].narrow(2, i * dim, dim)?, self.heads);
                     let (q, k, v) = (part(0)?, part(1)?, part(2)?);
                     let dropout = Some(&self.attention_dropout);

@@ -1,7 +1,7 @@
 //! How much memory training takes, told before it begins.
 
-use super::{Graph, Node};
 use crate::model::{ModelInfo, ModelOptions};
+use crate::trace::{Graph, Node};
 use crate::vars::VarStore;
 use candle_core::Result;
 
@@ -17,8 +17,7 @@ const ELEMENT: u64 = 4;
 ///
 /// - the program: 20 MiB;
 /// - parameters, their gradients, the optimizer's tensors, and once more what kernels lay out anew of the weights;
-/// - what the forward pass keeps for the backward pass, from the outputs of the network's graph; what fused operations never
-///   make is left out;
+/// - what the forward pass keeps for the backward pass, as the network's graph tells it ([`Node::kept`]);
 /// - a third of that, for blocks of other sizes that the allocator keeps waiting ([`crate::memory`]), and two tensors as large as
 ///   the largest, for gradients on their way.
 ///
@@ -47,40 +46,8 @@ pub fn training_memory(info: &ModelInfo, options: &ModelOptions, batch: usize, o
     let dims = info.dimensions(options);
     let graph = Graph::of_model(model.as_ref(), (dims.in_chans, dims.image_size, dims.image_size))?;
     let parameters = store.parameter_count() as u64 * (3 + optimizer_states as u64);
-    let largest = graph.nodes.iter().map(elements).max().unwrap_or(0);
-    let activations = batch as u64 * (kept(&graph) * 4 / 3 + 2 * largest);
+    let largest = graph.nodes.iter().map(Node::elements).max().unwrap_or(0);
+    let kept: usize = graph.nodes.iter().map(|node| node.kept * node.elements()).sum();
+    let activations = batch as u64 * (kept * 4 / 3 + 2 * largest) as u64;
     Ok(PROGRAM + ELEMENT * (parameters + activations))
-}
-
-fn elements(node: &Node) -> u64 {
-    node.shape.iter().product::<usize>() as u64
-}
-
-/// Elements that a training step on one image keeps between its forward and its backward pass.
-fn kept(graph: &Graph) -> u64 {
-    let mut readers: Vec<Vec<&'static str>> = vec![Vec::new(); graph.nodes.len()];
-    for node in &graph.nodes {
-        node.inputs.iter().for_each(|&input| readers[input].push(node.kind));
-    }
-    let kept = |(node, readers): (&Node, &Vec<&str>)| {
-        let feeds = |kinds: &[&str]| matches!(readers[..], [reader] if kinds.contains(&reader));
-        let reads = |kind: &str| node.inputs.iter().any(|&input| graph.nodes[input].kind == kind);
-        let times = match node.kind {
-            // One operation with the activation or the sum behind it.
-            "BatchNorm" if feeds(&["ReLU", "ReLU6", "Add"]) => 0,
-            "Add" if reads("BatchNorm") && feeds(&["ReLU", "ReLU6"]) => 0,
-            // Inside the residual branch of a Transformer or Mixer, which keeps its first linear layer's output alone.
-            "LayerNorm" | "GELU" | "Attention" | "Transpose" => 0,
-            "Linear" if feeds(&["Add", "Transpose"]) => 0,
-            // Maps that norms alone read stay apart.
-            "Concat" if readers.iter().all(|reader| ["BatchNorm", "Concat"].contains(reader)) => 0,
-            // A view.
-            "Flatten" => 0,
-            // On candle's graph, which starts from a copy.
-            "Scale" | "Dropout" => 2,
-            _ => 1,
-        };
-        times * elements(node)
-    };
-    graph.nodes.iter().zip(&readers).map(kept).sum()
 }

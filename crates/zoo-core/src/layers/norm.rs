@@ -1,15 +1,9 @@
 //! Normalisation layers.
 
-use crate::activation::activate;
-use crate::combine::Joined;
 use crate::init::Init;
-use crate::ops::joined::{batch_norm_joined, joined_stats};
-use crate::ops::{
-    BatchStats, Conv2dParams, FusedActivation, Norm, Pointwise, Scale, batch_norm_act, batch_stats, conv_bn_train,
-    layer_norm,
-};
+use crate::ops::{BatchStats, Norm, Pointwise, batch_norm_act, batch_stats, layer_norm};
 use crate::trace;
-use crate::vars::{VarBuilder, weight_for};
+use crate::vars::{BatchNormSettings, VarBuilder, weight_for};
 use candle_core::{Result, Shape, Tensor, Var, bail};
 use candle_nn::ModuleT;
 
@@ -32,36 +26,6 @@ impl Default for BatchNormConfig {
     }
 }
 
-/// What a [`VarStore`](crate::VarStore) changes in every [`BatchNorm`] that is built in it, whatever the network's own config
-/// says: for ablations. Keys and parameters stay as they are.
-///
-/// ```
-/// use candle_core::{DType, Device, Tensor};
-/// use zoo_core::{BatchNorm, BatchNormSettings, ModuleT, VarStore};
-/// let store = VarStore::new(0, DType::F32, &Device::Cpu);
-/// store.set_batch_norm(BatchNormSettings { normalize: false, ..BatchNormSettings::default() });
-/// let norm = BatchNorm::new(1, store.root())?;
-/// let xs = Tensor::new(&[[3f32], [5.]], &Device::Cpu)?;
-/// // The weight starts at 1, the bias at 0.
-/// assert_eq!(norm.forward_t(&xs, true)?.to_vec2::<f32>()?, [[3.], [5.]]);
-/// # Ok::<(), candle_core::Error>(())
-/// ```
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct BatchNormSettings {
-    /// Instead of [`BatchNormConfig::momentum`].
-    pub momentum: Option<f64>,
-    /// Instead of [`BatchNormConfig::eps`].
-    pub eps: Option<f64>,
-    /// With `false` a layer is y = weight · x + bias: it reads no statistics, and its running ones never move.
-    pub normalize: bool,
-}
-
-impl Default for BatchNormSettings {
-    fn default() -> Self {
-        Self { momentum: None, eps: None, normalize: true }
-    }
-}
-
 /// Batch normalisation (Ioffe and Szegedy 2015, arXiv:1502.03167) over (b, c) or (b, c, h, w), channel by channel:
 /// y = (x - μ) / √(σ² + eps) · weight + bias.
 ///
@@ -79,7 +43,7 @@ pub struct BatchNorm {
     /// Mean 0 and variance 1, which stand for all statistics where nothing is normalised.
     constants: Option<(Tensor, Tensor)>,
     config: BatchNormConfig,
-    place: String,
+    path: String,
 }
 
 impl BatchNorm {
@@ -114,7 +78,7 @@ impl BatchNorm {
         };
         let running_mean = vb.buffer(channels, "running_mean", Init::ZEROS)?;
         let running_var = vb.buffer(channels, "running_var", Init::ONES)?;
-        Ok(Self { weight, bias, running_mean, running_var, constants, config, place: vb.path().to_string() })
+        Ok(Self { weight, bias, running_mean, running_var, constants, config, path: vb.path().to_string() })
     }
 
     fn update(&self, running: &Var, batch: &Tensor) -> Result<()> {
@@ -141,11 +105,11 @@ impl BatchNorm {
 
     /// Moves the running statistics towards those of a batch of shape `dims`: called when its output has been computed, so that a
     /// call that is refused leaves them where they were.
-    fn update_running_stats(&self, stats: &BatchStats, dims: &[usize]) -> Result<()> {
+    pub(crate) fn update_running_stats(&self, stats: &BatchStats, dims: &[usize]) -> Result<()> {
         if stats.count < 2 {
-            let place = if self.place.is_empty() { "batch_norm" } else { &self.place };
+            let path = if self.path.is_empty() { "batch_norm" } else { &self.path };
             bail!(
-                "{place}: training needs more than one value per channel, got input {dims:?}; use a larger batch, or drop the \
+                "{path}: training needs more than one value per channel, got input {dims:?}; use a larger batch, or drop the \
                  last one of the epoch if it holds a single image"
             )
         }
@@ -154,64 +118,24 @@ impl BatchNorm {
         self.update(&self.running_var, &(&stats.var * unbiased)?)
     }
 
-    /// Training on the tape: act(norm(conv(xs)) + skip) as one operation.
-    pub(crate) fn after_conv(
-        &self,
-        xs: &Tensor,
-        (weight, bias): (&Tensor, Option<&Tensor>),
-        params: Conv2dParams,
-        skip: Option<&Tensor>,
-        clamp: FusedActivation,
-    ) -> Result<Tensor> {
-        let scale = Scale { weight: &self.weight, bias: &self.bias, eps: self.config.eps };
-        let (ys, stats) = conv_bn_train(xs, (weight, bias), params, &scale, skip, clamp)?;
-        self.update_running_stats(&stats, ys.dims())?;
-        Ok(ys)
+    /// Weight and bias.
+    pub(crate) fn weights(&self, train: bool) -> (Tensor, Tensor) {
+        (weight_for(&self.weight, train), weight_for(&self.bias, train))
     }
 
-    /// The normalisation, then an activation, as one operation where there is a kernel for it.
-    ///
-    /// # Errors
-    /// As the layer's forward pass.
-    pub fn forward_act(&self, xs: &Tensor, activation: Option<Pointwise>, train: bool) -> Result<Tensor> {
-        if trace::by_layers() {
-            let ys = self.forward_t(xs, train)?;
-            return activation.map_or(Ok(ys.clone()), |function| activate(&ys, function));
-        }
-        self.normalize(xs, activation, train)
+    /// The normalisation by a batch's own statistics.
+    pub(crate) fn of_batch<'a>(&self, weight: &'a Tensor, bias: &'a Tensor, stats: &'a BatchStats) -> Norm<'a> {
+        Norm { weight, bias, mean: &stats.mean, var: &stats.var, eps: self.config.eps, through_stats: true }
     }
 
-    /// [`forward_act`](Self::forward_act) on maps that stand one behind the other along the channels: their normalised values in one
-    /// tensor.
-    ///
-    /// # Errors
-    /// As the layer's forward pass.
-    pub fn forward_joined(&self, maps: &Joined, activation: Option<Pointwise>, train: bool) -> Result<Tensor> {
-        let (Some(parts), Some(clamp)) = (maps.parts(), FusedActivation::of(activation)) else {
-            return self.forward_act(&maps.whole()?, activation, train);
-        };
-        let tensors: Vec<&Tensor> = parts.iter().map(|(xs, _)| xs).collect();
-        let (weight, bias) = (weight_for(&self.weight, train), weight_for(&self.bias, train));
-        if !train || !self.normalizes() {
-            return batch_norm_joined(&tensors, &Norm { weight: &weight, bias: &bias, ..self.running() }, clamp);
-        }
-        let stats = joined_stats(parts)?;
-        let (mean, var, eps) = (&stats.mean, &stats.var, self.config.eps);
-        let norm = Norm { weight: &weight, bias: &bias, mean, var, eps, through_stats: true };
-        let ys = batch_norm_joined(&tensors, &norm, clamp)?;
-        self.update_running_stats(&stats, ys.dims())?;
-        Ok(ys)
-    }
-
-    fn normalize(&self, xs: &Tensor, activation: Option<Pointwise>, train: bool) -> Result<Tensor> {
-        let (weight, bias) = (weight_for(&self.weight, train), weight_for(&self.bias, train));
+    /// The normalisation, then an activation.
+    pub(crate) fn normalize(&self, xs: &Tensor, activation: Option<Pointwise>, train: bool) -> Result<Tensor> {
+        let (weight, bias) = self.weights(train);
         if !train || !self.normalizes() {
             return batch_norm_act(xs, &Norm { weight: &weight, bias: &bias, ..self.running() }, activation);
         }
         let stats = batch_stats(xs)?;
-        let (mean, var, eps) = (&stats.mean, &stats.var, self.config.eps);
-        let norm = Norm { weight: &weight, bias: &bias, mean, var, eps, through_stats: true };
-        let ys = batch_norm_act(xs, &norm, activation)?;
+        let ys = batch_norm_act(xs, &self.of_batch(&weight, &bias, &stats), activation)?;
         self.update_running_stats(&stats, xs.dims())?;
         Ok(ys)
     }
@@ -222,7 +146,7 @@ impl ModuleT for BatchNorm {
         let weights = self.config.affine.then_some([Some(&self.weight), Some(&self.bias)]);
         let weights = weights.as_ref().map_or(&[][..], |weights| weights);
         let detail = || if self.normalizes() { String::new() } else { "off".to_string() };
-        trace::layer("BatchNorm", &self.place, weights, detail, &[xs], || self.normalize(xs, None, train))
+        trace::layer("BatchNorm", &self.path, weights, detail, &[xs], || self.normalize(xs, None, train))
     }
 }
 
@@ -244,7 +168,7 @@ pub struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
     eps: f64,
-    place: String,
+    path: String,
 }
 
 impl LayerNorm {
@@ -255,7 +179,7 @@ impl LayerNorm {
     pub fn new(normalized: impl Into<Shape>, eps: f64, vb: VarBuilder) -> Result<Self> {
         let shape = normalized.into();
         let weight = vb.param(shape.clone(), "weight", Init::ONES)?;
-        Ok(Self { weight, bias: vb.param(shape, "bias", Init::ZEROS)?, eps, place: vb.path().to_string() })
+        Ok(Self { weight, bias: vb.param(shape, "bias", Init::ZEROS)?, eps, path: vb.path().to_string() })
     }
 
     /// Weight, bias and ε.
@@ -266,7 +190,7 @@ impl LayerNorm {
 
 impl ModuleT for LayerNorm {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        trace::layer("LayerNorm", &self.place, &[Some(&self.weight), Some(&self.bias)], String::new, &[xs], || {
+        trace::layer("LayerNorm", &self.path, &[Some(&self.weight), Some(&self.bias)], String::new, &[xs], || {
             layer_norm(xs, &weight_for(&self.weight, train), &weight_for(&self.bias, train), self.eps)
         })
     }
@@ -275,82 +199,26 @@ impl ModuleT for LayerNorm {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ops::composed;
+    use crate::ops::{Conv2dParams, with_fallback};
     use crate::testing::{distance, numbers};
-    use crate::{Conv2d, Conv2dConfig, ConvBn, VarStore, tape};
+    use crate::{Conv2d, Conv2dConfig, Layer, Residual, Sequential, VarStore, activate, seq, tape};
     use candle_core::{DType, Device};
+    use std::sync::Arc;
 
     const OFF: BatchNormSettings = BatchNormSettings { momentum: None, eps: None, normalize: false };
 
-    /// Three maps that two norms and the sum read: outputs, statistics and all gradients are those of the joined tensor.
-    #[test]
-    fn maps_apart_are_maps_joined() {
-        let widths = [3, 1, 17];
-        for activation in [None, Some(Pointwise::Relu)] {
-            let result = |is_composed: bool| {
-                let store = VarStore::new(3, DType::F64, &Device::Cpu);
-                let norms = ["a", "b"].map(|name| {
-                    let (c, init) = (widths.iter().sum(), Init::Uniform { lo: 0.5, hi: 1.5 });
-                    let config = BatchNormConfig { weight_init: init, eps: 1e-2, ..BatchNormConfig::default() };
-                    BatchNorm::with(c, config, store.root().pp(name)).unwrap()
-                });
-                let vars = widths.map(|c| Var::from_tensor(&numbers(&format!("map {c}"), &[3, c, 5, 7])).unwrap());
-                let pass = |train: bool| {
-                    let source = Tensor::zeros((3, 1, 5, 7), DType::F64, &Device::Cpu)?;
-                    tape::on_tape(&source, train, |source| {
-                        let maps = vars.each_ref().map(|map| {
-                            let sum = tape::candle(&[map, source], |t| t[0].broadcast_add(&t[1]))?;
-                            crate::combine::add(&sum, map)
-                        });
-                        let [first, second, third] = maps;
-                        let mut joined = Joined::new(first?, train)?;
-                        joined.push(second?)?;
-                        let early = joined.clone();
-                        joined.push(third?)?;
-                        assert_eq!(joined.parts().is_some(), train && !is_composed);
-                        let [a, b] = norms.each_ref().map(|norm| norm.forward_joined(&joined, activation, train));
-                        let ys = crate::combine::add(&a?, &b?)?;
-                        crate::combine::concat(&[&ys, &early.whole()?], 1)
-                    })
-                };
-                let ys = pass(true).unwrap();
-                let loss = (&ys * numbers("upstream", ys.dims())).unwrap().sum_all().unwrap();
-                let grads = loss.backward().unwrap();
-                let all: Vec<Var> =
-                    vars.iter().cloned().chain(store.parameters().into_iter().map(|(_, var)| var)).collect();
-                let mut out: Vec<Tensor> = all.iter().map(|var| grads.get(var).unwrap().clone()).collect();
-                out.push(ys.detach());
-                out.extend(store.buffers().into_iter().map(|(_, var)| var.as_detached_tensor()));
-                out.push(pass(false).unwrap().detach());
-                out
-            };
-            let (got, want) = (result(false), composed(|| result(true)));
-            assert_eq!(got.len(), want.len());
-            for (i, (a, b)) in got.iter().zip(&want).enumerate() {
-                let error = (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
-                assert!(error < 1e-12, "{activation:?}, result {i}: {error}");
-            }
+    /// A layer that gives a tensor, whatever it reads: a shortcut.
+    #[derive(Debug)]
+    struct Given(Tensor);
+
+    impl ModuleT for Given {
+        fn forward_t(&self, _: &Tensor, _: bool) -> Result<Tensor> {
+            Ok(self.0.clone())
         }
     }
 
-    /// Without a graph, in evaluation, maps apart give the joined tensor's bits.
-    #[test]
-    fn maps_apart_evaluate_to_the_same_bits() -> Result<()> {
-        let store = VarStore::new(3, DType::F32, &Device::Cpu);
-        let norm = BatchNorm::new(6, store.root())?;
-        let [a, b] = [2, 4].map(|c| numbers(&format!("map {c}"), &[2, c, 3, 3]).to_dtype(DType::F32));
-        let (a, b) = (a?, b?);
-        let mut joined = Joined::new(a.clone(), false)?;
-        joined.push(b.clone())?;
-        assert!(joined.parts().is_some());
-        let got = norm.forward_joined(&joined, Some(Pointwise::Relu), false)?;
-        let want = norm.forward_act(&Tensor::cat(&[a, b], 1)?, Some(Pointwise::Relu), false)?;
-        assert_eq!(got.flatten_all()?.to_vec1::<f32>()?, want.flatten_all()?.to_vec1::<f32>()?);
-        Ok(())
-    }
-
     /// A unit whose norm has a weight and a bias of its own.
-    fn unit(settings: BatchNormSettings, config: BatchNormConfig, activation: Option<Pointwise>) -> (VarStore, ConvBn) {
+    fn unit(settings: BatchNormSettings, config: BatchNormConfig) -> (VarStore, Sequential) {
         let store = VarStore::new(1, DType::F64, &Device::Cpu);
         store.set_batch_norm(settings);
         let conv = Conv2d::new(3, 4, Conv2dConfig::new(3).padding(1), store.root().pp("conv")).unwrap();
@@ -358,21 +226,24 @@ mod tests {
         for key in ["bn.weight", "bn.bias"] {
             store.get(key).unwrap().var.unwrap().set(&numbers(key, &[4])).unwrap();
         }
-        (store, ConvBn::new(conv, bn, activation))
+        (store, seq![conv, bn])
     }
 
     /// A call that is refused leaves the running statistics where they were, and its error names the norm and its own map.
     #[test]
     fn a_refused_call_moves_no_statistics() {
-        let (store, unit) = unit(BatchNormSettings::default(), BatchNormConfig::default(), None);
+        let (store, unit) = unit(BatchNormSettings::default(), BatchNormConfig::default());
         let statistics = || {
             let row = |(_, var): (String, Var)| var.to_vec1::<f64>().unwrap();
             store.buffers().into_iter().map(row).collect::<Vec<_>>()
         };
         let before = statistics();
         let refused = |xs: &Tensor, skip: Option<&Tensor>, on_tape: bool| {
-            let call = |xs: &Tensor| unit.forward_add(xs, skip, None, true);
-            let result = if on_tape { tape::on_tape(xs, true, call) } else { call(xs) };
+            let call = |xs: &Tensor| match skip {
+                None => unit.forward_t(xs, true),
+                Some(skip) => Residual::new(unit.clone()).shortcut(seq![Given(skip.clone())]).forward_t(xs, true),
+            };
+            let result = if on_tape { tape::recorded(xs, true, call) } else { call(xs) };
             let error = result.unwrap_err().to_string();
             assert_eq!(statistics(), before, "{error}");
             error
@@ -386,7 +257,7 @@ mod tests {
             let error = refused(&numbers("x", &[1, 3, 1, 1]), None, on_tape);
             assert!(error.starts_with("bn: ") && error.contains("[1, 4, 1, 1]"), "{error}");
         }
-        assert!(unit.forward_add(&xs, None, None, true).is_ok());
+        assert!(unit.forward_t(&xs, true).is_ok());
         assert_ne!(statistics(), before);
     }
 
@@ -396,8 +267,9 @@ mod tests {
         let settings = BatchNormSettings { momentum: Some(0.3), eps: Some(0.5), normalize: true };
         let xs = numbers("x", &[2, 3, 5, 5]);
         let run = |settings, config| {
-            let (store, unit) = unit(settings, config, Some(Pointwise::Relu));
-            let ys = tape::on_tape(&xs, true, |xs| unit.forward_t(xs, true)).unwrap();
+            let (store, unit) = unit(settings, config);
+            let unit = seq![unit, Pointwise::Relu];
+            let ys = tape::recorded(&xs, true, |xs| unit.forward_t(xs, true)).unwrap();
             let mut all = vec![ys, unit.forward_t(&xs, true).unwrap(), unit.forward_t(&xs, false).unwrap()];
             all.extend(store.buffers().into_iter().map(|(_, var)| var.as_detached_tensor()));
             all
@@ -418,12 +290,22 @@ mod tests {
             (Some(Pointwise::Silu), true),
             (None, false),
         ] {
-            let (store, unit) = unit(OFF, BatchNormConfig::default(), activation);
+            let (store, unit) = unit(OFF, BatchNormConfig::default());
             let xs = Var::from_tensor(&numbers("x", &[2, 3, 6, 5])).unwrap();
             let skip = Var::from_tensor(&numbers("skip", &[2, 4, 6, 5])).unwrap();
-            let shortcut = with_skip.then_some(skip.as_tensor());
-            let fused = || tape::on_tape(&xs, true, |xs| unit.forward_add(xs, shortcut, activation, true));
-            let by_layers = || unit.forward_add(&xs, shortcut, activation, true);
+            let behind: Vec<Arc<dyn Layer>> = activation.into_iter().map(|a| Arc::new(a) as Arc<dyn Layer>).collect();
+            let block = |unit: &Sequential| match with_skip {
+                true => seq![Residual::new(unit.clone()).shortcut(seq![Given(skip.as_tensor().clone())])],
+                false => unit.clone(),
+            };
+            let net = match (with_skip, activation) {
+                (true, Some(activation)) => seq![
+                    Residual::new(unit.clone()).shortcut(seq![Given(skip.as_tensor().clone())]).activation(activation)
+                ],
+                _ => Sequential::new([Arc::new(block(&unit)) as Arc<dyn Layer>].into_iter().chain(behind).collect()),
+            };
+            let fused = || tape::recorded(&xs, true, |xs| net.forward_t(xs, true));
+            let by_layers = || net.forward_t(&xs, true);
             let by_hand = || {
                 let var = |key: &str| store.get(key).unwrap().var.unwrap().as_tensor().clone();
                 let row = |key: &str| var(key).reshape((1, 4, 1, 1));
@@ -445,19 +327,19 @@ mod tests {
                 all
             };
             let want = gradients(&by_hand);
-            for got in [gradients(&fused), gradients(&by_layers), composed(|| gradients(&by_layers))] {
+            for got in [gradients(&fused), gradients(&by_layers), with_fallback(|| gradients(&by_layers))] {
                 assert!(got.iter().zip(&want).all(|(a, b)| distance(a, b) < 1e-12), "{activation:?}");
             }
             let plain = xs.as_detached_tensor();
-            let evaluated = unit.forward_add(&plain, shortcut, activation, false).unwrap();
+            let evaluated = net.forward_t(&plain, false).unwrap();
             assert!(distance(&evaluated, &want[want.len() - 1]) < 1e-12, "{activation:?} in evaluation");
         }
     }
 
     #[test]
     fn without_normalisation_keys_stay_and_statistics_rest() {
-        let (store, norm) = unit(OFF, BatchNormConfig::default(), None);
-        let (usual, _) = unit(BatchNormSettings::default(), BatchNormConfig::default(), None);
+        let (store, norm) = unit(OFF, BatchNormConfig::default());
+        let (usual, _) = unit(BatchNormSettings::default(), BatchNormConfig::default());
         let keys = |store: &VarStore| store.slots().into_iter().map(|s| (s.key, s.shape, s.kind)).collect::<Vec<_>>();
         assert_eq!(keys(&store), keys(&usual));
         // A single value a channel has no variance, and needs none.

@@ -3,22 +3,17 @@
 //! the normalised maps are written side by side, for the convolution that reads them; and a gradient is added to those that
 //! the block's later layers have sent.
 
-use super::batch_norm::{BatchStats, Norm, Rows, Sums, batch_stats};
-use super::{Real, elements, elements_mut, for_dtype, is_plain, read, tensor, with_elements};
-use crate::kernels::batch_norm::{self as kernel, Affine, CutBy, InputGrad, Window};
+use crate::ops::batch_norm::{BatchStats, Norm, batch_stats};
+use crate::ops::{Real, elements, elements_mut, for_dtype, read, tensor, with_elements};
+use crate::kernels::batch_norm::{self as kernel, Affine, Coefficients, CutBy, InputGrad, Sums, Window};
 use crate::kernels::buffer::written_by_tasks;
 use crate::kernels::fused_activation::FusedActivation;
+use crate::pass::tracks;
 use crate::tape::{self, Gradient};
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
 
-/// Whether maps such as `xs` may stay apart on this path; otherwise they are joined by copying.
-pub(crate) fn can_stay_apart(xs: &Tensor, train: bool) -> bool {
-    let has_kernel = matches!(super::path(xs), super::Path::Kernel) && xs.rank() == 4 && xs.elem_count() > 0;
-    has_kernel && if train { tape::is_recorded(xs) } else { is_plain(xs) }
-}
-
 /// The statistics of all maps, one behind the other.
-pub(crate) fn joined_stats(maps: &[(Tensor, Option<BatchStats>)]) -> Result<BatchStats> {
+pub(crate) fn concat_stats(maps: &[(Tensor, Option<BatchStats>)]) -> Result<BatchStats> {
     let (mut means, mut vars, mut count) = (Vec::new(), Vec::new(), 0);
     for (xs, stats) in maps {
         let stats = stats.clone().map_or_else(|| batch_stats(xs), Ok)?;
@@ -29,9 +24,9 @@ pub(crate) fn joined_stats(maps: &[(Tensor, Option<BatchStats>)]) -> Result<Batc
     Ok(BatchStats { mean: Tensor::cat(&means, 0)?, var: Tensor::cat(&vars, 0)?, count })
 }
 
-/// clamp((x - μ) / √(σ² + eps) · weight + bias) of `maps`, each (b, cᵢ, h, w), as one tensor (b, Σ cᵢ, h, w); the norm's tensors are
+/// activation((x - μ) / √(σ² + eps) · weight + bias) of `maps`, each (b, cᵢ, h, w), as one tensor (b, Σ cᵢ, h, w); the norm's tensors are
 /// of Σ cᵢ channels. On the tape, or without a graph.
-pub(crate) fn batch_norm_joined(maps: &[&Tensor], norm: &Norm, clamp: FusedActivation) -> Result<Tensor> {
+pub(crate) fn concat_norm(maps: &[&Tensor], norm: &Norm, activation: FusedActivation) -> Result<Tensor> {
     let Some(first) = maps.first() else { bail!("batch_norm: no map to normalise") };
     let (b, _, h, w) = first.dims4()?;
     let widths: Vec<usize> = maps.iter().map(|xs| xs.dim(1)).collect::<Result<_>>()?;
@@ -42,7 +37,7 @@ pub(crate) fn batch_norm_joined(maps: &[&Tensor], norm: &Norm, clamp: FusedActiv
     norm.check(&dims)?;
     for_dtype!("batch_norm", first.dtype(), T => {
         let maps = maps.iter().map(|xs| tape::contiguous(xs)).collect::<Result<Vec<_>>>()?;
-        run::<T>(maps, widths, dims, norm, clamp)
+        run::<T>(maps, widths, dims, norm, activation)
     })
 }
 
@@ -51,26 +46,26 @@ fn run<T: Real>(
     widths: Vec<usize>,
     [b, c, h, w]: [usize; 4],
     norm: &Norm,
-    clamp: FusedActivation,
+    activation: FusedActivation,
 ) -> Result<Tensor> {
-    let parts = Parts { b, s: h * w, widths, clamp, rows: norm.rows::<T>()? };
+    let parts = Parts { b, s: h * w, widths, activation, rows: norm.coefficients::<T>()? };
     let ys = tensor(parts.forward(&maps)?, (b, c, h, w))?;
     let (weight, bias) = (norm.weight.contiguous()?, norm.bias.contiguous()?);
     let inputs: Vec<&Tensor> = maps.iter().chain([&weight, &bias]).collect();
     let owned = maps.clone();
-    tape::record_onto("batch_norm", &inputs, &ys, move |grad, earlier| parts.backward(&owned, grad, earlier));
+    tape::push_accumulating("batch_norm", &inputs, &ys, move |grad, earlier| parts.backward(&owned, grad, earlier));
     Ok(ys)
 }
 
-/// The maps' places in the joined tensor, and the normalisation.
+/// The maps' places in the whole tensor, and the normalisation.
 struct Parts<T> {
     b: usize,
     /// Pixels of a plane.
     s: usize,
     /// Channels of each map.
     widths: Vec<usize>,
-    clamp: FusedActivation,
-    rows: Rows<T>,
+    activation: FusedActivation,
+    rows: Coefficients<T>,
 }
 
 impl<T: Real> Parts<T> {
@@ -85,7 +80,7 @@ impl<T: Real> Parts<T> {
     fn affine(&self, part: usize) -> Affine<'_, T> {
         let first = self.window(part).first;
         let own = first..first + self.widths[part];
-        let Rows { mean, scale, shift, .. } = &self.rows;
+        let Coefficients { mean, scale, shift, .. } = &self.rows;
         Affine { mean: &mean[own.clone()], scale: &scale[own.clone()], shift: &shift[own] }
     }
 
@@ -96,7 +91,7 @@ impl<T: Real> Parts<T> {
                 for (part, xs) in maps.iter().enumerate() {
                     let (by, into) = (self.affine(part), (ys, self.window(part)));
                     // SAFETY: the output holds all channels, of which the window is a part.
-                    unsafe { kernel::affine_into(self.dims(part), xs, by, None, self.clamp, into) };
+                    unsafe { kernel::affine_into(self.dims(part), xs, by, None, self.activation, into) };
                 }
             };
             // SAFETY: the windows of all maps cover the output.
@@ -116,15 +111,15 @@ impl<T: Real> Parts<T> {
         let mut earlier = earlier.into_iter();
         for (part, xs) in maps.iter().enumerate() {
             let (dims, window, affine) = (self.dims(part), self.window(part), self.affine(part));
-            let clamp = (self.clamp, CutBy::Input(affine));
+            let activation = (self.activation, CutBy::Input(affine));
             let (sums, _) = read::<T, _>(&grad.tensor, |grad| {
-                read::<T, _>(xs, |xs| kernel::grad_sums(dims, xs, (grad, window), affine.mean, clamp, false))
+                read::<T, _>(xs, |xs| kernel::grad_sums(dims, xs, (grad, window), affine.mean, activation, false))
             })??;
             let Sums { weight: dw, bias: db, b, d } = self.rows.sums(dims, window.first, &sums);
             weight.extend(dw);
             bias.extend(db);
             let earlier = earlier.next().flatten();
-            if !tape::tracks(xs) {
+            if !tracks(xs) {
                 all.push(earlier);
                 continue;
             }
@@ -132,12 +127,12 @@ impl<T: Real> Parts<T> {
             let by = InputGrad { mean: affine.mean, a: affine.scale, rest };
             all.push(Some(match earlier {
                 Some(to) if to.owned && to.tensor.is_contiguous() => {
-                    to.tensor.inplace_op2(&grad.tensor, &AddInputGrad { xs, dims, window, by, clamp })?;
+                    to.tensor.inplace_op2(&grad.tensor, &AddInputGrad { xs, dims, window, by, activation })?;
                     to
                 }
                 earlier => {
                     let dx = read::<T, _>(&grad.tensor, |grad| {
-                        read::<T, _>(xs, |xs| kernel::input_grad(dims, xs, (grad, window), &by, clamp))
+                        read::<T, _>(xs, |xs| kernel::input_grad(dims, xs, (grad, window), &by, activation))
                     })??;
                     let dx = Gradient::new(tensor(dx, xs.shape())?);
                     match earlier {
@@ -164,7 +159,7 @@ struct AddInputGrad<'a, T> {
     dims: kernel::Dims,
     window: Window,
     by: InputGrad<'a, T>,
-    clamp: (FusedActivation, CutBy<'a, T>),
+    activation: (FusedActivation, CutBy<'a, T>),
 }
 
 impl<T: Real> InplaceOp2 for AddInputGrad<'_, T> {
@@ -179,7 +174,7 @@ impl<T: Real> InplaceOp2 for AddInputGrad<'_, T> {
         };
         let to = &mut to[start..end];
         read::<T, _>(self.xs, |xs| {
-            kernel::add_input_grad(self.dims, xs, to, (grad, self.window), &self.by, self.clamp);
+            kernel::add_input_grad(self.dims, xs, to, (grad, self.window), &self.by, self.activation);
         })
     }
 }

@@ -16,11 +16,11 @@
 //! |---|---|---|---|
 //! | `template_residual_cnn` | 32 32 64 64 64 64 128 128 128 | small | 1,134,026 |
 
-use crate::resnet::{Block, BlockConfig, Kind};
-use candle_core::{Module, Result, Tensor, bail};
+use crate::resnet::{BlockConfig, Kind, block};
+use candle_core::{Result, Tensor, bail};
 use zoo_core::{
-    Classifier, Conv2d, Conv2dConfig, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo, ModuleT, VarBuilder,
-    flatten, pad_channels, trace,
+    Classifier, Conv2d, Conv2dConfig, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo, ModuleT, PadChannels,
+    Sequential, Stages, VarBuilder, flatten, seq,
 };
 
 /// A residual CNN.
@@ -49,89 +49,77 @@ impl Config {
 const STEM_POOL: MaxPool2d = MaxPool2d { padding: 1, ..MaxPool2d::new(3, 2) };
 const POOL: MaxPool2d = MaxPool2d::new(3, 2);
 
-#[derive(Debug)]
-enum Step {
-    Block(Box<Block>),
-    /// Pooling, then so many zero channels.
-    Widen(usize),
-}
-
 /// The network: (b, in_chans, image_size, image_size) -> (b, num_classes).
 ///
 /// ```
 /// use zoo_core::VarStore;
-/// use zoo_resnet::residual_cnn::{Config, ResidualCnn};
+/// use zoo_resnet::template_residual_cnn::{Config, TemplateResidualCnn};
 /// let store = VarStore::shapes_only();
-/// ResidualCnn::new(&Config::template(), store.root())?;
+/// TemplateResidualCnn::new(&Config::template(), store.root())?;
 /// assert_eq!(store.parameter_count(), 1_134_026);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 #[derive(Debug)]
-pub struct ResidualCnn {
-    stem: Conv2d,
-    steps: Vec<Step>,
+pub struct TemplateResidualCnn {
+    features: Stages,
     classifier: Classifier,
 }
 
-impl ResidualCnn {
+impl TemplateResidualCnn {
     /// Makes the network at `vb`.
     ///
     /// # Errors
     /// An empty list or one whose widths shrink, more pools than the image can take, a big block whose width is no
     /// multiple of 4.
     pub fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
-        let Some(&first) = config.widths.first() else { bail!("residual_cnn: the list of widths is empty") };
+        let Some(&first) = config.widths.first() else { bail!("template_residual_cnn: the list of widths is empty") };
         let stem = Conv2d::new(config.in_chans, first, Conv2dConfig::new(7).stride(2).padding(3), vb.pp("stem"))?;
+        let (mut stage, mut features) = (seq![stem, STEM_POOL], Stages::default());
+        let mut stages = 1;
         // The side of the map behind the stem: each of its two layers halves, rounding up.
-        let mut side = config.image_size.div_ceil(2).div_ceil(2);
-        let (mut steps, mut i) = (Vec::new(), 0);
+        let (mut side, mut i) = (config.image_size.div_ceil(2).div_ceil(2), 0);
         for (k, &width) in config.widths.iter().enumerate() {
             let next = config.widths.get(k + 1).copied().unwrap_or(width);
             if next == width {
-                steps.push(Step::Block(Box::new(block(config.block, width, vb.pp("blocks").pp(i))?)));
+                stage = seq![stage, template_block(config.block, width, vb.pp("blocks").pp(i))?];
                 i += 1;
                 continue;
             }
             if next < width {
-                bail!("residual_cnn: zeros only widen, the list cannot go from {width} to {next}: {:?}", config.widths)
+                bail!(
+                    "template_residual_cnn: zeros only widen, the list cannot go from {width} to {next}: {:?}",
+                    config.widths
+                )
             }
             if side < POOL.kernel {
                 let image = config.image_size;
-                bail!("residual_cnn: nothing is left to pool of a {image}x{image} image: {:?}", config.widths)
+                bail!("template_residual_cnn: nothing is left to pool of a {image}x{image} image: {:?}", config.widths)
             }
             side = (side - POOL.kernel) / POOL.stride + 1;
-            steps.push(Step::Widen(next - width));
+            // A stage begins with the pooling.
+            let pool = seq![POOL, PadChannels { below: 0, above: next - width }];
+            features.push(format!("stage{stages}"), std::mem::replace(&mut stage, pool));
+            stages += 1;
         }
+        features.push(format!("stage{stages}"), stage);
         let width = config.widths[config.widths.len() - 1];
         let classifier = Classifier::new(width * side * side, config.num_classes, vb.pp("classifier"))?;
-        Ok(Self { stem, steps, classifier })
+        Ok(Self { features, classifier })
     }
 }
 
-fn block(kind: Kind, width: usize, vb: VarBuilder) -> Result<Block> {
+fn template_block(kind: Kind, width: usize, vb: VarBuilder) -> Result<Sequential> {
     if kind == Kind::Bottleneck && !width.is_multiple_of(4) {
         bail!("{}: a big block works on a quarter of its channels, {width} is no multiple of 4", vb.path())
     }
     let config = BlockConfig::bottleneck(width, width / 4, width);
-    Block::new(&BlockConfig { kind, bias: true, init: Init::TORCH_WEIGHT, ..config }, vb)
+    block(&BlockConfig { kind, bias: true, init: Init::TORCH_WEIGHT, ..config }, vb)
 }
 
-impl Model for ResidualCnn {
+impl Model for TemplateResidualCnn {
     /// (b, in_chans, h, w) -> (b, last width, h', w')
     fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let mut xs = STEM_POOL.forward(&self.stem.forward_t(xs, train)?)?; // (b, first width, h/4, w/4)
-        let mut stage = 1;
-        for step in &self.steps {
-            match step {
-                Step::Block(block) => xs = block.forward_t(&xs, train)?,
-                Step::Widen(new) => {
-                    xs = trace::stage(format!("stage{stage}"), xs);
-                    xs = pad_channels(&POOL.forward(&xs)?, 0, *new)?;
-                    stage += 1;
-                }
-            }
-        }
-        Ok(trace::stage(format!("stage{stage}"), xs))
+        self.features.forward_t(xs, train)
     }
 
     fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> {
@@ -149,7 +137,7 @@ impl Model for ResidualCnn {
 
 fn build(dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
     let Dimensions { num_classes, in_chans, image_size } = *dims;
-    Ok(Box::new(ResidualCnn::new(&Config { num_classes, in_chans, image_size, ..Config::template() }, vb)?))
+    Ok(Box::new(TemplateResidualCnn::new(&Config { num_classes, in_chans, image_size, ..Config::template() }, vb)?))
 }
 
 /// The registered variants.
@@ -173,7 +161,7 @@ mod tests {
 
     #[test]
     fn lists_that_make_no_network_are_errors() {
-        let error = |config: Config| ResidualCnn::new(&config, VarStore::shapes_only().root()).unwrap_err().to_string();
+        let error = |config: Config| TemplateResidualCnn::new(&config, VarStore::shapes_only().root()).unwrap_err().to_string();
         let template = Config::template;
         assert!(error(Config { widths: vec![], ..template() }).contains("empty"));
         assert!(error(Config { widths: vec![32, 16], ..template() }).contains("from 32 to 16"));

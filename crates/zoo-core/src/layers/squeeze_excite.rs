@@ -1,7 +1,7 @@
 //! Squeeze and excitation.
 
-use crate::activation::{activate, relu};
-use crate::conv::{Conv2d, Conv2dConfig};
+use super::activation::{activate, relu};
+use super::conv::{Conv2d, Conv2dConfig};
 use crate::init::Init;
 use crate::ops::{Pointwise, avg_pool2d};
 use crate::vars::VarBuilder;
@@ -35,7 +35,7 @@ impl SqueezeExciteConfig {
 pub struct SqueezeExcite {
     fc1: Conv2d,
     fc2: Conv2d,
-    place: String,
+    path: String,
 }
 
 impl SqueezeExcite {
@@ -58,14 +58,14 @@ impl SqueezeExcite {
         Ok(Self {
             fc1: Conv2d::new(channels, reduced, conv, vb.pp("fc1"))?,
             fc2: Conv2d::new(reduced, channels, conv, vb.pp("fc2"))?,
-            place: vb.path().to_string(),
+            path: vb.path().to_string(),
         })
     }
 }
 
 impl ModuleT for SqueezeExcite {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        trace::block("SqueezeExcite", &self.place, || {
+        trace::block("SqueezeExcite", &self.path, || {
             let (_, _, h, w) = xs.dims4()?;
             let pooled = trace::op(
                 "AvgPool",
@@ -77,7 +77,7 @@ impl ModuleT for SqueezeExcite {
             )?;
             let gate = self.fc2.forward_t(&relu(&self.fc1.forward_t(&pooled, train)?)?, train)?;
             let gate = activate(&gate, Pointwise::Sigmoid)?;
-            trace::op("Scale", String::new, &[xs, &gate], || tape::candle(&[xs, &gate], |t| t[0].broadcast_mul(&t[1])))
+            trace::op("Scale", String::new, &[xs, &gate], || tape::foreign_op(&[xs, &gate], |t| t[0].broadcast_mul(&t[1])))
         })
     }
 }

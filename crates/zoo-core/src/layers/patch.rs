@@ -1,7 +1,8 @@
 //! Images as sequences of patches.
 
 use crate::init::Init;
-use crate::ops::{self, Conv2dParams, conv2d, linear};
+use crate::ops::{Conv2dParams, conv2d, linear};
+use crate::pass::{self, Mode};
 use crate::vars::{VarBuilder, weight_for};
 use crate::{tape, trace};
 use candle_core::{Result, Tensor, bail};
@@ -17,7 +18,7 @@ pub struct PatchEmbed {
     weight: Tensor,
     bias: Tensor,
     patch: usize,
-    place: String,
+    path: String,
 }
 
 impl PatchEmbed {
@@ -46,7 +47,7 @@ impl PatchEmbed {
         }
         let vb = vb.pp("proj");
         let weight = vb.param((dim, in_chans, patch, patch), "weight", init)?;
-        Ok(Self { weight, bias: vb.param(dim, "bias", bias)?, patch, place: vb.path().to_string() })
+        Ok(Self { weight, bias: vb.param(dim, "bias", bias)?, patch, path: vb.path().to_string() })
     }
 }
 
@@ -58,9 +59,9 @@ impl ModuleT for PatchEmbed {
         }
         let (weight, bias) = (weight_for(&self.weight, train), weight_for(&self.bias, train));
         let (dim, in_chans) = (weight.dim(0)?, weight.dim(1)?);
-        if matches!(ops::path(xs), ops::Path::Kernel) && c == in_chans && !trace::by_layers() {
+        if matches!(pass::mode(xs, train), Mode::Tape | Mode::Inference) && c == in_chans {
             // One matrix product on the patches as rows: (b, c, h, w) -> (b, h/p · w/p, c · p · p)
-            let rows = tape::candle(&[xs], |xs| {
+            let rows = tape::foreign_op(&[xs], |xs| {
                 let cells = xs[0].reshape(vec![b, c, h / p, p, w / p, p])?.permute([0, 2, 4, 1, 3, 5])?;
                 cells.contiguous()?.reshape((b, (h / p) * (w / p), c * p * p))
             })?;
@@ -70,10 +71,10 @@ impl ModuleT for PatchEmbed {
         let stride = if p == 1 { String::new() } else { format!(", stride {p}") };
         let (weights, detail) = ([Some(&self.weight), Some(&self.bias)], || format!("{p}x{p}{stride}"));
         let map =
-            trace::layer("Conv2d", &self.place, &weights, detail, &[xs], || conv2d(xs, &weight, Some(&bias), params))?;
+            trace::layer("Conv2d", &self.path, &weights, detail, &[xs], || conv2d(xs, &weight, Some(&bias), params))?;
         // (b, dim, h/p, w/p) -> (b, h/p · w/p, dim)
         trace::op("Tokens", String::new, &[&map], || {
-            tape::candle(&[&map], |map| map[0].flatten_from(2)?.transpose(1, 2)?.contiguous())
+            tape::foreign_op(&[&map], |map| map[0].flatten_from(2)?.transpose(1, 2)?.contiguous())
         })
     }
 }

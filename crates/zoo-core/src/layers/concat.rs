@@ -1,0 +1,182 @@
+//! Branches whose outputs stand one behind the other along the channels.
+
+use super::functional::concat;
+use super::sequential::Sequential;
+use crate::ops::{self, BatchStats};
+use crate::pass::{self, Mode};
+use crate::trace;
+use candle_core::{Result, Tensor};
+use candle_nn::ModuleT;
+
+/// y = [f₁(x), …, fₙ(x)]: branches over one map, joined along the channels. (b, c, h, w) -> (b, Σ cᵢ, h', w')
+#[derive(Debug, Clone)]
+pub struct Concat(Vec<Sequential>);
+
+impl Concat {
+    /// Of these branches, in this order. An empty one hands x on.
+    pub fn new(branches: Vec<Sequential>) -> Self {
+        Self(branches)
+    }
+}
+
+impl ModuleT for Concat {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let maps = self.0.iter().map(|branch| branch.forward_t(xs, train)).collect::<Result<Vec<_>>>()?;
+        concat(&maps.iter().collect::<Vec<_>>(), 1)
+    }
+}
+
+/// Dense connections (Huang et al. 2016, arXiv:1608.06993, equation 2): x₁ = [x, f₁(x)], x₂ = [x₁, f₂(x₁)], …, and y = g(xₙ)
+/// for the layers g that read all maps. (b, c, h, w) -> g of (b, c + Σ kᵢ, h, w)
+///
+/// Where layers begin with a BatchNorm and a ReLU, the maps are never joined: the norm reads them from where they are, and each
+/// one's statistics are made once.
+#[derive(Debug, Clone)]
+pub struct DenseBlock {
+    layers: Vec<Sequential>,
+    reader: Sequential,
+    name: String,
+}
+
+impl DenseBlock {
+    /// `layers` are f₁ … fₙ, `reader` is g; `name` is that of the stage xₙ, see
+    /// [`Model::forward_intermediates`](crate::Model::forward_intermediates).
+    pub fn new(layers: Vec<Sequential>, reader: Sequential, name: impl Into<String>) -> Self {
+        Self { layers, reader, name: name.into() }
+    }
+}
+
+impl ModuleT for DenseBlock {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let readers = self.layers.iter().chain([&self.reader]);
+        let fused = readers.clone().all(|layers| layers.first_on_concat().is_some()) && xs.rank() == 4;
+        let has_kernels = matches!(pass::mode(xs, train), Mode::Tape | Mode::Inference);
+        let mut maps = Maps::new(xs, fused && has_kernels && !trace::is_watched(), train)?;
+        for layer in &self.layers {
+            layer.in_block(|| {
+                let ys = maps.read_by(layer, train)?;
+                // Of maps that are not joined nobody makes the whole.
+                if fused { trace::fused(None, || maps.push(ys, train)) } else { maps.push(ys, train) }
+            })?;
+        }
+        if let Maps::Joined(all) = &maps {
+            trace::stage(&self.name, all.clone());
+        }
+        self.reader.in_block(|| maps.read_by(&self.reader, train))
+    }
+}
+
+/// Maps one behind the other along the channels.
+enum Maps {
+    Joined(Tensor),
+    /// Each where it is, in training with its statistics.
+    View(ConcatView),
+}
+
+/// Maps that stand one behind the other and are not put together.
+pub(crate) type ConcatView = Vec<(Tensor, Option<BatchStats>)>;
+
+impl Maps {
+    fn new(xs: &Tensor, as_view: bool, train: bool) -> Result<Self> {
+        if !as_view {
+            return Ok(Self::Joined(xs.clone()));
+        }
+        let mut maps = Self::View(Vec::new());
+        maps.push(xs.clone(), train)?;
+        Ok(maps)
+    }
+
+    fn push(&mut self, map: Tensor, train: bool) -> Result<()> {
+        match self {
+            Self::Joined(all) => *all = concat(&[all, &map], 1)?,
+            Self::View(maps) => {
+                let stats = train.then(|| ops::batch_stats(&map)).transpose()?;
+                maps.push((map, stats));
+            }
+        }
+        Ok(())
+    }
+
+    fn read_by(&self, layers: &Sequential, train: bool) -> Result<Tensor> {
+        match (self, layers.first_on_concat()) {
+            (Self::View(maps), Some(row)) => {
+                layers.behind_first(row.run_on_concat(layers.first_layers(), maps, train)?, train)
+            }
+            (Self::Joined(all), _) => layers.steps_on(all, train),
+            (Self::View(maps), None) => {
+                let maps: Vec<&Tensor> = maps.iter().map(|(map, _)| map).collect();
+                layers.steps_on(&concat(&maps, 1)?, train)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::with_fallback;
+    use crate::testing::numbers;
+    use crate::vars::VarStore;
+    use crate::{BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, Init, Pointwise, seq, tape};
+    use candle_core::{DType, Device, Var};
+
+    /// Two layers and a reader, which all begin with a norm and an activation.
+    fn dense(store: &VarStore, activation: Pointwise) -> DenseBlock {
+        let unit = |name: &str, c_in: usize, c_out: usize| {
+            let (vb, init) = (store.root().pp(name), Init::Uniform { lo: 0.5, hi: 1.5 });
+            let config = BatchNormConfig { weight_init: init, eps: 1e-2, ..BatchNormConfig::default() };
+            let norm = BatchNorm::with(c_in, config, vb.pp("norm")).unwrap();
+            seq![norm, activation, Conv2d::new(c_in, c_out, Conv2dConfig::new(1), vb.pp("conv")).unwrap()]
+        };
+        DenseBlock::new(vec![unit("a", 3, 1), unit("b", 4, 17)], unit("c", 21, 5), "block")
+    }
+
+    /// Maps that several norms read from where they are: outputs, statistics and all gradients are those of joined maps. An
+    /// activation that no kernel has takes the joined ones.
+    #[test]
+    fn maps_apart_are_maps_joined() {
+        for activation in [Pointwise::Relu, Pointwise::Silu] {
+            let result = |fallback: bool| {
+                let store = VarStore::new(3, DType::F64, &Device::Cpu);
+                let block = dense(&store, activation);
+                assert_eq!(block.reader.first_on_concat().is_some(), activation == Pointwise::Relu);
+                let xs = Var::from_tensor(&numbers("x", &[3, 3, 5, 7])).unwrap();
+                let run = || {
+                    let ys = tape::recorded(&xs, true, |xs| block.forward_t(xs, true)).unwrap();
+                    let loss = (&ys * numbers("upstream", ys.dims())).unwrap().sum_all().unwrap();
+                    let grads = loss.backward().unwrap();
+                    let vars = store.parameters().into_iter().map(|(_, var)| var).chain([xs.clone()]);
+                    let mut out: Vec<Tensor> = vars.map(|var| grads.get(&var).unwrap().clone()).collect();
+                    out.push(ys.detach());
+                    out.extend(store.buffers().into_iter().map(|(_, var)| var.as_detached_tensor()));
+                    out.push(block.forward_t(&xs.as_detached_tensor(), false).unwrap());
+                    out
+                };
+                if fallback { with_fallback(run) } else { run() }
+            };
+            let (got, want) = (result(false), result(true));
+            assert_eq!(got.len(), want.len());
+            for (i, (a, b)) in got.iter().zip(&want).enumerate() {
+                let error = (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
+                assert!(error < 1e-11, "{activation:?}, result {i}: {error}");
+            }
+        }
+    }
+
+    /// Whether somebody collects the stages or not, evaluation gives the same bits.
+    #[test]
+    fn a_watched_block_evaluates_to_the_same_bits() -> Result<()> {
+        let block = dense(&VarStore::new(3, DType::F32, &Device::Cpu), Pointwise::Relu);
+        let xs = numbers("x", &[2, 3, 3, 3]).to_dtype(DType::F32)?;
+        let mut watched = None;
+        let stages = trace::stages(|| {
+            let ys = block.forward_t(&xs, false)?;
+            watched = Some(ys.clone());
+            Ok(ys)
+        })?;
+        assert_eq!((stages.len(), stages[0].0.as_str(), stages[0].1.dims()), (1, "block", &[2, 21, 3, 3][..]));
+        let values = |ys: &Tensor| ys.flatten_all()?.to_vec1::<f32>();
+        assert_eq!(values(&watched.unwrap())?, values(&block.forward_t(&xs, false)?)?);
+        Ok(())
+    }
+}

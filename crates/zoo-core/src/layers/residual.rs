@@ -1,0 +1,220 @@
+//! Shortcuts around branches.
+
+use super::activation::activate;
+use super::dropout::Dropout;
+use super::functional::add;
+use super::sequential::Sequential;
+use crate::fuse::{self, Row};
+use crate::ops::Pointwise;
+use crate::pass::{self, Mode};
+use crate::{tape, trace};
+use candle_core::{Result, Tensor};
+use candle_nn::ModuleT;
+
+/// y = act(s(x) + f(x)): a branch f and a way past it, which is the identity unless [`shortcut`](Self::shortcut) puts layers
+/// there (He et al. 2015, arXiv:1512.03385, equations 1 and 2).
+///
+/// ```
+/// use candle_core::{DType, Device, Tensor};
+/// use zoo_core::{LayerNorm, Linear, ModuleT, Residual, VarStore, seq};
+/// let vb = VarStore::new(0, DType::F32, &Device::Cpu).root();
+/// // x + W · norm(x)
+/// let block = Residual::new(seq![LayerNorm::new(4, 1e-5, vb.pp("norm"))?, Linear::new(4, 4, vb.pp("fc"))?]);
+/// let xs = Tensor::zeros((2, 4), DType::F32, &Device::Cpu)?;
+/// assert_eq!(block.forward_t(&xs, false)?.dims(), &[2, 4]);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+#[derive(Debug, Clone)]
+pub struct Residual {
+    /// The branch up to what is one operation with the sum, and that.
+    head: Sequential,
+    tail: Sequential,
+    row: Option<&'static Row>,
+    shortcut: Option<Sequential>,
+    activation: Option<Pointwise>,
+    drop_path: Option<Dropout>,
+}
+
+impl Residual {
+    /// x + f(x)
+    pub fn new(branch: Sequential) -> Self {
+        let mut layers: Vec<_> = branch.layers().collect();
+        let row = fuse::end_of_branch(&layers);
+        let tail = layers.split_off(layers.len() - row.map_or(0, |row| row.layers.len()));
+        let (head, tail) = (Sequential::new(layers), Sequential::new(tail));
+        Self { head, tail, row, shortcut: None, activation: None, drop_path: None }
+    }
+
+    /// s(x) + f(x), for a branch whose output is of another shape.
+    pub fn shortcut(mut self, layers: Sequential) -> Self {
+        self.shortcut = Some(layers);
+        self
+    }
+
+    /// An activation behind the sum.
+    pub fn activation(mut self, activation: Pointwise) -> Self {
+        self.activation = Some(activation);
+        self
+    }
+
+    /// Stochastic depth: the branch is left out for some samples in training (Huang et al. 2016, arXiv:1603.09382).
+    pub fn drop_path(mut self, dropout: Dropout) -> Self {
+        self.drop_path = Some(dropout);
+        self
+    }
+
+    /// The first token of the output, (b, n, c) -> (b, 1, c), for networks whose last block is read there alone. As one
+    /// operation it computes no other token.
+    ///
+    /// # Errors
+    /// As the forward pass.
+    pub fn forward_first(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        if let Mode::Tape | Mode::Inference = pass::mode(xs, train)
+            && let Some(ys) = self.tail_layers(train, |layers| fuse::attention_of_first(layers, xs, train))?
+        {
+            return Ok(ys);
+        }
+        tape::foreign_op(&[&self.forward_t(xs, train)?], |ys| ys[0].narrow(1, 0, 1))
+    }
+
+    /// `run` on the layers of the tail, unless something stands between them and the sum.
+    fn tail_layers<R>(
+        &self,
+        train: bool,
+        run: impl FnOnce(&[std::sync::Arc<dyn super::Layer>]) -> Result<Option<R>>,
+    ) -> Result<Option<R>> {
+        if self.row.is_none() || self.drop_path.as_ref().is_some_and(|drop| drop.drops(train)) {
+            return Ok(None);
+        }
+        run(&self.tail.layers().collect::<Vec<_>>())
+    }
+}
+
+impl ModuleT for Residual {
+    fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let ys = self.head.forward_t(xs, train)?;
+        let skip = self.shortcut.as_ref().map_or(Ok(xs.clone()), |shortcut| shortcut.forward_t(xs, train))?;
+        if let (Some(row), Mode::Tape | Mode::Inference) = (self.row, pass::mode(&ys, train))
+            && let Some(out) = self.tail_layers(train, |layers| {
+                row.run(layers, &ys, Some((&skip, self.activation)), train)
+            })?
+        {
+            return Ok(out);
+        }
+        let by_layers = || {
+            let ys = self.tail.forward_t(&ys, train)?;
+            let ys = self.drop_path.as_ref().map_or(Ok(ys.clone()), |drop| drop.forward_t(&ys, train))?;
+            let sum = add(&ys, &skip)?;
+            self.activation.map_or(Ok(sum.clone()), |function| activate(&sum, function))
+        };
+        match self.row.filter(|row| row.takes(self.activation)) {
+            Some(row) => trace::fused(Some(row.kept), by_layers),
+            None => by_layers(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::init::Init;
+    use crate::ops::with_fallback;
+    use crate::vars::{VarBuilder, VarStore};
+    use crate::{LayerNorm, MlpBlock, SelfAttention, Transpose, seq};
+    use candle_core::{DType, Device, Var};
+
+    type Forward = Box<dyn Fn(&Tensor, bool) -> Result<Tensor>>;
+
+    fn numbers(dims: &[usize], step: usize) -> Result<Tensor> {
+        let values = (0..dims.iter().product()).map(|i: usize| ((i * step + i / 7) % 31) as f64 / 15.0 - 1.0);
+        Tensor::from_vec(values.collect::<Vec<_>>(), dims, &Device::Cpu)
+    }
+
+    /// Output and gradients of the branch as one operation are those of its layers.
+    fn check((b, n, c): (usize, usize, usize), build: impl Fn(&VarBuilder) -> Result<Forward>) -> Result<()> {
+        let store = VarStore::new(0, DType::F64, &Device::Cpu);
+        let forward = build(&store.root())?;
+        for (i, (_, var)) in store.parameters().iter().enumerate() {
+            let scale = 1.0 / (var.elem_count() as f64 / var.dim(0)? as f64).sqrt();
+            var.set(&((numbers(var.dims(), 11 + i)? * scale)? + 0.1)?)?;
+        }
+        let xs = Var::from_tensor(&numbers(&[b, n, c], 17)?)?;
+        let run = || -> Result<(Tensor, Vec<Tensor>)> {
+            let ys = tape::recorded(&xs, true, |xs| forward(xs, true))?;
+            let grads = (&ys * numbers(ys.dims(), 13)?)?.sum_all()?.backward()?;
+            let vars: Vec<_> = store.parameters().iter().map(|(_, var)| var.as_tensor().clone()).collect();
+            let vars = [vec![xs.as_tensor().clone()], vars].concat();
+            Ok((ys, vars.iter().map(|var| grads.get(var).expect("a gradient").clone()).collect()))
+        };
+        let ((ys, grads), (want, want_grads)) = (run()?, with_fallback(run)?);
+        let without_graph = forward(&xs.as_detached_tensor(), false)?;
+        let all = grads.iter().zip(&want_grads).chain([(&ys, &want), (&without_graph, &want)]);
+        for (i, (a, b)) in all.enumerate() {
+            assert_eq!(a.dims(), b.dims());
+            let scale = b.abs()?.max_all()?.to_scalar::<f64>()?.max(1.0);
+            let error = (a - b)?.abs()?.max_all()?.to_scalar::<f64>()?;
+            assert!(error <= 1e-12 * scale, "{i}: {error} of {scale} for {b:?}");
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn branches_are_their_layers() -> Result<()> {
+        let init = Init::TORCH_WEIGHT;
+        for (b, n, c, hidden) in [(2, 3, 5, 7), (23, 17, 20, 33), (3, 150, 16, 24), (2, 3, 1024, 1025)] {
+            check((b, n, c), |vb| {
+                let norm = LayerNorm::new(c, 1e-6, vb.pp("norm"))?;
+                let mlp = MlpBlock::new((c, hidden, c), 0.0, init, Init::ZEROS, vb.pp("mlp"))?;
+                let block = Residual::new(seq![norm, mlp]);
+                Ok(Box::new(move |xs, train| block.forward_t(xs, train)))
+            })?;
+            if c > 100 {
+                continue;
+            }
+            for over_tokens in [false, true] {
+                check((b, n, c), |vb| {
+                    let norm = LayerNorm::new(if over_tokens { n } else { c }, 1e-5, vb.pp("norm"))?;
+                    let mlp = MlpBlock::new((n, hidden, n), 0.0, init, Init::ZEROS, vb.pp("mlp"))?;
+                    let block = Residual::new(match over_tokens {
+                        true => seq![Transpose, norm, mlp, Transpose],
+                        false => seq![norm, Transpose, mlp, Transpose],
+                    });
+                    assert!(block.row.is_some());
+                    Ok(Box::new(move |xs, train| block.forward_t(xs, train)))
+                })?;
+            }
+            let heads = if c == 5 { 5 } else { 4 };
+            check((b, n, c), |vb| {
+                let norm = LayerNorm::new(c, 1e-6, vb.pp("norm"))?;
+                let attn = SelfAttention::new(c, heads, (0.0, 0.0), init, vb.pp("attn"))?;
+                let block = Residual::new(seq![norm, attn]);
+                Ok(Box::new(move |xs, train| block.forward_t(xs, train)))
+            })?;
+            check((b, n, c), |vb| {
+                let norm = LayerNorm::new(c, 1e-6, vb.pp("norm"))?;
+                let attn = SelfAttention::new(c, heads, (0.0, 0.0), init, vb.pp("attn"))?;
+                let block = Residual::new(seq![norm, attn]);
+                Ok(Box::new(move |xs, train| block.forward_first(xs, train)))
+            })?;
+        }
+        Ok(())
+    }
+
+    /// With dropout the layers run one by one, and in evaluation the branch is one operation again.
+    #[test]
+    fn dropout_takes_the_layers() -> Result<()> {
+        let store = VarStore::new(0, DType::F64, &Device::Cpu);
+        let vb = store.root();
+        let norm = LayerNorm::new(6, 1e-6, vb.pp("norm"))?;
+        let mlp = MlpBlock::new((6, 8, 6), 0.0, Init::TORCH_WEIGHT, Init::ZEROS, vb.pp("mlp"))?;
+        let block = Residual::new(seq![norm, mlp]);
+        let dropping = block.clone().drop_path(Dropout::path(0.99, &vb)?);
+        let xs = numbers(&[4, 3, 6], 5)?;
+        let distance = |a: &Tensor, b: &Tensor| (a - b)?.abs()?.max_all()?.to_scalar::<f64>();
+        let train = |block: &Residual| tape::recorded(&xs, true, |xs| block.forward_t(xs, true));
+        assert_eq!(distance(&train(&dropping)?, &xs)?, 0.0);
+        let plain = train(&block)?;
+        assert_eq!(distance(&dropping.forward_t(&xs, false)?, &plain)?, 0.0);
+        Ok(())
+    }
+}

@@ -1,0 +1,149 @@
+//! What this thread's forward or backward pass does: the one thread-local of this crate, and the one question about it.
+//!
+//! A layer that has a faster way than step by step asks [`mode`] once. An operation asks [`backend`] where it runs.
+
+use crate::tape::recording::Recording;
+use crate::trace::graph::Tracer;
+use candle_core::{DType, Tensor, TensorId};
+use std::cell::RefCell;
+use std::collections::HashSet;
+use std::sync::Arc;
+
+/// The state of a thread's pass.
+#[derive(Default)]
+pub(crate) struct Pass {
+    /// The tape that is being recorded.
+    pub recording: Option<Recording>,
+    /// What the tape that is being played tracks.
+    pub playing: Option<Arc<HashSet<TensorId>>>,
+    /// Who looks at each step.
+    pub tracer: Option<Tracer>,
+    /// The maps that stages hand on, where somebody collects them.
+    pub stages: Option<Vec<(String, Tensor)>>,
+    /// Whether candle's own operations stand in for the kernels.
+    pub fallback: bool,
+}
+
+thread_local! {
+    static PASS: RefCell<Pass> = RefCell::default();
+}
+
+/// How the layers of a pass run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Mode {
+    /// On shapes alone, one by one: nothing is computed.
+    Shapes,
+    /// One by one: somebody looks at their values, there are no kernels, or a gradient is wanted off the tape.
+    Layers,
+    /// With kernels, in training, on the tape.
+    Tape,
+    /// With kernels, in evaluation, for no gradient.
+    Inference,
+}
+
+/// Where an operation runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Backend {
+    /// Nowhere: only the output's shape is wanted.
+    Shapes,
+    /// A kernel of ours, in the tensor's own type.
+    Kernel,
+    /// A kernel of ours, in f32, for the half types on the CPU.
+    KernelInF32,
+    /// Operations of candle's.
+    Fallback,
+}
+
+impl Pass {
+    fn backend(&self, xs: &Tensor) -> Backend {
+        if self.tracer.as_ref().is_some_and(|tracer| !tracer.values) {
+            return Backend::Shapes;
+        }
+        match (xs.device().is_cpu(), xs.dtype()) {
+            _ if self.fallback => Backend::Fallback,
+            (true, DType::F32 | DType::F64) => Backend::Kernel,
+            (true, DType::F16 | DType::BF16) => Backend::KernelInF32,
+            _ => Backend::Fallback,
+        }
+    }
+
+    fn knows(&self, tensor: &Tensor) -> bool {
+        self.recording.as_ref().is_some_and(|tape| tape.known.contains(&tensor.id()))
+    }
+
+    fn tracks(&self, tensor: &Tensor) -> bool {
+        tensor.track_op()
+            || self.playing.as_ref().is_some_and(|tracked| tracked.contains(&tensor.id()))
+            || self.recording.as_ref().is_some_and(|tape| tape.tracked.contains(&tensor.id()))
+    }
+}
+
+/// How a layer runs that reads `xs` in training or in evaluation.
+pub(crate) fn mode(xs: &Tensor, train: bool) -> Mode {
+    with(|pass| match pass.backend(xs) {
+        Backend::Shapes => Mode::Shapes,
+        Backend::Kernel if pass.tracer.is_some() => Mode::Layers,
+        Backend::Kernel if train && pass.knows(xs) => Mode::Tape,
+        Backend::Kernel if !train && !pass.tracks(xs) => Mode::Inference,
+        _ => Mode::Layers,
+    })
+}
+
+/// Where an operation on `xs` runs.
+pub(crate) fn backend(xs: &Tensor) -> Backend {
+    with(|pass| pass.backend(xs))
+}
+
+/// Whether `tensor` belongs to the tape that this thread records: an input of its pass, or the output of one of its
+/// operations. Operations on it go on that tape. A thread that waits inside a pass may take up work of another network,
+/// whose tensors this tape does not know: they go on candle's graph, or on a tape of their own.
+pub(crate) fn is_on_tape(tensor: &Tensor) -> bool {
+    with(|pass| pass.knows(tensor))
+}
+
+/// Whether a tensor asks for its gradient, of candle's graph or of the tape.
+pub(crate) fn tracks(tensor: &Tensor) -> bool {
+    with(|pass| pass.tracks(tensor))
+}
+
+/// Lends this thread's pass. `f` runs no operation.
+pub(crate) fn with<R>(f: impl FnOnce(&mut Pass) -> R) -> R {
+    PASS.with_borrow_mut(f)
+}
+
+/// Runs `f` while a field of the pass holds `value`, and puts the present one back, whatever becomes of `f`: its result, and
+/// what the field held at the end.
+pub(crate) fn during<V: 'static, R>(
+    field: fn(&mut Pass) -> &mut V,
+    value: V,
+    f: impl FnOnce() -> R,
+) -> (R, Option<V>) {
+    struct Restore<V: 'static>(fn(&mut Pass) -> &mut V, Option<V>);
+    impl<V> Restore<V> {
+        fn restore(&mut self) -> Option<V> {
+            let value = self.1.take()?;
+            Some(with(|pass| std::mem::replace((self.0)(pass), value)))
+        }
+    }
+    impl<V> Drop for Restore<V> {
+        fn drop(&mut self) {
+            self.restore();
+        }
+    }
+    let mut restore = Restore(field, Some(with(|pass| std::mem::replace(field(pass), value))));
+    let result = f();
+    (result, restore.restore())
+}
+
+/// Runs `f` as on a thread of its own: neither recording nor playing. Work that a thread takes up while it waits inside an
+/// operation of other work knows nothing of that one's tape.
+pub(crate) fn isolated<R>(f: impl FnOnce() -> R) -> R {
+    during(|pass| &mut pass.playing, None, || during(|pass| &mut pass.recording, None, f).0).0
+}
+
+/// Runs `f` with every operation made of candle's own, as on a device without kernels: the reference that the kernels are
+/// tested against, and a way to tell whether a kernel is to blame. The backward pass of what `f` computed stays so, wherever
+/// it runs.
+pub fn with_fallback<R>(f: impl FnOnce() -> R) -> R {
+    during(|pass| &mut pass.fallback, true, f).0
+}

@@ -1,0 +1,146 @@
+//! A recorded pass as operations of candle's graph.
+
+use super::play::State;
+use super::recording::{Gradient, Recording};
+use super::Run;
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, TensorId, bail};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Hangs a pass into candle's graph: its outputs there.
+pub(super) fn put(run: Run) -> Result<Vec<Tensor>> {
+    let Run { inputs, outputs, recording } = run;
+    let Recording { nodes, known, tracked, variables, .. } = recording;
+    let tape = Tape(Arc::new(Mutex::new(State::new(nodes, tracked))));
+    // A chain of scalars through all variables, at whose upper end the outputs hang. Walking it from above, candle asks
+    // each link for its variables' gradients; the first link to be asked has the gradients of all outputs.
+    let (source, _) = &inputs[0];
+    let mut link = Tensor::zeros((), source.dtype(), source.device())?;
+    for (source, input) in inputs.iter().filter(|(source, _)| source.track_op()) {
+        link = link.apply_op2(source, Link { tape: tape.clone(), ids: vec![input.id()] })?;
+    }
+    for pair in variables.chunks(2) {
+        let op = Link { tape: tape.clone(), ids: pair.iter().map(Tensor::id).collect() };
+        link = match pair {
+            [a, b] => link.apply_op3(a, b, op)?,
+            [a] => link.apply_op2(a, op)?,
+            _ => link,
+        };
+    }
+    let output = |ys: Tensor| match known.contains(&ys.id()) {
+        true => link.apply_op1(Output { tape: tape.clone(), ys }),
+        // Made of variables alone: candle's graph has it.
+        false => Ok(ys),
+    };
+    outputs.into_iter().map(output).collect()
+}
+
+#[derive(Clone)]
+struct Tape(Arc<Mutex<State>>);
+
+impl Tape {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Plays the tape unless it was, and takes the gradient of a variable.
+    fn gradient(&self, id: TensorId) -> Result<Option<Tensor>> {
+        let mut state = self.state();
+        state.play()?;
+        Ok(state.grads.remove(&id).map(|grad| grad.tensor))
+    }
+}
+
+/// An output of the tape: (the chain's upper end) -> the tensor that was computed.
+struct Output {
+    tape: Tape,
+    ys: Tensor,
+}
+
+impl CustomOp1 for Output {
+    fn name(&self) -> &'static str {
+        "tape"
+    }
+
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        let ys = self.ys.contiguous()?;
+        let (storage, layout) = ys.storage_and_layout();
+        match (&*storage, layout.contiguous_offsets()) {
+            (candle_core::Storage::Cpu(CpuStorage::F32(all)), Some((a, b))) => {
+                Ok((CpuStorage::F32(all[a..b].to_vec()), ys.shape().clone()))
+            }
+            (candle_core::Storage::Cpu(CpuStorage::F64(all)), Some((a, b))) => {
+                Ok((CpuStorage::F64(all[a..b].to_vec()), ys.shape().clone()))
+            }
+            _ => bail!("tape: an output must be f32 or f64 on the CPU, got {:?}", ys.dtype()),
+        }
+    }
+
+    fn bwd(&self, link: &Tensor, _: &Tensor, grad: &Tensor) -> Result<Option<Tensor>> {
+        let mut state = self.tape.state();
+        if state.is_played() {
+            bail!("tape: this pass has been walked backwards already; run the network forward again")
+        }
+        let grad = Gradient { tensor: grad.contiguous()?, owned: false };
+        let grad = match state.grads.remove(&self.ys.id()) {
+            Some(earlier) => earlier.add(grad)?,
+            None => grad,
+        };
+        state.grads.insert(self.ys.id(), grad);
+        Ok(Some(link.zeros_like()?))
+    }
+}
+
+/// A link of the chain of scalars, with up to two variables.
+struct Link {
+    tape: Tape,
+    ids: Vec<TensorId>,
+}
+
+impl Link {
+    fn pass(storage: &CpuStorage) -> Result<(CpuStorage, Shape)> {
+        Ok((storage.clone(), Shape::from(())))
+    }
+}
+
+impl CustomOp2 for Link {
+    fn name(&self) -> &'static str {
+        "tape link"
+    }
+
+    fn cpu_fwd(&self, link: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
+        Self::pass(link)
+    }
+
+    fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+        Ok((Some(grad.clone()), self.tape.gradient(self.ids[0])?))
+    }
+}
+
+impl CustomOp3 for Link {
+    fn name(&self) -> &'static str {
+        "tape link"
+    }
+
+    fn cpu_fwd(
+        &self,
+        link: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+        _: &CpuStorage,
+        _: &Layout,
+    ) -> Result<(CpuStorage, Shape)> {
+        Self::pass(link)
+    }
+
+    fn bwd(
+        &self,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        _: &Tensor,
+        grad: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        Ok((Some(grad.clone()), self.tape.gradient(self.ids[0])?, self.tape.gradient(self.ids[1])?))
+    }
+}
