@@ -4,8 +4,8 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use tests::values;
 use zoo::{Model, ModelOptions, VarStore};
-use zoo_core::rng::Rng;
 use zoo_core::inspect::{Diagnosis, diagnose, first_not_finite};
+use zoo_core::rng::Rng;
 
 /// A model, one of its tensors, and the layer that reads it.
 const CASES: [(&str, &str, &str, &str); 14] = [

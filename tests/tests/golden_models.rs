@@ -64,8 +64,8 @@ fn build(name: &str, settings: &str, image: usize, store: &VarStore) -> Result<B
         }
         "template_residual_cnn big" => {
             use zoo::resnet::{
-                template_residual_cnn::{Config, TemplateResidualCnn},
                 resnet::Kind,
+                template_residual_cnn::{Config, TemplateResidualCnn},
             };
             let config = Config { block: Kind::Bottleneck, image_size: image, ..Config::template() };
             Box::new(TemplateResidualCnn::new(&config, vb)?)

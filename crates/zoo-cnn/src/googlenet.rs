@@ -282,10 +282,14 @@ impl GoogLeNet {
         let conv1 = conv(config.in_chans, 64, kernel, stride, vb.pp("conv1"))?;
         let (conv2, conv3) = (conv(64, 64, 1, 1, vb.pp("conv2"))?, conv(64, 192, 3, 1, vb.pp("conv3"))?);
         let (mut stem, mut inception3, mut inception5) = Default::default();
-        Stages::push(&mut stem, "stem", match config.shrinking_stem {
-            true => seq![conv1, pool(3), conv2, conv3, pool(3)], // (b, 192, 28, 28)
-            false => seq![conv1, conv2, conv3],
-        });
+        Stages::push(
+            &mut stem,
+            "stem",
+            match config.shrinking_stem {
+                true => seq![conv1, pool(3), conv2, conv3, pool(3)], // (b, 192, 28, 28)
+                false => seq![conv1, conv2, conv3],
+            },
+        );
 
         let mut c_in = 192;
         let [mut modules3, mut inception4, mut modules5] = [Vec::new(), Vec::new(), Vec::new()];

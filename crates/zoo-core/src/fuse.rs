@@ -3,9 +3,8 @@
 //! Containers look their layers up when they are built, and keep the row that they find. A new fused kernel is a file of
 //! `ops/fused/` and a row here.
 
-use crate::layers::concat::ConcatView;
 use crate::layers::{BatchNorm, Conv2d, Layer, LayerNorm, MlpBlock, SelfAttention, Transpose};
-use crate::ops::fused::concat_norm::{concat_norm, concat_stats};
+use crate::ops::fused::concat_norm::{ConcatView, concat_norm, concat_stats};
 use crate::ops::fused::conv_bn::{Scale, conv_bn_eval, conv_bn_train};
 use crate::ops::fused::residual_branch::{Inner, residual_branch};
 use crate::ops::{FusedActivation, Norm, Pointwise};
@@ -55,13 +54,31 @@ pub(crate) struct Call<'a> {
 /// The operations. Of several that fit, the first is taken.
 const TABLE: &[Row] = &[
     // act(norm(conv(x)))
-    Row { layers: &[is::<Conv2d>, is::<BatchNorm>, cuts], end: End::Alone, kept: &[0], run: conv_norm, on_concat: None },
+    Row {
+        layers: &[is::<Conv2d>, is::<BatchNorm>, cuts],
+        end: End::Alone,
+        kept: &[0],
+        run: conv_norm,
+        on_concat: None,
+    },
     // norm(conv(x))
     Row { layers: &[is::<Conv2d>, is::<BatchNorm>], end: End::Alone, kept: &[0], run: conv_norm, on_concat: None },
     // act(norm(x)), of one map or of many side by side
-    Row { layers: &[is::<BatchNorm>, cuts], end: End::Alone, kept: &[], run: norm_act, on_concat: Some(norm_act_concat) },
+    Row {
+        layers: &[is::<BatchNorm>, cuts],
+        end: End::Alone,
+        kept: &[],
+        run: norm_act,
+        on_concat: Some(norm_act_concat),
+    },
     // act(norm(conv(x)) + s)
-    Row { layers: &[is::<Conv2d>, is::<BatchNorm>], end: End::ActivatedSum, kept: &[0], run: conv_norm, on_concat: None },
+    Row {
+        layers: &[is::<Conv2d>, is::<BatchNorm>],
+        end: End::ActivatedSum,
+        kept: &[0],
+        run: conv_norm,
+        on_concat: None,
+    },
     // x + attention(norm(x))
     Row { layers: &[is::<LayerNorm>, is::<SelfAttention>], end: End::Sum, kept: &[1], run: attention, on_concat: None },
     // x + mlp(norm(x))
@@ -210,12 +227,7 @@ pub(crate) fn attention_of_first(layers: &[Arc<dyn Layer>], xs: &Tensor, train: 
     attend(layers, xs, train, Inner::AttentionOfFirst)
 }
 
-fn attend(
-    layers: &[Arc<dyn Layer>],
-    xs: &Tensor,
-    train: bool,
-    inner: fn(usize) -> Inner,
-) -> Result<Option<Tensor>> {
+fn attend(layers: &[Arc<dyn Layer>], xs: &Tensor, train: bool, inner: fn(usize) -> Inner) -> Result<Option<Tensor>> {
     let [norm, attention] = layers else { return Ok(None) };
     let (norm, attention) = (layer_as::<LayerNorm>(&**norm), layer_as::<SelfAttention>(&**attention));
     match (norm, attention.and_then(|attention| attention.parts(train))) {

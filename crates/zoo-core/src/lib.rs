@@ -35,7 +35,9 @@ pub mod trace;
 pub mod vars;
 pub mod weights;
 
+mod containers;
 mod fuse;
+mod input;
 mod kernels;
 mod layers;
 mod op;
@@ -44,13 +46,13 @@ mod storage;
 #[cfg(test)]
 mod testing;
 
+pub use containers::{Concat, DenseBlock, Residual, Sequential, Stages, conv_bn};
 pub use init::{Fan, Init};
 pub use layers::{
-    AvgPool2d, BatchNorm, BatchNormConfig, ChannelShuffle, Classifier, Concat, Conv2d, Conv2dConfig, DenseBlock, Dropout,
-    Layer, LayerNorm, Linear, MaxPool2d, MlpBlock, PadChannels, PatchEmbed, Residual, SelfAttention, Sequential,
-    SqueezeExcite, SqueezeExciteConfig, Stages, Transpose, activate, adaptive_avg_pool2d, add, channel_shuffle, concat,
-    conv_bn, flatten, global_avg_pool2d, merge_heads, pad_channels, relu, scaled_dot_product_attention, softmax,
-    split_heads, transpose,
+    AvgPool2d, BatchNorm, BatchNormConfig, ChannelShuffle, Classifier, Conv2d, Conv2dConfig, Dropout, Layer, LayerNorm,
+    Linear, MaxPool2d, MlpBlock, PadChannels, PatchEmbed, SelfAttention, SqueezeExcite, SqueezeExciteConfig, Transpose,
+    activate, adaptive_avg_pool2d, add, channel_shuffle, concat, flatten, global_avg_pool2d, merge_heads, pad_channels,
+    relu, scaled_dot_product_attention, softmax, split_heads, transpose,
 };
 pub use model::{
     Auxiliary, Dimensions, Input, Interpolation, Model, ModelInfo, ModelOptions, ModuleT, SequenceInfo, SequenceModel,

@@ -113,11 +113,7 @@ pub(crate) fn with<R>(f: impl FnOnce(&mut Pass) -> R) -> R {
 
 /// Runs `f` while a field of the pass holds `value`, and puts the present one back, whatever becomes of `f`: its result, and
 /// what the field held at the end.
-pub(crate) fn during<V: 'static, R>(
-    field: fn(&mut Pass) -> &mut V,
-    value: V,
-    f: impl FnOnce() -> R,
-) -> (R, Option<V>) {
+pub(crate) fn during<V: 'static, R>(field: fn(&mut Pass) -> &mut V, value: V, f: impl FnOnce() -> R) -> (R, Option<V>) {
     struct Restore<V: 'static>(fn(&mut Pass) -> &mut V, Option<V>);
     impl<V> Restore<V> {
         fn restore(&mut self) -> Option<V> {

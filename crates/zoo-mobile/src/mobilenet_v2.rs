@@ -15,15 +15,15 @@
 //! | `mobilenet_v2` | stem 2, second stage 2 | 3,504,872 |
 //! | `cifar_mobilenet_v2` | stem 1, second stage 1 | 2,236,682 |
 
-use crate::mobilenet_v1::round_width;
 use crate::check_width;
+use crate::mobilenet_v1::round_width;
 use candle_core::{Result, Tensor, bail};
 use std::collections::BTreeMap;
 use zoo_core::model::{Builder, Interpolation};
 use zoo_core::weights::{Layout, Source, Weights};
 use zoo_core::{
-    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Dropout, Init, Input, Model, ModelInfo, ModuleT,
-    Pointwise, Residual, Sequential, Stages, VarBuilder, conv_bn, global_avg_pool2d, seq,
+    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Dropout, Init, Input, Model, ModelInfo, ModuleT, Pointwise,
+    Residual, Sequential, Stages, VarBuilder, conv_bn, global_avg_pool2d, seq,
 };
 
 /// One row of table 2.

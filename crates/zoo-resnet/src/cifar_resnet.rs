@@ -24,8 +24,8 @@ use candle_core::{Result, Tensor, bail};
 use zoo_core::model::Builder;
 use zoo_core::weights::Rename;
 use zoo_core::{
-    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Init, Input, Model, ModelInfo, ModuleT, Pointwise, Sequential,
-    SqueezeExciteConfig, Stages, VarBuilder, conv_bn, global_avg_pool2d,
+    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Init, Input, Model, ModelInfo, ModuleT, Pointwise,
+    Sequential, SqueezeExciteConfig, Stages, VarBuilder, conv_bn, global_avg_pool2d,
 };
 
 /// A CIFAR residual network of 6n + 2 layers.

@@ -10,4 +10,5 @@ pub mod se_resnet;
 pub mod template_residual_cnn;
 
 /// Every model of this family, file by file.
-pub const MODELS: &[&[ModelInfo]] = &[resnet::MODELS, se_resnet::MODELS, cifar_resnet::MODELS, template_residual_cnn::MODELS];
+pub const MODELS: &[&[ModelInfo]] =
+    &[resnet::MODELS, se_resnet::MODELS, cifar_resnet::MODELS, template_residual_cnn::MODELS];

@@ -161,7 +161,8 @@ mod tests {
 
     #[test]
     fn lists_that_make_no_network_are_errors() {
-        let error = |config: Config| TemplateResidualCnn::new(&config, VarStore::shapes_only().root()).unwrap_err().to_string();
+        let error =
+            |config: Config| TemplateResidualCnn::new(&config, VarStore::shapes_only().root()).unwrap_err().to_string();
         let template = Config::template;
         assert!(error(Config { widths: vec![], ..template() }).contains("empty"));
         assert!(error(Config { widths: vec![32, 16], ..template() }).contains("from 32 to 16"));

@@ -24,10 +24,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use zoo::{Model, ModelInfo, ModelOptions, VarStore};
+use zoo_core::inspect::{diagnose, first_damaged, training_memory};
 use zoo_core::loss::topk_correct;
 use zoo_core::tape::value_and_grad;
 use zoo_core::threads::in_pool;
-use zoo_core::inspect::{diagnose, first_damaged, training_memory};
 use zoo_core::weights::{LoadOptions, Selection, load, open_regular, save_safetensors};
 
 /// File of a run's folder that says which run it is: everything that changes its numbers.

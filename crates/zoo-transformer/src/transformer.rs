@@ -557,7 +557,8 @@ impl Transformer {
         train: bool,
         pass: impl FnOnce(&Tensor, &Tensor) -> Result<Tensor>,
     ) -> Result<Tensor> {
-        let mut outputs = tape::recorded_all(&[source, target], train, |inputs| Ok(vec![pass(&inputs[0], &inputs[1])?]))?;
+        let mut outputs =
+            tape::recorded_all(&[source, target], train, |inputs| Ok(vec![pass(&inputs[0], &inputs[1])?]))?;
         outputs.pop().map_or_else(|| bail!("transformer: a pass without an output"), Ok)
     }
 }

@@ -14,10 +14,10 @@ use std::cell::Cell;
 use std::hint::black_box;
 use std::time::Duration;
 use zoo::{Model, ModelOptions, VarStore};
+use zoo_core::inspect::model_macs;
 use zoo_core::ops::cross_entropy;
 use zoo_core::ops::optim::{SgdStep, sgd_step};
 use zoo_core::rng::Rng;
-use zoo_core::inspect::model_macs;
 
 /// As the `zoo` command does it, so that the figures are those of `zoo bench`.
 #[global_allocator]

@@ -10,44 +10,26 @@ use std::path::{Path, PathBuf};
 
 /// The rooms, bottom to top: name and modules. A module's own modules are in its room unless another room lists them.
 const ROOMS: &[(&str, &[&str])] = &[
-    ("numbers and machine", &["rng", "init", "memory", "testing"]),
+    ("numbers and machine", &["rng", "init", "memory", "input", "testing"]),
     ("kernels", &["kernels"]),
+    ("storage", &["storage"]),
+    ("what a pass writes down", &["trace::graph", "tape::recording"]),
+    ("pass", &["pass"]),
     ("trace", &["trace"]),
-    ("pass and tape", &["pass", "tape", "op", "threads"]),
-    ("storage and dispatch", &["storage", "dispatch"]),
+    ("tape and op", &["tape", "op", "threads"]),
     ("operations", &["ops"]),
     ("variables", &["vars"]),
-    (
-        "layers",
-        &[
-            "activation",
-            "attention",
-            "combine",
-            "conv",
-            "drop",
-            "dropout",
-            "functional",
-            "fuse",
-            "layers",
-            "linear",
-            "loss",
-            "norm",
-            "patch",
-            "pool",
-            "residual",
-            "sequential",
-            "squeeze_excite",
-        ],
-    ),
+    ("layers", &["layers", "loss"]),
+    ("fusion", &["fuse"]),
+    ("containers", &["containers"]),
     ("weights", &["weights"]),
     ("model", &["model"]),
-    ("inspection", &["inspect", "trace::diagnose", "trace::footprint"]),
+    ("inspection", &["inspect"]),
 ];
 
 /// Imports that run upwards still, as (file's module, module that it names). The list only shrinks: one that is no longer
 /// needed is a complaint.
-const EXCEPTIONS: &[(&str, &str)] =
-    &[("tape", "ops"), ("trace", "model"), ("trace", "vars"), ("vars", "norm"), ("weights::load", "model")];
+const EXCEPTIONS: &[(&str, &str)] = &[];
 
 /// A source file: as it is shown, its module as a path from the crate's root, and its text.
 struct Source {

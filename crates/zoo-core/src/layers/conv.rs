@@ -1,11 +1,9 @@
 //! Convolution layers.
 
-use super::norm::{BatchNorm, BatchNormConfig};
-use super::sequential::Sequential;
 use crate::init::Init;
-use crate::ops::{Conv2dParams, Pointwise, conv2d};
+use crate::ops::{Conv2dParams, conv2d};
+use crate::trace;
 use crate::vars::{VarBuilder, weight_for};
-use crate::{seq, trace};
 use candle_core::{Result, Tensor};
 use candle_nn::ModuleT;
 
@@ -158,84 +156,5 @@ impl ModuleT for Conv2d {
                 conv2d(xs, &weight, bias.as_ref(), params)
             },
         )
-    }
-}
-
-/// act(norm(conv(x))), the unit that most networks are made of: (b, channels.0, h, w) -> (b, channels.1, oh, ow). The keys are
-/// those of its two layers, `at` the places of the convolution and of the norm. A bias in front of the norm would be
-/// cancelled by it: see [`Conv2dConfig::no_bias`].
-///
-/// # Errors
-/// Channels that the groups do not divide.
-pub fn conv_bn(
-    channels: (usize, usize),
-    conv: Conv2dConfig,
-    norm: BatchNormConfig,
-    activation: Option<Pointwise>,
-    at: (VarBuilder, VarBuilder),
-) -> Result<Sequential> {
-    let conv = Conv2d::new(channels.0, channels.1, conv, at.0)?;
-    let norm = BatchNorm::with(channels.1, norm, at.1)?;
-    Ok(match activation {
-        Some(activation) => seq![conv, norm, activation],
-        None => seq![conv, norm],
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::ops::with_fallback;
-    use crate::{Residual, VarStore, tape};
-    use crate::testing::numbers;
-    use candle_core::{DType, Device, Var};
-
-    /// A layer that gives a tensor, whatever it reads: a shortcut.
-    #[derive(Debug)]
-    struct Given(Tensor);
-
-    impl ModuleT for Given {
-        fn forward_t(&self, _: &Tensor, _: bool) -> Result<Tensor> {
-            Ok(self.0.clone())
-        }
-    }
-
-    /// Planes so large that their gradients go a few images at a time, the last part smaller, are those of the layers.
-    #[test]
-    fn gradients_by_images_are_those_of_the_layers() {
-        for (stride, with_skip) in [(1, false), (1, true), (2, false), (2, true)] {
-            let store = VarStore::new(1, DType::F64, &Device::Cpu);
-            let config = Conv2dConfig::new(3).padding(1).stride(stride).no_bias();
-            let conv = Conv2d::new(3, 8, config, store.root().pp("conv")).unwrap();
-            let bn = BatchNorm::new(8, store.root().pp("bn")).unwrap();
-            let side = 64;
-            let xs = Var::from_tensor(&numbers("x", &[9, 3, side * stride, side * stride])).unwrap();
-            let skip = Var::from_tensor(&numbers("skip", &[9, 8, side, side])).unwrap();
-            let net = match with_skip {
-                true => seq![
-                    Residual::new(seq![conv, bn]).shortcut(seq![Given(skip.as_tensor().clone())]).activation(Pointwise::Relu)
-                ],
-                false => seq![conv, bn, Pointwise::Relu],
-            };
-            let run = || {
-                let ys = tape::recorded(&xs, true, |xs| net.forward_t(xs, true)).unwrap();
-                let loss = (&ys * numbers("upstream", ys.dims())).unwrap().sum_all().unwrap();
-                (ys, loss.backward().unwrap())
-            };
-            let ((ys, got), (want_ys, want)) = (run(), with_fallback(run));
-            let close = |name: &str, a: &Tensor, b: &Tensor| {
-                let error = (a - b).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
-                let scale = b.abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
-                assert!(error <= 1e-12 * scale.max(1.0), "{name}, stride {stride}: {error} of {scale}");
-            };
-            close("y", &ys, &want_ys);
-            let mut vars: Vec<(String, Tensor)> =
-                store.parameters().into_iter().map(|(key, var)| (key, var.as_tensor().clone())).collect();
-            vars.push(("x".into(), xs.as_tensor().clone()));
-            vars.extend(with_skip.then(|| ("skip".into(), skip.as_tensor().clone())));
-            for (key, var) in vars {
-                close(&key, got.get(&var).expect(&key), want.get(&var).expect(&key));
-            }
-        }
     }
 }

@@ -3,8 +3,9 @@
 use crate::init::Init;
 use crate::ops::{Conv2dParams, conv2d, linear};
 use crate::pass::{self, Mode};
+use crate::tape::foreign_op;
+use crate::trace;
 use crate::vars::{VarBuilder, weight_for};
-use crate::{tape, trace};
 use candle_core::{Result, Tensor, bail};
 use candle_nn::ModuleT;
 
@@ -61,7 +62,7 @@ impl ModuleT for PatchEmbed {
         let (dim, in_chans) = (weight.dim(0)?, weight.dim(1)?);
         if matches!(pass::mode(xs, train), Mode::Tape | Mode::Inference) && c == in_chans {
             // One matrix product on the patches as rows: (b, c, h, w) -> (b, h/p · w/p, c · p · p)
-            let rows = tape::foreign_op(&[xs], |xs| {
+            let rows = foreign_op(&[xs], |xs| {
                 let cells = xs[0].reshape(vec![b, c, h / p, p, w / p, p])?.permute([0, 2, 4, 1, 3, 5])?;
                 cells.contiguous()?.reshape((b, (h / p) * (w / p), c * p * p))
             })?;
@@ -70,11 +71,14 @@ impl ModuleT for PatchEmbed {
         let params = Conv2dParams { stride: (p, p), ..Conv2dParams::default() };
         let stride = if p == 1 { String::new() } else { format!(", stride {p}") };
         let (weights, detail) = ([Some(&self.weight), Some(&self.bias)], || format!("{p}x{p}{stride}"));
-        let map =
-            trace::layer("Conv2d", &self.path, &weights, detail, &[xs], || conv2d(xs, &weight, Some(&bias), params))?;
-        // (b, dim, h/p, w/p) -> (b, h/p · w/p, dim)
-        trace::op("Tokens", String::new, &[&map], || {
-            tape::foreign_op(&[&map], |map| map[0].flatten_from(2)?.transpose(1, 2)?.contiguous())
+        // In training the map is never made: the tokens are a product with the patches.
+        trace::fused(Some(&[]), || {
+            let conv = || conv2d(xs, &weight, Some(&bias), params);
+            let map = trace::layer("Conv2d", &self.path, &weights, detail, &[xs], conv)?;
+            // (b, dim, h/p, w/p) -> (b, h/p · w/p, dim)
+            trace::op("Tokens", String::new, &[&map], || {
+                foreign_op(&[&map], |map| map[0].flatten_from(2)?.transpose(1, 2)?.contiguous())
+            })
         })
     }
 }

@@ -77,7 +77,9 @@ impl ModuleT for SqueezeExcite {
             )?;
             let gate = self.fc2.forward_t(&relu(&self.fc1.forward_t(&pooled, train)?)?, train)?;
             let gate = activate(&gate, Pointwise::Sigmoid)?;
-            trace::op("Scale", String::new, &[xs, &gate], || tape::foreign_op(&[xs, &gate], |t| t[0].broadcast_mul(&t[1])))
+            trace::op("Scale", String::new, &[xs, &gate], || {
+                tape::foreign_op(&[xs, &gate], |t| t[0].broadcast_mul(&t[1]))
+            })
         })
     }
 }

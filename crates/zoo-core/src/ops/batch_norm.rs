@@ -158,8 +158,7 @@ impl Op for BatchNorm {
         let input = |xs: &[T], grad: &[T], by: &kernel::InputGrad<T>, clamp: (FusedActivation, kernel::CutBy<T>)| {
             saved.want(0, || kernel::input_grad(self.dims, xs, (grad, Window::whole(self.dims)), by, clamp))
         };
-        let (dx, grads) =
-            by.gradients(self.dims, saved.inputs[0], saved.grad, (self.activation, None), false, input);
+        let (dx, grads) = by.gradients(self.dims, saved.inputs[0], saved.grad, (self.activation, None), false, input);
         Ok(vec![dx, saved.want(1, || grads.weight), saved.want(2, || grads.bias)])
     }
 

@@ -211,11 +211,7 @@ struct Run {
 impl Run {
     /// Records `f`, whose own operations on `inputs` go on the tape, or, if those are only `offered`, the operations of a
     /// network that runs [`recorded`].
-    fn new(
-        inputs: &[&Tensor],
-        offered: bool,
-        f: impl FnOnce(&[Tensor]) -> Result<Vec<Tensor>>,
-    ) -> Result<Self> {
+    fn new(inputs: &[&Tensor], offered: bool, f: impl FnOnce(&[Tensor]) -> Result<Vec<Tensor>>) -> Result<Self> {
         let mut recording = Recording::default();
         let mut pairs = Vec::with_capacity(inputs.len());
         for xs in inputs {

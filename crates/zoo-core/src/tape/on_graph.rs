@@ -1,8 +1,8 @@
 //! A recorded pass as operations of candle's graph.
 
+use super::Run;
 use super::play::State;
 use super::recording::{Gradient, Recording};
-use super::Run;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, TensorId, bail};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

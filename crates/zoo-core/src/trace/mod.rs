@@ -23,7 +23,7 @@ impl Graph {
     /// use zoo_core::{Linear, ModuleT, VarStore};
     /// let fc = Linear::new(64, 10, VarStore::shapes_only().root().pp("fc"))?;
     /// let graph = Graph::of(&[&[1, 64]], |inputs| fc.forward_t(&inputs[0], false))?;
-    /// assert_eq!((graph.nodes[1].place.as_str(), graph.parameters(), graph.macs()), ("fc", 650, 640));
+    /// assert_eq!((graph.nodes[1].path.as_str(), graph.parameters(), graph.macs()), ("fc", 650, 640));
     /// # Ok::<(), candle_core::Error>(())
     /// ```
     ///

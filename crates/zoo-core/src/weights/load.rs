@@ -1,7 +1,7 @@
 //! From a file's keys to a network's: what fits, what does not, and loading.
 
 use super::{Weights, complaint, save_tensors, shown};
-use crate::model::Input;
+use crate::input::Input;
 use crate::vars::VarStore;
 use candle_core::{Device, Result, Shape, Tensor, Var};
 use glob::Pattern;

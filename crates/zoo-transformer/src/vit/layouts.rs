@@ -1,9 +1,9 @@
 //! What other libraries call a ViT's tensors, and how their files want images.
 
+use candle_core::Result;
+use zoo_core::Input;
 use zoo_core::model::Interpolation;
 use zoo_core::weights::{Layout, Rename, Source, Weights};
-use zoo_core::Input;
-use candle_core::Result;
 
 const fn torchvision(from: &'static str, to: &'static str) -> Rename {
     Rename { from, to, reason: "torchvision's name, in vit_b_16 and its kin" }

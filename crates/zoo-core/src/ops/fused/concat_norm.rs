@@ -3,17 +3,20 @@
 //! the normalised maps are written side by side, for the convolution that reads them; and a gradient is added to those that
 //! the block's later layers have sent.
 
-use crate::ops::batch_norm::{BatchStats, Norm, batch_stats};
-use crate::ops::{Real, elements, elements_mut, for_dtype, read, tensor, with_elements};
 use crate::kernels::batch_norm::{self as kernel, Affine, Coefficients, CutBy, InputGrad, Sums, Window};
 use crate::kernels::buffer::written_by_tasks;
 use crate::kernels::fused_activation::FusedActivation;
+use crate::ops::batch_norm::{BatchStats, Norm, batch_stats};
+use crate::ops::{Real, elements, elements_mut, for_dtype, read, tensor, with_elements};
 use crate::pass::tracks;
 use crate::tape::{self, Gradient};
 use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
 
+/// Maps that stand one behind the other along the channels and are not put together, in training with their statistics.
+pub(crate) type ConcatView = Vec<(Tensor, Option<BatchStats>)>;
+
 /// The statistics of all maps, one behind the other.
-pub(crate) fn concat_stats(maps: &[(Tensor, Option<BatchStats>)]) -> Result<BatchStats> {
+pub(crate) fn concat_stats(maps: &ConcatView) -> Result<BatchStats> {
     let (mut means, mut vars, mut count) = (Vec::new(), Vec::new(), 0);
     for (xs, stats) in maps {
         let stats = stats.clone().map_or_else(|| batch_stats(xs), Ok)?;

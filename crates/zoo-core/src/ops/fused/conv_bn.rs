@@ -3,12 +3,12 @@
 //! In training, on the tape: y = act(norm(conv(x)) + skip) keeps the convolution's output for the backward pass, which writes its
 //! gradient over it. In evaluation the normalisation is folded into the weights and the whole is one convolution.
 
-use crate::ops::batch_norm::{BatchStats, Norm};
-use crate::ops::conv2d::geometry;
-use crate::ops::{Conv2dParams, Real, for_dtype, read, tensor};
 use crate::kernels::batch_norm::{self as norm_kernel, CutBy, InputGrad};
 use crate::kernels::conv::{self as kernel, Epilogue, Geometry};
 use crate::kernels::fused_activation::FusedActivation;
+use crate::ops::batch_norm::{BatchStats, Norm};
+use crate::ops::conv2d::geometry;
+use crate::ops::{Conv2dParams, Real, for_dtype, read, tensor};
 use crate::pass::tracks;
 use crate::tape::{self, Gradient};
 use candle_core::{Result, Shape, Tensor, WithDType, bail};
@@ -60,7 +60,9 @@ fn train<T: Real>(
     norm.check(shape.dims())?;
     let rows = norm.coefficients::<T>()?;
     let ys = match &skip {
-        Some(skip) => read::<T, _>(skip, |skip| norm_kernel::affine(dims, &conv, rows.affine(), Some(skip), activation))?,
+        Some(skip) => {
+            read::<T, _>(skip, |skip| norm_kernel::affine(dims, &conv, rows.affine(), Some(skip), activation))?
+        }
         None => norm_kernel::affine(dims, &conv, rows.affine(), None, activation),
     };
     let ys = tensor(ys, shape.clone())?;

@@ -48,18 +48,15 @@ fn run<T: Real>(xs: Tensor, branch: Branch, params: Vec<Tensor>) -> Result<Tenso
     let all: Vec<&Tensor> = inputs.iter().collect();
     // What the first map makes stays for a backward pass that may follow.
     let keep = is_on_tape(&inputs[0]) && inputs.iter().any(tracks);
-    let (ys, mid) = with_elements::<T, _>(name, &all, |all| {
-        Ok(branch.forward(all[0], weights(&all[1..]), keep))
-    })?;
+    let (ys, mid) = with_elements::<T, _>(name, &all, |all| Ok(branch.forward(all[0], weights(&all[1..]), keep)))?;
     let (tokens, c) = (branch.tokens(), branch.c);
     let ys = tensor(ys, (inputs[0].dim(0)?, tokens, c))?;
     let saved = inputs.clone();
     tape::push(name, &all, &ys, move |grad| {
         let Some(mid) = mid else { bail!("{name}: the forward pass kept nothing for a gradient") };
         let tensors: Vec<&Tensor> = [&grad.tensor].into_iter().chain(&saved).collect();
-        let (dx, sums) = with_elements::<T, _>(name, &tensors, |all| {
-            Ok(branch.backward(all[1], &mid, all[0], weights(&all[2..])))
-        })?;
+        let (dx, sums) =
+            with_elements::<T, _>(name, &tensors, |all| Ok(branch.backward(all[1], &mid, all[0], weights(&all[2..]))))?;
         let gradient = |(elements, of): (Vec<T>, &Tensor)| -> Result<Option<Gradient>> {
             tracks(of).then(|| Ok(Gradient::new(tensor(elements, of.shape())?))).transpose()
         };

@@ -1,19 +1,14 @@
 //! Layers one behind the other.
 
 use crate::fuse::{self, Row};
+use crate::layers::{BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, Layer};
+use crate::ops::Pointwise;
 use crate::pass::{self, Mode};
-use crate::trace;
 use crate::vars::VarBuilder;
+use crate::trace;
 use candle_core::{Result, Tensor};
 use candle_nn::ModuleT;
-use std::any::Any;
-use std::fmt::Debug;
 use std::sync::Arc;
-
-/// What a container holds: any module, of this crate or of yours.
-pub trait Layer: ModuleT + Any + Debug + Send + Sync {}
-
-impl<L: ModuleT + Any + Debug + Send + Sync> Layer for L {}
 
 /// f = fₙ ∘ … ∘ f₂ ∘ f₁: each layer reads what the one before it made. [`seq!`](crate::seq) writes one down.
 ///
@@ -137,6 +132,27 @@ impl<L: Layer> FromIterator<L> for Sequential {
     }
 }
 
+/// act(norm(conv(x))), the unit that most networks are made of: (b, channels.0, h, w) -> (b, channels.1, oh, ow). The keys are
+/// those of its two layers, `at` the places of the convolution and of the norm. A bias in front of the norm would be
+/// cancelled by it: see [`Conv2dConfig::no_bias`].
+///
+/// # Errors
+/// Channels that the groups do not divide.
+pub fn conv_bn(
+    channels: (usize, usize),
+    conv: Conv2dConfig,
+    norm: BatchNormConfig,
+    activation: Option<Pointwise>,
+    at: (VarBuilder, VarBuilder),
+) -> Result<Sequential> {
+    let conv = Conv2d::new(channels.0, channels.1, conv, at.0)?;
+    let norm = BatchNorm::with(channels.1, norm, at.1)?;
+    Ok(match activation {
+        Some(activation) => seq![conv, norm, activation],
+        None => seq![conv, norm],
+    })
+}
+
 /// The stages of a network one behind the other, each with the name that
 /// [`Model::forward_intermediates`](crate::Model::forward_intermediates) gives its output.
 #[derive(Debug, Clone, Default)]
@@ -151,9 +167,8 @@ impl Stages {
 
 impl ModuleT for Stages {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let run = |xs: Tensor, (name, stage): &(String, Sequential)| {
-            Ok(trace::stage(name, stage.forward_t(&xs, train)?))
-        };
+        let run =
+            |xs: Tensor, (name, stage): &(String, Sequential)| Ok(trace::stage(name, stage.forward_t(&xs, train)?));
         self.0.iter().try_fold(xs.clone(), run)
     }
 }

@@ -1,15 +1,14 @@
 //! Shortcuts around branches.
 
-use super::activation::activate;
-use super::dropout::Dropout;
-use super::functional::add;
 use super::sequential::Sequential;
 use crate::fuse::{self, Row};
+use crate::layers::{Dropout, Layer, activate, add};
 use crate::ops::Pointwise;
 use crate::pass::{self, Mode};
 use crate::{tape, trace};
 use candle_core::{Result, Tensor};
 use candle_nn::ModuleT;
+use std::sync::Arc;
 
 /// y = act(s(x) + f(x)): a branch f and a way past it, which is the identity unless [`shortcut`](Self::shortcut) puts layers
 /// there (He et al. 2015, arXiv:1512.03385, equations 1 and 2).
@@ -81,7 +80,7 @@ impl Residual {
     fn tail_layers<R>(
         &self,
         train: bool,
-        run: impl FnOnce(&[std::sync::Arc<dyn super::Layer>]) -> Result<Option<R>>,
+        run: impl FnOnce(&[Arc<dyn Layer>]) -> Result<Option<R>>,
     ) -> Result<Option<R>> {
         if self.row.is_none() || self.drop_path.as_ref().is_some_and(|drop| drop.drops(train)) {
             return Ok(None);
@@ -95,9 +94,8 @@ impl ModuleT for Residual {
         let ys = self.head.forward_t(xs, train)?;
         let skip = self.shortcut.as_ref().map_or(Ok(xs.clone()), |shortcut| shortcut.forward_t(xs, train))?;
         if let (Some(row), Mode::Tape | Mode::Inference) = (self.row, pass::mode(&ys, train))
-            && let Some(out) = self.tail_layers(train, |layers| {
-                row.run(layers, &ys, Some((&skip, self.activation)), train)
-            })?
+            && let Some(out) =
+                self.tail_layers(train, |layers| row.run(layers, &ys, Some((&skip, self.activation)), train))?
         {
             return Ok(out);
         }

@@ -1,8 +1,9 @@
 //! Branches whose outputs stand one behind the other along the channels.
 
-use super::functional::concat;
 use super::sequential::Sequential;
-use crate::ops::{self, BatchStats};
+use crate::layers::concat;
+use crate::ops;
+use crate::ops::fused::concat_norm::ConcatView;
 use crate::pass::{self, Mode};
 use crate::trace;
 use candle_core::{Result, Tensor};
@@ -72,9 +73,6 @@ enum Maps {
     /// Each where it is, in training with its statistics.
     View(ConcatView),
 }
-
-/// Maps that stand one behind the other and are not put together.
-pub(crate) type ConcatView = Vec<(Tensor, Option<BatchStats>)>;
 
 impl Maps {
     fn new(xs: &Tensor, as_view: bool, train: bool) -> Result<Self> {
