@@ -30,8 +30,8 @@ pub fn golden_json(name: &str) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| format!("{} is no JSON", path.display()))
 }
 
-/// What the project is checked with but does not contain: the folder `shared` beside the checkout. `None`, with a [`skipped`] line,
-/// where it is absent.
+/// What the project is checked with but does not contain: the folder `shared` beside the checkout. `None`, with a
+/// [`skipped`] line, where it is absent.
 pub fn shared(path: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared").join(path);
     if !path.exists() {
@@ -41,8 +41,8 @@ pub fn shared(path: &str) -> Option<PathBuf> {
     Some(path)
 }
 
-/// Says on standard error that the test in hand checks nothing, and why: `skipped: NAME: reason`. The harness, which counts such a
-/// test as passed, captures what is printed, but not this; `.ci/summary` counts these lines.
+/// Says on standard error that the test in hand checks nothing, and why: `skipped: NAME: reason`. The harness, which
+/// counts such a test as passed, captures what is printed, but not this; `.ci/summary` counts these lines.
 pub fn skipped(reason: impl Display) {
     let thread = std::thread::current();
     say(format_args!("skipped: {}: {reason}", thread.name().unwrap_or("a test")));
@@ -110,8 +110,8 @@ pub fn norm(xs: &[f64]) -> f64 {
     xs.iter().map(|x| x * x).sum::<f64>().sqrt()
 }
 
-/// Compares a tensor with its stored summary (norm, probe, single values), within `tolerance` relative to the larger of the
-/// stored norm and `scale`. The probe is a sum of `norm`-sized noise, so it has the same bound.
+/// Compares a tensor with its stored summary (norm, probe, single values), within `tolerance` relative to the larger of
+/// the stored norm and `scale`. The probe is a sum of `norm`-sized noise, so it has the same bound.
 ///
 /// # Errors
 /// A difference, saying which.

@@ -1,9 +1,9 @@
 //! The registry's contract: what holds for every model, whoever adds one.
 //!
-//! Two sweeps. The first runs every model on shapes alone, which costs milliseconds whatever its size. The second computes: it
-//! trains, evaluates and stores every model on small images. The largest ones, which share all their code with smaller
-//! ones, only do the part that has to see each of their tensors, and one model a file learns a batch by heart: the smallest,
-//! since deep networks without shortcuts do not, as He et al. found.
+//! Two sweeps. The first runs every model on shapes alone, which costs milliseconds whatever its size. The second
+//! computes: it trains, evaluates and stores every model on small images. The largest ones, which share all their code
+//! with smaller ones, only do the part that has to see each of their tensors, and one model a file learns a batch by
+//! heart: the smallest, since deep networks without shortcuts do not, as He et al. found.
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -128,8 +128,8 @@ fn features_heads_classes_and_channels() -> Result<()> {
     })
 }
 
-/// The biases that mathematics cancels: those of a layer that nothing but BatchNorm reads, which takes the mean off, and the
-/// bias with it.
+/// The biases that mathematics cancels: those of a layer that nothing but BatchNorm reads, which takes the mean off,
+/// and the bias with it.
 fn cancelled(graph: &Graph) -> HashSet<String> {
     let mut readers: BTreeMap<usize, BTreeSet<&str>> = BTreeMap::new();
     for node in &graph.nodes {
@@ -162,7 +162,8 @@ fn build(info: &ModelInfo, seed: u64) -> Result<(VarStore, Box<dyn Model>)> {
 
 const LABELS: [u32; 4] = [3, 1, 4, 1];
 
-/// Every trainable variable gets a gradient, and a finite one. Returns the keys of those that are zero and not cancelled.
+/// Every trainable variable gets a gradient, and a finite one. Returns the keys of those that are zero and not
+/// cancelled.
 fn zero_gradients(info: &ModelInfo, store: &VarStore, net: &dyn Model, xs: &Tensor) -> Result<HashSet<String>> {
     let labels = Tensor::new(&LABELS, &Device::Cpu)?;
     let logits = net.forward_t(xs, true)?;

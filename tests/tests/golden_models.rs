@@ -1,5 +1,5 @@
-//! Whole networks against PyTorch: logits in evaluation and training, the loss, the gradient of every parameter and of the
-//! input, and the running statistics after one step.
+//! Whole networks against PyTorch: logits in evaluation and training, the loss, the gradient of every parameter and of
+//! the input, and the running statistics after one step.
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor, Var};

@@ -1,5 +1,5 @@
-//! Every operation against PyTorch: outputs, the gradient of every input, running statistics; in f64, in f32, on strided
-//! and offset inputs, and composed of candle's own ops, as on a device without kernels.
+//! Every operation against PyTorch: outputs, the gradient of every input, running statistics; in f64, in f32, on
+//! strided and offset inputs, and composed of candle's own ops, as on a device without kernels.
 
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor, Var};
@@ -157,8 +157,8 @@ impl Case<'_> {
         match self.name {
             // x - mean takes the 1000 off again: the input's rounding grows a thousandfold, in any implementation.
             "batch_norm/train_large_mean" | "layer_norm/large_mean" => 1e4,
-            // PyTorch's derivative of hardsigmoid is 1/6 rounded to f32, in f64 too: 3e-8 off. The finite differences in
-            // zoo-core hold ours.
+            // PyTorch's derivative of hardsigmoid is 1/6 rounded to f32, in f64 too: 3e-8 off. The finite differences
+            // in zoo-core hold ours.
             name if name.starts_with("hardsigmoid/") && mode.dtype == DType::F64 => 1e5,
             // Logits of 800 are rounded to 800 · 6e-8 in f32.
             name if name.ends_with("large_logits") || name == "softmax/large" && mode.dtype == DType::F32 => 1e3,

@@ -1,5 +1,5 @@
-//! The encoder–decoder against `torch.nn.Transformer`, and the translator on top of it against one of PyTorch's parts: output,
-//! loss, and the gradient of every parameter and of the inputs.
+//! The encoder–decoder against `torch.nn.Transformer`, and the translator on top of it against one of PyTorch's parts:
+//! output, loss, and the gradient of every parameter and of the inputs.
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor, Var};

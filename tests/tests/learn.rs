@@ -62,7 +62,8 @@ fn a_seed_repeats_a_run_bit_by_bit() -> Result<()> {
     Ok(())
 }
 
-/// A thread that waits inside one run's operation takes up another run, if both are the pool's: neither may see the other's tape.
+/// A thread that waits inside one run's operation takes up another run, if both are the pool's: neither may see the
+/// other's tape.
 #[test]
 fn runs_in_one_pool_do_not_touch_each_other() -> Result<()> {
     let one = Overrides { epochs: Some(1), batch: Some(50), lr: None, ..Overrides::NONE };

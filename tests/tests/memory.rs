@@ -4,8 +4,8 @@ use anyhow::{Result, ensure};
 use zoo::ModelOptions;
 use zoo_core::inspect::training_memory;
 
-/// Model, batch and the `peak_rss_mb` of `zoo bench MODEL --mode train --json`, 2 threads, images of 32x32: the defaults of ten
-/// networks first, then other batches and kinds.
+/// Model, batch and the `peak_rss_mb` of `zoo bench MODEL --mode train --json`, 2 threads, images of 32x32: the
+/// defaults of ten networks first, then other batches and kinds.
 #[rustfmt::skip]
 const MEASURED: [(&str, usize, f64); 20] = [
     ("cifar_resnet20", 128, 279.0), ("cifar_resnet56", 128, 639.0), ("cifar_resnet18", 64, 638.0),
@@ -17,7 +17,8 @@ const MEASURED: [(&str, usize, f64); 20] = [
     ("cifar_vgg16_bn", 16, 304.0), ("cifar_densenet121", 8, 504.0), ("cifar_vit_tiny_patch4", 16, 179.0),
 ];
 
-/// Rather too much than too little, and not far from either: `cargo test -p tests --test memory -- --nocapture` prints the table.
+/// Rather too much than too little, and not far from either: `cargo test -p tests --test memory -- --nocapture` prints
+/// the table.
 #[test]
 fn the_estimate_is_near_what_was_measured() -> Result<()> {
     for (name, batch, measured) in MEASURED {

@@ -1,4 +1,5 @@
-//! Networks side by side in one process: each gives the gradients that it gives alone, bit by bit, whatever thread its work lands on.
+//! Networks side by side in one process: each gives the gradients that it gives alone, bit by bit, whatever thread its
+//! work lands on.
 
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -76,7 +77,8 @@ const PAIRS: [(&str, &str); 3] = [
     ("template_mixer_s4", "cifar_mobilenet_v2"),
 ];
 
-/// A thread that is in the midst of one network's pass takes up the whole of another's: the one worker of a pool does so for certain.
+/// A thread that is in the midst of one network's pass takes up the whole of another's: the one worker of a pool does
+/// so for certain.
 #[test]
 fn a_pass_that_is_taken_up_inside_another_has_its_own_tape() -> Result<()> {
     let one = rayon::ThreadPoolBuilder::new().num_threads(1).build()?;

@@ -39,8 +39,9 @@ fn main() -> Result<()> {
     assert_eq!(active.dims(), maps.dims());
     assert!((0.4..0.6).contains(&zeros));
 
-    // In training, dropout makes every element 0 with probability p, and the others 1 / (1 - p) times as large, so that the
-    // mean stays. (Whole channels go with `Dropout::channels`, which suits convolutions better: neighbours are alike.)
+    // In training, dropout makes every element 0 with probability p, and the others 1 / (1 - p) times as large, so that
+    // the mean stays. (Whole channels go with `Dropout::channels`, which suits convolutions better: neighbours are
+    // alike.)
     let dropout = Dropout::new(0.5, &vb.pp("dropout"))?;
     let dropped = dropout.forward_t(&active, true)?;
     println!("dropout      {:?}, {:.1} % zeros", dropped.dims(), 100.0 * share_of_zeros(&dropped)?);

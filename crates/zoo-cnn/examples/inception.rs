@@ -1,5 +1,5 @@
-//! The Inception module, naive (figure 2a of "Going Deeper with Convolutions") and with 1x1 reductions (figure 2b): what the
-//! reductions save.
+//! The Inception module, naive (figure 2a of "Going Deeper with Convolutions") and with 1x1 reductions (figure 2b):
+//! what the reductions save.
 //!
 //! `cargo run --release --example inception`
 
@@ -25,11 +25,11 @@ fn describe(title: &str, config: &InceptionConfig) -> Result<Graph> {
 }
 
 fn main() -> Result<()> {
-    // Module 3a of GoogLeNet: 64 maps of 1x1, 128 of 3x3 behind a reduction to 96, 32 of 5x5 behind one to 16, 32 from the
-    // pooling. All branches keep the size of the image, so that they can be laid one behind another.
+    // Module 3a of GoogLeNet: 64 maps of 1x1, 128 of 3x3 behind a reduction to 96, 32 of 5x5 behind one to 16, 32 from
+    // the pooling. All branches keep the size of the image, so that they can be laid one behind another.
     let reduced = InceptionConfig::reduced([64, 96, 128, 16, 32, 32]);
-    // The same kernels on all 192 channels. The pooling has no weights, so it hands on all the channels it got: modules in
-    // a row would grow without end.
+    // The same kernels on all 192 channels. The pooling has no weights, so it hands on all the channels it got: modules
+    // in a row would grow without end.
     let naive = InceptionConfig::naive(64, 128, 32);
 
     let a = describe("naive (figure 2a)", &naive)?;

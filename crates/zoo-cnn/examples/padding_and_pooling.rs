@@ -17,7 +17,8 @@ fn main() -> Result<()> {
     show("images", &xs, &[32, 1, 28, 28]);
 
     println!("\nPadding");
-    // A window of 5 pixels fits into 28 at 24 places: without padding ("valid") each convolution eats kernel - 1 pixels.
+    // A window of 5 pixels fits into 28 at 24 places: without padding ("valid") each convolution eats kernel - 1
+    // pixels.
     let conv = |name: &str, config| Conv2d::new(1, 6, config, vb.pp(name))?.forward_t(&xs, false);
     show("5x5, no padding: 28 - 5 + 1", &conv("valid", Conv2dConfig::new(5))?, &[32, 6, 24, 24]);
     // (kernel - 1) / 2 zeros on every side give the pixels back: padding "same", for odd kernels and stride 1.

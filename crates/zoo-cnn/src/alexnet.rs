@@ -1,12 +1,13 @@
-//! A. Krizhevsky, I. Sutskever, G. Hinton (2012), "ImageNet Classification with Deep Convolutional Neural Networks", NIPS 25,
-//! in the single-tower form of A. Krizhevsky (2014), "One weird trick for parallelizing convolutional neural networks",
-//! arXiv:1404.5997: five convolutions, three max poolings of overlapping windows, two hidden layers with dropout.
+//! A. Krizhevsky, I. Sutskever, G. Hinton (2012), "ImageNet Classification with Deep Convolutional Neural Networks",
+//! NIPS 25, in the single-tower form of A. Krizhevsky (2014), "One weird trick for parallelizing convolutional neural
+//! networks", arXiv:1404.5997: five convolutions, three max poolings of overlapping windows, two hidden layers with
+//! dropout.
 //!
 //! Checkpoint keys: torchvision's `features.{n}` and `classifier.{n}`, where n counts the steps of a sequence, those
 //! without tensors too: `features.{0,3,6,8,10}`, `classifier.{1,4,6}`.
 //!
-//! `cifar_alexnet` is the same network for 32x32 pixels, with keys of the same kind: a 5x5 stem of stride 1 in place of the
-//! 11x11 one of stride 4, BatchNorm after each convolution (which then has no bias), and hidden layers of 1024.
+//! `cifar_alexnet` is the same network for 32x32 pixels, with keys of the same kind: a 5x5 stem of stride 1 in place of
+//! the 11x11 one of stride 4, BatchNorm after each convolution (which then has no bias), and hidden layers of 1024.
 //!
 //! | variant | layers | stem | last map | parameters |
 //! |---|---|---|---|---|
@@ -52,8 +53,8 @@ impl Config {
     }
 }
 
-/// Layers one after another under running numbers, as torchvision's older networks are written down: an activation, a pool
-/// and a dropout take a number too, though they have no tensors.
+/// Layers one after another under running numbers, as torchvision's older networks are written down: an activation, a
+/// pool and a dropout take a number too, though they have no tensors.
 pub(crate) struct Numbered {
     layers: Vec<Arc<dyn Layer>>,
     number: usize,

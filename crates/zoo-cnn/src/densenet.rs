@@ -1,13 +1,14 @@
-//! G. Huang, Z. Liu, L. van der Maaten, K. Weinberger (2016), "Densely Connected Convolutional Networks", arXiv:1608.06993:
-//! in a dense block every layer reads the maps of all layers before it and adds k channels of its own (k is the growth rate);
-//! between blocks a transition halves the channels and the image.
+//! G. Huang, Z. Liu, L. van der Maaten, K. Weinberger (2016), "Densely Connected Convolutional Networks",
+//! arXiv:1608.06993: in a dense block every layer reads the maps of all layers before it and adds k channels of its own
+//! (k is the growth rate); between blocks a transition halves the channels and the image.
 //!
-//! Checkpoint keys: torchvision's `features.{conv0,norm0,denseblock{i}.denselayer{j}.{norm1,conv1,norm2,conv2},transition{i}.
-//! {norm,conv},norm5}` and `classifier`, for every variant (the last norm is `norm5` after three blocks too). See [`RENAMES`].
+//! Checkpoint keys: torchvision's
+//! `features.{conv0,norm0,denseblock{i}.denselayer{j}.{norm1,conv1,norm2,conv2},transition{i}.{norm,conv},norm5}` and
+//! `classifier`, for every variant (the last norm is `norm5` after three blocks too). See [`RENAMES`].
 //!
-//! The ImageNet networks are those of table 1. `cifar_densenet121` is DenseNet-121 with a 3x3 stem of stride 1 and no pooling
-//! behind it. `cifar_densenet_bc_100_12` is DenseNet-BC of table 2 with 100 layers and k = 12: three blocks of 16 layers behind
-//! a convolution of 24 channels.
+//! The ImageNet networks are those of table 1. `cifar_densenet121` is DenseNet-121 with a 3x3 stem of stride 1 and no
+//! pooling behind it. `cifar_densenet_bc_100_12` is DenseNet-BC of table 2 with 100 layers and k = 12: three blocks of
+//! 16 layers behind a convolution of 24 channels.
 //!
 //! | variant | layers in the blocks | k | parameters |
 //! |---|---|---|---|
@@ -31,8 +32,8 @@ use zoo_core::{
 pub enum Stem {
     /// Convolution 7x7 of stride 2, BatchNorm, ReLU, max pooling 3x3 of stride 2 (table 1): for ImageNet.
     Shrinking {
-        /// Zeros around the image: 3 in the paper's network. One published CIFAR-10 comparison has none; the maps then get
-        /// smaller, and four blocks need an image of at least 35 pixels instead of 29.
+        /// Zeros around the image: 3 in the paper's network. One published CIFAR-10 comparison has none; the maps then
+        /// get smaller, and four blocks need an image of at least 35 pixels instead of 29.
         padding: usize,
     },
     /// Convolution 3x3 of stride 1, BatchNorm, ReLU: an ImageNet network on 32x32 pixels.
@@ -52,8 +53,8 @@ pub struct Config {
     pub init_features: usize,
     /// What the stem is.
     pub stem: Stem,
-    /// Width of a layer's 1x1 convolution as a multiple of k (4 in DenseNet-B). `None` leaves it out: a layer is one norm and
-    /// one 3x3 convolution.
+    /// Width of a layer's 1x1 convolution as a multiple of k (4 in DenseNet-B). `None` leaves it out: a layer is one
+    /// norm and one 3x3 convolution.
     pub bn_size: Option<usize>,
     /// θ, the share of the channels that a transition keeps (0.5 in DenseNet-C).
     pub compression: f64,
@@ -134,7 +135,8 @@ impl Config {
     fn smallest_image(&self) -> usize {
         let map = 1 << (self.blocks.len() - 1);
         match self.stem {
-            // A map of n pixels comes from 2n - 1 in front of the pool, and these from 2(2n - 1) + 5 in front of the convolution.
+            // A map of n pixels comes from 2n - 1 in front of the pool, and these from 2(2n - 1) + 5 in front of the
+            // convolution.
             Stem::Shrinking { padding } => (4 * map + 3usize).saturating_sub(2 * padding).max(1),
             Stem::Small | Stem::Bare => map,
         }
@@ -152,8 +154,8 @@ impl Config {
     }
 }
 
-/// BatchNorm, ReLU, convolution, with keys `norm{n}` and `conv{n}`: the paper's H (section 3), in this order since a norm of
-/// its own suits each reader of a map.
+/// BatchNorm, ReLU, convolution, with keys `norm{n}` and `conv{n}`: the paper's H (section 3), in this order since a
+/// norm of its own suits each reader of a map.
 fn norm_relu_conv((c_in, c_out): (usize, usize), kernel: usize, n: &str, vb: &VarBuilder) -> Result<Sequential> {
     let norm = BatchNorm::new(c_in, vb.pp(format!("norm{n}")))?;
     let conv = conv(Conv2dConfig::new(kernel).padding(kernel / 2));
@@ -164,7 +166,8 @@ fn conv(config: Conv2dConfig) -> Conv2dConfig {
     config.no_bias().init(Init::HE_FAN_IN)
 }
 
-/// What a layer of a dense block makes of all maps before it, behind which they then stand: (b, c, h, w) -> (b, k, h, w).
+/// What a layer of a dense block makes of all maps before it, behind which they then stand: (b, c, h, w) -> (b, k, h,
+/// w).
 fn dense_layer(c_in: usize, config: &Config, vb: VarBuilder) -> Result<Sequential> {
     let h = match config.bn_size.map(|size| size * config.growth) {
         None => norm_relu_conv((c_in, config.growth), 3, "1", &vb)?,

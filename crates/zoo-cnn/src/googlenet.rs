@@ -1,14 +1,14 @@
-//! C. Szegedy, W. Liu, Y. Jia, P. Sermanet, S. Reed, D. Anguelov, D. Erhan, V. Vanhoucke, A. Rabinovich (2014), "Going Deeper
-//! with Convolutions", arXiv:1409.4842: a stem, nine Inception modules, global average pooling and one linear layer, 22 layers
-//! with weights; two auxiliary classifiers in training.
+//! C. Szegedy, W. Liu, Y. Jia, P. Sermanet, S. Reed, D. Anguelov, D. Erhan, V. Vanhoucke, A. Rabinovich (2014), "Going
+//! Deeper with Convolutions", arXiv:1409.4842: a stem, nine Inception modules, global average pooling and one linear
+//! layer, 22 layers with weights; two auxiliary classifiers in training.
 //!
-//! Checkpoint keys: torchvision's, `conv{1,2,3}`, `inception{3a…5b}.branch{1…4}`, `aux{1,2}` and `fc`, each convolution a
-//! pair `conv`, `bn`. As in torchvision's network, a BatchNorm with eps 0.001 follows each convolution, and **the branch
-//! that the paper draws 5x5 has a 3x3 kernel**, which its checkpoints need; [`Config::large_kernel`] gives the paper's.
-//! See [`RENAMES`].
+//! Checkpoint keys: torchvision's, `conv{1,2,3}`, `inception{3a…5b}.branch{1…4}`, `aux{1,2}` and `fc`, each convolution
+//! a pair `conv`, `bn`. As in torchvision's network, a BatchNorm with eps 0.001 follows each convolution, and **the
+//! branch that the paper draws 5x5 has a 3x3 kernel**, which its checkpoints need; [`Config::large_kernel`] gives the
+//! paper's. See [`RENAMES`].
 //!
-//! `cifar_googlenet` is the same network for 32x32 pixels, under the same keys: the first convolution is 3x3 with stride 1,
-//! and the two poolings of the stem are left out.
+//! `cifar_googlenet` is the same network for 32x32 pixels, under the same keys: the first convolution is 3x3 with
+//! stride 1, and the two poolings of the stem are left out.
 //!
 //! | variant | parameters | with auxiliary classifiers |
 //! |---|---|---|
@@ -32,11 +32,11 @@ pub struct Config {
     pub shrinking_stem: bool,
     /// Side of the kernel of each module's third branch: 3 in torchvision's network, 5 in the paper's.
     pub large_kernel: usize,
-    /// Whether the two auxiliary classifiers exist. They speak in [`Model::forward_auxiliary`] alone: with a training loss
-    /// on the logits only, they stay as they are.
+    /// Whether the two auxiliary classifiers exist. They speak in [`Model::forward_auxiliary`] alone: with a training
+    /// loss on the logits only, they stay as they are.
     pub auxiliary: bool,
-    /// Whether an image normalised with ImageNet's mean and deviation is taken to the -1..1 that torchvision's checkpoint
-    /// wants, as torchvision does when it loads it. The registered network leaves this to its [`Input`].
+    /// Whether an image normalised with ImageNet's mean and deviation is taken to the -1..1 that torchvision's
+    /// checkpoint wants, as torchvision does when it loads it. The registered network leaves this to its [`Input`].
     pub transform_input: bool,
     /// Rate of the dropout in front of the classifier.
     pub dropout: f64,
@@ -120,11 +120,11 @@ impl InceptionConfig {
     }
 }
 
-/// The Inception module (figure 2): four branches over the same map, joined along the channels. Each convolution is followed
-/// by BatchNorm and ReLU. (b, c_in, h, w) -> (b, [`Inception::c_out`], h, w)
+/// The Inception module (figure 2): four branches over the same map, joined along the channels. Each convolution is
+/// followed by BatchNorm and ReLU. (b, c_in, h, w) -> (b, [`Inception::c_out`], h, w)
 ///
-/// Keys: `branch1`; reduced `branch2.{0,1}`, `branch3.{0,1}`, `branch4.1`, naive `branch2`, `branch3`; in each `conv` and
-/// `bn`.
+/// Keys: `branch1`; reduced `branch2.{0,1}`, `branch3.{0,1}`, `branch4.1`, naive `branch2`, `branch3`; in each `conv`
+/// and `bn`.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -186,8 +186,8 @@ impl ModuleT for Inception {
     }
 }
 
-/// The classifier beside the trunk (section 5): it reads a map from the middle, so that the loss reaches the lower modules by
-/// a short way. (b, c, h, w) -> (b, num_classes)
+/// The classifier beside the trunk (section 5): it reads a map from the middle, so that the loss reaches the lower
+/// modules by a short way. (b, c, h, w) -> (b, num_classes)
 #[derive(Debug)]
 struct InceptionAux {
     conv: Sequential,

@@ -1,5 +1,5 @@
-//! Convolutional networks without residual shortcuts: AlexNet, VGG, GoogLeNet, DenseNet, and the plain CNN of the template
-//! suite.
+//! Convolutional networks without residual shortcuts: AlexNet, VGG, GoogLeNet, DenseNet, and the plain CNN of the
+//! template suite.
 #![deny(missing_docs)]
 
 use zoo_core::ModelInfo;

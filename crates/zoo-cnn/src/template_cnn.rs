@@ -1,7 +1,7 @@
 //! The plain CNN of the template suite: a configurable list of convolutions and pools, then one linear layer.
 //!
-//! A number w stands for a 3x3 convolution of width w (stride 1, padding 1, bias), BatchNorm and ReLU (no ReLU after the
-//! very last); `p` for max pooling 3x3 with stride 2 and no padding.
+//! A number w stands for a 3x3 convolution of width w (stride 1, padding 1, bias), BatchNorm and ReLU (no ReLU after
+//! the very last); `p` for max pooling 3x3 with stride 2 and no padding.
 //!
 //! Checkpoint keys: `features.{i}.conv`, `features.{i}.bn` for the i-th convolution (pools do not count), `classifier`.
 //!

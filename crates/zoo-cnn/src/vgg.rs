@@ -1,9 +1,10 @@
 //! K. Simonyan, A. Zisserman (2014), "Very Deep Convolutional Networks for Large-Scale Image Recognition",
-//! arXiv:1409.1556, table 1: stages of 3x3 convolutions, each ended by a pooling that halves the image, then linear layers.
+//! arXiv:1409.1556, table 1: stages of 3x3 convolutions, each ended by a pooling that halves the image, then linear
+//! layers.
 //!
-//! Checkpoint keys: torchvision's `features.{n}` and `classifier.{n}`, where n counts the steps of a sequence: convolutions,
-//! norms, activations, pools and dropouts alike. The CIFAR form, made for the 1x1 map that five poolings leave of 32x32
-//! pixels, has `classifier` alone, a single linear layer. timm's files load too, see [`from_timm`].
+//! Checkpoint keys: torchvision's `features.{n}` and `classifier.{n}`, where n counts the steps of a sequence:
+//! convolutions, norms, activations, pools and dropouts alike. The CIFAR form, made for the 1x1 map that five poolings
+//! leave of 32x32 pixels, has `classifier` alone, a single linear layer. timm's files load too, see [`from_timm`].
 //!
 //! | configuration in table 1 | layers | plain | with BatchNorm | CIFAR form, with BatchNorm |
 //! |---|---|---|---|---|

@@ -1,9 +1,9 @@
 //! Operations forward and backward, at the sizes where the networks spend their time: `cargo bench -p zoo-core`, or
 //! `cargo bench -p zoo-core -- depthwise` for the lines that hold the word. `RAYON_NUM_THREADS` sets the threads.
 //!
-//! What multiplies is stated in GFLOP/s, two for a multiply-add, and as a share of what the machine's registers reach; what moves
-//! memory in GB/s, and as a share of what a copy reaches. A gradient is that of one input, the others detached; candle's
-//! seed of ones and its accumulation are in it, as in training.
+//! What multiplies is stated in GFLOP/s, two for a multiply-add, and as a share of what the machine's registers reach;
+//! what moves memory in GB/s, and as a share of what a copy reaches. A gradient is that of one input, the others
+//! detached; candle's seed of ones and its accumulation are in it, as in training.
 
 mod machine;
 
@@ -154,8 +154,9 @@ fn bytes(n: usize, passes: usize) -> Throughput {
     Throughput::Bytes((4 * n * passes) as u64)
 }
 
-/// Bytes are counted by tensors read and written: training's normalisation reads its input twice, and in its gradient input and
-/// upstream twice; everything else reads what it needs once. The seed of ones and candle's accumulation are not counted.
+/// Bytes are counted by tensors read and written: training's normalisation reads its input twice, and in its gradient
+/// input and upstream twice; everything else reads what it needs once. The seed of ones and candle's accumulation are
+/// not counted.
 fn memory_bound(c: &mut Criterion<Machine>) {
     let mut group = c.benchmark_group("batch_norm");
     for dims in [[128, 16, 32, 32], [64, 64, 32, 32], [64, 512, 4, 4]] {

@@ -1,7 +1,7 @@
 //! The table of fused operations: which layers are one kernel. No other file knows.
 //!
-//! Containers look their layers up when they are built, and keep the row that they find. A new fused kernel is a file of
-//! `ops/fused/` and a row here.
+//! Containers look their layers up when they are built, and keep the row that they find. A new fused kernel is a file
+//! of `ops/fused/` and a row here.
 
 use crate::layers::{BatchNorm, Conv2d, Layer, LayerNorm, MlpBlock, SelfAttention, Transpose};
 use crate::ops::fused::concat_norm::{ConcatView, concat_norm, concat_stats};
@@ -141,8 +141,8 @@ impl Row {
         }
     }
 
-    /// Runs the operation, with a shortcut's output and the activation behind the sum if it adds; `None` where its layers
-    /// are to run one by one.
+    /// Runs the operation, with a shortcut's output and the activation behind the sum if it adds; `None` where its
+    /// layers are to run one by one.
     pub fn run(
         &self,
         layers: &[Arc<dyn Layer>],

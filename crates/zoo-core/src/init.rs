@@ -108,7 +108,8 @@ impl Init {
             Self::Normal { mean, std } => draw(count, 4, rng, |rng, _| mean + std * rng.normal()),
             Self::TruncatedNormal { std } => truncated(count, rng, std, 2.0),
             Self::LecunNormal => {
-                // What the cut leaves of a standard normal's deviation; dividing by it keeps the variance at 1 / fan_in.
+                // What the cut leaves of a standard normal's deviation; dividing by it keeps the variance at 1 /
+                // fan_in.
                 const LEFT: f64 = 0.879_625_661_034_239_8;
                 let std = 1.0 / (one_fan(Fan::In)?.sqrt() * LEFT);
                 truncated(count, rng, std, 2.0 * std)
@@ -124,7 +125,8 @@ impl Init {
 /// Elements that one task draws.
 const BLOCK: usize = 1 << 14;
 
-/// `count` values, value i from the `words` words of the stream that begin at i · words: the same in any number of threads.
+/// `count` values, value i from the `words` words of the stream that begin at i · words: the same in any number of
+/// threads.
 fn draw<T: WithDType>(count: usize, words: u64, rng: &mut Rng, value: impl Fn(&mut Rng, u64) -> f64 + Sync) -> Vec<T> {
     let start = rng.position();
     let mut values = vec![T::zero(); count];
@@ -137,8 +139,9 @@ fn draw<T: WithDType>(count: usize, words: u64, rng: &mut Rng, value: impl Fn(&m
     values
 }
 
-/// N(0, std²) cut at ±limit, by rejection instead of the inverse CDF that timm and PyTorch use: the same distribution. The
-/// interval must hold a fair share of the mass. A value that falls outside is drawn again from words behind those of all first tries.
+/// N(0, std²) cut at ±limit, by rejection instead of the inverse CDF that timm and PyTorch use: the same distribution.
+/// The interval must hold a fair share of the mass. A value that falls outside is drawn again from words behind those
+/// of all first tries.
 fn truncated<T: WithDType>(count: usize, rng: &mut Rng, std: f64, limit: f64) -> Vec<T> {
     let start = rng.position();
     draw(count, 4, rng, |rng, i| {

@@ -9,8 +9,9 @@ pub enum Interpolation {
     Bicubic,
 }
 
-/// The image that a network was made for, and how a photograph becomes one: resize the shorter side to `size / crop`, cut the
-/// central `size` x `size`, scale to 0..1, then (x - mean) / std channel by channel. With `squash`, resize both sides to `size`.
+/// The image that a network was made for, and how a photograph becomes one: resize the shorter side to `size / crop`,
+/// cut the central `size` x `size`, scale to 0..1, then (x - mean) / std channel by channel. With `squash`, resize both
+/// sides to `size`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Input {
     /// Side of the square image in pixels.

@@ -1,9 +1,9 @@
 //! Layers for Candle that train right: what every network of the zoo is built from.
 //!
-//! Stock candle 0.11 gives wrong gradients for pooling and ReLU, cuts the graph at its LayerNorm and cannot be seeded on
-//! the CPU. This crate has its own operations ([`ops`]) with gradients held to PyTorch's, layers on top of them, seeded
-//! initialisation and dropout ([`rng`], [`init`]), and the store that a network's tensors live in ([`vars`]). Candle's
-//! `Tensor`, autograd and `Var` stay the interface.
+//! Stock candle 0.11 gives wrong gradients for pooling and ReLU, cuts the graph at its LayerNorm and cannot be seeded
+//! on the CPU. This crate has its own operations ([`ops`]) with gradients held to PyTorch's, layers on top of them,
+//! seeded initialisation and dropout ([`rng`], [`init`]), and the store that a network's tensors live in ([`vars`]).
+//! Candle's `Tensor`, autograd and `Var` stay the interface.
 //!
 //! ```
 //! use candle_core::{DType, Device, Tensor};

@@ -1,17 +1,19 @@
 //! An allocator that keeps its pages.
 //!
-//! A step of training allocates the same large blocks again and again. An allocator that gives them back to the system in between
-//! gets them page by page, zeroed, at the next use: with im2col's kernels cifar_resnet20 trained 178 images/s so, and 217 with
-//! an allocator that keeps them. A binary that computes with the zoo therefore chooses [`KeepPages`]:
+//! A step of training allocates the same large blocks again and again. An allocator that gives them back to the system
+//! in between gets them page by page, zeroed, at the next use: with im2col's kernels cifar_resnet20 trained 178
+//! images/s so, and 217 with an allocator that keeps them. A binary that computes with the zoo therefore chooses
+//! [`KeepPages`]:
 //!
 //! ```
 //! #[global_allocator]
 //! static ALLOCATOR: zoo_core::memory::KeepPages = zoo_core::memory::KeepPages;
 //! ```
 //!
-//! Blocks below 64 KiB are the system allocator's. Larger ones are rounded up to a size class, an eighth of a power of two apart,
-//! and a freed one waits in its class for the next use. Where none waits, one of up to twice the size is lent: an epoch's last batch,
-//! smaller than the others, lives in their memory. What waits is bounded by what is in use at the most.
+//! Blocks below 64 KiB are the system allocator's. Larger ones are rounded up to a size class, an eighth of a power of
+//! two apart, and a freed one waits in its class for the next use. Where none waits, one of up to twice the size is
+//! lent: an epoch's last batch, smaller than the others, lives in their memory. What waits is bounded by what is in use
+//! at the most.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -140,8 +142,8 @@ fn count(index: usize) {
     MOST.fetch_max(IN_USE.fetch_add(size, Relaxed) + size, Relaxed);
 }
 
-// SAFETY: a block handed out is either the system allocator's or a free one of its class or a larger one, which is as large and aligned
-// as any request of the class asks for, and which the class's lock lets one caller take.
+// SAFETY: a block handed out is either the system allocator's or a free one of its class or a larger one, which is as
+// large and aligned as any request of the class asks for, and which the class's lock lets one caller take.
 unsafe impl GlobalAlloc for KeepPages {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let Some(index) = class(layout) else {
@@ -168,7 +170,8 @@ unsafe impl GlobalAlloc for KeepPages {
             return unsafe { System.dealloc(ptr, layout) };
         };
         let mut index = index;
-        // Who frees a block knows of its being lent: whatever handed it over from the thread that got it has ordered the count.
+        // Who frees a block knows of its being lent: whatever handed it over from the thread that got it has ordered
+        // the count.
         if LENT_COUNT.load(Relaxed) > 0 {
             let mut lent = LENT.lock().unwrap_or_else(PoisonError::into_inner);
             index = lent.remove(ptr as usize).unwrap_or(index);
@@ -199,8 +202,9 @@ unsafe impl GlobalAlloc for KeepPages {
     }
 }
 
-/// Gives what waits for its next use back to the system, together with what the system's own allocator holds for nobody. Between
-/// two works of one program, so that what the second takes at the most can be told from what the first did.
+/// Gives what waits for its next use back to the system, together with what the system's own allocator holds for
+/// nobody. Between two works of one program, so that what the second takes at the most can be told from what the first
+/// did.
 ///
 /// ```
 /// zoo_core::memory::give_back();

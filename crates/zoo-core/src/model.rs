@@ -16,8 +16,8 @@ pub use candle_nn::ModuleT;
 /// builds the autograd graph, normalises by the batch, updates running statistics and drops; with `train` false it
 /// reads running statistics, drops nothing, and **builds no graph**: the weights enter detached.
 ///
-/// The pass has three parts, `forward_features`, `pre_logits` and the classifier, as timm cuts it. A network states these; the pass as a
-/// whole is the trait's.
+/// The pass has three parts, `forward_features`, `pre_logits` and the classifier, as timm cuts it. A network states
+/// these; the pass as a whole is the trait's.
 pub trait Model: Send + Sync {
     /// (b, in_chans, h, w) -> logits (b, num_classes): on one tape in training, in evaluation
     /// [`evaluation_chunk`](Self::evaluation_chunk) images at a time.
@@ -31,8 +31,8 @@ pub trait Model: Send + Sync {
         }
     }
 
-    /// How many images are evaluated together, so that what a layer makes is still in the cache when the next one reads it; `None` for all
-    /// of a batch, where the weights are large beside the activations.
+    /// How many images are evaluated together, so that what a layer makes is still in the cache when the next one reads
+    /// it; `None` for all of a batch, where the weights are large beside the activations.
     fn evaluation_chunk(&self) -> Option<usize> {
         None
     }
@@ -53,7 +53,8 @@ pub trait Model: Send + Sync {
     /// An input whose shape does not fit the network.
     fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor>;
 
-    /// What the classifier reads, one vector an image: the pooled features, (b, c). An embedding to search or cluster with.
+    /// What the classifier reads, one vector an image: the pooled features, (b, c). An embedding to search or cluster
+    /// with.
     ///
     /// # Errors
     /// Features of another network.
@@ -82,8 +83,8 @@ pub trait Model: Send + Sync {
         trace::stages(|| self.forward_features(xs, train))
     }
 
-    /// The logits and, in training, those of auxiliary classifiers, each with its weight in the loss. Only GoogLeNet has
-    /// such, and only if it is asked for.
+    /// The logits and, in training, those of auxiliary classifiers, each with its weight in the loss. Only GoogLeNet
+    /// has such, and only if it is asked for.
     ///
     /// # Errors
     /// As [`Model::forward_features`].
@@ -91,8 +92,8 @@ pub trait Model: Send + Sync {
         Ok((self.forward_t(xs, train)?, Vec::new()))
     }
 
-    /// What training makes small, with the logits (b, num_classes): the mean cross-entropy of the logits and, added to it, those of the
-    /// auxiliary classifiers, each times its weight. `labels` are (b); see [`cross_entropy`].
+    /// What training makes small, with the logits (b, num_classes): the mean cross-entropy of the logits and, added to
+    /// it, those of the auxiliary classifiers, each times its weight. `labels` are (b); see [`cross_entropy`].
     ///
     /// # Errors
     /// As [`Model::forward_features`], and what [`cross_entropy`] refuses.

@@ -1,4 +1,5 @@
-//! An operation with a gradient of its own, and what puts it to work: the kernel or its stand-in, the tape or candle's graph.
+//! An operation with a gradient of its own, and what puts it to work: the kernel or its stand-in, the tape or candle's
+//! graph.
 
 use crate::kernels::Real;
 use crate::pass::{Backend, backend, is_on_tape, tracks};
@@ -8,9 +9,11 @@ use crate::trace::shape_only;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 use std::sync::Arc;
 
-/// An operation on tensors of one element type: a value that holds every size, so that its passes are slices in, slices out.
+/// An operation on tensors of one element type: a value that holds every size, so that its passes are slices in, slices
+/// out.
 ///
-/// [`apply`] runs it. Whoever writes one states the arithmetic, and nothing of tensors, devices, the tape or candle's graph.
+/// [`apply`] runs it. Whoever writes one states the arithmetic, and nothing of tensors, devices, the tape or candle's
+/// graph.
 pub(crate) trait Op: Send + Sync + 'static {
     /// What errors and tapes call it.
     fn name(&self) -> &'static str;
@@ -29,7 +32,8 @@ pub(crate) trait Op: Send + Sync + 'static {
     /// A gradient for each input, from that of the output.
     fn backward<T: Real>(&self, saved: &Saved<T>) -> Result<Vec<Passed<T>>>;
 
-    /// The same out of candle's own operations, whose gradient is right, for devices and element types without a kernel.
+    /// The same out of candle's own operations, whose gradient is right, for devices and element types without a
+    /// kernel.
     fn fallback(&self, inputs: &[Tensor]) -> Result<Tensor>;
 }
 

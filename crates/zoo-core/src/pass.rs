@@ -111,8 +111,8 @@ pub(crate) fn with<R>(f: impl FnOnce(&mut Pass) -> R) -> R {
     PASS.with_borrow_mut(f)
 }
 
-/// Runs `f` while a field of the pass holds `value`, and puts the present one back, whatever becomes of `f`: its result, and
-/// what the field held at the end.
+/// Runs `f` while a field of the pass holds `value`, and puts the present one back, whatever becomes of `f`: its
+/// result, and what the field held at the end.
 pub(crate) fn during<V: 'static, R>(field: fn(&mut Pass) -> &mut V, value: V, f: impl FnOnce() -> R) -> (R, Option<V>) {
     struct Restore<V: 'static>(fn(&mut Pass) -> &mut V, Option<V>);
     impl<V> Restore<V> {
@@ -131,15 +131,15 @@ pub(crate) fn during<V: 'static, R>(field: fn(&mut Pass) -> &mut V, value: V, f:
     (result, restore.restore())
 }
 
-/// Runs `f` as on a thread of its own: neither recording nor playing. Work that a thread takes up while it waits inside an
-/// operation of other work knows nothing of that one's tape.
+/// Runs `f` as on a thread of its own: neither recording nor playing. Work that a thread takes up while it waits inside
+/// an operation of other work knows nothing of that one's tape.
 pub(crate) fn isolated<R>(f: impl FnOnce() -> R) -> R {
     during(|pass| &mut pass.playing, None, || during(|pass| &mut pass.recording, None, f).0).0
 }
 
-/// Runs `f` with every operation made of candle's own, as on a device without kernels: the reference that the kernels are
-/// tested against, and a way to tell whether a kernel is to blame. The backward pass of what `f` computed stays so, wherever
-/// it runs.
+/// Runs `f` with every operation made of candle's own, as on a device without kernels: the reference that the kernels
+/// are tested against, and a way to tell whether a kernel is to blame. The backward pass of what `f` computed stays so,
+/// wherever it runs.
 pub fn with_fallback<R>(f: impl FnOnce() -> R) -> R {
     during(|pass| &mut pass.fallback, true, f).0
 }

@@ -6,12 +6,12 @@ use std::sync::{Mutex, TryLockError};
 /// Whether the pool has somebody's work already.
 static TAKEN: Mutex<()> = Mutex::new(());
 
-/// Runs `work` in a thread of the pool that the kernels run in, and returns what it does. From any other thread each operation wakes the
-/// pool and sleeps until it is done: in a training step of cifar_densenet121 thousands of times. In one of the pool's own an
-/// operation begins at once, with this thread at work too.
+/// Runs `work` in a thread of the pool that the kernels run in, and returns what it does. From any other thread each
+/// operation wakes the pool and sleeps until it is done: in a training step of cifar_densenet121 thousands of times. In
+/// one of the pool's own an operation begins at once, with this thread at work too.
 ///
-/// The pool takes one work at a time. While it has one, another thread's runs where it is: a thread that waits inside an operation would
-/// take up the other work, and come back when all of that is done.
+/// The pool takes one work at a time. While it has one, another thread's runs where it is: a thread that waits inside
+/// an operation would take up the other work, and come back when all of that is done.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};

@@ -33,8 +33,8 @@ pub struct Slot {
     pub var: Option<Var>,
 }
 
-/// What a [`VarStore`] changes in every [`BatchNorm`](crate::BatchNorm) that is built in it, whatever the network's own config
-/// says: for ablations. Keys and parameters stay as they are.
+/// What a [`VarStore`] changes in every [`BatchNorm`](crate::BatchNorm) that is built in it, whatever the network's own
+/// config says: for ablations. Keys and parameters stay as they are.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -166,8 +166,8 @@ impl VarStore {
         self.lock().list.iter().filter(|s| s.kind == VarKind::Parameter).map(|s| s.shape.elem_count()).sum()
     }
 
-    /// Turns every dropout and stochastic depth of the network off (or on again): a training pass without chance, to compare
-    /// with another implementation.
+    /// Turns every dropout and stochastic depth of the network off (or on again): a training pass without chance, to
+    /// compare with another implementation.
     pub fn set_dropout(&self, on: bool) {
         self.0.dropout_off.store(!on, Ordering::Relaxed);
     }
@@ -265,7 +265,8 @@ impl VarBuilder {
 
     fn fill(&self, key: &str, shape: &Shape, init: Init) -> Result<Var> {
         let mut rng = Rng::new(self.store.0.seed, &format!("init/{key}"));
-        // The two usual types are drawn where they stay: a copy of a large layer would be the most that building ever takes.
+        // The two usual types are drawn where they stay: a copy of a large layer would be the most that building ever
+        // takes.
         match self.dtype() {
             DType::F32 => Var::from_vec(init.sample::<f32>(shape.dims(), &mut rng)?, shape, self.device()),
             DType::F64 => Var::from_vec(init.sample::<f64>(shape.dims(), &mut rng)?, shape, self.device()),

@@ -1,4 +1,5 @@
-//! Files that hold more than a network, or hold it behind something: what is taken, what is left out, and what is asked for.
+//! Files that hold more than a network, or hold it behind something: what is taken, what is left out, and what is asked
+//! for.
 
 use candle_core::{DType, Device, Tensor};
 use std::path::PathBuf;

@@ -1,5 +1,5 @@
-//! Back-propagation by hand: a perceptron learns to tell two spirals apart, with a forward and a backward pass in which every
-//! derivative is written out. Then autograd computes the same gradients on the same weights, and both must agree.
+//! Back-propagation by hand: a perceptron learns to tell two spirals apart, with a forward and a backward pass in which
+//! every derivative is written out. Then autograd computes the same gradients on the same weights, and both must agree.
 //!
 //! Run with `cargo run --example backprop_by_hand -p zoo-mlp`.
 //!
@@ -17,8 +17,8 @@
 //!
 //! # The idea
 //! Write dQ for ∂L/∂Q, a tensor of Q's own shape. The forward pass builds L from the input upwards; the backward pass
-//! starts at L and takes one step down at a time with the chain rule: what a step needs is the gradient of its output and
-//! what it read on the way up. Nothing else is kept, and each gradient is computed once.
+//! starts at L and takes one step down at a time with the chain rule: what a step needs is the gradient of its output
+//! and what it read on the way up. Nothing else is kept, and each gradient is computed once.
 
 use candle_core::{DType, Device, Result, Tensor, bail};
 use zoo_core::loss::cross_entropy;
@@ -84,8 +84,8 @@ fn is_positive(z: &Tensor) -> Result<Tensor> {
     z.gt(&z.zeros_like()?)?.to_dtype(DType::F64)
 }
 
-/// P[n,k] = exp(Z[n,k]) / Σ_j exp(Z[n,j]). Taking the largest Z of the row off all of them changes nothing, since it cancels,
-/// and keeps exp from overflowing.
+/// P[n,k] = exp(Z[n,k]) / Σ_j exp(Z[n,j]). Taking the largest Z of the row off all of them changes nothing, since it
+/// cancels, and keeps exp from overflowing.
 fn softmax(z: &Tensor) -> Result<Tensor> {
     let e = z.broadcast_sub(&z.max_keepdim(1)?)?.exp()?;
     e.broadcast_div(&e.sum_keepdim(1)?)
@@ -140,7 +140,8 @@ fn loss(p: &Tensor, one_hot: &Tensor) -> Result<f64> {
     Ok(-sum / p.dim(0)? as f64)
 }
 
-/// Points on two arms that wind one and a half times around each other, a little blurred: no straight line tells them apart.
+/// Points on two arms that wind one and a half times around each other, a little blurred: no straight line tells them
+/// apart.
 fn spirals(count: usize, rng: &mut Rng) -> Result<(Tensor, Vec<u32>)> {
     let mut points = Vec::with_capacity(2 * count);
     let labels: Vec<u32> = (0..count).map(|n| (n % 2) as u32).collect();
@@ -167,7 +168,8 @@ fn norm(xs: &Tensor) -> Result<f64> {
     Ok(xs.sqr()?.sum_all()?.to_scalar::<f64>()?.sqrt())
 }
 
-/// The same network out of the zoo's layers with the same weights: candle records what they compute and differentiates it.
+/// The same network out of the zoo's layers with the same weights: candle records what they compute and differentiates
+/// it.
 fn check_against_autograd(net: &Net, grads: &[Layer; 3], x: &Tensor, labels: &[u32]) -> Result<()> {
     let store = VarStore::new(0, DType::F64, &Device::Cpu);
     let reference = Mlp::new(&Config::new(&[2, HIDDEN, HIDDEN, 2]), store.root())?;

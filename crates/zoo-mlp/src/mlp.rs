@@ -45,8 +45,8 @@ impl Config {
         Self { widths: widths.to_vec(), middle: Pointwise::Relu, last: Last::Logits, batch_norm: None, bias: true }
     }
 
-    /// The perceptron of the template suite, `template_mlp`: linear layers without bias, BatchNorm without weight and bias,
-    /// ReLU in between and a softmax at the end.
+    /// The perceptron of the template suite, `template_mlp`: linear layers without bias, BatchNorm without weight and
+    /// bias, ReLU in between and a softmax at the end.
     ///
     /// The suite's choices are fields: no BatchNorm (`batch_norm: None`), a leaky ReLU (`middle:
     /// Pointwise::LeakyRelu(0.01)`), a sigmoid at the end (`last: Last::Pointwise(Pointwise::Sigmoid)`). To train on

@@ -1,11 +1,11 @@
 //! I. Tolstikhin, N. Houlsby, A. Kolesnikov, L. Beyer et al. (2021), "MLP-Mixer: An all-MLP Architecture for Vision",
 //! arXiv:2105.01601.
 //!
-//! Patches become tokens; each layer mixes the tokens channel by channel with one perceptron, then the channels token by token
-//! with another. The token-mixing weights count the patches: a network is made for one size of image.
+//! Patches become tokens; each layer mixes the tokens channel by channel with one perceptron, then the channels token
+//! by token with another. The token-mixing weights count the patches: a network is made for one size of image.
 //!
-//! Checkpoint keys are timm's: `stem.proj`, `blocks.{i}.{norm1,mlp_tokens.{fc1,fc2},norm2,mlp_channels.{fc1,fc2}}`, `norm`,
-//! `head`.
+//! Checkpoint keys are timm's: `stem.proj`, `blocks.{i}.{norm1,mlp_tokens.{fc1,fc2},norm2,mlp_channels.{fc1,fc2}}`,
+//! `norm`, `head`.
 //!
 //! | variant | patch | layers | channels C | D_S | D_C | parameters |
 //! |---|---|---|---|---|---|---|
@@ -48,8 +48,8 @@ pub struct Config {
     pub dropout: f64,
     /// Dropout in front of the classifier.
     pub head_dropout: f64,
-    /// Stochastic depth of the last perceptron; it grows linearly from 0 at the first (appendix B; timm's `drop_path_rate`
-    /// is the same for all).
+    /// Stochastic depth of the last perceptron; it grows linearly from 0 at the first (appendix B; timm's
+    /// `drop_path_rate` is the same for all).
     pub drop_path: f64,
 }
 

@@ -1,8 +1,8 @@
-//! The Mixers of the template suite: what its published table of parameters was counted on. They differ from the paper's
-//! network, [`MlpMixer`](crate::mlp_mixer::MlpMixer), in four points:
+//! The Mixers of the template suite: what its published table of parameters was counted on. They differ from the
+//! paper's network, [`MlpMixer`](crate::mlp_mixer::MlpMixer), in four points:
 //!
-//! - a token is no patch of the image but a run of `in_chans · p · p` numbers as they lie in memory, channel by channel and row
-//!   by row;
+//! - a token is no patch of the image but a run of `in_chans · p · p` numbers as they lie in memory, channel by channel
+//!   and row by row;
 //! - the LayerNorm before token mixing runs over the tokens, and the perceptrons are as wide inside as outside;
 //! - the last LayerNorm has a weight for each token and channel;
 //! - the mean before the classifier is taken over the channels, so that the classifier reads one number a token.

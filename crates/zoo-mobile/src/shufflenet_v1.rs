@@ -87,8 +87,8 @@ impl Config {
 
 const POOL: AvgPool2d = AvgPool2d { padding: 1, ..AvgPool2d::new(3, 2) };
 
-/// The ShuffleNet unit: relu(x + F(x)) (figure 2b), or, `halving`, relu of the pooled x in front of F(x) (figure 2c). The branch
-/// F is 1x1, shuffle, 3x3 depthwise, 1x1. (b, c_in, h, w) -> (b, c_out, h, w) or (b, c_out, h/2, w/2)
+/// The ShuffleNet unit: relu(x + F(x)) (figure 2b), or, `halving`, relu of the pooled x in front of F(x) (figure 2c).
+/// The branch F is 1x1, shuffle, 3x3 depthwise, 1x1. (b, c_in, h, w) -> (b, c_out, h, w) or (b, c_out, h/2, w/2)
 fn unit(
     (c_in, c_out): (usize, usize),
     (first_groups, groups): (usize, usize),

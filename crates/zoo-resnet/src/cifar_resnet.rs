@@ -7,8 +7,8 @@
 //!
 //! Checkpoint keys: `conv1 bn1 layer{1,2,3}.{i}.{conv1,bn1,conv2,bn2} linear`, with option B also
 //! `layer{2,3}.0.shortcut.{0,1}`; those of the widely used PyTorch implementation by Y. Idelbayev. See [`RENAMES`].
-//! Squeeze and excitation adds `layer{n}.{i}.se.{fc1,fc2}`, 1x1 convolutions with bias; its reduction of 16 squeezes the
-//! 16, 32 and 64 channels to 1, 2 and 4, not rounded up.
+//! Squeeze and excitation adds `layer{n}.{i}.se.{fc1,fc2}`, 1x1 convolutions with bias; its reduction of 16 squeezes
+//! the 16, 32 and 64 channels to 1, 2 and 4, not rounded up.
 //!
 //! | n | layers | shortcut A | shortcut B | plain | with SE |
 //! |---|---|---|---|---|---|

@@ -6,9 +6,9 @@
 //! itself, [`block`], which every network of this crate is made of.
 //!
 //! Checkpoint keys: torchvision's `conv1 bn1 layer{1..4}.{i}.{conv1,bn1,conv2,bn2,conv3,bn3} fc`, and
-//! `layer{n}.0.downsample.{0,1}` where a shortcut has weights; plain networks have none. As in torchvision ("version 1.5") a
-//! bottleneck strides in its 3x3 convolution; the paper's stride in the first 1x1 is [`Config::stride_on_1x1`]. Files of Hugging
-//! Face transformers load too, see [`from_transformers`].
+//! `layer{n}.0.downsample.{0,1}` where a shortcut has weights; plain networks have none. As in torchvision ("version
+//! 1.5") a bottleneck strides in its 3x3 convolution; the paper's stride in the first 1x1 is [`Config::stride_on_1x1`].
+//! Files of Hugging Face transformers load too, see [`from_transformers`].
 //!
 //! | layers | block | blocks a stage | `resnet*` | `plain*` | `cifar_resnet*` |
 //! |---|---|---|---|---|---|
@@ -414,8 +414,8 @@ const TRANSFORMERS: Layout = Layout {
     input: Some(Input { interpolation: Interpolation::Bicubic, ..Input::IMAGENET }),
 };
 
-/// The translation of `ResNetForImageClassification` in Hugging Face transformers, which counts stages and layers from 0 where
-/// torchvision counts from 1.
+/// The translation of `ResNetForImageClassification` in Hugging Face transformers, which counts stages and layers from
+/// 0 where torchvision counts from 1.
 ///
 /// # Errors
 /// None of its own: keys that are not of this layout are left for the loader to complain of.

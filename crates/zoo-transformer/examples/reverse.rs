@@ -1,6 +1,6 @@
-//! Trains a small Transformer to write a sequence backwards, the way the paper trains its translators: shared embeddings, label
-//! smoothing, Adam with the paper's constants, a rate that warms up and falls. Then it writes for sequences that it has not
-//! seen, greedily and with a beam. About a minute on two CPU cores.
+//! Trains a small Transformer to write a sequence backwards, the way the paper trains its translators: shared
+//! embeddings, label smoothing, Adam with the paper's constants, a rate that warms up and falls. Then it writes for
+//! sequences that it has not seen, greedily and with a beam. About a minute on two CPU cores.
 //!
 //! ```text
 //! cargo run --release --example reverse [STEPS]
@@ -124,8 +124,8 @@ fn text(tokens: &[u32]) -> String {
     tokens.iter().map(|token| (token - token.min(&SYMBOLS.start)).to_string()).collect::<Vec<_>>().join(" ")
 }
 
-/// Adam with the paper's constants (section 5.3). A training program would take the one of zoo-train, which this crate does not
-/// know.
+/// Adam with the paper's constants (section 5.3). A training program would take the one of zoo-train, which this crate
+/// does not know.
 struct Adam {
     /// Each parameter with its two moments.
     slots: Vec<[Var; 3]>,

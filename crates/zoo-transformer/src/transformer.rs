@@ -1,17 +1,17 @@
-//! A. Vaswani et al. (2017), "Attention Is All You Need", arXiv:1706.03762: the encoder and the decoder, on sequences that
-//! are embedded already. What makes a translator of them, token embeddings, positions and the generator, stands in
+//! A. Vaswani et al. (2017), "Attention Is All You Need", arXiv:1706.03762: the encoder and the decoder, on sequences
+//! that are embedded already. What makes a translator of them, token embeddings, positions and the generator, stands in
 //! [`seq2seq`], its loss and schedule in [`training`], and how it writes in [`decode`].
 //!
 //! Checkpoint keys: those of `torch.nn.Transformer`: `encoder.layers.{i}` with `self_attn.{in_proj_weight,in_proj_bias,
-//! out_proj}`, `linear1`, `linear2`, `norm1` and `norm2`, `decoder.layers.{i}` with `multihead_attn` and `norm3` besides,
-//! `encoder.norm` and `decoder.norm`.
+//! out_proj}`, `linear1`, `linear2`, `norm1` and `norm2`, `decoder.layers.{i}` with `multihead_attn` and `norm3`
+//! besides, `encoder.norm` and `decoder.norm`.
 //!
 //! | variant | width | layers | heads | feed-forward | parameters, without embeddings |
 //! |---|---|---|---|---|---|
 //! | `transformer_base` | 512 | 6 + 6 | 8 | 2048 | 44,140,544 |
 //!
-//! The last norms of encoder and decoder are PyTorch's addition; without them ([`Config::final_norms`]) it is the paper's
-//! network of 44,138,496.
+//! The last norms of encoder and decoder are PyTorch's addition; without them ([`Config::final_norms`]) it is the
+//! paper's network of 44,138,496.
 
 pub mod decode;
 pub mod seq2seq;
@@ -37,11 +37,13 @@ pub struct Config {
     pub decoder_layers: usize,
     /// Hidden width of the feed-forward networks.
     pub feed_forward: usize,
-    /// Of every branch's output, of attention weights, and of the feed-forward networks' hidden layer, all three as in PyTorch.
+    /// Of every branch's output, of attention weights, and of the feed-forward networks' hidden layer, all three as in
+    /// PyTorch.
     pub dropout: f64,
     /// Of the feed-forward networks.
     pub activation: Pointwise,
-    /// Whether a branch normalises its input (pre-norm: R. Xiong et al. 2020, arXiv:2002.04745), instead of the sum behind it.
+    /// Whether a branch normalises its input (pre-norm: R. Xiong et al. 2020, arXiv:2002.04745), instead of the sum
+    /// behind it.
     pub norm_first: bool,
     /// Whether a norm stands behind the last layer of the encoder, and one behind the decoder's.
     pub final_norms: bool,
@@ -118,7 +120,8 @@ pub fn causal_mask(queries: usize, keys: usize, dtype: DType, device: &Device) -
     Tensor::from_vec(values, (queries, keys), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
 }
 
-/// Lets nobody look at padding: tokens (b, n) -> (b, 1, 1, n). A sequence of padding alone leaves nowhere to look, and NaN.
+/// Lets nobody look at padding: tokens (b, n) -> (b, 1, 1, n). A sequence of padding alone leaves nowhere to look, and
+/// NaN.
 ///
 /// # Errors
 /// Tokens that are not (b, n) of u32.
@@ -373,8 +376,8 @@ struct LayerCache {
     memory: Option<KeyValues>,
 }
 
-/// What the decoder keeps of the places it has been through, so that each new one costs one place and not all again: keys and
-/// values, layer by layer. One cache goes with one memory.
+/// What the decoder keeps of the places it has been through, so that each new one costs one place and not all again:
+/// keys and values, layer by layer. One cache goes with one memory.
 #[derive(Debug, Clone, Default)]
 pub struct Cache {
     layers: Vec<LayerCache>,
@@ -410,9 +413,9 @@ impl Cache {
 
 /// Encoder and decoder: source (b, n, d_model) and target (b, m, d_model) -> (b, m, d_model).
 ///
-/// As a [`SequenceModel`] it is `torch.nn.Transformer` called with two arguments: **no mask**, so the decoder sees the whole
-/// target. To train one that writes, hand [`Transformer::forward`] a [`causal_mask`], or use [`seq2seq::Seq2Seq`], which
-/// does.
+/// As a [`SequenceModel`] it is `torch.nn.Transformer` called with two arguments: **no mask**, so the decoder sees the
+/// whole target. To train one that writes, hand [`Transformer::forward`] a [`causal_mask`], or use
+/// [`seq2seq::Seq2Seq`], which does.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -484,7 +487,8 @@ impl Transformer {
         normalize(self.encoder_norm.as_ref(), xs, train)
     }
 
-    /// The decoder's output for every place of the target: (b, m, d_model), with memory (b, n, d_model) -> (b, m, d_model).
+    /// The decoder's output for every place of the target: (b, m, d_model), with memory (b, n, d_model) -> (b, m,
+    /// d_model).
     ///
     /// # Errors
     /// Target and memory that do not fit the network or each other.
@@ -492,9 +496,9 @@ impl Transformer {
         self.run_decoder(target, memory, masks, None, train)
     }
 
-    /// As [`Transformer::decode`] with a causal mask, for the next places only, in evaluation: `cache` holds those before and
-    /// then these as well. The results are those of decoding all places at once, but for the rounding of sums in another
-    /// order.
+    /// As [`Transformer::decode`] with a causal mask, for the next places only, in evaluation: `cache` holds those
+    /// before and then these as well. The results are those of decoding all places at once, but for the rounding of
+    /// sums in another order.
     ///
     /// # Errors
     /// As [`Transformer::decode`], and a cache of another batch or network; the cache is of no use then.

@@ -1,11 +1,11 @@
 //! A. Dosovitskiy et al. (2020), "An Image is Worth 16x16 Words: Transformers for Image Recognition at Scale",
-//! arXiv:2010.11929, table 1; the widths of tiny and small are those of H. Touvron et al. (2020), "Training data-efficient
-//! image transformers & distillation through attention", arXiv:2012.12877, table 1.
+//! arXiv:2010.11929, table 1; the widths of tiny and small are those of H. Touvron et al. (2020), "Training
+//! data-efficient image transformers & distillation through attention", arXiv:2012.12877, table 1.
 //!
 //! Checkpoint keys: timm's `cls_token`, `pos_embed`, `patch_embed.proj`,
-//! `blocks.{i}.{norm1,attn.qkv,attn.proj,norm2,mlp.fc1,mlp.fc2}`, `norm` and `head`; a network that pools the mean of its
-//! tokens has `fc_norm` where the others have `norm`. torchvision's `vit_b_16` and its kin load through [`TORCHVISION`], files of
-//! Hugging Face transformers through [`TRANSFORMERS`]; both want other images than timm's.
+//! `blocks.{i}.{norm1,attn.qkv,attn.proj,norm2,mlp.fc1,mlp.fc2}`, `norm` and `head`; a network that pools the mean of
+//! its tokens has `fc_norm` where the others have `norm`. torchvision's `vit_b_16` and its kin load through
+//! [`TORCHVISION`], files of Hugging Face transformers through [`TRANSFORMERS`]; both want other images than timm's.
 //!
 //! | variant | patch | width | layers | heads | parameters |
 //! |---|---|---|---|---|---|
@@ -284,8 +284,8 @@ impl VisionTransformer {
 }
 
 impl Model for VisionTransformer {
-    /// The tokens behind the last norm, (b, n, dim), the class token first; with mean pooling, whose norm comes behind it,
-    /// those behind the last block.
+    /// The tokens behind the last norm, (b, n, dim), the class token first; with mean pooling, whose norm comes behind
+    /// it, those behind the last block.
     fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         let mut xs = self.embed(xs, train)?;
         for (i, block) in self.blocks.iter().enumerate() {

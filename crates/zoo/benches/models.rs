@@ -1,8 +1,9 @@
 //! One training step and one inference of a network: `cargo bench -p zoo`, or `cargo bench -p zoo -- resnet20`.
 //!
-//! Images a second, and what that is in GFLOP/s and as a share of what the machine's registers reach. The operations are the
-//! multiply-adds of convolutions, linear layers and matrix products (`zoo info`), two each; a training step counts three times
-//! the forward pass. A step is forward, loss, backward and SGD with momentum and weight decay, as in `zoo bench`.
+//! Images a second, and what that is in GFLOP/s and as a share of what the machine's registers reach. The operations
+//! are the multiply-adds of convolutions, linear layers and matrix products (`zoo info`), two each; a training step
+//! counts three times the forward pass. A step is forward, loss, backward and SGD with momentum and weight decay, as in
+//! `zoo bench`.
 
 #[path = "../../zoo-core/benches/machine/mod.rs"]
 mod machine;

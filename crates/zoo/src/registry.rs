@@ -54,8 +54,8 @@ pub fn find(name: &str) -> Result<&'static ModelInfo> {
     find_for(name, None)
 }
 
-/// The model called `name`, wanted for images of `side` pixels where that is known: of names that are equally close to a mistyped
-/// one, those of networks for such images are suggested first.
+/// The model called `name`, wanted for images of `side` pixels where that is known: of names that are equally close to
+/// a mistyped one, those of networks for such images are suggested first.
 ///
 /// # Errors
 /// As [`find`].
@@ -76,8 +76,8 @@ pub fn find_for(name: &str, side: Option<usize>) -> Result<&'static ModelInfo> {
     }
 }
 
-/// The three names closest to `name`, the best first; none where none is close. `resnet20` is as close to `cifar_resnet20` as to
-/// itself, for people leave the first word out.
+/// The three names closest to `name`, the best first; none where none is close. `resnet20` is as close to
+/// `cifar_resnet20` as to itself, for people leave the first word out.
 fn close_to(name: &str, side: Option<usize>) -> Vec<&'static str> {
     /// Letters by which a mistyped name may differ.
     const FAR: usize = 4;
@@ -98,8 +98,8 @@ fn close_to(name: &str, side: Option<usize>) -> Vec<&'static str> {
     close.into_iter().take(3).map(|(.., name)| name).collect()
 }
 
-/// The models that any of `patterns` names, each once, in the order of the patterns; `*` and `?` stand for any text and any
-/// letter.
+/// The models that any of `patterns` names, each once, in the order of the patterns; `*` and `?` stand for any text and
+/// any letter.
 ///
 /// # Errors
 /// A pattern that is malformed or names no model.

@@ -8,7 +8,8 @@ use std::hint::black_box;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
-/// Wall time, with throughput in the machine's terms: `Throughput::Elements` counts operations, `Throughput::Bytes` bytes.
+/// Wall time, with throughput in the machine's terms: `Throughput::Elements` counts operations, `Throughput::Bytes`
+/// bytes.
 pub struct Machine {
     /// Floating-point operations a second in f32, all threads together.
     flops: f64,

@@ -27,11 +27,11 @@ impl ModuleT for Concat {
     }
 }
 
-/// Dense connections (Huang et al. 2016, arXiv:1608.06993, equation 2): x₁ = [x, f₁(x)], x₂ = [x₁, f₂(x₁)], …, and y = g(xₙ)
-/// for the layers g that read all maps. (b, c, h, w) -> g of (b, c + Σ kᵢ, h, w)
+/// Dense connections (Huang et al. 2016, arXiv:1608.06993, equation 2): x₁ = [x, f₁(x)], x₂ = [x₁, f₂(x₁)], …, and y =
+/// g(xₙ) for the layers g that read all maps. (b, c, h, w) -> g of (b, c + Σ kᵢ, h, w)
 ///
-/// Where layers begin with a BatchNorm and a ReLU, the maps are never joined: the norm reads them from where they are, and each
-/// one's statistics are made once.
+/// Where layers begin with a BatchNorm and a ReLU, the maps are never joined: the norm reads them from where they are,
+/// and each one's statistics are made once.
 #[derive(Debug, Clone)]
 pub struct DenseBlock {
     layers: Vec<Sequential>,
@@ -129,8 +129,8 @@ mod tests {
         DenseBlock::new(vec![unit("a", 3, 1), unit("b", 4, 17)], unit("c", 21, 5), "block")
     }
 
-    /// Maps that several norms read from where they are: outputs, statistics and all gradients are those of joined maps. An
-    /// activation that no kernel has takes the joined ones.
+    /// Maps that several norms read from where they are: outputs, statistics and all gradients are those of joined
+    /// maps. An activation that no kernel has takes the joined ones.
     #[test]
     fn maps_apart_are_maps_joined() {
         for activation in [Pointwise::Relu, Pointwise::Silu] {

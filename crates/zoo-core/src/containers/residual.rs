@@ -10,8 +10,8 @@ use candle_core::{Result, Tensor};
 use candle_nn::ModuleT;
 use std::sync::Arc;
 
-/// y = act(s(x) + f(x)): a branch f and a way past it, which is the identity unless [`shortcut`](Self::shortcut) puts layers
-/// there (He et al. 2015, arXiv:1512.03385, equations 1 and 2).
+/// y = act(s(x) + f(x)): a branch f and a way past it, which is the identity unless [`shortcut`](Self::shortcut) puts
+/// layers there (He et al. 2015, arXiv:1512.03385, equations 1 and 2).
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};

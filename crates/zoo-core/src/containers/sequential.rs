@@ -4,17 +4,17 @@ use crate::fuse::{self, Row};
 use crate::layers::{BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, Layer};
 use crate::ops::Pointwise;
 use crate::pass::{self, Mode};
-use crate::vars::VarBuilder;
 use crate::trace;
+use crate::vars::VarBuilder;
 use candle_core::{Result, Tensor};
 use candle_nn::ModuleT;
 use std::sync::Arc;
 
 /// f = fₙ ∘ … ∘ f₂ ∘ f₁: each layer reads what the one before it made. [`seq!`](crate::seq) writes one down.
 ///
-/// Where several neighbours have one kernel, as a convolution, its norm and a ReLU have, they run as one operation in training
-/// on the tape and in evaluation; the numbers are those of the layers to rounding. A sequence inside a sequence is spliced in,
-/// unless it is a block with a name.
+/// Where several neighbours have one kernel, as a convolution, its norm and a ReLU have, they run as one operation in
+/// training on the tape and in evaluation; the numbers are those of the layers to rounding. A sequence inside a
+/// sequence is spliced in, unless it is a block with a name.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -132,9 +132,9 @@ impl<L: Layer> FromIterator<L> for Sequential {
     }
 }
 
-/// act(norm(conv(x))), the unit that most networks are made of: (b, channels.0, h, w) -> (b, channels.1, oh, ow). The keys are
-/// those of its two layers, `at` the places of the convolution and of the norm. A bias in front of the norm would be
-/// cancelled by it: see [`Conv2dConfig::no_bias`].
+/// act(norm(conv(x))), the unit that most networks are made of: (b, channels.0, h, w) -> (b, channels.1, oh, ow). The
+/// keys are those of its two layers, `at` the places of the convolution and of the norm. A bias in front of the norm
+/// would be cancelled by it: see [`Conv2dConfig::no_bias`].
 ///
 /// # Errors
 /// Channels that the groups do not divide.

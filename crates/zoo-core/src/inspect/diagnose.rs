@@ -6,11 +6,12 @@ use crate::vars::VarStore;
 use candle_core::{DType, Result, Tensor, Var};
 use std::fmt;
 
-/// Runs a forward pass, in training or in evaluation, and looks at the output of each of its layers: the first that holds a NaN or
-/// an infinity, where the pass ends; `None` if there is none. A step without tensors of its own is placed at its block.
+/// Runs a forward pass, in training or in evaluation, and looks at the output of each of its layers: the first that
+/// holds a NaN or an infinity, where the pass ends; `None` if there is none. A step without tensors of its own is
+/// placed at its block.
 ///
-/// The values are real and whatever the pass moves, such as running statistics, moves: see [`diagnose`], which puts it back.
-/// What is one operation elsewhere runs layer by layer here.
+/// The values are real and whatever the pass moves, such as running statistics, moves: see [`diagnose`], which puts it
+/// back. What is one operation elsewhere runs layer by layer here.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -78,8 +79,8 @@ impl fmt::Display for Diagnosis {
     }
 }
 
-/// Why the loss of `images` is not finite: looks at the images, at the parameters of `store`, and at each output of a training
-/// pass. Running statistics and dropout are put back to where they were, so that looking changes nothing.
+/// Why the loss of `images` is not finite: looks at the images, at the parameters of `store`, and at each output of a
+/// training pass. Running statistics and dropout are put back to where they were, so that looking changes nothing.
 ///
 /// # Errors
 /// What the forward pass refuses.
@@ -115,8 +116,8 @@ fn training_pass(model: &dyn Model, store: &VarStore, images: &Tensor) -> Result
     Ok(Diagnosis::Finite { largest_logit: logits.map_or(Ok(0.0), largest)? })
 }
 
-/// The key of the first of a network's parameters, and then of its running statistics, that holds a value which is not finite:
-/// with such a one it gives no answer.
+/// The key of the first of a network's parameters, and then of its running statistics, that holds a value which is not
+/// finite: with such a one it gives no answer.
 ///
 /// # Errors
 /// A device that does not answer.

@@ -10,16 +10,16 @@ const PROGRAM: u64 = 20 << 20;
 /// An element is an f32.
 const ELEMENT: u64 = 4;
 
-/// Bytes that a process holds at the most while it trains a model on batches of `batch` images, with an optimizer that keeps
-/// `optimizer_states` tensors a parameter (1 of SGD with momentum, 2 of Adam). No data set is counted.
+/// Bytes that a process holds at the most while it trains a model on batches of `batch` images, with an optimizer that
+/// keeps `optimizer_states` tensors a parameter (1 of SGD with momentum, 2 of Adam). No data set is counted.
 ///
 /// It is the sum of
 ///
 /// - the program: 20 MiB;
 /// - parameters, their gradients, the optimizer's tensors, and once more what kernels lay out anew of the weights;
 /// - what the forward pass keeps for the backward pass, as the network's graph tells it ([`Node::kept`]);
-/// - a third of that, for blocks of other sizes that the allocator keeps waiting ([`crate::memory`]), and two tensors as large as
-///   the largest, for gradients on their way.
+/// - a third of that, for blocks of other sizes that the allocator keeps waiting ([`crate::memory`]), and two tensors
+///   as large as the largest, for gradients on their way.
 ///
 /// Against the peaks that `zoo bench MODEL --mode train` reports (2 threads, images of 32x32, SGD with momentum):
 ///

@@ -1,5 +1,5 @@
-//! What is read off a registered network without training it: its graph, its multiply-adds, the memory that training will
-//! take, and which layer's output is the first that is no number.
+//! What is read off a registered network without training it: its graph, its multiply-adds, the memory that training
+//! will take, and which layer's output is the first that is no number.
 
 mod diagnose;
 mod memory_forecast;

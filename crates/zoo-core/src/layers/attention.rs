@@ -58,7 +58,8 @@ pub fn merge_heads(xs: &Tensor) -> Result<Tensor> {
     xs.transpose(1, 2)?.contiguous()?.reshape((b, n, heads * d))
 }
 
-/// Multi-head self-attention: queries, keys and values from one linear layer, and one behind. (b, n, dim) -> (b, n, dim)
+/// Multi-head self-attention: queries, keys and values from one linear layer, and one behind. (b, n, dim) -> (b, n,
+/// dim)
 ///
 /// Keys: `qkv` (3 · dim, dim), rows in the order q, k, v, and `proj`, as timm has them.
 #[derive(Debug, Clone)]

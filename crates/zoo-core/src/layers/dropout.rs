@@ -17,8 +17,8 @@ enum Unit {
 /// In training, zeroes at random with probability `p` and scales the rest by 1 / (1 - p); in evaluation the identity.
 ///
 /// Three kinds: elements ([`Dropout::new`], Srivastava et al. 2014), whole channels ([`Dropout::channels`], Tompson et
-/// al. 2015, `Dropout2d`) and whole samples ([`Dropout::path`], Huang et al. 2016, arXiv:1603.09382: on a residual branch
-/// this is stochastic depth, timm's `DropPath`).
+/// al. 2015, `Dropout2d`) and whole samples ([`Dropout::path`], Huang et al. 2016, arXiv:1603.09382: on a residual
+/// branch this is stochastic depth, timm's `DropPath`).
 #[derive(Debug, Clone)]
 pub struct Dropout {
     p: f64,

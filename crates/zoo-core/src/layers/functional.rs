@@ -1,4 +1,5 @@
-//! Steps without weights that join or rearrange tensors: what shortcuts, dense connections and grouped convolutions need.
+//! Steps without weights that join or rearrange tensors: what shortcuts, dense connections and grouped convolutions
+//! need.
 
 use crate::{ops, tape, trace};
 use candle_core::{Module, Result, Tensor};
@@ -70,8 +71,8 @@ impl Module for PadChannels {
     }
 }
 
-/// Deals the channels out: channel j of group i becomes channel i of group j (Zhang et al. 2017, arXiv:1707.01083, figure
-/// 1), so that the next grouped convolution sees every group. (b, c, h, w) -> (b, c, h, w)
+/// Deals the channels out: channel j of group i becomes channel i of group j (Zhang et al. 2017, arXiv:1707.01083,
+/// figure 1), so that the next grouped convolution sees every group. (b, c, h, w) -> (b, c, h, w)
 ///
 /// ```
 /// use candle_core::{Device, Tensor};

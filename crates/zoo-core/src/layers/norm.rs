@@ -103,8 +103,8 @@ impl BatchNorm {
         Norm { weight: &self.weight, bias: &self.bias, mean, var, eps: self.config.eps, through_stats: false }
     }
 
-    /// Moves the running statistics towards those of a batch of shape `dims`: called when its output has been computed, so that a
-    /// call that is refused leaves them where they were.
+    /// Moves the running statistics towards those of a batch of shape `dims`: called when its output has been computed,
+    /// so that a call that is refused leaves them where they were.
     pub(crate) fn update_running_stats(&self, stats: &BatchStats, dims: &[usize]) -> Result<()> {
         if stats.count < 2 {
             let path = if self.path.is_empty() { "batch_norm" } else { &self.path };
@@ -150,8 +150,9 @@ impl ModuleT for BatchNorm {
     }
 }
 
-/// Layer normalisation (Ba, Kiros and Hinton 2016, arXiv:1607.06450) over the last dimensions, sample by sample and place by
-/// place: y = (x - μ) / √(σ² + eps) · weight + bias, with the mean and the biased variance of those dimensions.
+/// Layer normalisation (Ba, Kiros and Hinton 2016, arXiv:1607.06450) over the last dimensions, sample by sample and
+/// place by place: y = (x - μ) / √(σ² + eps) · weight + bias, with the mean and the biased variance of those
+/// dimensions.
 ///
 /// Keys: `weight`, `bias`, of the normalised shape.
 ///

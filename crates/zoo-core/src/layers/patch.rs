@@ -9,8 +9,8 @@ use crate::vars::{VarBuilder, weight_for};
 use candle_core::{Result, Tensor, bail};
 use candle_nn::ModuleT;
 
-/// Cuts an image into patches and maps each linearly to a token (Dosovitskiy et al. 2020, arXiv:2010.11929, equation 1): a
-/// convolution whose kernel is its stride. (b, in_chans, h, w) -> (b, h/p · w/p, dim), row by row.
+/// Cuts an image into patches and maps each linearly to a token (Dosovitskiy et al. 2020, arXiv:2010.11929, equation
+/// 1): a convolution whose kernel is its stride. (b, in_chans, h, w) -> (b, h/p · w/p, dim), row by row.
 ///
 /// Key: `proj`.
 #[derive(Debug, Clone)]

@@ -66,9 +66,9 @@ impl Op for AvgPool {
     }
 }
 
-/// The mean over each cell of a grid of `size` laid over the image, as `torch.nn.functional.adaptive_avg_pool2d`:
-/// (b, c, h, w) -> (b, c, size.0, size.1). Cell i of n reaches from ⌊i·h/n⌋ to ⌈(i+1)·h/n⌉, so that neighbours overlap where
-/// n does not divide h, and repeat pixels where n is larger.
+/// The mean over each cell of a grid of `size` laid over the image, as `torch.nn.functional.adaptive_avg_pool2d`: (b,
+/// c, h, w) -> (b, c, size.0, size.1). Cell i of n reaches from ⌊i·h/n⌋ to ⌈(i+1)·h/n⌉, so that neighbours overlap
+/// where n does not divide h, and repeat pixels where n is larger.
 ///
 /// # Errors
 /// An input that is not (b, c, h, w), or a size of 0.

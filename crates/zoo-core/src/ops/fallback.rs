@@ -1,7 +1,7 @@
 //! The same operations out of candle's own ops, for devices and element types without a kernel of ours.
 //!
-//! Candle's convolution has a right gradient; its pools do not, and its ReLU has the wrong derivative at 0, so those are
-//! built from selections whose gradients are right. The tests run every function here on the CPU against PyTorch's
+//! Candle's convolution has a right gradient; its pools do not, and its ReLU has the wrong derivative at 0, so those
+//! are built from selections whose gradients are right. The tests run every function here on the CPU against PyTorch's
 //! values, exactly as they do the kernels.
 
 use crate::kernels::conv::Conv2dParams;
@@ -9,10 +9,10 @@ use crate::kernels::pointwise::{GELU_TANH, Pointwise};
 use crate::kernels::pool::Window;
 use candle_core::{D, Result, Tensor};
 
-/// Candle's convolution knows one stride, padding and dilation for both directions, and its gradient takes the rows that the
-/// last window leaves unread for the unread columns as well: right where the two are equal. Elsewhere the image is padded and cut
-/// to what is read by hand; where the directions differ, the kernel is spread and the strided outputs are selected from the
-/// dense ones.
+/// Candle's convolution knows one stride, padding and dilation for both directions, and its gradient takes the rows
+/// that the last window leaves unread for the unread columns as well: right where the two are equal. Elsewhere the
+/// image is padded and cut to what is read by hand; where the directions differ, the kernel is spread and the strided
+/// outputs are selected from the dense ones.
 pub(crate) fn conv2d(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, params: Conv2dParams) -> Result<Tensor> {
     let Conv2dParams { stride, padding, dilation, groups } = params;
     let (_, _, h, w) = xs.dims4()?;

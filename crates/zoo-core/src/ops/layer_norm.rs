@@ -5,8 +5,8 @@ use crate::kernels::layer_norm as kernel;
 use crate::op::{Op, Passed, Saved, apply};
 use candle_core::{Result, Tensor, bail};
 
-/// y = (x - μ) / √(σ² + eps) · weight + bias, with mean and biased variance over the last dimensions, those of `weight`: as
-/// `torch.nn.functional.layer_norm`. Input (…, *weight's shape), bias of weight's shape.
+/// y = (x - μ) / √(σ² + eps) · weight + bias, with mean and biased variance over the last dimensions, those of
+/// `weight`: as `torch.nn.functional.layer_norm`. Input (…, *weight's shape), bias of weight's shape.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};

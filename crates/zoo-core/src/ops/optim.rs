@@ -1,7 +1,7 @@
 //! Optimizer steps in place: one pass over parameter, gradient and state.
 //!
-//! The formulas and their order of operations are PyTorch's (`torch.optim`), so that trajectories agree to rounding. On the
-//! CPU a step allocates nothing; on any other device, and for half types, it is composed of candle's ops.
+//! The formulas and their order of operations are PyTorch's (`torch.optim`), so that trajectories agree to rounding. On
+//! the CPU a step allocates nothing; on any other device, and for half types, it is composed of candle's ops.
 
 use super::{Real, elements};
 use crate::kernels;
@@ -235,8 +235,8 @@ fn adam_fallback(param: &Var, grad: &Tensor, exp_avg: &Var, exp_avg_sq: &Var, st
     param.set(&(p - ((m / denominator)? * size)?)?)
 }
 
-/// √Σ x² over all elements of all `tensors`, summed in f64 on the CPU (in f32 elsewhere), in an order that does not depend on
-/// the number of threads.
+/// √Σ x² over all elements of all `tensors`, summed in f64 on the CPU (in f32 elsewhere), in an order that does not
+/// depend on the number of threads.
 ///
 /// # Errors
 /// What the device reports.
@@ -283,7 +283,8 @@ fn check<'a>(op: &str, param: &Tensor, others: impl IntoIterator<Item = Option<&
     Ok(())
 }
 
-/// Elements that one task works on: large enough to hide the hand-over, small enough that two cores share a layer of ResNet-20.
+/// Elements that one task works on: large enough to hide the hand-over, small enough that two cores share a layer of
+/// ResNet-20.
 const CHUNK: usize = 1 << 14;
 
 /// Several slices of one length, cut at the same places.
@@ -359,8 +360,8 @@ fn elements_mut<'a, T: Element>(storage: &'a mut CpuStorage, layout: &Layout) ->
     }
 }
 
-/// Hands a tensor's elements to a closure, to change in place. Candle lends one tensor mutably at a time; steps that change
-/// several nest these.
+/// Hands a tensor's elements to a closure, to change in place. Candle lends one tensor mutably at a time; steps that
+/// change several nest these.
 struct Update<T, F>(RefCell<F>, PhantomData<T>);
 /// The same, with the elements of a second tensor to read.
 struct UpdateFrom<T, F>(RefCell<F>, PhantomData<T>);

@@ -5,7 +5,8 @@ use crate::kernels::softmax as kernel;
 use crate::op::{Op, Passed, Saved, apply};
 use candle_core::{D, Result, Tensor, bail};
 
-/// yₖ = exp(xₖ - max x) / Σⱼ exp(xⱼ - max x) over the last dimension, as `torch.softmax(x, -1)`: any shape, the same shape.
+/// yₖ = exp(xₖ - max x) / Σⱼ exp(xⱼ - max x) over the last dimension, as `torch.softmax(x, -1)`: any shape, the same
+/// shape.
 ///
 /// ```
 /// use candle_core::{Device, Tensor};

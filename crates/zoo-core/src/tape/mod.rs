@@ -1,15 +1,15 @@
 //! A pass recorded by ourselves: candle's autograd as the interface, without its traffic.
 //!
-//! Candle's backward pass adds every gradient to a tensor of zeros that it makes first: four passes over memory for each
-//! tensor of the graph, which take longer than many a convolution. And it keeps every activation until the loss is dropped.
-//! So the networks of the zoo run inside [`recorded`]: there the operations of [`crate::ops`] go on a tape of our own, and
-//! candle's graph sees the whole pass as one operation whose inputs are the variables. A gradient that arrives first is
-//! moved, the next one is added in place, kernels may write over what they own, an activation is freed when its gradient has
-//! passed.
+//! Candle's backward pass adds every gradient to a tensor of zeros that it makes first: four passes over memory for
+//! each tensor of the graph, which take longer than many a convolution. And it keeps every activation until the loss is
+//! dropped. So the networks of the zoo run inside [`recorded`]: there the operations of [`crate::ops`] go on a tape of
+//! our own, and candle's graph sees the whole pass as one operation whose inputs are the variables. A gradient that
+//! arrives first is moved, the next one is added in place, kernels may write over what they own, an activation is freed
+//! when its gradient has passed.
 //!
-//! Nothing changes for a caller: `loss.backward()` walks candle's graph down to the tape's outputs, plays the tape backwards
-//! once, and puts every variable's gradient into candle's `GradStore`. [`value_and_grad`] has the gradients straight from the
-//! tape.
+//! Nothing changes for a caller: `loss.backward()` walks candle's graph down to the tape's outputs, plays the tape
+//! backwards once, and puts every variable's gradient into candle's `GradStore`. [`value_and_grad`] has the gradients
+//! straight from the tape.
 //!
 //! Operations of candle do not know the tape. One that works on recorded tensors goes through [`foreign_op`], which
 //! differentiates it by candle's own graph; an operation that does not is found out when the recording ends, and is an
@@ -42,7 +42,8 @@ fn joins(inputs: &[&Tensor]) -> bool {
     })
 }
 
-/// Puts an operation on the tape. `backward` maps the output's gradient to one for each input, `None` where there is none.
+/// Puts an operation on the tape. `backward` maps the output's gradient to one for each input, `None` where there is
+/// none.
 pub(crate) fn push(
     name: &'static str,
     inputs: &[&Tensor],
@@ -52,8 +53,8 @@ pub(crate) fn push(
     record(name, inputs, output, Backward::Separate(Box::new(backward)));
 }
 
-/// [`push`] for an operation that adds to the gradients which other readers of its inputs have sent: `backward` gets these
-/// too and returns the sums. It saves a tensor that many read, as those of a dense block are, a pass for each.
+/// [`push`] for an operation that adds to the gradients which other readers of its inputs have sent: `backward` gets
+/// these too and returns the sums. It saves a tensor that many read, as those of a dense block are, a pass for each.
 pub(crate) fn push_accumulating(
     name: &'static str,
     inputs: &[&Tensor],
@@ -100,8 +101,9 @@ pub(crate) fn contiguous(xs: &Tensor) -> Result<Tensor> {
     Ok(ys)
 }
 
-/// Runs operations of candle on tensors that may be on the tape. Off the tape it is `f(inputs)`. On it, `f` gets copies that
-/// candle's graph starts from, and its backward pass is candle's: right for any operation, and no faster than candle.
+/// Runs operations of candle on tensors that may be on the tape. Off the tape it is `f(inputs)`. On it, `f` gets copies
+/// that candle's graph starts from, and its backward pass is candle's: right for any operation, and no faster than
+/// candle.
 ///
 /// # Errors
 /// What `f` refuses.
@@ -129,9 +131,9 @@ pub fn foreign_op(inputs: &[&Tensor], f: impl FnOnce(&[Tensor]) -> Result<Tensor
     Ok(ys)
 }
 
-/// Runs a training pass on a tape: `f` gets `xs`, and what it returns is on candle's graph, an operation of the variables
-/// that `f` has read, and of `xs` if that asks for its gradient. In evaluation, for an `xs` that is on a tape already, while a
-/// graph is drawn, and where there are no kernels, this is `f(xs)`.
+/// Runs a training pass on a tape: `f` gets `xs`, and what it returns is on candle's graph, an operation of the
+/// variables that `f` has read, and of `xs` if that asks for its gradient. In evaluation, for an `xs` that is on a tape
+/// already, while a graph is drawn, and where there are no kernels, this is `f(xs)`.
 ///
 /// `f` must not keep tensors that it makes for later: outside they are constants.
 ///
@@ -209,8 +211,8 @@ struct Run {
 }
 
 impl Run {
-    /// Records `f`, whose own operations on `inputs` go on the tape, or, if those are only `offered`, the operations of a
-    /// network that runs [`recorded`].
+    /// Records `f`, whose own operations on `inputs` go on the tape, or, if those are only `offered`, the operations of
+    /// a network that runs [`recorded`].
     fn new(inputs: &[&Tensor], offered: bool, f: impl FnOnce(&[Tensor]) -> Result<Vec<Tensor>>) -> Result<Self> {
         let mut recording = Recording::default();
         let mut pairs = Vec::with_capacity(inputs.len());

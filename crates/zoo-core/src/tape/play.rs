@@ -8,10 +8,11 @@ use candle_core::{Result, Tensor, TensorId, bail};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-/// The value of a loss and the gradients of all variables that it depends on, `xs` among them if it is one. `f` gets `xs`
-/// and returns the loss, one number. Where the network runs [`recorded`](super::recorded), as those of the zoo do, it and the
-/// loss are on one tape, which hands its gradients straight to the caller: `loss.backward()` gives the same numbers, but has
-/// candle add each to zeros that it fills first, two passes over every weight. Any other network stays on candle's graph.
+/// The value of a loss and the gradients of all variables that it depends on, `xs` among them if it is one. `f` gets
+/// `xs` and returns the loss, one number. Where the network runs [`recorded`](super::recorded), as those of the zoo do,
+/// it and the loss are on one tape, which hands its gradients straight to the caller: `loss.backward()` gives the same
+/// numbers, but has candle add each to zeros that it fills first, two passes over every weight. Any other network stays
+/// on candle's graph.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -30,8 +31,8 @@ use std::sync::Arc;
 /// ```
 ///
 /// # Errors
-/// What `f` refuses, a loss of more than one element, and an operation of candle's own on a recorded tensor that did not go
-/// through [`foreign_op`](super::foreign_op).
+/// What `f` refuses, a loss of more than one element, and an operation of candle's own on a recorded tensor that did
+/// not go through [`foreign_op`](super::foreign_op).
 pub fn value_and_grad(xs: &Tensor, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<(Tensor, GradStore)> {
     if is_on_tape(xs) || backend(xs) != Backend::Kernel {
         let loss = f(xs)?;

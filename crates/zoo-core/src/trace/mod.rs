@@ -1,8 +1,8 @@
 //! Looking at a network from outside: its layers with shapes, parameters and multiply-adds, and the graph they form.
 //!
-//! While a forward pass runs under [`Graph::of`], every layer of this crate tells its kind, its path, what it read and what it
-//! made; no tensor is computed, only shapes are. The same pass without a tracer costs one look at a thread-local. What is
-//! done with graphs stands in [`crate::inspect`].
+//! While a forward pass runs under [`Graph::of`], every layer of this crate tells its kind, its path, what it read and
+//! what it made; no tensor is computed, only shapes are. The same pass without a tracer costs one look at a
+//! thread-local. What is done with graphs stands in [`crate::inspect`].
 //!
 //! A model takes part by running its blocks inside [`block`], and whatever it does with candle's ops between the layers
 //! inside [`op`] or [`layer`]. A test sweeps the registry and fails on a model whose graph has a gap.
@@ -15,8 +15,8 @@ pub(crate) use graph::Tracer;
 pub use graph::{Block, Graph, Node};
 
 impl Graph {
-    /// The graph of `forward` on inputs of the given shapes. Nothing is computed and nothing is allocated but shapes, so a
-    /// network of any size in a store of shapes only is traced in milliseconds.
+    /// The graph of `forward` on inputs of the given shapes. Nothing is computed and nothing is allocated but shapes,
+    /// so a network of any size in a store of shapes only is traced in milliseconds.
     ///
     /// ```
     /// use zoo_core::trace::Graph;
@@ -57,8 +57,8 @@ pub(crate) fn observe<R>(tracer: Tracer, f: impl FnOnce() -> R) -> (R, Tracer) {
 }
 
 /// Whether somebody looks at the steps of the passes on this thread, a tracer or
-/// [`Model::forward_intermediates`](crate::Model::forward_intermediates): then a network that can leave out what does not
-/// reach its output runs whole.
+/// [`Model::forward_intermediates`](crate::Model::forward_intermediates): then a network that can leave out what does
+/// not reach its output runs whole.
 pub fn is_watched() -> bool {
     pass::with(|pass| pass.tracer.is_some() || pass.stages.is_some())
 }
@@ -73,8 +73,8 @@ pub(crate) fn mark_foreign() {
     with(|tracer| tracer.foreign = true);
 }
 
-/// Runs steps that are one operation in training, which keeps the output of the last, and of those that `kept` counts from
-/// the first; of a step whose output nobody makes, `kept` is `None`.
+/// Runs steps that are one operation in training, which keeps the output of the last, and of those that `kept` counts
+/// from the first; of a step whose output nobody makes, `kept` is `None`.
 pub(crate) fn fused<R>(kept: Option<&[usize]>, run: impl FnOnce() -> Result<R>) -> Result<R> {
     let first = with(|tracer| tracer.graph.nodes.len());
     let result = run()?;
@@ -93,8 +93,8 @@ pub(crate) fn count_macs(n: u64) {
     with(|tracer| tracer.macs += n);
 }
 
-/// Runs `run`, one step of a forward pass that reads `inputs` and owns `weights` at `path`, and lists it if a tracer looks
-/// on. Steps inside it are not listed on their own. A step that returns its input is none.
+/// Runs `run`, one step of a forward pass that reads `inputs` and owns `weights` at `path`, and lists it if a tracer
+/// looks on. Steps inside it are not listed on their own. A step that returns its input is none.
 ///
 /// # Errors
 /// Those of `run`.
@@ -160,8 +160,8 @@ pub fn block<R>(kind: &'static str, path: &str, run: impl FnOnce() -> Result<R>)
     result
 }
 
-/// Names `xs` as the output of a stage, for [`Model::forward_intermediates`](crate::Model::forward_intermediates), and hands
-/// it on.
+/// Names `xs` as the output of a stage, for [`Model::forward_intermediates`](crate::Model::forward_intermediates), and
+/// hands it on.
 pub fn stage(name: impl std::fmt::Display, xs: Tensor) -> Tensor {
     pass::with(|pass| {
         if let Some(stages) = &mut pass.stages {

@@ -60,8 +60,8 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// More axes than any layer's weight has (a 3-d convolution has five). A cap keeps what a shape takes in memory near
-    /// what it takes in the file.
+    /// More axes than any layer's weight has (a 3-d convolution has five). A cap keeps what a shape takes in memory
+    /// near what it takes in the file.
     pub const MAX_AXES: usize = 8;
 
     /// A tensor whose elements lie row by row in `bytes` of the file and fill it.

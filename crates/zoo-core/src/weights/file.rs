@@ -1,4 +1,5 @@
-//! Opening files that may be anything: only a regular file has an end, and answers at once. And writing them: whole or not at all.
+//! Opening files that may be anything: only a regular file has an end, and answers at once. And writing them: whole or
+//! not at all.
 
 use std::ffi::OsString;
 use std::fs::{self, File, FileType, OpenOptions};
@@ -17,7 +18,8 @@ use std::path::{Path, PathBuf};
 /// ```
 ///
 /// # Errors
-/// What the system says of a file that cannot be opened; what else it is, where it is no regular file. Neither names the path.
+/// What the system says of a file that cannot be opened; what else it is, where it is no regular file. Neither names
+/// the path.
 pub fn open_regular(path: impl AsRef<Path>) -> Result<File> {
     let path = path.as_ref();
     // Before opening: that alone can start a device.
@@ -32,9 +34,9 @@ pub fn open_regular(path: impl AsRef<Path>) -> Result<File> {
     Ok(file)
 }
 
-/// Writes a file whole or not at all: `write` fills one beside it, which gets the name `path` once it is complete and on the disk,
-/// in place of what stood there. A reader, a crash or a full disk meets the old file or the new one. A link stays, and what it
-/// points to is replaced; a pipe or a device is written to as it stands.
+/// Writes a file whole or not at all: `write` fills one beside it, which gets the name `path` once it is complete and
+/// on the disk, in place of what stood there. A reader, a crash or a full disk meets the old file or the new one. A
+/// link stays, and what it points to is replaced; a pipe or a device is written to as it stands.
 ///
 /// ```
 /// use std::io::Write;

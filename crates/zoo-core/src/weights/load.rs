@@ -11,9 +11,9 @@ use std::path::Path;
 
 /// One rule that turns a file's key into the network's, with the reason why the two differ.
 ///
-/// Patterns are matched against the whole key, part by part between the dots. A `*` stands for one or more characters of
-/// a part, a final `**` for all parts that remain; what they matched goes where the same sign stands in `to`. The first
-/// rule of a list that matches a key is the one that is applied.
+/// Patterns are matched against the whole key, part by part between the dots. A `*` stands for one or more characters
+/// of a part, a final `**` for all parts that remain; what they matched goes where the same sign stands in `to`. The
+/// first rule of a list that matches a key is the one that is applied.
 ///
 /// ```
 /// use zoo_core::weights::Rename;
@@ -185,8 +185,8 @@ pub struct Layout {
     pub name: &'static str,
     /// A key that files of no other layout hold, or the end of it from a dot on.
     pub sign: &'static str,
-    /// Its names for the network's, applied to what `key_map` returns, or to the file's keys where there is none. The model's
-    /// own list follows.
+    /// Its names for the network's, applied to what `key_map` returns, or to the file's keys where there is none. The
+    /// model's own list follows.
     pub renames: &'static [Rename],
     /// The translation of what renames cannot express.
     pub key_map: Option<KeyMap>,
@@ -240,10 +240,11 @@ impl Selection {
     }
 }
 
-/// How to load; the default is: every tensor of the network from the tensor of the same key, nothing missing, nothing over.
+/// How to load; the default is: every tensor of the network from the tensor of the same key, nothing missing, nothing
+/// over.
 ///
-/// Where the network's keys are not there as they are, but all of them behind one prefix, they are taken from there, and what
-/// stands beside it is left out.
+/// Where the network's keys are not there as they are, but all of them behind one prefix, they are taken from there,
+/// and what stands beside it is left out.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct LoadOptions<'a> {
     /// The model's list of renames, whatever the layout.
@@ -252,8 +253,8 @@ pub struct LoadOptions<'a> {
     pub layouts: &'a [Layout],
     /// The parts that need not fit, as key prefixes: `["fc"]` for a new head, `["conv1"]` for another number of input
     /// channels. A part with a missing or mis-shaped tensor stays at its initial values as a whole (a fresh weight with
-    /// an old bias would be neither), and whatever the file holds under it beyond the network is passed over. Parts that
-    /// fit are loaded.
+    /// an old bias would be neither), and whatever the file holds under it beyond the network is passed over. Parts
+    /// that fit are loaded.
     pub may_differ: &'a [&'a str],
     /// What stands before the network's keys; an empty text for nothing. `None` finds out.
     pub prefix: Option<&'a str>,
@@ -292,8 +293,8 @@ pub struct KeyReport {
     pub unexpected: Vec<(String, Shape)>,
     /// In both, with two shapes.
     pub mis_shaped: Vec<MisShaped>,
-    /// In the file only, and left out by a rename that says so, by an option, or because it stands beside the prefix; no
-    /// mismatch.
+    /// In the file only, and left out by a rename that says so, by an option, or because it stands beside the prefix;
+    /// no mismatch.
     pub left_out: Vec<String>,
     /// What stood before the file's keys and was dropped.
     pub prefix: Option<String>,
@@ -307,8 +308,8 @@ impl KeyReport {
         self.missing.is_empty() && self.unexpected.is_empty() && self.mis_shaped.is_empty()
     }
 
-    /// The layer that alone differs, and only in its number of outputs, with that number in the file and in the network: a
-    /// classifier of other classes.
+    /// The layer that alone differs, and only in its number of outputs, with that number in the file and in the
+    /// network: a classifier of other classes.
     pub fn other_outputs(&self) -> Option<(&str, usize, usize)> {
         let layer = |m: &'_ MisShaped| m.key.rsplit_once('.').map_or("", |(layer, _)| layer).len();
         let first = self.mis_shaped.first().filter(|_| self.missing.is_empty() && self.unexpected.is_empty())?;
@@ -322,8 +323,8 @@ impl KeyReport {
         self.mis_shaped.iter().all(alike).then_some((place, file, network))
     }
 
-    /// The convolution that alone differs, and only in its number of input channels, with that number in the file and in the
-    /// network.
+    /// The convolution that alone differs, and only in its number of input channels, with that number in the file and
+    /// in the network.
     pub fn other_channels(&self) -> Option<(&str, usize, usize)> {
         let alone = self.missing.is_empty() && self.unexpected.is_empty();
         match &self.mis_shaped[..] {
@@ -648,16 +649,16 @@ pub(super) const DEQUANTIZE: &str = "load it where it was quantized and save the
 /// ```
 ///
 /// # Errors
-/// A key map that fails, two tensors of the file that would be one of the network's, several prefixes that have all that the
-/// network wants, whole numbers for weights.
+/// A key map that fails, two tensors of the file that would be one of the network's, several prefixes that have all
+/// that the network wants, whole numbers for weights.
 pub fn check(store: &VarStore, weights: &Weights, options: &LoadOptions) -> Result<KeyReport> {
     let reading = Question::new(store, options)?.answer(weights)?;
     reading.ensure_real()?;
     Ok(reading.report)
 }
 
-/// [`check`] for a file that is going to be loaded: what [`load`] would refuse is an error here, without reading a tensor. The
-/// parts that may differ are not in the report.
+/// [`check`] for a file that is going to be loaded: what [`load`] would refuse is an error here, without reading a
+/// tensor. The parts that may differ are not in the report.
 ///
 /// # Errors
 /// Keys or shapes that do not fit, beyond the parts that [`LoadOptions::may_differ`] names; what [`check`] refuses.
@@ -667,8 +668,9 @@ pub fn ensure_fit(store: &VarStore, weights: &Weights, options: &LoadOptions) ->
 
 /// Fills a network from a file, converted to the store's element type and device.
 ///
-/// All or nothing: if anything does not fit, beyond the parts that [`LoadOptions::may_differ`] names, nothing in the store
-/// changes and the error lists missing, unexpected and mis-shaped keys. So the tensors are held twice for a moment.
+/// All or nothing: if anything does not fit, beyond the parts that [`LoadOptions::may_differ`] names, nothing in the
+/// store changes and the error lists missing, unexpected and mis-shaped keys. So the tensors are held twice for a
+/// moment.
 ///
 /// ```no_run
 /// # use candle_core::{DType, Device};
@@ -717,8 +719,8 @@ pub fn load(store: &VarStore, weights: &Weights, options: &LoadOptions) -> Resul
     Ok(done)
 }
 
-/// The tensors of a file under the network's keys, in the network's order and in the file's own element types, and how the
-/// file's keys stand to them: what a file converted to this network's layout holds.
+/// The tensors of a file under the network's keys, in the network's order and in the file's own element types, and how
+/// the file's keys stand to them: what a file converted to this network's layout holds.
 ///
 /// # Errors
 /// Keys or shapes that do not fit, beyond the parts that [`LoadOptions::may_differ`] names; what [`check`] refuses.

@@ -1,13 +1,14 @@
 //! Weights in and out: the world's checkpoint files, read without trust; safetensors, written safely.
 //!
-//! [`Weights::open`] reads `.safetensors` and both formats of `torch.save` (`.pth`, `.pt`, `.th`), told apart by what is
-//! in the file. The file is mapped into memory, its description is checked in full, and a tensor's bytes are touched when
-//! the tensor is asked for. [`load`] puts the tensors into a [`VarStore`](crate::VarStore), [`check`] says what would
-//! happen, [`save_safetensors`] writes a store. A [`Layout`] is another project's way to call a network's tensors, with the image
-//! that its files want; a [`Selection`] is what a user wants of a file that holds more than a network.
+//! [`Weights::open`] reads `.safetensors` and both formats of `torch.save` (`.pth`, `.pt`, `.th`), told apart by what
+//! is in the file. The file is mapped into memory, its description is checked in full, and a tensor's bytes are touched
+//! when the tensor is asked for. [`load`] puts the tensors into a [`VarStore`](crate::VarStore), [`check`] says what
+//! would happen, [`save_safetensors`] writes a store. A [`Layout`] is another project's way to call a network's
+//! tensors, with the image that its files want; a [`Selection`] is what a user wants of a file that holds more than a
+//! network.
 //!
-//! A file is a claim, not a fact. Whatever it says, opening it returns an error that names file, offset and reason, or a
-//! listing that holds: no code of a pickle runs, nothing recurses along the file's nesting, and memory stays within a
+//! A file is a claim, not a fact. Whatever it says, opening it returns an error that names file, offset and reason, or
+//! a listing that holds: no code of a pickle runs, nothing recurses along the file's nesting, and memory stays within a
 //! fixed multiple of the file's size.
 
 /// Ends a function with a [`complaint`]: candle's own `bail!` would add a backtrace.
@@ -99,17 +100,19 @@ const WRAPPER_PARTS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpo
 impl Weights {
     /// Opens a checkpoint: safetensors, or a state dict that `torch.save` wrote, in its zip format or the older one.
     ///
-    /// A state dict may lie in an entry: `state_dict`, `model_state_dict`, `model`, `net`, or the only one that holds tensors;
-    /// what lies beside it is ignored. A leading `module.` that all keys share is dropped, and `_orig_mod.` anywhere.
+    /// A state dict may lie in an entry: `state_dict`, `model_state_dict`, `model`, `net`, or the only one that holds
+    /// tensors; what lies beside it is ignored. A leading `module.` that all keys share is dropped, and `_orig_mod.`
+    /// anywhere.
     ///
     /// # Errors
-    /// A file that cannot be read, is of another kind, or does not hold what it says; the message names file and offset.
+    /// A file that cannot be read, is of another kind, or does not hold what it says; the message names file and
+    /// offset.
     pub fn open(path: impl AsRef<Path>) -> Result<Self> {
         Self::open_entry(path, None)
     }
 
-    /// [`Weights::open`] for a training state that holds several networks: the tensors in its entry of this name, such as
-    /// `state_dict_ema`. A name with dots goes down: `checkpoint.teacher`.
+    /// [`Weights::open`] for a training state that holds several networks: the tensors in its entry of this name, such
+    /// as `state_dict_ema`. A name with dots goes down: `checkpoint.teacher`.
     ///
     /// # Errors
     /// As [`Weights::open`]; no such entry, and which there are.
@@ -224,8 +227,8 @@ impl Weights {
         self
     }
 
-    /// With every part of this name dropped from the keys, but for their first `kept` parts, unless two keys would become the
-    /// same.
+    /// With every part of this name dropped from the keys, but for their first `kept` parts, unless two keys would
+    /// become the same.
     fn without_part(self, part: &str, kept: usize) -> Self {
         let stays = |&(i, other): &(usize, &str)| i < kept || other != part;
         let shortened = |key: &str| {
@@ -251,7 +254,8 @@ impl Weights {
         Self { name: self.name.clone(), bytes: self.bytes.clone(), contents, wrapper: String::new() }
     }
 
-    /// What a user called the prefix, as the keys have it: with the dot at its end, and without what was dropped already.
+    /// What a user called the prefix, as the keys have it: with the dot at its end, and without what was dropped
+    /// already.
     fn as_prefix(&self, named: &str) -> Result<String> {
         let named = named.trim_end_matches('.');
         let parts = named.split('.').filter(|part| !WRAPPER_PARTS.contains(part) && !part.is_empty());
@@ -290,7 +294,8 @@ fn read(file: &[u8], entry: Option<&str>) -> Parsed<Contents> {
     match file {
         [] => fail(0, "the file is empty"),
         [b'P', b'K', 3 | 5, ..] => torch::read_zip(file, entry),
-        // Behind a length of eight bytes begins a JSON object. The old pickles have a fixed byte there, and not this one.
+        // Behind a length of eight bytes begins a JSON object. The old pickles have a fixed byte there, and not this
+        // one.
         [_, _, _, _, _, _, _, _, b'{', ..] => match entry {
             None => safetensors::read(file),
             Some(entry) => fail(0, format!("a safetensors file has no entries, such as `{}`", shown(entry))),

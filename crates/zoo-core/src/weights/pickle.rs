@@ -1,12 +1,13 @@
 //! A pickle machine that only makes data.
 //!
 //! Python's pickle is a little program that may import anything and call it. This machine runs the same program with
-//! nothing behind it: a name that would be imported stays a name, and of all calls it understands the few that stand for
-//! data (tensors, parameters, ordered dictionaries). The result of any other call is an [`Value::Opaque`] that remembers
-//! the name; whoever needs that value refuses it, and in entries that nobody reads it does no harm.
+//! nothing behind it: a name that would be imported stays a name, and of all calls it understands the few that stand
+//! for data (tensors, parameters, ordered dictionaries). The result of any other call is an [`Value::Opaque`] that
+//! remembers the name; whoever needs that value refuses it, and in entries that nobody reads it does no harm.
 //!
-//! Everything lies in flat lists and refers by index. So no nesting, however deep, can exhaust the stack, self-containing
-//! values are harmless, and an instruction costs a few dozen bytes at most, of which there is a limited number.
+//! Everything lies in flat lists and refers by index. So no nesting, however deep, can exhaust the stack,
+//! self-containing values are harmless, and an instruction costs a few dozen bytes at most, of which there is a limited
+//! number.
 
 use super::bytes::{Parsed, Reader, fail, shown};
 use std::collections::BTreeMap;
@@ -14,8 +15,8 @@ use std::collections::BTreeMap;
 /// A state dict of a thousand tensors takes about thirty thousand instructions; an optimizer's state, three times that.
 const MAX_INSTRUCTIONS: usize = 1 << 22;
 
-/// PyTorch numbers storages, or names them by their address. Thousands of tensors may refer to one storage, so a long key
-/// would make looking them up slow.
+/// PyTorch numbers storages, or names them by their address. Thousands of tensors may refer to one storage, so a long
+/// key would make looking them up slow.
 const MAX_STORAGE_KEY: u32 = 64;
 
 /// What a pickle makes. Small and `Copy`: the contents lie in the [`Pickle`].

@@ -1,8 +1,9 @@
 //! The safetensors format: a JSON header of names, shapes and offsets, then the bytes.
 //!
-//! The `safetensors` crate gives the format's types; its reader is not used, for three reasons that tests hold: it takes
-//! the last of two tensors of one name, it says neither which tensor is wrong nor where, and it keeps the whole header in
-//! memory twice. Its writer is not used either, since it puts metadata in an order that changes from run to run.
+//! The `safetensors` crate gives the format's types; its reader is not used, for three reasons that tests hold: it
+//! takes the last of two tensors of one name, it says neither which tensor is wrong nor where, and it keeps the whole
+//! header in memory twice. Its writer is not used either, since it puts metadata in an order that changes from run to
+//! run.
 
 use super::bytes::{Fault, Parsed, fail, shown};
 use super::entry::{Element, Entry};

@@ -161,7 +161,8 @@ fn element_size(class: &[u8]) -> Option<usize> {
 
 type Dict = Vec<(Value, Value)>;
 
-/// Finds the state dict in what the pickle made, and its tensors in the file. The pickle begins at `at` of `file_len` bytes.
+/// Finds the state dict in what the pickle made, and its tensors in the file. The pickle begins at `at` of `file_len`
+/// bytes.
 fn state_dict<'a>(
     pickle: &'a Pickle,
     (at, file_len): (usize, usize),

@@ -1,5 +1,5 @@
-//! Writing with a trained [`Seq2Seq`]: greedily, or with a beam and a length penalty (section 6.1 of Vaswani et al. 2017; Y. Wu et
-//! al. 2016, arXiv:1609.08144, equation 14).
+//! Writing with a trained [`Seq2Seq`]: greedily, or with a beam and a length penalty (section 6.1 of Vaswani et al.
+//! 2017; Y. Wu et al. 2016, arXiv:1609.08144, equation 14).
 //!
 //! Both keep keys and values of what they have written ([`super::Cache`]); without the cache every step reads the whole
 //! prefix anew, which gives the same tokens and, but for rounding, the same probabilities.
@@ -153,8 +153,8 @@ impl Search {
                 parents.push(i);
             }
         }
-        // Nothing that is open can still get among the best: the most it may score is what it has, at the greatest length
-        // if length is rewarded, at its next if it is punished.
+        // Nothing that is open can still get among the best: the most it may score is what it has, at the greatest
+        // length if length is rewarded, at its next if it is punished.
         let reachable = |&(ref tokens, log_prob): &(Vec<u32>, f64)| {
             beam.score(log_prob, how.max_len).max(beam.score(log_prob, tokens.len() + 1))
         };
@@ -168,8 +168,8 @@ impl Search {
     }
 }
 
-/// The best hypotheses for each source, best first, at most as many as the beam is wide. Those that do not come to their end
-/// stand behind those that do. Source (b, n) of u32.
+/// The best hypotheses for each source, best first, at most as many as the beam is wide. Those that do not come to
+/// their end stand behind those that do. Source (b, n) of u32.
 ///
 /// # Errors
 /// A beam of width 0, and as [`greedy`].
@@ -330,8 +330,8 @@ mod tests {
         }
     }
 
-    /// A product with one row sums in another order than one with many: hence roundings, over some nine steps, of some 1e-16
-    /// and 1e-7 each.
+    /// A product with one row sums in another order than one with many: hence roundings, over some nine steps, of some
+    /// 1e-16 and 1e-7 each.
     #[test]
     fn with_and_without_cache_the_same_is_written() {
         for seed in 0..4 {
@@ -345,7 +345,8 @@ mod tests {
         }
     }
 
-    /// Log-probabilities are those of the whole sequence in one pass, and padding or company in the batch changes nothing.
+    /// Log-probabilities are those of the whole sequence in one pass, and padding or company in the batch changes
+    /// nothing.
     #[test]
     fn a_batch_writes_what_each_source_alone_does() {
         let (net, sources) = (net(DType::F64, 1), sources());

@@ -2,8 +2,8 @@
 //! arXiv:1706.03762, figure 1 as a whole).
 //!
 //! Checkpoint keys: those of PyTorch's own tutorial on translation with `nn.Transformer`: `transformer` (see
-//! [`super`]), `generator`, `src_tok_emb.embedding` and `tgt_tok_emb.embedding`. Embeddings that are shared have one tensor, under
-//! the first of these keys; [`Sharing::renames`] says what becomes of the others.
+//! [`super`]), `generator`, `src_tok_emb.embedding` and `tgt_tok_emb.embedding`. Embeddings that are shared have one
+//! tensor, under the first of these keys; [`Sharing::renames`] says what becomes of the others.
 
 use super::training::sequence_loss;
 use super::{Cache, Masks, Transformer, causal_mask, padding_mask};
@@ -109,8 +109,8 @@ impl Memory {
     }
 }
 
-/// The network: source (b, n) and target (b, m) of u32 tokens -> logits (b, m, target_vocab), where those at place i tell
-/// token i + 1 of the target from those before it.
+/// The network: source (b, n) and target (b, m) of u32 tokens -> logits (b, m, target_vocab), where those at place i
+/// tell token i + 1 of the target from those before it.
 ///
 /// ```
 /// use candle_core::{DType, Device, Tensor};
@@ -139,8 +139,8 @@ pub struct Seq2Seq {
 }
 
 impl Seq2Seq {
-    /// Makes the network at `vb`. Embeddings start as N(0, 1 / d_model), so that scaled by √d_model they are as large as the
-    /// positions, and as generator they give logits of size 1.
+    /// Makes the network at `vb`. Embeddings start as N(0, 1 / d_model), so that scaled by √d_model they are as large
+    /// as the positions, and as generator they give logits of size 1.
     ///
     /// # Errors
     /// What [`Transformer::new`] refuses, a padding outside the vocabularies, shared embeddings over two vocabularies.
@@ -196,8 +196,8 @@ impl Seq2Seq {
         self.encode_embedded(&self.embed(&self.source_embedding, "src_tok_emb", source, 0, train)?, source, train)
     }
 
-    /// Logits for every place of a target, (b, m) -> (b, m, target_vocab). Padding stands at the end of a target, where the
-    /// causal mask hides it from all tokens before; it needs no mask of its own.
+    /// Logits for every place of a target, (b, m) -> (b, m, target_vocab). Padding stands at the end of a target, where
+    /// the causal mask hides it from all tokens before; it needs no mask of its own.
     ///
     /// # Errors
     /// Tokens outside the vocabulary, a memory of another batch.
@@ -239,7 +239,8 @@ impl Seq2Seq {
         })
     }
 
-    /// The loss of telling each token of `target`, (b, m) from begin to end, from those before it: see [`sequence_loss`].
+    /// The loss of telling each token of `target`, (b, m) from begin to end, from those before it: see
+    /// [`sequence_loss`].
     ///
     /// # Errors
     /// A target of fewer than two tokens, and as [`Seq2Seq::forward`].

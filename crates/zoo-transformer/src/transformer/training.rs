@@ -3,8 +3,8 @@
 use candle_core::{Result, Tensor, bail};
 use zoo_core::loss::cross_entropy;
 
-/// The paper's learning rate, also called Noam's: factor · d_model^-½ · min(step^-½, step · warmup^-³ᐟ²), which rises evenly for
-/// `warmup` steps and then falls with the root of the step.
+/// The paper's learning rate, also called Noam's: factor · d_model^-½ · min(step^-½, step · warmup^-³ᐟ²), which rises
+/// evenly for `warmup` steps and then falls with the root of the step.
 ///
 /// ```
 /// use zoo_transformer::transformer::training::Noam;

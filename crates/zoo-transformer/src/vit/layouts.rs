@@ -44,8 +44,8 @@ const fn pooler(from: &'static str) -> Rename {
     Rename { from, to: "", reason: "a layer that transformers' ViTModel adds, and the classifier does not read" }
 }
 
-/// Hugging Face transformers' files. Its configurations say 1e-12 for the ε that is 1e-6 here, in timm and in the code that the
-/// published weights were trained with; where tokens differ, logits follow in the third decimal at most.
+/// Hugging Face transformers' files. Its configurations say 1e-12 for the ε that is 1e-6 here, in timm and in the code
+/// that the published weights were trained with; where tokens differ, logits follow in the third decimal at most.
 pub const TRANSFORMERS: Layout = Layout {
     name: "transformers",
     sign: "embeddings.patch_embeddings.projection.weight",
@@ -54,8 +54,8 @@ pub const TRANSFORMERS: Layout = Layout {
     input: Some(Input { squash: true, interpolation: Interpolation::Bilinear, ..Input::inception(1.0) }),
 };
 
-/// The translation of `ViTForImageClassification` in Hugging Face transformers, which keeps queries, keys and values apart: in the
-/// names of its files and in those that its version 5 has in memory.
+/// The translation of `ViTForImageClassification` in Hugging Face transformers, which keeps queries, keys and values
+/// apart: in the names of its files and in those that its version 5 has in memory.
 ///
 /// # Errors
 /// None of its own: keys that are not of this layout are left for the loader to complain of.

@@ -1,7 +1,7 @@
-//! Batch normalisation of maps that stand one behind the other along the channels and are never put together: what a dense
-//! block reads (Huang et al. 2016, arXiv:1608.06993). A channel's statistics are its own, so they are those of its map, made once;
-//! the normalised maps are written side by side, for the convolution that reads them; and a gradient is added to those that
-//! the block's later layers have sent.
+//! Batch normalisation of maps that stand one behind the other along the channels and are never put together: what a
+//! dense block reads (Huang et al. 2016, arXiv:1608.06993). A channel's statistics are its own, so they are those of
+//! its map, made once; the normalised maps are written side by side, for the convolution that reads them; and a
+//! gradient is added to those that the block's later layers have sent.
 
 use crate::kernels::batch_norm::{self as kernel, Affine, Coefficients, CutBy, InputGrad, Sums, Window};
 use crate::kernels::buffer::written_by_tasks;
@@ -27,8 +27,8 @@ pub(crate) fn concat_stats(maps: &ConcatView) -> Result<BatchStats> {
     Ok(BatchStats { mean: Tensor::cat(&means, 0)?, var: Tensor::cat(&vars, 0)?, count })
 }
 
-/// activation((x - μ) / √(σ² + eps) · weight + bias) of `maps`, each (b, cᵢ, h, w), as one tensor (b, Σ cᵢ, h, w); the norm's tensors are
-/// of Σ cᵢ channels. On the tape, or without a graph.
+/// activation((x - μ) / √(σ² + eps) · weight + bias) of `maps`, each (b, cᵢ, h, w), as one tensor (b, Σ cᵢ, h, w); the
+/// norm's tensors are of Σ cᵢ channels. On the tape, or without a graph.
 pub(crate) fn concat_norm(maps: &[&Tensor], norm: &Norm, activation: FusedActivation) -> Result<Tensor> {
     let Some(first) = maps.first() else { bail!("batch_norm: no map to normalise") };
     let (b, _, h, w) = first.dims4()?;

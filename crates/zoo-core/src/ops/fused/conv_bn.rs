@@ -1,7 +1,8 @@
 //! Convolution, batch normalisation, the sum with a shortcut and an activation as one operation.
 //!
-//! In training, on the tape: y = act(norm(conv(x)) + skip) keeps the convolution's output for the backward pass, which writes its
-//! gradient over it. In evaluation the normalisation is folded into the weights and the whole is one convolution.
+//! In training, on the tape: y = act(norm(conv(x)) + skip) keeps the convolution's output for the backward pass, which
+//! writes its gradient over it. In evaluation the normalisation is folded into the weights and the whole is one
+//! convolution.
 
 use crate::kernels::batch_norm::{self as norm_kernel, CutBy, InputGrad};
 use crate::kernels::conv::{self as kernel, Epilogue, Geometry};
@@ -70,7 +71,8 @@ fn train<T: Real>(
     inputs.extend(skip.as_ref());
     inputs.extend(bias);
     let has_bias = bias.is_some();
-    // Without a shortcut the activation's input follows from the convolution's output; with one, its output has to be kept.
+    // Without a shortcut the activation's input follows from the convolution's output; with one, its output has to be
+    // kept.
     let output = skip.is_some().then(|| ys.clone());
     let (x, w) = (xs.clone(), weight.clone());
     tape::push("conv_bn", &inputs, &ys, move |grad| {

@@ -1,5 +1,5 @@
-//! Operations that are several layers at once, for passes on the tape and for evaluation without a graph: [`crate::fuse`] says
-//! which layers they stand for.
+//! Operations that are several layers at once, for passes on the tape and for evaluation without a graph:
+//! [`crate::fuse`] says which layers they stand for.
 
 pub(crate) mod concat_norm;
 pub(crate) mod conv_bn;

@@ -10,8 +10,8 @@ use candle_core::{Result, Tensor, bail};
 /// Weight and bias of a norm or of a linear map.
 pub(crate) type Affine<'a> = (&'a Tensor, &'a Tensor);
 
-/// x + second(inner(first(norm(x)))) for x of (b, n, c), or its first tokens (b, 1, c); `None` for shapes and types that do
-/// not fit, whose error the layers give. On the tape, or without a graph.
+/// x + second(inner(first(norm(x)))) for x of (b, n, c), or its first tokens (b, 1, c); `None` for shapes and types
+/// that do not fit, whose error the layers give. On the tape, or without a graph.
 pub(crate) fn residual_branch(
     xs: &Tensor,
     inner: Inner,
