@@ -11,7 +11,7 @@ use zoo_train::progress::say;
 
 /// Keeps the pages of activations between steps instead of giving them back to the kernel.
 #[global_allocator]
-static ALLOCATOR: zoo_core::memory::KeepPages = zoo_core::memory::KeepPages;
+static ALLOCATOR: zoo_core::memory::CachingAllocator = zoo_core::memory::CachingAllocator;
 
 #[derive(Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask", about = "The zoo's benchmark suite and chores")]

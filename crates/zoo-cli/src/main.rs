@@ -24,7 +24,7 @@ use zoo_train::progress::say;
 
 /// Keeps the pages of activations between steps instead of giving them back to the kernel.
 #[global_allocator]
-static ALLOCATOR: zoo_core::memory::KeepPages = zoo_core::memory::KeepPages;
+static ALLOCATOR: zoo_core::memory::CachingAllocator = zoo_core::memory::CachingAllocator;
 
 #[derive(Parser)]
 #[command(name = "zoo", version, about = "The classic image networks on Candle")]

@@ -3,11 +3,11 @@
 //! A step of training allocates the same large blocks again and again. An allocator that gives them back to the system
 //! in between gets them page by page, zeroed, at the next use: with im2col's kernels cifar_resnet20 trained 178
 //! images/s so, and 217 with an allocator that keeps them. A binary that computes with the zoo therefore chooses
-//! [`KeepPages`]:
+//! [`CachingAllocator`]:
 //!
 //! ```
 //! #[global_allocator]
-//! static ALLOCATOR: zoo_core::memory::KeepPages = zoo_core::memory::KeepPages;
+//! static ALLOCATOR: zoo_core::memory::CachingAllocator = zoo_core::memory::CachingAllocator;
 //! ```
 //!
 //! Blocks below 64 KiB are the system allocator's. Larger ones are rounded up to a size class, an eighth of a power of
@@ -21,7 +21,7 @@ use std::sync::{Mutex, PoisonError};
 
 /// The allocator; see the [module](self).
 #[derive(Debug, Clone, Copy, Default)]
-pub struct KeepPages;
+pub struct CachingAllocator;
 
 /// Blocks from this size on are kept.
 const SMALLEST: usize = 64 << 10;
@@ -37,12 +37,12 @@ static FREE: [Mutex<usize>; CLASSES] = [const { Mutex::new(0) }; CLASSES];
 /// A request may be lent a block of this many classes above its own: up to twice the size.
 const LENDING: usize = 8;
 /// Blocks that were lent, with their own class: their layout does not tell it.
-static LENT: Mutex<Lent> = Mutex::new(Lent { blocks: [(0, 0); 512], count: 0 });
-/// `LENT`'s count, to be asked without its lock.
+static BORROWED: Mutex<Borrowed> = Mutex::new(Borrowed { blocks: [(0, 0); 512], count: 0 });
+/// `BORROWED`'s count, to be asked without its lock.
 static LENT_COUNT: AtomicUsize = AtomicUsize::new(0);
 /// Bytes of kept classes in use, the most that ever were, and bytes that wait.
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
-static MOST: AtomicUsize = AtomicUsize::new(0);
+static PEAK: AtomicUsize = AtomicUsize::new(0);
 static WAITING: AtomicUsize = AtomicUsize::new(0);
 
 /// Class of a request, if it is one to keep.
@@ -67,13 +67,13 @@ fn block(index: usize) -> Layout {
     unsafe { Layout::from_size_align_unchecked(size, align) }
 }
 
-struct Lent {
+struct Borrowed {
     /// Address and class of the first `count`.
     blocks: [(usize, usize); 512],
     count: usize,
 }
 
-impl Lent {
+impl Borrowed {
     /// Notes a block; false where there is no room.
     fn add(&mut self, address: usize, index: usize) -> bool {
         let has_room = self.count < self.blocks.len();
@@ -125,7 +125,7 @@ unsafe fn keep(index: usize, ptr: *mut u8) {
 fn borrow(index: usize) -> Option<(usize, *mut u8)> {
     for larger in index + 1..CLASSES.min(index + LENDING + 1) {
         if let Some(taken) = take(larger) {
-            if LENT.lock().unwrap_or_else(PoisonError::into_inner).add(taken as usize, larger) {
+            if BORROWED.lock().unwrap_or_else(PoisonError::into_inner).add(taken as usize, larger) {
                 return Some((larger, taken));
             }
             // SAFETY: it was taken from this class just now.
@@ -139,12 +139,12 @@ fn borrow(index: usize) -> Option<(usize, *mut u8)> {
 /// Counts a block that is handed out.
 fn count(index: usize) {
     let size = block(index).size();
-    MOST.fetch_max(IN_USE.fetch_add(size, Relaxed) + size, Relaxed);
+    PEAK.fetch_max(IN_USE.fetch_add(size, Relaxed) + size, Relaxed);
 }
 
 // SAFETY: a block handed out is either the system allocator's or a free one of its class or a larger one, which is as
 // large and aligned as any request of the class asks for, and which the class's lock lets one caller take.
-unsafe impl GlobalAlloc for KeepPages {
+unsafe impl GlobalAlloc for CachingAllocator {
     unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
         let Some(index) = class(layout) else {
             // SAFETY: the caller's.
@@ -173,12 +173,12 @@ unsafe impl GlobalAlloc for KeepPages {
         // Who frees a block knows of its being lent: whatever handed it over from the thread that got it has ordered
         // the count.
         if LENT_COUNT.load(Relaxed) > 0 {
-            let mut lent = LENT.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut lent = BORROWED.lock().unwrap_or_else(PoisonError::into_inner);
             index = lent.remove(ptr as usize).unwrap_or(index);
         }
         let block = block(index);
         IN_USE.fetch_sub(block.size(), Relaxed);
-        if WAITING.load(Relaxed) + block.size() > MOST.load(Relaxed) {
+        if WAITING.load(Relaxed) + block.size() > PEAK.load(Relaxed) {
             // SAFETY: the block came from the system with this layout.
             return unsafe { System.dealloc(ptr, block) };
         }
@@ -216,7 +216,7 @@ pub fn give_back() {
             unsafe { System.dealloc(taken, block(index)) };
         }
     }
-    MOST.store(IN_USE.load(Relaxed), Relaxed);
+    PEAK.store(IN_USE.load(Relaxed), Relaxed);
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     // SAFETY: it may be called at any time, from any thread.
     unsafe {
@@ -264,21 +264,21 @@ mod tests {
         let (large, small) = (layout(900 << 20), layout(600 << 20));
         // SAFETY: blocks are freed with the layout they were asked for with, and never touched.
         unsafe {
-            let first = KeepPages.alloc(large);
-            KeepPages.dealloc(first, large);
-            let lent = KeepPages.alloc(small);
+            let first = CachingAllocator.alloc(large);
+            CachingAllocator.dealloc(first, large);
+            let lent = CachingAllocator.alloc(small);
             assert_eq!(lent, first);
             // While it is lent nobody else has it.
-            let other = KeepPages.alloc(large);
+            let other = CachingAllocator.alloc(large);
             assert_ne!(other, first);
-            KeepPages.dealloc(lent, small);
-            assert_eq!(KeepPages.alloc(large), first);
-            KeepPages.dealloc(first, large);
-            KeepPages.dealloc(other, large);
+            CachingAllocator.dealloc(lent, small);
+            assert_eq!(CachingAllocator.alloc(large), first);
+            CachingAllocator.dealloc(first, large);
+            CachingAllocator.dealloc(other, large);
             // Less than half of it is not worth it.
-            let little = KeepPages.alloc(layout(300 << 20));
+            let little = CachingAllocator.alloc(layout(300 << 20));
             assert!(little != first && little != other);
-            KeepPages.dealloc(little, layout(300 << 20));
+            CachingAllocator.dealloc(little, layout(300 << 20));
         }
     }
 
@@ -287,14 +287,14 @@ mod tests {
         let layout = Layout::from_size_align(3 << 20, 64).unwrap();
         // SAFETY: blocks are freed with the layout they were asked for with, and written inside.
         unsafe {
-            let first = KeepPages.alloc(layout);
+            let first = CachingAllocator.alloc(layout);
             first.write_bytes(7, layout.size());
             // As much must have been in use as may wait.
-            KeepPages.dealloc(first, layout);
-            let second = KeepPages.alloc_zeroed(layout);
+            CachingAllocator.dealloc(first, layout);
+            let second = CachingAllocator.alloc_zeroed(layout);
             assert_eq!(first, second);
             assert!((0..layout.size()).all(|i| *second.add(i) == 0));
-            KeepPages.dealloc(second, layout);
+            CachingAllocator.dealloc(second, layout);
         }
     }
 }

@@ -27,7 +27,7 @@ use zoo_train::recipe::Recipe;
 
 /// As the commands do it, so that the figures are theirs.
 #[global_allocator]
-static ALLOCATOR: zoo_core::memory::KeepPages = zoo_core::memory::KeepPages;
+static ALLOCATOR: zoo_core::memory::CachingAllocator = zoo_core::memory::CachingAllocator;
 
 /// Images of the loader's and of the networks' epochs.
 const IMAGES: usize = 2_000;

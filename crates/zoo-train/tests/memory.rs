@@ -11,7 +11,7 @@ use zoo_train::trainer::{Job, train};
 
 /// As the commands do it: what they keep on purpose must be bounded as well.
 #[global_allocator]
-static ALLOCATOR: zoo_core::memory::KeepPages = zoo_core::memory::KeepPages;
+static ALLOCATOR: zoo_core::memory::CachingAllocator = zoo_core::memory::CachingAllocator;
 
 /// Resident memory after every epoch, and after every run, in MB.
 static RESIDENT: Mutex<Vec<f64>> = Mutex::new(Vec::new());

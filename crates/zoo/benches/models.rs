@@ -22,7 +22,7 @@ use zoo_core::rng::Rng;
 
 /// As the `zoo` command does it, so that the figures are those of `zoo bench`.
 #[global_allocator]
-static ALLOCATOR: zoo_core::memory::KeepPages = zoo_core::memory::KeepPages;
+static ALLOCATOR: zoo_core::memory::CachingAllocator = zoo_core::memory::CachingAllocator;
 
 /// The networks of docs/performance.md with their batches.
 const NETWORKS: [(&str, usize); 10] = [

@@ -16,6 +16,7 @@ pub(crate) mod layer_norm;
 pub(crate) mod linear;
 pub(crate) mod math;
 mod microkernel;
+pub(crate) mod optim;
 pub(crate) mod pointwise;
 pub(crate) mod pool;
 pub(crate) mod residual_block;

@@ -3,12 +3,11 @@
 //! The formulas and their order of operations are PyTorch's (`torch.optim`), so that trajectories agree to rounding. On
 //! the CPU a step allocates nothing; on any other device, and for half types, it is composed of candle's ops.
 
-use super::{Real, elements};
-use crate::kernels;
-use crate::kernels::simd::{Kernel, Simd, dispatch};
+use super::{Real, elements, read};
+use crate::kernels::optim::{self as kernel, AdamNumbers, SgdNumbers};
 use crate::pass::{Backend, backend};
+use crate::storage;
 use candle_core::{CpuStorage, DType, InplaceOp1, InplaceOp2, Layout, Result, Tensor, Var, bail};
-use rayon::prelude::*;
 use std::cell::RefCell;
 use std::marker::PhantomData;
 
@@ -71,59 +70,19 @@ pub fn sgd_step(param: &Var, grad: &Tensor, buffer: Option<&Var>, step: &SgdStep
     }
 }
 
-fn sgd_kernel<T: Element>(param: &Tensor, grad: &Tensor, buffer: Option<&Var>, step: &SgdStep) -> Result<()> {
+fn sgd_kernel<T: Real>(param: &Tensor, grad: &Tensor, buffer: Option<&Var>, step: &SgdStep) -> Result<()> {
     let [lr, momentum, decay] = [step.lr, step.momentum, step.weight_decay].map(T::from_f64);
     let numbers = SgdNumbers { lr, momentum, decay, nesterov: step.nesterov };
     update_from(param, grad, |p: &mut [T], g: &[T]| match buffer {
         None => {
-            in_chunks((p, g), |(p, g)| dispatch(Sgd { numbers, p, g, buffer: None }));
+            kernel::sgd(numbers, p, g, None);
             Ok(())
         }
         Some(buffer) => update(buffer, |b: &mut [T]| {
-            in_chunks(((&mut *p, g), b), |((p, g), b)| dispatch(Sgd { numbers, p, g, buffer: Some(b) }));
+            kernel::sgd(numbers, p, g, Some(b));
             Ok(())
         }),
     })
-}
-
-#[derive(Clone, Copy)]
-struct SgdNumbers<T> {
-    lr: T,
-    momentum: T,
-    decay: T,
-    nesterov: bool,
-}
-
-struct Sgd<'a, T> {
-    numbers: SgdNumbers<T>,
-    p: &'a mut [T],
-    g: &'a [T],
-    buffer: Option<&'a mut [T]>,
-}
-
-/// Plain loops: the compiler lays them into the registers of the level, in the order of operations that stands here.
-impl<T: Element> Kernel<T> for Sgd<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<V: Simd<Elem = T>>(self) {
-        let SgdNumbers { lr, momentum, decay, nesterov } = self.numbers;
-        let pairs = self.p.iter_mut().zip(self.g);
-        match self.buffer {
-            None => {
-                for (p, &g) in pairs {
-                    *p -= lr * (g + decay * *p);
-                }
-            }
-            Some(buffer) => {
-                for ((p, &g), b) in pairs.zip(buffer) {
-                    let d = g + decay * *p;
-                    *b = momentum * *b + d;
-                    *p -= lr * if nesterov { d + momentum * *b } else { *b };
-                }
-            }
-        }
-    }
 }
 
 fn sgd_fallback(param: &Var, grad: &Tensor, buffer: Option<&Var>, step: &SgdStep) -> Result<()> {
@@ -161,7 +120,7 @@ pub fn adam_step(param: &Var, grad: &Tensor, exp_avg: &Var, exp_avg_sq: &Var, st
     }
 }
 
-fn adam_kernel<T: Element>(
+fn adam_kernel<T: Real>(
     param: &Tensor,
     grad: &Tensor,
     exp_avg: &Tensor,
@@ -176,47 +135,11 @@ fn adam_kernel<T: Element>(
     update_from(param, grad, |p: &mut [T], g: &[T]| {
         update(exp_avg, |m: &mut [T]| {
             update(exp_avg_sq, |v: &mut [T]| {
-                in_chunks((((&mut *p, g), &mut *m), v), |(((p, g), m), v)| dispatch(Adam { numbers, p, g, m, v }));
+                kernel::adam(numbers, p, g, m, v);
                 Ok(())
             })
         })
     })
-}
-
-#[derive(Clone, Copy)]
-struct AdamNumbers<T> {
-    size: T,
-    root: T,
-    shrink: T,
-    l2: T,
-    eps: T,
-    rest1: T,
-    beta2: T,
-    rest2: T,
-}
-
-struct Adam<'a, T> {
-    numbers: AdamNumbers<T>,
-    p: &'a mut [T],
-    g: &'a [T],
-    m: &'a mut [T],
-    v: &'a mut [T],
-}
-
-impl<T: Element> Kernel<T> for Adam<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<V: Simd<Elem = T>>(self) {
-        let AdamNumbers { size, root, shrink, l2, eps, rest1, beta2, rest2 } = self.numbers;
-        for (((p, &g), m), v) in self.p.iter_mut().zip(self.g).zip(self.m).zip(self.v) {
-            *p *= shrink;
-            let g = g + l2 * *p;
-            *m += rest1 * (g - *m);
-            *v = beta2 * *v + rest2 * g * g;
-            *p -= size * (*m / (v.sqrt() / root + eps));
-        }
-    }
 }
 
 fn adam_fallback(param: &Var, grad: &Tensor, exp_avg: &Var, exp_avg_sq: &Var, step: &AdamStep) -> Result<()> {
@@ -245,8 +168,8 @@ pub fn global_norm<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<
     let (mut total, mut elsewhere) = (0.0, Vec::new());
     for tensor in tensors {
         match (backend(tensor), tensor.dtype()) {
-            (Backend::Kernel, DType::F32) => total += sum_of_squares::<f32>(tensor)?,
-            (Backend::Kernel, _) => total += sum_of_squares::<f64>(tensor)?,
+            (Backend::Kernel, DType::F32) => total += read(&tensor.contiguous()?, kernel::sum_of_squares::<f32>)?,
+            (Backend::Kernel, _) => total += read(&tensor.contiguous()?, kernel::sum_of_squares::<f64>)?,
             _ => elsewhere.push(tensor.detach().to_dtype(DType::F32)?.sqr()?.sum_all()?),
         }
     }
@@ -254,18 +177,6 @@ pub fn global_norm<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> Result<
         total += f64::from(Tensor::stack(&elsewhere, 0)?.sum_all()?.to_scalar::<f32>()?);
     }
     Ok(total.sqrt())
-}
-
-fn sum_of_squares<T: Element>(tensor: &Tensor) -> Result<f64> {
-    let tensor = tensor.contiguous()?;
-    let (storage, layout) = tensor.storage_and_layout();
-    let candle_core::Storage::Cpu(storage) = &*storage else {
-        bail!("global_norm: the kernel wants a tensor on the CPU")
-    };
-    let xs = elements::<T>("global_norm", storage, layout)?;
-    let square = |x: T| x.to_f64() * x.to_f64();
-    let parts: Vec<f64> = xs.par_chunks(CHUNK).map(|xs| kernels::lanes(xs.len(), |i| square(xs[i]))).collect();
-    Ok(parts.iter().sum())
 }
 
 fn check<'a>(op: &str, param: &Tensor, others: impl IntoIterator<Item = Option<&'a Tensor>>) -> Result<()> {
@@ -283,78 +194,8 @@ fn check<'a>(op: &str, param: &Tensor, others: impl IntoIterator<Item = Option<&
     Ok(())
 }
 
-/// Elements that one task works on: large enough to hide the hand-over, small enough that two cores share a layer of
-/// ResNet-20.
-const CHUNK: usize = 1 << 14;
-
-/// Several slices of one length, cut at the same places.
-trait Split: Sized + Send {
-    fn len(&self) -> usize;
-    fn split_at(self, at: usize) -> (Self, Self);
-}
-
-impl<T: Sync> Split for &[T] {
-    fn len(&self) -> usize {
-        <[T]>::len(self)
-    }
-    fn split_at(self, at: usize) -> (Self, Self) {
-        <[T]>::split_at(self, at)
-    }
-}
-
-impl<T: Send> Split for &mut [T] {
-    fn len(&self) -> usize {
-        <[T]>::len(self)
-    }
-    fn split_at(self, at: usize) -> (Self, Self) {
-        self.split_at_mut(at)
-    }
-}
-
-impl<A: Split, B: Split> Split for (A, B) {
-    fn len(&self) -> usize {
-        self.0.len()
-    }
-    fn split_at(self, at: usize) -> (Self, Self) {
-        let ((a, x), (b, y)) = (self.0.split_at(at), self.1.split_at(at));
-        ((a, b), (x, y))
-    }
-}
-
-/// Runs `f` on pieces of `slices`, in parallel.
-fn in_chunks<S: Split>(slices: S, f: impl Fn(S) + Sync + Copy) {
-    let n = slices.len();
-    if n <= CHUNK {
-        return f(slices);
-    }
-    let (left, right) = slices.split_at(n / 2);
-    rayon::join(|| in_chunks(left, f), || in_chunks(right, f));
-}
-
-/// What the kernels ask of an element beyond [`Real`].
-trait Element: Real {
-    fn sqrt(self) -> Self;
-    fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]>;
-}
-
-macro_rules! element {
-    ($T:ty, $variant:ident) => {
-        impl Element for $T {
-            #[inline(always)]
-            fn sqrt(self) -> Self {
-                <$T>::sqrt(self)
-            }
-            fn slice_mut(storage: &mut CpuStorage) -> Option<&mut [Self]> {
-                if let CpuStorage::$variant(xs) = storage { Some(xs) } else { None }
-            }
-        }
-    };
-}
-element!(f32, F32);
-element!(f64, F64);
-
-fn elements_mut<'a, T: Element>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [T]> {
-    match (T::slice_mut(storage), layout.contiguous_offsets()) {
+fn elements_mut<'a, T: Real>(storage: &'a mut CpuStorage, layout: &Layout) -> Result<&'a mut [T]> {
+    match (storage::elements_mut(storage), layout.contiguous_offsets()) {
         (Some(xs), Some((start, end))) => Ok(&mut xs[start..end]),
         _ => bail!("optimizer step: a parameter or its state is not contiguous, or of another type than its gradient"),
     }
@@ -366,19 +207,15 @@ struct Update<T, F>(RefCell<F>, PhantomData<T>);
 /// The same, with the elements of a second tensor to read.
 struct UpdateFrom<T, F>(RefCell<F>, PhantomData<T>);
 
-fn update<T: Element>(target: &Tensor, f: impl FnMut(&mut [T]) -> Result<()>) -> Result<()> {
+fn update<T: Real>(target: &Tensor, f: impl FnMut(&mut [T]) -> Result<()>) -> Result<()> {
     target.inplace_op1(&Update(RefCell::new(f), PhantomData))
 }
 
-fn update_from<T: Element>(
-    target: &Tensor,
-    source: &Tensor,
-    f: impl FnMut(&mut [T], &[T]) -> Result<()>,
-) -> Result<()> {
+fn update_from<T: Real>(target: &Tensor, source: &Tensor, f: impl FnMut(&mut [T], &[T]) -> Result<()>) -> Result<()> {
     target.inplace_op2(source, &UpdateFrom(RefCell::new(f), PhantomData))
 }
 
-impl<T: Element, F: FnMut(&mut [T]) -> Result<()>> InplaceOp1 for Update<T, F> {
+impl<T: Real, F: FnMut(&mut [T]) -> Result<()>> InplaceOp1 for Update<T, F> {
     fn name(&self) -> &'static str {
         "optimizer-step"
     }
@@ -388,7 +225,7 @@ impl<T: Element, F: FnMut(&mut [T]) -> Result<()>> InplaceOp1 for Update<T, F> {
     }
 }
 
-impl<T: Element, F: FnMut(&mut [T], &[T]) -> Result<()>> InplaceOp2 for UpdateFrom<T, F> {
+impl<T: Real, F: FnMut(&mut [T], &[T]) -> Result<()>> InplaceOp2 for UpdateFrom<T, F> {
     fn name(&self) -> &'static str {
         "optimizer-step"
     }
@@ -401,6 +238,7 @@ impl<T: Element, F: FnMut(&mut [T], &[T]) -> Result<()>> InplaceOp2 for UpdateFr
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::kernels::optim::CHUNK;
     use crate::testing::{distance, numbers};
     use candle_core::Device;
 

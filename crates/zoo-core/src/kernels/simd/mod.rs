@@ -128,6 +128,8 @@ pub(crate) trait Real: WithDType + Neg<Output = Self> {
     #[cfg(target_arch = "x86_64")]
     type Avx2: Simd<Elem = Self>;
     type Portable: Simd<Elem = Self>;
+
+    fn sqrt(self) -> Self;
 }
 
 impl Real for f32 {
@@ -136,6 +138,11 @@ impl Real for f32 {
     #[cfg(target_arch = "x86_64")]
     type Avx2 = x86::F32x8;
     type Portable = portable::Lanes<f32, 8>;
+
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        self.sqrt()
+    }
 }
 
 impl Real for f64 {
@@ -144,6 +151,11 @@ impl Real for f64 {
     #[cfg(target_arch = "x86_64")]
     type Avx2 = x86::F64x4;
     type Portable = portable::Lanes<f64, 4>;
+
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        self.sqrt()
+    }
 }
 
 /// A vector register of `LANES` elements.
