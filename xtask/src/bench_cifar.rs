@@ -1,7 +1,10 @@
 //! `cargo xtask bench-cifar`: trains a list of models, each under its recipe and with every seed, and writes one report.
 
+mod model_sets;
+
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::Device;
+use model_sets::{Choice, choose};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +15,7 @@ use zoo_train::errors::{self, Interrupted};
 use zoo_train::lock::FolderLock;
 use zoo_train::machine::{Stop, device, set_threads};
 use zoo_train::progress::say;
-use zoo_train::recipe::{Choice, Overrides, Recipe, choose};
+use zoo_train::recipe::{Overrides, Recipe};
 use zoo_train::record::{
     RESULTS_FILE, RunRecord, Status, append_jsonl, now_utc, read_jsonl, replace_file, reset_peak_rss,
 };
