@@ -18,6 +18,8 @@ pub use colour::Style;
 pub(crate) use colour::theme_css;
 use draw::Drawing;
 
+/// Width and height of a chart of many series, in CSS pixels.
+pub const LARGE: (f64, f64) = (520.0, 300.0);
 /// Width and height of a chart on a phone, in CSS pixels.
 const NARROW: (f64, f64) = (350.0, 270.0);
 

@@ -3,14 +3,12 @@
 use std::ptr;
 
 use super::Run;
-use super::chart::{Axis, Chart, Point, Series, Style, amount};
-use super::format::{compact, duration, giga, significant, thousands};
-use super::summary::{Row, Section, Stat, count, ending};
+use super::chart::{Axis, Chart, LARGE, Point, Series, Style, amount};
+use super::rows::{Row, Section, Stat, ending};
 use super::training;
+use crate::format::{compact, count, duration, giga, percent, significant, thousands};
 use crate::record::{EpochMetrics, RunRecord};
 
-/// The size of a chart of many series.
-pub(super) const LARGE: (f64, f64) = (520.0, 300.0);
 /// The size of a chart of one model.
 const SMALL: (f64, f64) = (360.0, 230.0);
 
@@ -23,7 +21,7 @@ pub(super) struct Charts {
 }
 
 /// What one epoch's line of a run says on a chart's y axis.
-pub(super) type Value = fn(&EpochMetrics) -> f64;
+pub type Value = fn(&EpochMetrics) -> f64;
 /// What a model costs, on a chart's x axis: its name, its value, the words of a tick and of a point, in the table's unit.
 struct Cost {
     name: &'static str,
@@ -37,7 +35,8 @@ const COSTS: [Cost; 2] = [
     Cost { name: "GMACs", of: |record| record.macs, tick: |macs| amount(macs / 1e9), told: |macs| giga(macs as f64) },
 ];
 
-pub(super) fn test_acc(epoch: &EpochMetrics) -> f64 {
+/// The accuracy on the test images after an epoch, in percent.
+pub fn test_acc(epoch: &EpochMetrics) -> f64 {
     epoch.test_acc * 100.0
 }
 
@@ -153,7 +152,7 @@ fn against_cost(rows: &[(Style, &Row)], cost: &Cost, title: String) -> Option<Ch
                 style: *style,
                 points: vec![Point { x, y, title }],
                 spread: last.sd.map(|sd| (x, y - sd * 100.0, y + sd * 100.0)).into_iter().collect(),
-                cut_off: row.counted().iter().any(|run| ending(&run.record).is_some()),
+                cut_off: row.is_cut_off(),
                 thin: false,
                 label: Some(row.label.clone()),
             })
@@ -176,13 +175,9 @@ fn last_epoch(section: &Section) -> usize {
     epochs(section).map(|epoch| epoch.epoch).max().unwrap_or(1)
 }
 
-pub(super) fn percent(percent: f64) -> String {
-    format!("{percent:.2} %")
-}
-
 /// A row against the epoch: the mean of the counted runs within the range of their seeds, and a thin line for each
 /// run that was cut off beside them.
-pub(super) fn curve(row: &Row, style: Style, value: Value, text: fn(f64) -> String) -> Vec<Series> {
+pub fn curve(row: &Row, style: Style, value: Value, text: fn(f64) -> String) -> Vec<Series> {
     let counted = row.counted();
     let mut series = Vec::new();
     let longest = counted.iter().map(|run| run.epochs.len()).max().unwrap_or(0);
@@ -203,7 +198,7 @@ pub(super) fn curve(row: &Row, style: Style, value: Value, text: fn(f64) -> Stri
         }
         mean.points.push(Point { x, y: stat.mean, title });
     }
-    mean.cut_off = counted.iter().any(|run| ending(&run.record).is_some());
+    mean.cut_off = row.is_cut_off();
     series.push(mean);
     // By their place in memory: a run with a NaN is not equal to itself.
     let left_out = |run: &&&Run| !counted.iter().any(|counted| ptr::eq(*counted, **run));
@@ -229,7 +224,7 @@ fn train_and_test(row: &Row, style: Style) -> Vec<Series> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::summary::sections;
+    use crate::report::rows::sections;
     use crate::report::tests::run;
 
     fn diverged() -> Run {

@@ -5,8 +5,8 @@ use base64::engine::general_purpose::STANDARD;
 use maud::{Markup, html};
 
 use super::chart::Style;
-use super::format::{shortened, thousands};
-use super::summary::{Row, Section, count};
+use super::rows::{Row, Section};
+use crate::format::{count, shortened, thousands};
 use crate::insight::{Insight, Mistake};
 
 /// With more classes than this a matrix is no picture any more: the most frequent confusions stand in its place.
@@ -193,10 +193,9 @@ mod tests {
     use super::*;
     use crate::insight::tests::insight;
     use crate::record::Status;
-    use crate::report::Run;
-    use crate::report::html::html as page;
-    use crate::report::summary::sections;
+    use crate::report::rows::sections;
     use crate::report::tests::run;
+    use crate::report::{Additions, Run, html};
 
     fn looked_at(model: &str, acc: f64, classes: &[&str]) -> Run {
         Run { insight: Some(insight(classes)), ..run(model, "fast", 1, acc) }
@@ -209,7 +208,7 @@ mod tests {
             looked_at("cifar_resnet20", 0.9, &["cat", "dog", "truck"]),
             run("template_cnn", "fast", 1, 0.7),
         ];
-        let page = page(&runs);
+        let page = html(&runs, &Additions::NONE);
         assert_eq!(page.matches("<h3>What it gets wrong</h3>").count(), 1);
         assert_eq!(page.matches("<details class=\"wrong\" open>").count(), 1);
         assert_eq!(page.matches("<details class=\"wrong\">").count(), 1);
@@ -238,7 +237,7 @@ mod tests {
     fn names_of_any_kind_keep_the_page_whole() {
         let long = "x".repeat(10_000);
         let run = looked_at("mlp", 0.5, &["<script>alert(1)</script>", "two\nlines\r\n", &long]);
-        let page = page(&[run]);
+        let page = html(&[run], &Additions::NONE);
         assert_eq!(page.matches("<script").count(), 1);
         assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;") && page.contains("two lines  "));
         assert!(!page.contains(&"x".repeat(40)) && page.contains("xxx…"));

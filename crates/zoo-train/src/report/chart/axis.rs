@@ -1,7 +1,7 @@
 //! Axes of a chart: the range of each, where its ticks stand and what they say.
 
 use super::scale::{Scale, multiples, span, step};
-use crate::report::format::compact;
+use crate::format::compact;
 
 /// One axis: its range, where its ticks stand and what they say.
 #[derive(Debug, Clone)]
