@@ -1,4 +1,5 @@
-//! `cargo xtask bench-cifar`: trains a list of models, each under its recipe and with every seed, and writes one report.
+//! `cargo xtask bench-cifar`: trains a list of models, each under its recipe and with every seed, and writes one
+//! report.
 
 mod ablation_charts;
 mod model_sets;
@@ -54,8 +55,9 @@ pub struct Args {
     /// Name of the data in the report, if it is not the original CIFAR-10: `CIFAR-10, 40x40`
     #[arg(long, value_name = "NAME")]
     data_name: Option<String>,
-    /// Networks to train: names and globs such as 'cifar_*', or a set: review-20, resnet-paper, template-600, modern-200, ablation-depth,
-    /// ablation-shortcut, ablation-se, ablation-batch-norm, ablation-bn-momentum, ablation-bn-eps, all
+    /// Networks to train: names and globs such as 'cifar_*', or a set: review-20, resnet-paper, template-600,
+    /// modern-200, ablation-depth, ablation-shortcut, ablation-se, ablation-batch-norm, ablation-bn-momentum,
+    /// ablation-bn-eps, all
     #[arg(long, value_name = "LIST")]
     models: Option<String>,
     /// Recipe to train all networks by, see `zoo recipe list`. Default: each network's own
@@ -212,7 +214,8 @@ fn finished(out: &Path) -> Result<BTreeMap<String, RunRecord>> {
     Ok(done.map(|record| (record.folder.clone(), record)).collect())
 }
 
-/// Refuses to take another run for the one that is asked for, as one on other data is, although its folder has the same name.
+/// Refuses to take another run for the one that is asked for, as one on other data is, although its folder has the same
+/// name.
 fn ensure_same(out: &Path, folder: &str, job: &Job, data: &Dataset, finished: Option<&RunRecord>) -> Result<()> {
     let path = out.join(folder);
     let differences = match finished {
@@ -263,7 +266,8 @@ fn no_data(why: &str) -> String {
     )
 }
 
-/// Makes the folder, for this process alone, goes on in it with `--resume`, or empties it of an earlier suite with `--force`.
+/// Makes the folder, for this process alone, goes on in it with `--resume`, or empties it of an earlier suite with
+/// `--force`.
 fn prepare_folder(args: &Args) -> Result<(PathBuf, FolderLock)> {
     let default = if args.quick { "target/bench-cifar-quick" } else { "target/bench-cifar" };
     let out = args.out.clone().unwrap_or_else(|| default.into());
@@ -303,7 +307,8 @@ struct Suite<'a> {
 }
 
 impl Suite<'_> {
-    /// One run. An error of this model is a failed run, not the end of the suite; a folder that cannot be written is both.
+    /// One run. An error of this model is a failed run, not the end of the suite; a folder that cannot be written is
+    /// both.
     fn run(&self, planned: &Planned) -> Result<RunRecord> {
         let Planned { choice: Choice { model, recipe, .. }, overrides, seed, folder, .. } = planned;
         let path = self.out.join(folder);

@@ -1,7 +1,7 @@
 //! Recipes: everything that decides how a network is trained, as data with a name.
 //!
-//! [`Recipe::named`] knows the published ones and ours. [`RECIPES`] says of each whose it is and how it trains, in a line;
-//! `zoo recipe list` prints them, `zoo recipe show NAME` every setting of one.
+//! [`Recipe::named`] knows the published ones and ours. [`RECIPES`] says of each whose it is and how it trains, in a
+//! line; `zoo recipe list` prints them, `zoo recipe show NAME` every setting of one.
 
 mod fast;
 mod named;
@@ -102,9 +102,9 @@ impl From<BatchNormOverride> for BatchNormSettings {
 
 /// Single values put over a recipe.
 ///
-/// What is relative follows: a cosine spans the new length and milestones stay at their share of it. What a recipe states in
-/// epochs or steps, its warm-up, stays as long as it is, but never takes more than a tenth of the run. The learning rate does not
-/// follow the batch.
+/// What is relative follows: a cosine spans the new length and milestones stay at their share of it. What a recipe
+/// states in epochs or steps, its warm-up, stays as long as it is, but never takes more than a tenth of the run. The
+/// learning rate does not follow the batch.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct Overrides {
     /// Epochs to train.
@@ -131,7 +131,8 @@ impl Recipe {
     /// The recipe with single values put over it.
     ///
     /// # Errors
-    /// No epochs or more than a million, no batch or one of more than a billion images, a learning rate or ε that is not a positive number, or a momentum outside 0..=1.
+    /// No epochs or more than a million, no batch or one of more than a billion images, a learning rate or ε that is
+    /// not a positive number, or a momentum outside 0..=1.
     pub fn with(&self, overrides: &Overrides) -> Result<Self> {
         // Beyond all that anybody trains, and what is computed from them does not overflow.
         const MOST_EPOCHS: usize = 1_000_000;
@@ -168,8 +169,8 @@ impl Recipe {
         images - (images as f64 * self.hold_out).round() as usize
     }
 
-    /// Whether an epoch over `images` images would end in a batch of a single one. BatchNorm on a 1x1 map has no variance then, so
-    /// that such a batch is always left out.
+    /// Whether an epoch over `images` images would end in a batch of a single one. BatchNorm on a 1x1 map has no
+    /// variance then, so that such a batch is always left out.
     pub fn leaves_one_image(&self, images: usize) -> bool {
         !self.drop_last && images > self.batch && images % self.batch == 1
     }

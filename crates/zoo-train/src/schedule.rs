@@ -48,8 +48,8 @@ pub enum Decay {
         /// The factor.
         gamma: f64,
     },
-    /// Half a cosine from the base rate to 0, spread over what the warm-up leaves of the run (Loshchilov and Hutter 2016,
-    /// arXiv 1608.03983). The rate is that at the start of each interval, so that the last one still trains.
+    /// Half a cosine from the base rate to 0, spread over what the warm-up leaves of the run (Loshchilov and Hutter
+    /// 2016, arXiv 1608.03983). The rate is that at the start of each interval, so that the last one still trains.
     Cosine {
         /// The interval.
         every: Every,
@@ -67,7 +67,8 @@ pub enum Decay {
 pub struct Warmup {
     /// How long. At most a tenth of the run is taken, so that a shortened run still trains at its base rate.
     pub length: When,
-    /// `None`: rises evenly at every step, from 1/n to n/n of the base rate over n steps. `Some(f)`: stays at f times the base rate.
+    /// `None`: rises evenly at every step, from 1/n to n/n of the base rate over n steps. `Some(f)`: stays at f times
+    /// the base rate.
     pub factor: Option<f64>,
 }
 

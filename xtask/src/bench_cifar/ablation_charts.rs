@@ -1,5 +1,5 @@
-//! Ablation charts: each answers one question, what depth does, what a setting does, what a layer does, and is drawn from
-//! rows that differ in this one thing.
+//! Ablation charts: each answers one question, what depth does, what a setting does, what a layer does, and is drawn
+//! from rows that differ in this one thing.
 
 use zoo_train::format::{duration, percent};
 use zoo_train::record::RunRecord;
@@ -49,8 +49,8 @@ fn charts(section: &Section) -> Vec<Chart> {
     charts
 }
 
-/// How rows were trained that may be compared, but for their model: recipe, epochs, batch, device, and the overrides without
-/// those that `left_out` picks.
+/// How rows were trained that may be compared, but for their model: recipe, epochs, batch, device, and the overrides
+/// without those that `left_out` picks.
 type Training<'a> = (&'a str, usize, usize, &'a str, Vec<&'a str>);
 
 fn training<'a>(record: &'a RunRecord, left_out: impl Fn(&str) -> bool) -> Training<'a> {
@@ -231,8 +231,8 @@ fn batch_norm(section: &Section) -> Vec<Chart> {
     charts
 }
 
-/// What more time buys: test accuracy against the time of whole runs, one line a model that was trained under several of the
-/// `fast` recipes.
+/// What more time buys: test accuracy against the time of whole runs, one line a model that was trained under several
+/// of the `fast` recipes.
 fn frontier(section: &Section) -> Vec<Chart> {
     let rows = section.rows.iter().filter(|row| row.last().is_some() && is_fast(&row.record().recipe));
     let rows = rows.filter_map(|row| {

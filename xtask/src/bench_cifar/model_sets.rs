@@ -77,10 +77,11 @@ const SETS: &[Set] = &[
     Set { name: "ablation-se", recipe: "resnet-paper", rows: &[
         row("cifar_resnet20"), row("cifar_seresnet20"), row("cifar_resnet56"), row("cifar_seresnet56"),
     ] },
-    // `mlp-sgd` is made for nets without BatchNorm: at the 0.1 of the other recipes they go nowhere. And the nets are such as can do
-    // without: plain ones that start by He's rule, which keeps the signal's size from layer to layer. A sum with a shortcut would
-    // double its square at every block, and PyTorch's usual start, AlexNet's and template_cnn's, lets it fade. In 150 steps on
-    // synthetic images these two leave a loss of 2.30 behind (1.60 and 1.99), cifar_resnet20 and cifar_alexnet do not.
+    // `mlp-sgd` is made for nets without BatchNorm: at the 0.1 of the other recipes they go nowhere. And the nets are
+    // such as can do without: plain ones that start by He's rule, which keeps the signal's size from layer to layer. A
+    // sum with a shortcut would double its square at every block, and PyTorch's usual start, AlexNet's and
+    // template_cnn's, lets it fade. In 150 steps on synthetic images these two leave a loss of 2.30 behind (1.60 and
+    // 1.99), cifar_resnet20 and cifar_alexnet do not.
     Set { name: "ablation-batch-norm", recipe: "mlp-sgd", rows: &[
         row("cifar_vgg16_bn"), without_batch_norm("cifar_vgg16_bn"), row("cifar_plain20"), without_batch_norm("cifar_plain20"),
     ] },
@@ -113,9 +114,9 @@ pub struct Choice {
 
 /// What a list such as `review-20,mlp,cifar_resnet*` asks for, in its order, each once.
 ///
-/// A name or glob brings models under `recipe`, or their default ones where it is `None`. The name of a set ([`sets`]) brings that
-/// set's models under its own recipe, unless `recipe` is given; what the set changes in it is changed in either
-/// case. `all` brings every model for 32x32 images.
+/// A name or glob brings models under `recipe`, or their default ones where it is `None`. The name of a set ([`sets`])
+/// brings that set's models under its own recipe, unless `recipe` is given; what the set changes in it is changed in
+/// either case. `all` brings every model for 32x32 images.
 ///
 /// # Errors
 /// A name or glob that fits no model and no set, or an unknown recipe.

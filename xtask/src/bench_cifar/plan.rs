@@ -11,7 +11,8 @@ const QUICK_MODELS: &str = "mlp,template_cnn,cifar_resnet20";
 /// The model of a suite that names none.
 const DEFAULT_MODELS: &str = "cifar_resnet20";
 
-/// How many images the runs train on, hold out and test on, as the report counts them; recipes that differ in it are named.
+/// How many images the runs train on, hold out and test on, as the report counts them; recipes that differ in it are
+/// named.
 pub fn images(runs: &[Planned], data: &Dataset) -> String {
     let mut told: Vec<(&str, String)> = Vec::new();
     for recipe in runs.iter().map(|run| &run.choice.recipe) {

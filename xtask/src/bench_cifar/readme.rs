@@ -28,8 +28,8 @@ const TEMPLATE_600: &str = "Why not ≈ 98 %: without augmentation, networks of 
     heart in 600 epochs; values like the template's are reached on those, not on images that they have not seen. Only the \
     order of the models compares.";
 
-/// The results as Markdown: a table for each published set of figures, in which what has not been run says so, and one for
-/// our runs under other recipes. A line below each says under which conditions its runs ran.
+/// The results as Markdown: a table for each published set of figures, in which what has not been run says so, and one
+/// for our runs under other recipes. A line below each says under which conditions its runs ran.
 pub fn table(runs: &[Run]) -> String {
     let sections = sections(runs);
     let mut rest: Vec<Ours> =

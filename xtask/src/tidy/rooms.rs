@@ -1,7 +1,7 @@
 //! The rooms of zoo-core: an import runs downwards, never up.
 //!
-//! Sources are read as tokens, so that a path counts wherever it stands: in a `use`, in a body, in a macro's call. Comments
-//! and strings hold none, and what `#[cfg(test)]` marks may look anywhere.
+//! Sources are read as tokens, so that a path counts wherever it stands: in a `use`, in a body, in a macro's call.
+//! Comments and strings hold none, and what `#[cfg(test)]` marks may look anywhere.
 
 use anyhow::{Result, anyhow};
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
@@ -44,8 +44,8 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("inspection", &["inspect", "trace::diagnose", "trace::footprint"]),
 ];
 
-/// Imports that run upwards still, as (file's module, module that it names). The list only shrinks: one that is no longer
-/// needed is a complaint.
+/// Imports that still run upwards, as (file's module, module that it names). The list only shrinks: one that is no
+/// longer needed is a complaint.
 const EXCEPTIONS: &[(&str, &str)] =
     &[("tape", "ops"), ("trace", "model"), ("trace", "vars"), ("vars", "norm"), ("weights::load", "model")];
 

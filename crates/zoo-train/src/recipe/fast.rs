@@ -5,16 +5,16 @@ use anyhow::Result;
 use zoo::{ModelInfo, ModelOptions, VarStore};
 use zoo_core::trace::Graph;
 
-/// Images a second in training, on two cores, as docs/performance.md had them at commit 258c281. They stay as they are while the
-/// kernels get faster: a recipe that grew with them would not be the one of earlier records.
+/// Images a second in training, on two cores, as docs/performance.md had them at commit 258c281. They stay as they are
+/// while the kernels get faster: a recipe that grew with them would not be the one of earlier records.
 #[rustfmt::skip]
 pub const MEASURED: [(&str, f64); 10] = [
     ("cifar_resnet20", 691.9), ("cifar_resnet56", 233.1), ("cifar_resnet18", 61.5), ("cifar_vgg16_bn", 144.0),
     ("cifar_densenet121", 25.1), ("cifar_mobilenet_v1", 352.4), ("cifar_mobilenet_v2", 141.7),
     ("cifar_shufflenet_v1_g3", 211.6), ("cifar_vit_tiny_patch4", 96.2), ("template_mixer_s4", 1265.8),
 ];
-/// What the others are taken to reach, in operations a second: the slowest of the measured ones, of those with depthwise
-/// convolutions and of the rest.
+/// What the others are taken to reach, in operations a second: the slowest of the measured ones, of those with
+/// depthwise convolutions and of the rest.
 const DEPTHWISE: f64 = 54e9;
 const DENSE: f64 = 134e9;
 /// More images a second than this no network trains: reading them takes its time too.

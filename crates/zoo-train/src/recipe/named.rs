@@ -80,8 +80,9 @@ impl Recipe {
             },
             "modern-200" => Self { schedule: by_epoch, augment: Augment::STANDARD, ..base },
             "mlp-sgd" => Self { lr: 0.01, schedule: by_epoch, length: Length::Epochs(20), ..base },
-            // As the ViT's authors fine-tune (Dosovitskiy et al. 2020, appendix B.1.1), and as is usual for convolutions; the
-            // clipping keeps networks without BatchNorm in bounds. Small batches make enough steps of some hundred images.
+            // As the ViT's authors fine-tune (Dosovitskiy et al. 2020, appendix B.1.1), and as is usual for
+            // convolutions; the clipping keeps networks without BatchNorm in bounds. Small batches make enough steps of
+            // some hundred images.
             "finetune" => Self {
                 optimizer: sgd(false, 1e-4),
                 decay_all: false,
@@ -131,9 +132,9 @@ impl Recipe {
         })
     }
 
-    /// What the recipe's source did differently for one model: He et al. train 110 layers at a tenth of the rate until the error
-    /// begins to fall, "about 400 iterations". A `fast` recipe gets the model's number of epochs, and an optimizer that suits
-    /// it. Single values ([`Recipe::with`]) are put over the adapted recipe, not before.
+    /// What the recipe's source did differently for one model: He et al. train 110 layers at a tenth of the rate until
+    /// the error begins to fall, "about 400 iterations". A `fast` recipe gets the model's number of epochs, and an
+    /// optimizer that suits it. Single values ([`Recipe::with`]) are put over the adapted recipe, not before.
     #[must_use]
     pub fn adapted_to(mut self, model: &str) -> Self {
         if self.name == "resnet-paper" && model.ends_with("110") {
@@ -142,7 +143,8 @@ impl Recipe {
         if let (Some(minutes), Ok(model)) = (fast::minutes(&self.name), zoo::find(model)) {
             self.length = Length::Epochs(fast::epochs(minutes, model));
             if !fast::has_batch_norm(model) {
-                // What no norm rescales, and what LayerNorm does, wants a rate of its own for every parameter, and a small one.
+                // What no norm rescales, and what LayerNorm does, wants a rate of its own for every parameter, and a
+                // small one.
                 self.optimizer = OptimizerConfig::AdamW { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.05 };
                 (self.decay_all, self.lr, self.clip_norm) = (false, 1e-3, Some(1.0));
             }
@@ -150,7 +152,8 @@ impl Recipe {
         self
     }
 
-    /// What the recipe does for images of `side` pixels: `finetune` moves them by up to an eighth, as the usual 4 are of 32.
+    /// What the recipe does for images of `side` pixels: `finetune` moves them by up to an eighth, as the usual 4 are
+    /// of 32.
     #[must_use]
     pub fn for_side(mut self, side: usize) -> Self {
         if self.name == "finetune" {

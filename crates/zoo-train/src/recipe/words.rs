@@ -80,8 +80,8 @@ impl Recipe {
         ]
     }
 
-    /// How many images of a data set are trained on, held out and tested on: `45,000 images to train on, 5,000 held out, 10,000 to
-    /// test on`.
+    /// How many images of a data set are trained on, held out and tested on: `45,000 images to train on, 5,000 held
+    /// out, 10,000 to test on`.
     pub fn images_in_words(&self, train: usize, test: usize) -> String {
         let trained_on = self.train_images(train);
         let [trained, held_out, test] = [trained_on, train - trained_on, test].map(|images| thousands(images as u64));

@@ -1,7 +1,7 @@
 //! Charts as inline SVG that follow the page's theme.
 //!
-//! A chart shrunk to a phone's width could not be read any more, so a wide one is drawn a second time for narrow screens;
-//! the style sheet shows the one that fits.
+//! A chart shrunk to a phone's width could not be read any more, so a wide one is drawn a second time for narrow
+//! screens; the style sheet shows the one that fits.
 
 mod axis;
 mod colour;
@@ -111,8 +111,8 @@ impl Chart {
 mod tests {
     use super::*;
 
-    /// Points on one another, names too long for the chart, and more of them than fit: each is named, on the chart or by
-    /// its number.
+    /// Points on one another, names too long for the chart, and more of them than fit: each is named, on the chart or
+    /// by its number.
     #[test]
     fn no_point_loses_its_label() {
         let scatter = |count: usize, name: &str| {

@@ -1,4 +1,4 @@
-//! Which charts a section of the report shows.
+//! Charts of a report's section: curves by epoch and by time, and accuracy against what a model costs.
 
 use std::ptr;
 
@@ -20,9 +20,10 @@ pub(super) struct Charts {
     pub(super) alone: Vec<Chart>,
 }
 
-/// What one epoch's line of a run says on a chart's y axis.
+/// The value of an epoch on a chart's y axis.
 pub type Value = fn(&EpochMetrics) -> f64;
-/// What a model costs, on a chart's x axis: its name, its value, the words of a tick and of a point, in the table's unit.
+/// What a model costs, on a chart's x axis: its name, its value, the words of a tick and of a point, in the table's
+/// unit.
 struct Cost {
     name: &'static str,
     of: fn(&RunRecord) -> Option<u64>,
@@ -98,7 +99,7 @@ fn by_epoch(section: &Section, rows: &[(Style, &Row)], title: impl Fn(&str) -> S
     [accuracy].into_iter().chain(losses).chain(training::rates(rows, title("Learning rate"))).collect()
 }
 
-/// What a chart of curves leaves out: what lies above its axis, and what is no number.
+/// Notes on the values that a chart of curves leaves out: those above its axis, and those that are no number.
 fn not_shown(rows: &[(Style, &Row)], axis: &Axis, value: Value) -> Vec<String> {
     let (mut above, mut none) = (Vec::new(), Vec::new());
     for (_, row) in rows {

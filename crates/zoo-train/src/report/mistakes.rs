@@ -13,13 +13,13 @@ use crate::insight::{Insight, Mistake};
 const MATRIX_CLASSES: usize = 20;
 /// Lines of a list that stands in a matrix's place.
 const LINES: usize = 20;
-/// A tile's longest side on the page, in CSS pixels; tiles are enlarged by whole numbers, so that every pixel of an image is a
-/// square.
+/// A tile's longest side on the page, in CSS pixels; tiles are enlarged by whole numbers, so that every pixel of an
+/// image is a square.
 const TILE: u32 = 96;
 /// The deepest shade in percent: the number on it must stay readable in both themes.
 const DEEPEST: f64 = 45.0;
 
-/// The classes' names as a table has room for: they come from folders and files, and may be of any length.
+/// Names of the classes, cut to what a table has room for: they come from folders and files, and may be of any length.
 fn names(insight: &Insight) -> Vec<String> {
     /// Characters that are shown.
     const LENGTH: usize = 32;
@@ -64,8 +64,8 @@ fn wrong(insight: &Insight) -> String {
     if unanswered == 0 { text } else { format!("{text}, {} without an answer (NaN)", thousands(unanswered.into())) }
 }
 
-/// The counts, shaded by their share of the class: what is right in one colour, what is wrong in another that is scaled to the
-/// most frequent confusion, for beside what is right it would hardly be seen.
+/// The counts, shaded by their share of the class: what is right in one colour, what is wrong in another that is scaled
+/// to the most frequent confusion, for beside what is right it would hardly be seen.
 fn matrix(insight: &Insight) -> Markup {
     let classes = names(insight);
     let share = |label: usize, predicted: usize| {
@@ -109,7 +109,7 @@ fn matrix(insight: &Insight) -> Markup {
     }
 }
 
-/// What stands in the place of a matrix that nobody could read: the most frequent confusions and the hardest classes.
+/// Lists in place of a matrix that nobody could read: the most frequent confusions and the hardest classes.
 fn lists(insight: &Insight) -> Markup {
     let names = names(insight);
     let name = |class: usize| names[class].as_str();

@@ -4,8 +4,8 @@
 //! is chosen by its test accuracy and so flatters. Results on different data never share a table or a chart, and
 //! synthetic data is called so wherever it appears.
 //!
-//! A suite of runs may add columns, notes and charts of its own ([`Additions`]): the benchmark suite adds the figures that
-//! others published, and its ablations.
+//! A suite of runs may add columns, notes and charts of its own ([`Additions`]): the benchmark suite adds the figures
+//! that others published, and its ablations.
 
 pub mod chart;
 mod columns;
@@ -86,13 +86,14 @@ pub struct Run {
     pub insight: Option<Insight>,
 }
 
-/// Reads the runs of the suite in the folder `out`: `results.jsonl`, and from each run's own folder its `metrics.jsonl` and
-/// what [`insight::write`] left there. Returns them with what the reader should be warned of: lines that a crash cut off,
-/// epochs that are missing, an evaluation that is damaged.
+/// Reads the runs of the suite in the folder `out`: `results.jsonl`, and from each run's own folder its `metrics.jsonl`
+/// and what [`insight::write`] left there. Returns them with what the reader should be warned of: lines that a crash
+/// cut off, epochs that are missing, an evaluation that is damaged.
 pub fn load(out: &Path) -> Result<(Vec<Run>, Vec<String>)> {
     let mut records = read_jsonl::<RunRecord>(&out.join(RESULTS_FILE))?;
     let mut warnings: Vec<String> = records.warning.into_iter().collect();
-    // A run that was cut off and resumed has a line for each time it ended: the last one counts, in the place of the first.
+    // A run that was cut off and resumed has a line for each time it ended: the last one counts, in the place of the
+    // first.
     type Identity = (String, String, String, Vec<String>, u64);
     let identity = |record: &RunRecord| -> Identity {
         let RunRecord { folder, model, recipe, overrides, seed, .. } = record;
@@ -139,8 +140,8 @@ pub fn load(out: &Path) -> Result<(Vec<Run>, Vec<String>)> {
     Ok((runs, warnings))
 }
 
-/// Writes `report.md` and `report.html` into the folder `out`, with what a suite adds. Each is written aside and renamed: whoever looks at
-/// one while it is renewed sees the old or the new one, never half of it.
+/// Writes `report.md` and `report.html` into the folder `out`, with what a suite adds. Each is written aside and
+/// renamed: whoever looks at one while it is renewed sees the old or the new one, never half of it.
 pub fn write(out: &Path, runs: &[Run], additions: &Additions) -> Result<()> {
     replace_file(&out.join("report.md"), markdown(runs, additions).as_bytes())?;
     replace_file(&out.join("report.html"), html(runs, additions).as_bytes())

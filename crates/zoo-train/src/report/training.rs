@@ -8,12 +8,12 @@ use super::rows::{Row, Section, ending};
 use crate::recipe::{Length, Overrides, Recipe};
 use crate::record::EpochMetrics;
 
-/// What is known of how the runs of a row were trained.
+/// The training of a row's runs, as far as it is known.
 enum Known {
     /// Their record says it.
     Recorded(Recipe),
-    /// The record is older than its hyperparameters. They are those that its recipe and its overrides name today, and the learning
-    /// rate of every epoch is the one that was measured.
+    /// The record is older than its hyperparameters. They are those that its recipe and its overrides name today, and
+    /// the learning rate of every epoch is the one that was measured.
     Named(Recipe),
     /// The record is older than its hyperparameters, and what it names is not the same any more or not enough.
     Unknown,
@@ -67,12 +67,12 @@ fn named(run: &Run) -> Option<Recipe> {
     (recipe.batch == record.batch && !run.epochs.is_empty() && run.epochs.iter().all(measured)).then_some(recipe)
 }
 
-/// The run that speaks for a row: its runs differ in their seeds alone. A row of failed runs has one too.
+/// The run whose settings a row shows: all its runs differ in their seeds alone. A row of failed runs has one, too.
 fn speaker<'a>(row: &Row<'a>) -> &'a Run {
     row.counted().first().copied().unwrap_or(row.runs[0])
 }
 
-/// The settings of a section's rows: what all of them share, and what is each one's own.
+/// Settings of a section's rows: those that all share, and those that differ.
 pub(super) struct Settings<'a> {
     /// Names with their values.
     pub(super) shared: Vec<(&'static str, String)>,

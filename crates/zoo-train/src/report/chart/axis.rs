@@ -65,8 +65,8 @@ impl Axis {
         Self { name: "", low: 0.0, high, ticks: multiples(0.0, high, step), log: false, format: amount }
     }
 
-    /// From zero, for the losses of some curves. A run that diverges does not flatten all others, nor does a lone peak: the
-    /// axis then ends above the others, and what lies higher is drawn at its edge.
+    /// From zero, for the losses of some curves. A run that diverges does not flatten all others, nor does a lone peak:
+    /// the axis then ends above the others, and what lies higher is drawn at its edge.
     pub(crate) fn losses(curves: &[Vec<f64>]) -> Self {
         /// More than a network that guesses among 20 classes: no loss up to here is cut off.
         const GUESSING: f64 = 3.0;
@@ -120,7 +120,8 @@ impl Axis {
         choices: [Vec<f64>; 2],
     ) -> Self {
         let (low, high) = span(values.filter(|&value| value > 0.0)).unwrap_or((1.0, 10.0));
-        // Wide enough that a tick always falls inside: neighbours are up to a factor of 3 apart, which is less than 1.8².
+        // Wide enough that a tick always falls inside: neighbours are up to a factor of 3 apart, which is less than
+        // 1.8².
         let (low, high) = (low / 1.8, high * 1.8);
         let [fine, coarse] =
             choices.map(|ticks| ticks.into_iter().filter(|tick| (low..=high).contains(tick)).collect::<Vec<_>>());
@@ -148,8 +149,8 @@ impl Axis {
     }
 }
 
-/// How high a curve of losses reaches but for a tenth of its points, at least one: the peaks of a run that trains all the
-/// same.
+/// How high a curve of losses reaches but for a tenth of its points, at least one: the peaks of a run that trains all
+/// the same.
 fn reach(curve: &[f64]) -> Option<f64> {
     let mut values: Vec<f64> = curve.iter().copied().filter(|value| value.is_finite()).collect();
     values.sort_by(f64::total_cmp);

@@ -125,9 +125,8 @@ impl Chart {
                     @if let Some(line) = label.line {
                         polyline points=(points(line)) stroke="currentColor" {}
                     }
-                    text x=(px(label.at.0)) y=(px(label.at.1 + BASELINE * labels::SIZE)) text-anchor=(label.anchor.name()) {
-                        (label.text)
-                    }
+                    text x=(px(label.at.0)) y=(px(label.at.1 + BASELINE * labels::SIZE))
+                        text-anchor=(label.anchor.name()) { (label.text) }
                 }
             }
         };
@@ -184,7 +183,8 @@ impl Series {
             @match ends.len() {
                 0 => {},
                 1 => polyline points=(points(lows.chain(highs))) {},
-                _ => polygon points=(points(lows.chain(highs))) fill="currentColor" fill-opacity="0.16" stroke="none" {},
+                _ => polygon points=(points(lows.chain(highs)))
+                    fill="currentColor" fill-opacity="0.16" stroke="none" {},
             }
         }
     }

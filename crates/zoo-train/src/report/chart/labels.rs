@@ -79,8 +79,8 @@ fn offsets() -> impl Iterator<Item = (bool, Offset)> {
 }
 
 /// Puts each label where it covers neither a point nor a label: beside its point, or a little away with a line to it.
-/// `inside` are the edges that they keep within: left, right, top, bottom. `None` where one finds no such place; with `all`
-/// it is then put beside its point all the same.
+/// `inside` are the edges that they keep within: left, right, top, bottom. `None` where one finds no such place; with
+/// `all` it is then put beside its point all the same.
 pub(super) fn arrange<'a>(labels: &[Placed<'a>], inside: [f64; 4], all: bool) -> Option<Vec<Label<'a>>> {
     let point = |&((x, y), _): &Placed| Space { left: x - 5.0, right: x + 5.0, top: y - 5.0, bottom: y + 5.0 };
     let mut taken: Vec<Space> = labels.iter().map(point).collect();

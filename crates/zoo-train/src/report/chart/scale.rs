@@ -60,8 +60,8 @@ pub(super) fn apart(labels: impl IntoIterator<Item = (f64, String)>, size: f64) 
     labels.into_iter().filter(|label| free(label)).collect()
 }
 
-/// The width of `text` in pixels at a font's `size`, rather too large than too small: which font a reader's system has is
-/// not known, and those in use differ by a sixth.
+/// The width of `text` in pixels at a font's `size`, rather too large than too small: which font a reader's system has
+/// is not known, and those in use differ by a sixth.
 pub(super) fn text_width(text: &str, size: f64) -> f64 {
     let share = |letter: char| match letter {
         'i' | 'j' | 'l' | '.' | ',' | ':' | ';' | '\'' | '|' | ' ' => 0.34,
