@@ -60,7 +60,7 @@ impl Chart {
                 (self.axes(&frame, size))
                 @for series in &self.series { (series.draw(&frame, |value| self.y.cuts(value))) }
                 (arranged)
-                g.hover fill="transparent" {
+                g.hover fill-opacity="0" {
                     @for series in &self.series {
                         @for point in series.titled() {
                             @let (x, y) = frame.at(point);
@@ -92,7 +92,7 @@ impl Chart {
                     text x=(px(left - MARK - 4.0)) y=(px(y + BASELINE * WORDS)) text-anchor="end" { (words) }
                 }
                 @for (x, words) in &x {
-                    text x=(px(*x)) y=(px(bottom + MARK + 13.0)) text-anchor="middle" { (words) }
+                    text x=(px(*x)) y=(px(bottom + MARK + 14.0)) text-anchor="middle" { (words) }
                 }
                 @if !self.x.name.is_empty() {
                     text x=(px((left + right) / 2.0)) y=(px(height - 6.0)) text-anchor="middle" { (self.x.name) }
@@ -139,11 +139,8 @@ impl Series {
         let finite: Vec<&Point> = self.finite().collect();
         let places: Vec<(f64, f64)> = finite.iter().map(|point| frame.at(point)).collect();
         let paint = self.style.paint();
-        let (width, radius) = match (places.len(), self.thin) {
-            (1, thin) => (if thin { 1.2 } else { 2.2 }, 5),
-            (_, true) => (1.2, 2),
-            (_, false) => (2.2, 3),
-        };
+        let (width, radius) = if self.thin { (1.2, 2) } else { (2.2, 3) };
+        let radius = if places.len() == 1 { 5 } else { radius };
         // Dots at every epoch while they stay apart, else only where the line ends. A cross stands for the last dot.
         let from = if places.len() <= 30 && !self.thin { 0 } else { places.len().saturating_sub(1) };
         let to = places.len().saturating_sub(usize::from(self.cut_off));
