@@ -1,7 +1,18 @@
-//! `cargo xtask bench-cifar`: trains a list of models, each under its recipe and with every seed, and writes one report.
+//! `cargo xtask bench-cifar`: trains a list of models, each under its recipe and with every seed, and writes one
+//! report.
+
+mod ablation_charts;
+mod model_sets;
+mod plan;
+mod published;
+mod readme;
+#[cfg(test)]
+mod testing;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::Device;
+use model_sets::Choice;
+use plan::{Planned, images, plan};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -9,22 +20,27 @@ use std::time::{Duration, Instant};
 use zoo_train::checkpoint::{self, Checkpoints, Unwritable};
 use zoo_train::data::{DataError, DataSource, DataSpec, Dataset, Synthetic};
 use zoo_train::errors::{self, Interrupted};
+use zoo_train::format::count;
 use zoo_train::lock::FolderLock;
 use zoo_train::machine::{Stop, device, set_threads};
 use zoo_train::progress::say;
-use zoo_train::recipe::{Choice, Overrides, Recipe, choose};
 use zoo_train::record::{
     RESULTS_FILE, RunRecord, Status, append_jsonl, now_utc, read_jsonl, replace_file, reset_peak_rss,
 };
-use zoo_train::report;
+use zoo_train::report::{self, Additions};
 use zoo_train::run_record::{Circumstances, quoted, source_commit};
 use zoo_train::trainer::{Job, Outcome, RUN_FILE, differences, train};
 
-/// The models of `--quick`: one of each kind, from seconds to a minute.
-const QUICK_MODELS: &str = "mlp,template_cnn,cifar_resnet20";
 /// The images of `--quick`: enough for cifar_resnet20 to pass 90 % in four epochs.
 const QUICK_DATA: Synthetic = Synthetic { train: 5_000, test: 1_000, seed: 0 };
-const DEFAULT_MODELS: &str = "cifar_resnet20";
+
+/// What the report of this suite has beside that of any runs.
+const ADDITIONS: Additions = Additions {
+    columns: published::COLUMNS,
+    notes: published::sources,
+    charts: ablation_charts::group,
+    protocol: published::PROTOCOL,
+};
 
 /// Arguments of `bench-cifar`. A flag that is given twice counts the last time.
 #[derive(clap::Args, Debug)]
@@ -39,8 +55,9 @@ pub struct Args {
     /// Name of the data in the report, if it is not the original CIFAR-10: `CIFAR-10, 40x40`
     #[arg(long, value_name = "NAME")]
     data_name: Option<String>,
-    /// Networks to train: names and globs such as 'cifar_*', or a set: review-20, resnet-paper, template-600, modern-200, ablation-depth,
-    /// ablation-shortcut, ablation-se, ablation-batch-norm, ablation-bn-momentum, ablation-bn-eps, all
+    /// Networks to train: names and globs such as 'cifar_*', or a set: review-20, resnet-paper, template-600,
+    /// modern-200, ablation-depth, ablation-shortcut, ablation-se, ablation-batch-norm, ablation-bn-momentum,
+    /// ablation-bn-eps, all
     #[arg(long, value_name = "LIST")]
     models: Option<String>,
     /// Recipe to train all networks by, see `zoo recipe list`. Default: each network's own
@@ -178,9 +195,9 @@ fn rewrite_readme() -> Result<()> {
     let (runs, warnings) = report::load(&results)?;
     warnings.iter().for_each(|warning| say(format_args!("warning: {warning}")));
     let text = fs::read_to_string(&readme).with_context(|| format!("cannot read {}", readme.display()))?;
-    let text = report::splice(&text, &report::readme(&runs)).with_context(|| readme.display().to_string())?;
+    let text = readme::splice(&text, &readme::table(&runs)).with_context(|| readme.display().to_string())?;
     replace_file(&readme, text.as_bytes())?;
-    report::write(&results, &runs)?;
+    report::write(&results, &runs, &ADDITIONS)?;
     say(format_args!("{}: {} of {}", readme.display(), count(runs.len(), "run"), results.join(RESULTS_FILE).display()));
     Ok(())
 }
@@ -197,7 +214,8 @@ fn finished(out: &Path) -> Result<BTreeMap<String, RunRecord>> {
     Ok(done.map(|record| (record.folder.clone(), record)).collect())
 }
 
-/// Refuses to take another run for the one that is asked for, as one on other data is, although its folder has the same name.
+/// Refuses to take another run for the one that is asked for, as one on other data is, although its folder has the same
+/// name.
 fn ensure_same(out: &Path, folder: &str, job: &Job, data: &Dataset, finished: Option<&RunRecord>) -> Result<()> {
     let path = out.join(folder);
     let differences = match finished {
@@ -211,77 +229,6 @@ fn ensure_same(out: &Path, folder: &str, job: &Job, data: &Dataset, finished: Op
         differences.join("; ")
     );
     Ok(())
-}
-
-fn count(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
-}
-
-/// How many images the runs train on, hold out and test on, as the report counts them; recipes that differ in it are named.
-fn images(runs: &[Planned], data: &Dataset) -> String {
-    let mut told: Vec<(&str, String)> = Vec::new();
-    for recipe in runs.iter().map(|run| &run.choice.recipe) {
-        if told.iter().all(|(name, _)| *name != recipe.name) {
-            told.push((&recipe.name, recipe.images_in_words(data.train.len(), data.test.len())));
-        }
-    }
-    match &told[..] {
-        [(_, first), rest @ ..] if rest.iter().all(|(_, other)| other == first) => first.clone(),
-        _ => told.iter().map(|(recipe, images)| format!("{recipe}: {images}")).collect::<Vec<_>>().join("; "),
-    }
-}
-
-/// One run to come.
-struct Planned {
-    choice: Choice,
-    overrides: Vec<String>,
-    /// Where they are not the recipe's own.
-    epochs: Option<usize>,
-    seed: u64,
-    /// Its own folder, relative to the suite's: a function of what is run, so that a suite that goes on finds it again.
-    folder: String,
-}
-
-/// Every model under its recipe with every seed, seeds innermost: a model's row is complete before the next begins.
-fn plan(args: &Args, images: usize) -> Result<Vec<Planned>> {
-    let (models, recipe) = match (&args.models, args.quick) {
-        (Some(models), _) => (models.as_str(), None),
-        (None, true) => (QUICK_MODELS, None),
-        (None, false) => (DEFAULT_MODELS, None),
-    };
-    let recipe = args.recipe.as_deref().or(if args.quick { Some("quick") } else { recipe });
-    let overrides = Overrides {
-        epochs: args.epochs,
-        batch: args.batch,
-        lr: args.lr,
-        bn_momentum: args.bn_momentum,
-        bn_eps: args.bn_eps,
-        batch_norm: args.no_batch_norm.then_some(false),
-    };
-    let mut seeds = args.seeds.clone();
-    seeds.sort_unstable();
-    seeds.dedup();
-    ensure!(!seeds.is_empty(), "--seeds names no seed");
-    let mut planned = Vec::new();
-    for choice in choose(models, recipe)? {
-        let mut described = choice.overrides.clone();
-        described.extend(overrides.describe(&choice.recipe));
-        let choice = Choice { recipe: choice.recipe.with(&overrides)?, ..choice };
-        let own = Recipe::named(&choice.recipe.name)?.adapted_to(choice.model.name);
-        let is_other = choice.recipe.length != own.length;
-        let epochs = is_other.then(|| choice.recipe.epochs(images)).transpose()?;
-        let mut name = format!("{}-{}", choice.model.name, choice.recipe.name);
-        epochs.iter().for_each(|epochs| name += &format!("-{epochs}epochs"));
-        described.iter().for_each(|setting| name += &format!("-{setting}"));
-        planned.extend(seeds.iter().map(|&seed| Planned {
-            choice: choice.clone(),
-            overrides: described.clone(),
-            epochs,
-            seed,
-            folder: format!("runs/{name}-seed{seed}"),
-        }));
-    }
-    Ok(planned)
 }
 
 fn load_data(args: &Args) -> Result<Dataset> {
@@ -319,7 +266,8 @@ fn no_data(why: &str) -> String {
     )
 }
 
-/// Makes the folder, for this process alone, goes on in it with `--resume`, or empties it of an earlier suite with `--force`.
+/// Makes the folder, for this process alone, goes on in it with `--resume`, or empties it of an earlier suite with
+/// `--force`.
 fn prepare_folder(args: &Args) -> Result<(PathBuf, FolderLock)> {
     let default = if args.quick { "target/bench-cifar-quick" } else { "target/bench-cifar" };
     let out = args.out.clone().unwrap_or_else(|| default.into());
@@ -359,7 +307,8 @@ struct Suite<'a> {
 }
 
 impl Suite<'_> {
-    /// One run. An error of this model is a failed run, not the end of the suite; a folder that cannot be written is both.
+    /// One run. An error of this model is a failed run, not the end of the suite; a folder that cannot be written is
+    /// both.
     fn run(&self, planned: &Planned) -> Result<RunRecord> {
         let Planned { choice: Choice { model, recipe, .. }, overrides, seed, folder, .. } = planned;
         let path = self.out.join(folder);
@@ -444,34 +393,29 @@ impl Suite<'_> {
         for warning in warnings {
             say(format_args!("warning: {warning}"));
         }
-        report::write(self.out, &runs)
+        report::write(self.out, &runs, &ADDITIONS)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::testing::run;
     use super::*;
+    use zoo_train::report::Run;
 
-    /// The report's heading counts what was trained on: the console must not say more.
     #[test]
-    fn held_out_images_are_counted_before_the_first_run() {
-        let data = Synthetic { train: 100, test: 20, seed: 0 }.generate();
-        let told = |models: &str, recipe: Option<&str>| {
-            let planned = choose(models, recipe).unwrap().into_iter().map(|choice| Planned {
-                choice,
-                overrides: Vec::new(),
-                epochs: None,
-                seed: 1,
-                folder: String::new(),
-            });
-            images(&planned.collect::<Vec<_>>(), &data)
-        };
-        assert_eq!(told("mlp,template_cnn", None), "100 images to train on, 20 to test on");
-        let paper = "90 images to train on, 10 held out, 20 to test on";
-        assert_eq!(told("cifar_resnet20,cifar_resnet32", Some("resnet-paper")), paper);
-        assert_eq!(
-            told("resnet-paper,modern-200", None),
-            format!("resnet-paper: {paper}; modern-200: 100 images to train on, 20 to test on")
-        );
+    fn published_figures_and_ablations_stand_in_the_report() {
+        let mut runs = [run("cifar_plain20", "resnet-paper", 1, 0.9), run("cifar_resnet20", "resnet-paper", 1, 0.91)];
+        let pages = |runs: &[Run]| [report::html(runs, &ADDITIONS), report::markdown(runs, &ADDITIONS)];
+        for page in pages(&runs) {
+            for text in ["Published, resnet-paper: He et al. 2015", "91.25 %", "Published figures are set against ours"]
+            {
+                assert!(page.contains(text), "{text}: {page}");
+            }
+            assert!(!page.contains("What one thing changes"));
+        }
+        runs[1].record.model = "cifar_plain56".into();
+        let depth = "<figcaption>Plain networks: test error by depth · resnet-paper · CIFAR-10</figcaption>";
+        assert!(pages(&runs)[0].contains(&format!("{depth}<ul class=\"legend\">")));
     }
 }

@@ -1,5 +1,5 @@
-//! The repository's own chores: `cargo xtask bench-cifar` runs the benchmark suite, `cargo xtask tidy` checks that the tree
-//! keeps its rules.
+//! The repository's own chores: `cargo xtask bench-cifar` runs the benchmark suite, `cargo xtask tidy` checks that the
+//! tree keeps its rules.
 
 mod bench_cifar;
 mod tidy;

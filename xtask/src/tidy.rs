@@ -1,5 +1,6 @@
 //! `cargo xtask tidy`: the rules of ARCHITECTURE.md that the compiler does not enforce.
 
+mod lengths;
 mod rooms;
 
 use anyhow::{Context, Result, bail};
@@ -18,7 +19,7 @@ pub fn run() -> Result<()> {
     if complaints.is_empty() {
         println!(
             "tidy: every model file is registered, no family depends on another, device code stands in zoo-core, \
-             whose rooms know only what is below them"
+             whose rooms know only what is below them, and no file is too long"
         );
         return Ok(());
     }
@@ -43,6 +44,7 @@ fn check(root: &Path) -> Result<Vec<String>> {
         }
     }
     complaints.extend(rooms::upward_imports(root, &root.join("crates/zoo-core/src"), &files)?);
+    complaints.extend(lengths::too_long(root, &files)?);
     Ok(complaints)
 }
 

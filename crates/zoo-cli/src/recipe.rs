@@ -22,12 +22,14 @@ enum What {
         #[arg(long)]
         json: bool,
     },
-    /// Show every setting of one recipe: length, batch, optimizer, learning rate and its course, augmentation and the rest
+    /// Show every setting of one recipe: length, batch, optimizer, learning rate and its course, augmentation and the
+    /// rest
     Show {
         /// Name of the recipe
         #[arg(value_name = "NAME", value_parser = PossibleValuesParser::new(Recipe::NAMES))]
         name: String,
-        /// Network that is trained: the `fast` recipes, `finetune` and `resnet-paper` depend on it. Default: as for cifar_resnet20
+        /// Network that is trained: the `fast` recipes, `finetune` and `resnet-paper` depend on it. Default: as for
+        /// cifar_resnet20
         #[arg(long, value_name = "MODEL")]
         model: Option<String>,
         /// Print one JSON object, as a run's record holds it under `hyperparameters`

@@ -5,14 +5,8 @@ use std::fmt::Display;
 use std::io::{self, Write};
 use std::path::Path;
 
+pub use zoo_train::format::thousands;
 pub use zoo_train::run_record::quoted;
-
-/// 269722 as 269,722.
-pub fn thousands(n: u64) -> String {
-    let digits = n.to_string();
-    let groups = digits.as_bytes().rchunks(3).rev().map(|group| String::from_utf8_lossy(group).into_owned());
-    groups.collect::<Vec<_>>().join(",")
-}
 
 /// Three digits with a unit: 25.6 M.
 pub fn short(n: u64) -> String {
@@ -53,11 +47,6 @@ pub fn print_line(line: impl Display) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn thousands_are_grouped_from_the_right() {
-        assert_eq!([0, 12, 999, 1000, 61_100_840].map(thousands), ["0", "12", "999", "1,000", "61,100,840"]);
-    }
 
     #[test]
     fn three_digits_and_a_unit() {

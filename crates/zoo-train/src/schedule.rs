@@ -16,7 +16,7 @@ pub enum When {
 }
 
 impl When {
-    fn to_steps(self, length: &Extent) -> u64 {
+    fn to_steps(self, length: &StepCount) -> u64 {
         match self {
             Self::Fraction(share) => (share * length.total_steps as f64).round() as u64,
             Self::Epoch(epoch) => (epoch * length.steps_per_epoch as f64).round() as u64,
@@ -48,8 +48,8 @@ pub enum Decay {
         /// The factor.
         gamma: f64,
     },
-    /// Half a cosine from the base rate to 0, spread over what the warm-up leaves of the run (Loshchilov and Hutter 2016,
-    /// arXiv 1608.03983). The rate is that at the start of each interval, so that the last one still trains.
+    /// Half a cosine from the base rate to 0, spread over what the warm-up leaves of the run (Loshchilov and Hutter
+    /// 2016, arXiv 1608.03983). The rate is that at the start of each interval, so that the last one still trains.
     Cosine {
         /// The interval.
         every: Every,
@@ -67,18 +67,19 @@ pub enum Decay {
 pub struct Warmup {
     /// How long. At most a tenth of the run is taken, so that a shortened run still trains at its base rate.
     pub length: When,
-    /// `None`: rises evenly at every step, from 1/n to n/n of the base rate over n steps. `Some(f)`: stays at f times the base rate.
+    /// `None`: rises evenly at every step, from 1/n to n/n of the base rate over n steps. `Some(f)`: stays at f times
+    /// the base rate.
     pub factor: Option<f64>,
 }
 
 /// The course of the learning rate relative to the base rate, as a recipe states it.
 ///
 /// ```
-/// use zoo_train::schedule::{Decay, Every, Extent, Schedule, Warmup, When};
+/// use zoo_train::schedule::{Decay, Every, StepCount, Schedule, Warmup, When};
 /// let warmup = Some(Warmup { length: When::Epoch(2.0), factor: None });
 /// let schedule = Schedule { decay: Decay::Cosine { every: Every::Epoch }, warmup };
 /// // 20 epochs of 10 steps: the first 20 steps rise, the other 18 epochs fall.
-/// let lr = schedule.over(1.0, Extent { steps_per_epoch: 10, total_steps: 200 });
+/// let lr = schedule.over(1.0, StepCount { steps_per_epoch: 10, total_steps: 200 });
 /// assert_eq!([lr.at(0), lr.at(9), lr.at(19), lr.at(29)], [0.05, 0.5, 1.0, 1.0]);
 /// assert!(lr.at(199) < 0.01);
 /// ```
@@ -93,7 +94,7 @@ pub struct Schedule {
 
 /// How long a run is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Extent {
+pub struct StepCount {
     /// Optimizer steps of one pass over the training images.
     pub steps_per_epoch: u64,
     /// Optimizer steps of the whole run.
@@ -105,7 +106,7 @@ impl Schedule {
     pub const CONSTANT: Self = Self { decay: Decay::Constant, warmup: None };
 
     /// The learning rates of a run of this length.
-    pub fn over(&self, base: f64, length: Extent) -> LearningRate {
+    pub fn over(&self, base: f64, length: StepCount) -> LearningRate {
         let warmup = self.warmup.map_or(0, |w| w.length.to_steps(&length).min(length.total_steps / 10));
         let milestones = match &self.decay {
             Decay::MultiStep { milestones, .. } => milestones.iter().map(|m| m.to_steps(&length)).collect(),
@@ -120,7 +121,7 @@ impl Schedule {
 pub struct LearningRate {
     schedule: Schedule,
     base: f64,
-    length: Extent,
+    length: StepCount,
     /// Steps.
     warmup: u64,
     /// Steps.
@@ -167,7 +168,7 @@ mod tests {
     }
 
     fn rates(schedule: &Schedule, base: f64, steps_per_epoch: u64, total_steps: u64) -> Vec<f64> {
-        let lr = schedule.over(base, Extent { steps_per_epoch, total_steps });
+        let lr = schedule.over(base, StepCount { steps_per_epoch, total_steps });
         (0..total_steps).map(|step| lr.at(step)).collect()
     }
 
@@ -189,7 +190,7 @@ mod tests {
                 _ => Decay::Constant,
             };
             let schedule = Schedule { decay, warmup: case["warmup"].as_u64().and_then(rising) };
-            let extent = Extent { steps_per_epoch: 1, total_steps: want.len() as u64 };
+            let extent = StepCount { steps_per_epoch: 1, total_steps: want.len() as u64 };
             let mut lr = schedule.over(case["base"].as_f64().unwrap(), extent);
             // These runs are so short that the cap would cut their warm-up.
             lr.warmup = case["warmup"].as_u64().unwrap_or(0);
@@ -247,8 +248,8 @@ mod tests {
     fn every_step_of_the_shortest_runs_is_finite_and_within_the_base_rate() {
         for total in 0..5 {
             for decay in [COSINE, Decay::Constant, Decay::Cosine { every: Every::Step }, LINEAR] {
-                let lr =
-                    Schedule { decay, warmup: rising(3) }.over(0.1, Extent { steps_per_epoch: 0, total_steps: total });
+                let lr = Schedule { decay, warmup: rising(3) }
+                    .over(0.1, StepCount { steps_per_epoch: 0, total_steps: total });
                 // Beyond the end too: a run that was resumed with fewer epochs must not see the rate rise again.
                 for step in 0..20 {
                     assert!((0.0..=0.1).contains(&lr.at(step)), "{lr:?} at {step}");

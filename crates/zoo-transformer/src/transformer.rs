@@ -13,15 +13,18 @@
 //! The last norms of encoder and decoder are PyTorch's addition; without them ([`Config::final_norms`]) it is the
 //! paper's network of 44,138,496.
 
+mod attention;
 pub mod decode;
 pub mod seq2seq;
 pub mod training;
 
-use candle_core::{DType, Device, Result, Tensor, bail};
-use std::ops::Range;
+use attention::{KeyValues, MultiheadAttention};
+pub use attention::{Masks, causal_mask, padding_mask};
+
+use candle_core::{Result, Tensor, bail};
 use zoo_core::{
-    Dropout, Init, LayerNorm, Linear, ModuleT, Pointwise, SequenceInfo, SequenceModel, VarBuilder, activate, add,
-    merge_heads, ops, scaled_dot_product_attention, split_heads, tape, trace, weight_for,
+    Dropout, Init, LayerNorm, Linear, ModuleT, Pointwise, SequenceInfo, SequenceModel, VarBuilder, activate, add, tape,
+    trace,
 };
 
 /// An encoder and a decoder; the options are `torch.nn.Transformer`'s.
@@ -85,160 +88,6 @@ impl Config {
             )
         }
         Ok(())
-    }
-}
-
-/// Who may look where: added to the scores of an attention, 0 where a query may look and -∞ where it may not. Each
-/// broadcasts to (b, heads, queries, keys); none lets everyone look everywhere, as in PyTorch.
-#[derive(Debug, Clone, Default)]
-pub struct Masks {
-    /// Of the encoder's self-attention.
-    pub source: Option<Tensor>,
-    /// Of the decoder's self-attention: [`causal_mask`], where it learns to write.
-    pub target: Option<Tensor>,
-    /// Of the decoder's attention to the encoder's output: the source's padding.
-    pub memory: Option<Tensor>,
-}
-
-/// Lets the last `queries` of `keys` places look at themselves and back, never ahead: (queries, keys).
-///
-/// ```
-/// use candle_core::{DType, Device};
-/// let mask = zoo_transformer::transformer::causal_mask(2, 3, DType::F32, &Device::Cpu)?;
-/// assert_eq!(mask.to_vec2::<f32>()?, [[0., 0., f32::NEG_INFINITY], [0., 0., 0.]]);
-/// # Ok::<(), candle_core::Error>(())
-/// ```
-///
-/// # Errors
-/// More queries than keys.
-pub fn causal_mask(queries: usize, keys: usize, dtype: DType, device: &Device) -> Result<Tensor> {
-    let Some(before) = keys.checked_sub(queries) else {
-        bail!("causal_mask: {queries} queries cannot be among {keys} keys")
-    };
-    let value = |i: usize, j: usize| if j <= before + i { 0f32 } else { f32::NEG_INFINITY };
-    let values = (0..queries).flat_map(|i| (0..keys).map(move |j| value(i, j))).collect();
-    Tensor::from_vec(values, (queries, keys), &Device::Cpu)?.to_dtype(dtype)?.to_device(device)
-}
-
-/// Lets nobody look at padding: tokens (b, n) -> (b, 1, 1, n). A sequence of padding alone leaves nowhere to look, and
-/// NaN.
-///
-/// # Errors
-/// Tokens that are not (b, n) of u32.
-pub fn padding_mask(tokens: &Tensor, pad: u32, dtype: DType) -> Result<Tensor> {
-    let (b, n) = tokens.dims2()?;
-    let value = |&token: &u32| if token == pad { f32::NEG_INFINITY } else { 0.0 };
-    let values: Vec<f32> = tokens.flatten_all()?.to_vec1::<u32>()?.iter().map(value).collect();
-    Tensor::from_vec(values, (b, 1, 1, n), &Device::Cpu)?.to_dtype(dtype)?.to_device(tokens.device())
-}
-
-/// Keys and values of an attention, each (b, heads, m, d).
-type KeyValues = (Tensor, Tensor);
-
-/// Section 3.2.2: attention in several heads, between sequences of one width.
-///
-/// Keys: `in_proj_weight` (3 · d, d) and `in_proj_bias`, rows in the order q, k, v, and `out_proj`.
-#[derive(Debug, Clone)]
-struct MultiheadAttention {
-    in_proj_weight: Tensor,
-    in_proj_bias: Tensor,
-    out_proj: Linear,
-    heads: usize,
-    dropout: Dropout,
-    place: String,
-}
-
-impl MultiheadAttention {
-    fn new(config: &Config, vb: VarBuilder) -> Result<Self> {
-        let d = config.d_model;
-        Ok(Self {
-            in_proj_weight: vb.param((3 * d, d), "in_proj_weight", XAVIER)?,
-            in_proj_bias: vb.param(3 * d, "in_proj_bias", Init::ZEROS)?,
-            out_proj: Linear::with_bias(d, d, XAVIER, Some(Init::ZEROS), vb.pp("out_proj"))?,
-            heads: config.heads,
-            dropout: Dropout::new(config.dropout, &vb)?,
-            place: vb.path().to_string(),
-        })
-    }
-
-    /// Some of queries (0), keys (1) and values (2), side by side: (b, n, d) -> (b, n, parts · d)
-    fn project(&self, xs: &Tensor, parts: Range<usize>, train: bool) -> Result<Tensor> {
-        let d = self.in_proj_weight.dim(1)?;
-        let rows = |t: &Tensor| weight_for(t, train).narrow(0, parts.start * d, parts.len() * d);
-        let (weight, bias) = (rows(&self.in_proj_weight)?, rows(&self.in_proj_bias)?);
-        let (place, detail) = (format!("{}.in_proj", self.place), || format!("{d} to {}", parts.len() * d));
-        trace::layer("Linear", &place, &[Some(&weight), Some(&bias)], detail, &[xs], || {
-            ops::linear(xs, &weight, Some(&bias))
-        })
-    }
-
-    /// Part `i` of a projection, head by head: (b, n, parts · d) -> (b, heads, n, d / heads)
-    fn heads_of(&self, projected: &Tensor, i: usize) -> Result<Tensor> {
-        let d = self.in_proj_weight.dim(1)?;
-        split_heads(&projected.narrow(2, i * d, d)?, self.heads)
-    }
-
-    /// Attends with what `parts` makes of the projections `read`, and joins the heads: (b, n, d).
-    fn attend(
-        &self,
-        read: &[&Tensor],
-        mask: Option<&Tensor>,
-        train: bool,
-        parts: impl FnOnce(&[Tensor]) -> Result<(Tensor, KeyValues)>,
-    ) -> Result<Tensor> {
-        let detail = || format!("{} heads", self.heads);
-        let mixed = trace::op("Attention", detail, read, || {
-            tape::foreign_op(read, |read| {
-                let (q, (k, v)) = parts(read)?;
-                merge_heads(&scaled_dot_product_attention((&q, &k, &v), mask, Some(&self.dropout), train)?)
-            })
-        })?;
-        self.out_proj.forward_t(&mixed, train)
-    }
-
-    /// Of `xs` to itself, and to what `cache` holds of the places before it, which then holds `xs` as well.
-    fn to_itself(
-        &self,
-        xs: &Tensor,
-        mask: Option<&Tensor>,
-        cache: Option<&mut Option<KeyValues>>,
-        train: bool,
-    ) -> Result<Tensor> {
-        let qkv = self.project(xs, 0..3, train)?;
-        self.attend(&[&qkv], mask, train, |read| {
-            let part = |i| self.heads_of(&read[0], i);
-            let (q, mut kv) = (part(0)?, (part(1)?, part(2)?));
-            if let Some(cache) = cache {
-                if let Some((k, v)) = cache.take() {
-                    kv = (Tensor::cat(&[&k, &kv.0], 2)?, Tensor::cat(&[&v, &kv.1], 2)?);
-                }
-                *cache = Some(kv.clone());
-            }
-            Ok((q, kv))
-        })
-    }
-
-    /// Of `xs` to `memory`, whose keys and values `cache` keeps from the first time on.
-    fn to_memory(
-        &self,
-        xs: &Tensor,
-        memory: &Tensor,
-        mask: Option<&Tensor>,
-        cache: Option<&mut Option<KeyValues>>,
-        train: bool,
-    ) -> Result<Tensor> {
-        let q = self.project(xs, 0..1, train)?;
-        if let Some(Some(kv)) = &cache {
-            return self.attend(&[&q], mask, train, |read| Ok((self.heads_of(&read[0], 0)?, kv.clone())));
-        }
-        let kv = self.project(memory, 1..3, train)?;
-        self.attend(&[&q, &kv], mask, train, |read| {
-            let kv = (self.heads_of(&read[1], 0)?, self.heads_of(&read[1], 1)?);
-            if let Some(cache) = cache {
-                *cache = Some(kv.clone());
-            }
-            Ok((self.heads_of(&read[0], 0)?, kv))
-        })
     }
 }
 
@@ -593,123 +442,4 @@ pub const MODELS: &[SequenceInfo] = &[SequenceInfo {
 }];
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::collections::HashSet;
-    use zoo_core::VarStore;
-    use zoo_core::trace::Graph;
-
-    fn small() -> Config {
-        Config { d_model: 12, heads: 3, encoder_layers: 2, decoder_layers: 2, feed_forward: 20, ..Config::base() }
-    }
-
-    fn numbers(b: usize, n: usize, d: usize) -> Tensor {
-        let values = (0..b * n * d).map(|i| ((i * 7 + i / 5) % 23) as f64 / 11.0 - 1.0).collect();
-        Tensor::from_vec(values, (b, n, d), &Device::Cpu).unwrap()
-    }
-
-    fn net(config: &Config) -> Transformer {
-        Transformer::new(config, VarStore::new(0, DType::F64, &Device::Cpu).root()).unwrap()
-    }
-
-    fn values(xs: &Tensor) -> Vec<f64> {
-        xs.flatten_all().unwrap().to_vec1().unwrap()
-    }
-
-    /// The whole of layers, norms and cross-attention is visible to the tracer, and the count is the published one.
-    #[test]
-    fn the_graph_has_no_gap() {
-        for info in MODELS {
-            let store = VarStore::shapes_only();
-            let net = (info.builder)(store.root()).unwrap();
-            assert_eq!(store.parameter_count(), info.parameters, "{}", info.name);
-            let (source, target) = ([1, 7, info.d_model], [1, 5, info.d_model]);
-            let graph = Graph::of(&[&source, &target], |xs| net.forward_t(&xs[0], &xs[1], false)).unwrap();
-            assert_eq!(graph.parameters(), info.parameters, "{}", info.name);
-            assert!(graph.nodes[2..].iter().all(|node| !node.inputs.is_empty()));
-            let read: HashSet<usize> = graph.nodes.iter().flat_map(|node| node.inputs.iter().copied()).collect();
-            let unread: Vec<_> = (0..graph.nodes.len()).filter(|i| !read.contains(i)).collect();
-            assert_eq!(unread, [graph.nodes.len() - 1]);
-            assert_eq!(graph.nodes[unread[0]].shape, target);
-            // Per place a product with every matrix, and twice the width for each pair that looks.
-            let (d, n, m) = (info.d_model, 7, 5);
-            let encoder = 6 * (n * 4 * d * d + 2 * n * n * d + n * 2 * d * 2048);
-            let decoder = 6 * ((6 * m + 2 * n) * d * d + 2 * m * (m + n) * d + m * 2 * d * 2048);
-            assert_eq!(graph.macs(), (encoder + decoder) as u64);
-        }
-    }
-
-    #[test]
-    fn without_the_last_norms_it_is_the_papers() {
-        let count = |config: &Config| {
-            let store = VarStore::shapes_only();
-            Transformer::new(config, store.root()).unwrap();
-            store.parameter_count()
-        };
-        assert_eq!(count(&Config { final_norms: false, ..Config::base() }), 44_138_496);
-        assert_eq!(count(&Config { norm_first: true, ..Config::base() }), 44_140_544);
-    }
-
-    #[test]
-    fn what_does_not_fit_says_why() {
-        let refused =
-            |config: Config| Transformer::new(&config, VarStore::shapes_only().root()).unwrap_err().to_string();
-        assert!(refused(Config { heads: 5, ..small() }).contains("5 heads do not divide a width of 12"));
-        assert!(refused(Config { decoder_layers: 0, ..small() }).contains("a layer on each side"));
-        assert!(refused(Config { dropout: 1.5, ..small() }).contains("1.5"));
-        let net = net(&small());
-        let masks = Masks::default();
-        let error = net.forward(&numbers(2, 3, 12), &numbers(3, 3, 12), &masks, false).unwrap_err().to_string();
-        assert!(error.contains("3 targets for 2 sources"), "{error}");
-        let error = net.encode(&numbers(2, 3, 11), None, false).unwrap_err().to_string();
-        assert!(error.contains("source") && error.contains("12"), "{error}");
-    }
-
-    /// A place of the target depends on itself and those before it, and on no padding of the source.
-    #[test]
-    fn masks_hide_what_they_should() {
-        let net = net(&small());
-        let tokens = Tensor::new(&[[5u32, 6, 0], [5, 6, 7]], &Device::Cpu).unwrap();
-        let padding = padding_mask(&tokens, 0, DType::F64).unwrap();
-        let causal = causal_mask(4, 4, DType::F64, &Device::Cpu).unwrap();
-        let masks = Masks { source: Some(padding.clone()), target: Some(causal), memory: Some(padding) };
-        let (source, target) = (numbers(2, 3, 12), numbers(2, 4, 12));
-        let plain = net.forward(&source, &target, &masks, false).unwrap();
-
-        let place = |b: usize, i: usize, n: usize| {
-            let hit = |j: usize| if j / 12 == b * n + i { 1.0 } else { 0.0 };
-            Tensor::from_vec((0..2 * n * 12).map(hit).collect::<Vec<f64>>(), (2, n, 12), &Device::Cpu).unwrap()
-        };
-        // Which places (b, i) of the output change.
-        let changed = |source: &Tensor, target: &Tensor| -> Vec<(usize, usize)> {
-            let (a, b) = (values(&plain), values(&net.forward(source, target, &masks, false).unwrap()));
-            let differs = |&p: &usize| a[p * 12..][..12] != b[p * 12..][..12];
-            (0..8).filter(differs).map(|p| (p / 4, p % 4)).collect()
-        };
-        assert_eq!(changed(&source, &(&target + place(0, 2, 4)).unwrap()), [(0, 2), (0, 3)]);
-        assert_eq!(changed(&(&source + place(0, 2, 3)).unwrap(), &target), [], "padding is seen");
-        assert_eq!(changed(&(&source + place(1, 2, 3)).unwrap(), &target), [(1, 0), (1, 1), (1, 2), (1, 3)]);
-    }
-
-    /// One place after another, in pieces, or all at once: the same to the rounding of f64.
-    #[test]
-    fn the_cache_changes_nothing() {
-        for norm_first in [false, true] {
-            let net = net(&Config { norm_first, ..small() });
-            let target = numbers(2, 6, 12);
-            let memory = net.encode(&numbers(2, 3, 12), None, false).unwrap();
-            let causal = causal_mask(6, 6, DType::F64, &Device::Cpu).unwrap();
-            let masks = Masks { target: Some(causal), ..Masks::default() };
-            let whole = values(&net.decode(&target, &memory, &masks, false).unwrap());
-            for pieces in [vec![1; 6], vec![2, 1, 3], vec![6]] {
-                let (mut cache, mut parts) = (Cache::default(), Vec::new());
-                for len in pieces {
-                    let next = target.narrow(1, cache.len(), len).unwrap();
-                    parts.push(net.decode_next(&next, &memory, None, &mut cache).unwrap());
-                }
-                let parts = values(&Tensor::cat(&parts, 1).unwrap());
-                assert!(whole.iter().zip(&parts).all(|(a, b)| (a - b).abs() < 1e-12), "{whole:?} {parts:?}");
-            }
-        }
-    }
-}
+mod tests;

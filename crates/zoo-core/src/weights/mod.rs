@@ -19,18 +19,19 @@ macro_rules! bail {
 mod bytes;
 mod entry;
 mod file;
+mod layout;
 mod load;
 mod pickle;
+mod report;
 mod safetensors;
 mod torch;
 mod zip;
 
 pub use bytes::shown;
 pub use file::{open_regular, write_whole};
-pub use load::{
-    KeyMap, KeyReport, Layout, LoadOptions, LoadReport, MisShaped, Rename, Selection, Source, check, ensure_fit, load,
-    save_safetensors, translate,
-};
+pub use layout::{KeyMap, Layout, Rename, Source};
+pub use load::{LoadOptions, Selection, check, ensure_fit, load, save_safetensors, translate};
+pub use report::{KeyReport, LoadReport, MisShaped};
 pub use safetensors::save_tensors;
 
 use bytes::{Fault, Parsed, fail};

@@ -2,6 +2,7 @@
 
 use super::{BatchNormOverride, Length, Recipe};
 use crate::augment::Augment;
+use crate::format::thousands;
 use crate::optim::OptimizerConfig;
 use crate::schedule::{Decay, Every, Schedule, Warmup, When};
 
@@ -79,10 +80,9 @@ impl Recipe {
         ]
     }
 
-    /// How many images of a data set are trained on, held out and tested on: `45,000 images to train on, 5,000 held out, 10,000 to
-    /// test on`.
+    /// How many images of a data set are trained on, held out and tested on: `45,000 images to train on, 5,000 held
+    /// out, 10,000 to test on`.
     pub fn images_in_words(&self, train: usize, test: usize) -> String {
-        use crate::report::format::thousands;
         let trained_on = self.train_images(train);
         let [trained, held_out, test] = [trained_on, train - trained_on, test].map(|images| thousands(images as u64));
         let held_out = if trained_on == train { String::new() } else { format!(" {held_out} held out,") };

@@ -1,16 +1,16 @@
-//! Which charts a section of the report shows.
+//! Charts of a report's section: curves by epoch and by time, and accuracy against what a model costs.
 
 use std::ptr;
 
 use super::Run;
-use super::chart::{Axis, Chart, Point, Series, Style, amount};
-use super::format::{compact, duration, giga, significant, thousands};
-use super::summary::{Row, Section, Stat, count, ending};
+use super::chart::{Axis, Chart, LARGE, Point, Series, Style, amount};
+use super::rows::{Row, Section, Stat, ending};
 use super::training;
+use crate::format::{compact, count, duration, giga, percent, significant, thousands};
 use crate::record::{EpochMetrics, RunRecord};
 
-pub(super) const LARGE: (i32, i32) = (520, 300);
-const SMALL: (i32, i32) = (360, 230);
+/// The size of a chart of one model.
+const SMALL: (f64, f64) = (360.0, 230.0);
 
 /// The charts of a section.
 pub(super) struct Charts {
@@ -20,9 +20,10 @@ pub(super) struct Charts {
     pub(super) alone: Vec<Chart>,
 }
 
-/// What one epoch's line of a run says on a chart's y axis.
-pub(super) type Value = fn(&EpochMetrics) -> f64;
-/// What a model costs, on a chart's x axis: its name, its value, the words of a tick and of a point, in the table's unit.
+/// The value of an epoch on a chart's y axis.
+pub type Value = fn(&EpochMetrics) -> f64;
+/// What a model costs, on a chart's x axis: its name, its value, the words of a tick and of a point, in the table's
+/// unit.
 struct Cost {
     name: &'static str,
     of: fn(&RunRecord) -> Option<u64>,
@@ -35,7 +36,8 @@ const COSTS: [Cost; 2] = [
     Cost { name: "GMACs", of: |record| record.macs, tick: |macs| amount(macs / 1e9), told: |macs| giga(macs as f64) },
 ];
 
-pub(super) fn test_acc(epoch: &EpochMetrics) -> f64 {
+/// The accuracy on the test images after an epoch, in percent.
+pub fn test_acc(epoch: &EpochMetrics) -> f64 {
     epoch.test_acc * 100.0
 }
 
@@ -97,7 +99,7 @@ fn by_epoch(section: &Section, rows: &[(Style, &Row)], title: impl Fn(&str) -> S
     [accuracy].into_iter().chain(losses).chain(training::rates(rows, title("Learning rate"))).collect()
 }
 
-/// What a chart of curves leaves out: what lies above its axis, and what is no number.
+/// Notes on the values that a chart of curves leaves out: those above its axis, and those that are no number.
 fn not_shown(rows: &[(Style, &Row)], axis: &Axis, value: Value) -> Vec<String> {
     let (mut above, mut none) = (Vec::new(), Vec::new());
     for (_, row) in rows {
@@ -151,7 +153,7 @@ fn against_cost(rows: &[(Style, &Row)], cost: &Cost, title: String) -> Option<Ch
                 style: *style,
                 points: vec![Point { x, y, title }],
                 spread: last.sd.map(|sd| (x, y - sd * 100.0, y + sd * 100.0)).into_iter().collect(),
-                cut_off: row.counted().iter().any(|run| ending(&run.record).is_some()),
+                cut_off: row.is_cut_off(),
                 thin: false,
                 label: Some(row.label.clone()),
             })
@@ -174,13 +176,9 @@ fn last_epoch(section: &Section) -> usize {
     epochs(section).map(|epoch| epoch.epoch).max().unwrap_or(1)
 }
 
-pub(super) fn percent(percent: f64) -> String {
-    format!("{percent:.2} %")
-}
-
 /// A row against the epoch: the mean of the counted runs within the range of their seeds, and a thin line for each
 /// run that was cut off beside them.
-pub(super) fn curve(row: &Row, style: Style, value: Value, text: fn(f64) -> String) -> Vec<Series> {
+pub fn curve(row: &Row, style: Style, value: Value, text: fn(f64) -> String) -> Vec<Series> {
     let counted = row.counted();
     let mut series = Vec::new();
     let longest = counted.iter().map(|run| run.epochs.len()).max().unwrap_or(0);
@@ -201,7 +199,7 @@ pub(super) fn curve(row: &Row, style: Style, value: Value, text: fn(f64) -> Stri
         }
         mean.points.push(Point { x, y: stat.mean, title });
     }
-    mean.cut_off = counted.iter().any(|run| ending(&run.record).is_some());
+    mean.cut_off = row.is_cut_off();
     series.push(mean);
     // By their place in memory: a run with a NaN is not equal to itself.
     let left_out = |run: &&&Run| !counted.iter().any(|counted| ptr::eq(*counted, **run));
@@ -227,7 +225,7 @@ fn train_and_test(row: &Row, style: Style) -> Vec<Series> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::summary::sections;
+    use crate::report::rows::sections;
     use crate::report::tests::run;
 
     fn diverged() -> Run {
@@ -249,7 +247,7 @@ mod tests {
             "No finite value: mlp in 1 of 20 epochs.",
         ];
         assert_eq!(loss.notes, notes);
-        assert!(loss.figure().unwrap().into_string().contains(notes[0]));
+        assert!(loss.figure().into_string().contains(notes[0]));
         assert!(chart("Training loss").notes.is_empty() && chart("Test accuracy").notes.is_empty());
     }
 
@@ -269,7 +267,7 @@ mod tests {
         let charts = charts(&sections[0]).together;
         let chart = charts.iter().find(|chart| chart.title == "Test accuracy against GMACs · CIFAR-10").unwrap();
         assert!(chart.series[0].points[0].title.ends_with(" · 0.0408 GMACs"), "{}", chart.series[0].points[0].title);
-        let html = chart.figure().unwrap().into_string();
-        assert!(html.contains("\n0.04\n") && !html.contains(" M\n"), "{html}");
+        let html = chart.figure().into_string();
+        assert!(html.contains(">0.04<") && !html.contains(" M<"), "{html}");
     }
 }

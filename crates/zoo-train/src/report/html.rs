@@ -3,24 +3,25 @@
 
 use std::collections::BTreeSet;
 
-use anyhow::Result;
 use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 
-use super::Run;
-use super::chart::{Chart, Style, theme_css};
+use super::chart::{Style, theme_css};
+use super::columns::{Column, Kind, columns};
+use super::conditions::conditions;
 use super::curves::{Charts, charts};
 use super::mistakes::mistakes;
-use super::studies::studies;
-use super::summary::{COLUMNS, Column, Kind, PROTOCOL, Row, SYNTHETIC_BANNER, Section, conditions, count, sections};
+use super::rows::{Row, Section, sections};
 use super::training::trained;
+use super::{Additions, ChartGroup, Run, SYNTHETIC_BANNER};
+use crate::format::count;
 
 const CSS: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
 /// Forbids the page to load anything, whatever a record may hold; its pictures stand in itself.
 const POLICY: &str = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'";
 
-/// The report as one self-contained page.
-pub fn html(runs: &[Run]) -> Result<String> {
+/// The report as one self-contained page, with what a suite adds.
+pub fn html(runs: &[Run], additions: &Additions) -> String {
     let sections = sections(runs);
     let names: BTreeSet<String> = sections.iter().map(Section::name).collect();
     let title = match names.is_empty() {
@@ -28,7 +29,6 @@ pub fn html(runs: &[Run]) -> Result<String> {
         false => format!("The zoo on {}", names.into_iter().collect::<Vec<_>>().join(" and ")),
     };
     let rows = sections.iter().map(|section| section.rows.len()).max().unwrap_or(0);
-    let bodies = sections.iter().map(section).collect::<Result<Vec<_>>>()?;
     let page = markup! {
         (DOCTYPE)
         html lang="en" {
@@ -46,14 +46,14 @@ pub fn html(runs: &[Run]) -> Result<String> {
                     p.lead { (overview(&sections)) }
                 }
                 main {
-                    @for body in bodies { (body) }
-                    (conditions_of(&sections))
+                    @for each in &sections { (section(each, additions)) }
+                    (conditions_of(&sections, additions))
                 }
                 script { (PreEscaped(SCRIPT)) }
             }
         }
     };
-    Ok(page.into_string())
+    page.into_string()
 }
 
 /// How much there is, in one line.
@@ -71,27 +71,25 @@ fn overview(sections: &[Section]) -> String {
     format!("{} · {}{days}", count(models.len(), "model"), count(runs, "run"))
 }
 
-fn section(section: &Section) -> Result<Markup> {
+fn section(section: &Section, additions: &Additions) -> Markup {
     let Charts { together, alone } = charts(section);
-    let figures = |charts: &[Chart]| charts.iter().map(Chart::figure).collect::<Result<Vec<_>>>();
-    let (together, alone, studies) = (figures(&together)?, figures(&alone)?, figures(&studies(section))?);
-    Ok(markup! {
+    markup! {
         section {
             h2 { (section.heading()) }
             @if section.data.synthetic {
                 p.banner role="note" { strong { "Synthetic data." } " " (SYNTHETIC_BANNER) }
             }
             p.note.scrolls { "The table is wider than this screen: it scrolls sideways." }
-            (table(section))
-            @for (recipe, source) in section.sources() { p.note.source { "Published, " (recipe) ": " (source) "." } }
+            (table(section, additions.columns))
+            @for note in (additions.notes)(section) { p.note.source { (note) } }
             @if !together.is_empty() {
                 (legend(section))
-                div.charts { @for figure in &together { (figure) } }
+                div.charts { @for chart in &together { (chart.figure()) } }
             }
-            @if !studies.is_empty() {
-                h3 { "What one thing changes" }
-                p.note { "Runs of the same recipe that differ in nothing else. Each chart has colours of its own." }
-                div.charts.studies { @for figure in &studies { (figure) } }
+            @if let Some(ChartGroup { heading, note, charts }) = (additions.charts)(section) {
+                h3 { (heading) }
+                p.note { (note) }
+                div.charts.added { @for chart in &charts { (chart.figure()) } }
             }
             @if !alone.is_empty() {
                 h3 { "Each model alone" }
@@ -99,22 +97,22 @@ fn section(section: &Section) -> Result<Markup> {
                     "In the model's colour: accuracy on the test images after each epoch. In grey: on the training images, counted \
                      while it was learning from them."
                 }
-                div.charts.small { @for figure in &alone { (figure) } }
+                div.charts.small { @for chart in &alone { (chart.figure()) } }
             }
             (trained(section))
             (mistakes(section))
         }
-    })
+    }
 }
 
-fn table(section: &Section) -> Markup {
+fn table(section: &Section, added: &'static [Column]) -> Markup {
     markup! {
         div.scroll tabindex="0" role="region" aria-label="Results" {
             table.results {
-                thead { tr { @for column in COLUMNS { (head(column)) } } }
+                thead { tr { @for column in columns(added) { (head(column)) } } }
                 tbody {
                     @for (index, row) in section.rows.iter().enumerate() {
-                        tr .unfinished[!row.finished()] { (cells(row, Style::Series(index))) }
+                        tr .unfinished[!row.finished()] { (cells(row, Style::Series(index), added)) }
                     }
                 }
             }
@@ -126,9 +124,9 @@ fn head(column: &Column) -> Markup {
     markup! { th scope="col" .number[column.kind != Kind::Words] { (column.title) } }
 }
 
-fn cells(row: &Row, style: Style) -> Markup {
+fn cells(row: &Row, style: Style, added: &'static [Column]) -> Markup {
     markup! {
-        @for (index, column) in COLUMNS.iter().enumerate() {
+        @for (index, column) in columns(added).enumerate() {
             @let cell = (column.cell)(row);
             @if index == 0 {
                 th scope="row" data-value=(cell.text) {
@@ -159,12 +157,12 @@ fn legend(section: &Section) -> Markup {
     }
 }
 
-fn conditions_of(sections: &[Section]) -> Markup {
+fn conditions_of(sections: &[Section], additions: &Additions) -> Markup {
     let conditions = conditions(sections);
     markup! {
         section {
             h2 { "Conditions" }
-            p { (PROTOCOL) }
+            p { (additions.whole_protocol()) }
             (facts(conditions.shared.iter()))
             @for run in &conditions.own {
                 details open[conditions.own.len() == 1] {
@@ -188,11 +186,15 @@ mod tests {
     use crate::record::Status;
     use crate::report::tests::{run, synthetic};
 
+    fn drawn(runs: &[Run]) -> String {
+        html(runs, &Additions::NONE)
+    }
+
     #[test]
     fn the_page_needs_nothing_from_outside() {
         let mut seen = run("cifar_resnet20", "fast", 1, 0.9);
         seen.insight = Some(insight(&["cat", "dog", "truck"]));
-        let page = html(&[seen, run("mlp", "fast", 1, 0.5)]).unwrap();
+        let page = drawn(&[seen, run("mlp", "fast", 1, 0.5)]);
         // Names of things, not addresses: what an SVG is, and the header that forbids to load anything.
         let outside = page.replace("xmlns=\"http://www.w3.org/2000/svg\"", "").replace("http-equiv", "");
         // A picture that stands in the page itself.
@@ -209,8 +211,7 @@ mod tests {
 
     #[test]
     fn synthetic_data_is_called_so_everywhere() {
-        let page =
-            html(&[synthetic(run("mlp", "fast", 1, 0.9)), synthetic(run("template_cnn", "fast", 1, 0.9))]).unwrap();
+        let page = drawn(&[synthetic(run("mlp", "fast", 1, 0.9)), synthetic(run("template_cnn", "fast", 1, 0.9))]);
         assert!(page.contains("<title>The zoo on synthetic data</title>"));
         assert!(page.contains("Synthetic data, not CIFAR-10") && page.contains("class=\"banner\""));
         assert_eq!(page.matches("<span class=\"badge\">synthetic</span>").count(), 2);
@@ -228,7 +229,7 @@ mod tests {
         run.record.command = "</code></pre><script>alert(1)</script>".into();
         (run.record.data.name, run.record.data.source) = (evil.into(), evil.into());
         run.record.platform.cpu = Some(evil.into());
-        let page = html(&[run]).unwrap();
+        let page = drawn(&[run]);
         assert!(!page.contains("<img"));
         assert_eq!(page.matches("<script>").count(), 1);
         assert!(page.contains("&lt;img onerror=alert(1)&gt;&amp;&quot;"));
@@ -243,7 +244,7 @@ mod tests {
         let mut early = run("template_cnn", "fast", 1, 0.1);
         (early.record.epochs_done, early.record.status) = (0, Status::Failed { message: "no memory".into() });
         early.epochs.clear();
-        let page = html(&[failed, early]).unwrap();
+        let page = drawn(&[failed, early]);
         assert!(
             page.contains("failed after 3 of 20 epochs: loss is NaN")
                 && page.contains("failed after 0 of 20 epochs: no memory")
@@ -254,23 +255,13 @@ mod tests {
     }
 
     #[test]
-    fn studies_stand_beside_the_curves() {
-        let mut runs = [run("cifar_plain20", "fast", 1, 0.9), run("cifar_plain56", "fast", 1, 0.8)];
-        let depth =
-            "<figcaption>Plain networks: test error by depth · fast · CIFAR-10</figcaption><ul class=\"legend\">";
-        assert!(html(&runs).unwrap().contains(depth));
-        runs[1].record.model = "mlp".into();
-        assert!(!html(&runs).unwrap().contains("What one thing changes"));
-    }
-
-    #[test]
     fn a_single_epoch_and_no_run_at_all_make_a_page() {
         let mut short = run("mlp", "fast", 1, 0.5);
         short.epochs.truncate(1);
-        let page = html(&[short]).unwrap();
+        let page = drawn(&[short]);
         assert!(page.contains("<title>mlp · epoch 1 · 25.64 %</title>"));
         assert!(page.contains("<circle"));
-        let none = html(&[]).unwrap();
+        let none = drawn(&[]);
         assert!(none.contains("<h1>The zoo: no run yet</h1>") && none.contains("0 runs"), "{none}");
     }
 }

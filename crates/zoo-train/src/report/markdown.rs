@@ -2,15 +2,17 @@
 
 use std::collections::BTreeSet;
 
-use super::Run;
-use super::summary::{COLUMNS, Kind, PROTOCOL, Row, SYNTHETIC_BANNER, Section, conditions, sections};
+use super::columns::{Column, Kind, columns};
+use super::conditions::conditions;
+use super::rows::{Row, Section, sections};
 use super::training::{Settings, settings};
+use super::{Additions, Run, SYNTHETIC_BANNER};
 
-/// The report as Markdown without HTML.
-pub fn markdown(runs: &[Run]) -> String {
+/// The report as Markdown without HTML, with what a suite adds.
+pub fn markdown(runs: &[Run], additions: &Additions) -> String {
     let sections = sections(runs);
-    let mut text: String = sections.iter().map(section).collect();
-    text.push_str(&format!("{PROTOCOL}\n\n### Conditions\n\n"));
+    let mut text: String = sections.iter().map(|each| section(each, additions)).collect();
+    text.push_str(&format!("{}\n\n### Conditions\n\n", additions.whole_protocol()));
     let conditions = conditions(&sections);
     for (name, fact) in &conditions.shared {
         text.push_str(&format!("- {name}: {}\n", escape(fact)));
@@ -29,21 +31,22 @@ pub fn markdown(runs: &[Run]) -> String {
     text
 }
 
-fn section(section: &Section) -> String {
+fn section(section: &Section, additions: &Additions) -> String {
+    let columns = || columns(additions.columns);
     let mut text = format!("### {}\n\n", escape(&section.heading()));
     if section.data.synthetic {
         text.push_str(&format!("> **Synthetic data.** {SYNTHETIC_BANNER}\n\n"));
     }
     let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
-    text.push_str(&line(COLUMNS.iter().map(|column| column.title.to_owned()).collect()));
+    text.push_str(&line(columns().map(|column| column.title.to_owned()).collect()));
     text.push_str(&line(
-        COLUMNS.iter().map(|column| if column.kind == Kind::Words { "---" } else { "---:" }.to_owned()).collect(),
+        columns().map(|column| if column.kind == Kind::Words { "---" } else { "---:" }.to_owned()).collect(),
     ));
     for row in &section.rows {
-        text.push_str(&line(cells(row)));
+        text.push_str(&line(cells(row, columns())));
     }
-    for (recipe, source) in section.sources() {
-        text.push_str(&format!("\nPublished, {}: {}.\n", escape(recipe), escape(source)));
+    for note in (additions.notes)(section) {
+        text.push_str(&format!("\n{}\n", escape(&note)));
     }
     text + &trained(section) + "\n"
 }
@@ -66,8 +69,8 @@ fn trained(section: &Section) -> String {
     text
 }
 
-fn cells(row: &Row) -> Vec<String> {
-    let mut cells: Vec<String> = COLUMNS.iter().map(|column| escape(&(column.cell)(row).text)).collect();
+fn cells(row: &Row, columns: impl Iterator<Item = &'static Column>) -> Vec<String> {
+    let mut cells: Vec<String> = columns.map(|column| escape(&(column.cell)(row).text)).collect();
     cells[0] = code(&row.record().model);
     if row.record().data.synthetic {
         cells[0].push_str(" (synthetic)");
@@ -76,7 +79,7 @@ fn cells(row: &Row) -> Vec<String> {
 }
 
 /// Text that Markdown shows as it is, inside a table too.
-pub(super) fn escape(text: &str) -> String {
+pub fn escape(text: &str) -> String {
     let mut escaped = String::with_capacity(text.len());
     for letter in text.chars() {
         if "\\`*_[]<>|#".contains(letter) {
@@ -88,7 +91,7 @@ pub(super) fn escape(text: &str) -> String {
 }
 
 /// Text as inline code; the fence is longer than any run of backticks inside it.
-pub(super) fn code(text: &str) -> String {
+pub fn code(text: &str) -> String {
     let text = text.replace(char::is_control, " ").replace('|', "\\|");
     let longest = text.split(|letter| letter != '`').map(str::len).max().unwrap_or(0);
     let fence = "`".repeat(longest + 1);
@@ -104,23 +107,25 @@ mod tests {
 
     #[test]
     fn the_table_stands_in_markdown() {
-        let text = markdown(&[run("cifar_alexnet", "review-20", 1, 0.66), run("cifar_alexnet", "review-20", 2, 0.67)]);
+        let text = markdown(
+            &[run("cifar_alexnet", "review-20", 1, 0.66), run("cifar_alexnet", "review-20", 2, 0.67)],
+            &Additions::NONE,
+        );
         assert!(text.starts_with("### CIFAR-10: 50,000 images to train on, 10,000 to test on\n"), "{text}");
         let row = "| `cifar_alexnet` | review-20, 20 epochs | 1, 2 | 269,722 | 0.0408 | 66.50 ± 0.71 % \
-                   | 67.50 ± 0.71 % | 66.5 % | +0.00 | 1,000 | 17 min | 512 | finished |\n";
+                   | 67.50 ± 0.71 % | 1,000 | 17 min | 512 | finished |\n";
         assert!(text.contains(row), "{text}");
         assert!(
             text.contains("\n    cargo xtask bench-cifar --models cifar_alexnet --recipe review-20 --seeds 2\n"),
             "{text}"
         );
         assert_eq!(text.matches("0123456789ab").count(), 1, "{text}");
-        assert_eq!(text.matches("Published, review-20: a review of networks").count(), 1, "{text}");
         assert!(!text.contains("ynthetic"), "{text}");
     }
 
     #[test]
     fn synthetic_data_is_called_so() {
-        let text = markdown(&[synthetic(run("mlp", "fast", 1, 0.9))]);
+        let text = markdown(&[synthetic(run("mlp", "fast", 1, 0.9))], &Additions::NONE);
         assert!(text.contains("### Synthetic data, not CIFAR-10"), "{text}");
         assert!(text.contains("> **Synthetic data.**") && text.contains("| `mlp` (synthetic) |"), "{text}");
     }
@@ -129,7 +134,7 @@ mod tests {
     fn text_cannot_break_out_of_its_cell() {
         let mut failed = run("mlp", "fast", 1, 0.1);
         failed.record.status = Status::Failed { message: "a | b\n<script>".into() };
-        let text = markdown(&[failed]);
+        let text = markdown(&[failed], &Additions::NONE);
         assert!(text.contains("failed after 20 of 20 epochs: a \\| b \\<script\\> |\n"), "{text}");
         assert_eq!(code("a`b``c"), "``` a`b``c ```");
     }

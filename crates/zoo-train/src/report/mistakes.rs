@@ -5,21 +5,21 @@ use base64::engine::general_purpose::STANDARD;
 use maud::{Markup, html};
 
 use super::chart::Style;
-use super::format::{shortened, thousands};
-use super::summary::{Row, Section, count};
+use super::rows::{Row, Section};
+use crate::format::{count, shortened, thousands};
 use crate::insight::{Insight, Mistake};
 
 /// With more classes than this a matrix is no picture any more: the most frequent confusions stand in its place.
 const MATRIX_CLASSES: usize = 20;
 /// Lines of a list that stands in a matrix's place.
 const LINES: usize = 20;
-/// A tile's longest side on the page, in CSS pixels; tiles are enlarged by whole numbers, so that every pixel of an image is a
-/// square.
+/// A tile's longest side on the page, in CSS pixels; tiles are enlarged by whole numbers, so that every pixel of an
+/// image is a square.
 const TILE: u32 = 96;
 /// The deepest shade in percent: the number on it must stay readable in both themes.
 const DEEPEST: f64 = 45.0;
 
-/// The classes' names as a table has room for: they come from folders and files, and may be of any length.
+/// Names of the classes, cut to what a table has room for: they come from folders and files, and may be of any length.
 fn names(insight: &Insight) -> Vec<String> {
     /// Characters that are shown.
     const LENGTH: usize = 32;
@@ -64,8 +64,8 @@ fn wrong(insight: &Insight) -> String {
     if unanswered == 0 { text } else { format!("{text}, {} without an answer (NaN)", thousands(unanswered.into())) }
 }
 
-/// The counts, shaded by their share of the class: what is right in one colour, what is wrong in another that is scaled to the
-/// most frequent confusion, for beside what is right it would hardly be seen.
+/// The counts, shaded by their share of the class: what is right in one colour, what is wrong in another that is scaled
+/// to the most frequent confusion, for beside what is right it would hardly be seen.
 fn matrix(insight: &Insight) -> Markup {
     let classes = names(insight);
     let share = |label: usize, predicted: usize| {
@@ -109,7 +109,7 @@ fn matrix(insight: &Insight) -> Markup {
     }
 }
 
-/// What stands in the place of a matrix that nobody could read: the most frequent confusions and the hardest classes.
+/// Lists in place of a matrix that nobody could read: the most frequent confusions and the hardest classes.
 fn lists(insight: &Insight) -> Markup {
     let names = names(insight);
     let name = |class: usize| names[class].as_str();
@@ -193,10 +193,9 @@ mod tests {
     use super::*;
     use crate::insight::tests::insight;
     use crate::record::Status;
-    use crate::report::Run;
-    use crate::report::html::html as page;
-    use crate::report::summary::sections;
+    use crate::report::rows::sections;
     use crate::report::tests::run;
+    use crate::report::{Additions, Run, html};
 
     fn looked_at(model: &str, acc: f64, classes: &[&str]) -> Run {
         Run { insight: Some(insight(classes)), ..run(model, "fast", 1, acc) }
@@ -209,7 +208,7 @@ mod tests {
             looked_at("cifar_resnet20", 0.9, &["cat", "dog", "truck"]),
             run("template_cnn", "fast", 1, 0.7),
         ];
-        let page = page(&runs).unwrap();
+        let page = html(&runs, &Additions::NONE);
         assert_eq!(page.matches("<h3>What it gets wrong</h3>").count(), 1);
         assert_eq!(page.matches("<details class=\"wrong\" open>").count(), 1);
         assert_eq!(page.matches("<details class=\"wrong\">").count(), 1);
@@ -238,7 +237,7 @@ mod tests {
     fn names_of_any_kind_keep_the_page_whole() {
         let long = "x".repeat(10_000);
         let run = looked_at("mlp", 0.5, &["<script>alert(1)</script>", "two\nlines\r\n", &long]);
-        let page = page(&[run]).unwrap();
+        let page = html(&[run], &Additions::NONE);
         assert_eq!(page.matches("<script").count(), 1);
         assert!(page.contains("&lt;script&gt;alert(1)&lt;/script&gt;") && page.contains("two lines  "));
         assert!(!page.contains(&"x".repeat(40)) && page.contains("xxx…"));

@@ -1,19 +1,20 @@
-//! The report of a suite: `report.md` for a README and `report.html` for the eye, from the records that its runs left.
+//! The report of some runs: `report.md` for a README and `report.html` for the eye, from the records that they left.
 //!
 //! The headline is always the test accuracy after the **last** epoch, with the best epoch beside it: the best epoch
-//! is chosen by its test accuracy and so flatters. Published figures stand beside ours, but a difference is stated
-//! only where recipe, length and data agree. Results on different data never share a table or a chart, and synthetic
-//! data is called so wherever it appears.
+//! is chosen by its test accuracy and so flatters. Results on different data never share a table or a chart, and
+//! synthetic data is called so wherever it appears.
+//!
+//! A suite of runs may add columns, notes and charts of its own ([`Additions`]): the benchmark suite adds the figures
+//! that others published, and its ablations.
 
-mod chart;
+pub mod chart;
+mod columns;
+mod conditions;
 mod curves;
-pub(crate) mod format;
 mod html;
 mod markdown;
 mod mistakes;
-mod readme;
-mod studies;
-mod summary;
+mod rows;
 mod training;
 
 use std::collections::BTreeMap;
@@ -25,9 +26,54 @@ use crate::errors;
 use crate::insight::{self, Insight};
 use crate::record::{EpochMetrics, Lines, METRICS_FILE, RESULTS_FILE, RunRecord, read_jsonl, replace_file};
 
+use chart::Chart;
+pub use columns::{Cell, Column, Kind};
+pub use curves::{Value, curve, test_acc};
 pub use html::html;
-pub use markdown::markdown;
-pub use readme::{readme, splice};
+pub use markdown::{code, escape, markdown};
+pub use rows::{Row, Section, Stat, sections};
+
+/// The line above everything that holds made-up images.
+const SYNTHETIC_BANNER: &str = "These images were made up by a program. The results show that the path from \
+    data to report works; they say nothing about accuracy on CIFAR-10 and are not comparable with published figures.";
+
+/// How to read the report.
+const PROTOCOL: &str = "Accuracy is the share of test images classified right after the last epoch, not the \
+    best one; the best epoch's stands beside it. Several seeds: mean ± sample standard deviation.";
+
+/// What a suite adds to the report of its runs.
+#[derive(Clone, Copy)]
+pub struct Additions {
+    /// Columns of the table, behind the accuracies.
+    pub columns: &'static [Column],
+    /// Lines below the table of a section.
+    pub notes: fn(&Section) -> Vec<String>,
+    /// Charts of a section behind its curves, if it has runs for any.
+    pub charts: fn(&Section) -> Option<ChartGroup>,
+    /// How to read all this; stands at the end of what is said of the report as a whole.
+    pub protocol: &'static str,
+}
+
+impl Additions {
+    /// Nothing is added.
+    pub const NONE: Self = Self { columns: &[], notes: |_| Vec::new(), charts: |_| None, protocol: "" };
+
+    /// How to read the report.
+    fn whole_protocol(&self) -> String {
+        [PROTOCOL, self.protocol].join(" ").trim_end().to_owned()
+    }
+}
+
+/// Charts under a heading of their own.
+#[derive(Debug, Clone)]
+pub struct ChartGroup {
+    /// The heading.
+    pub heading: &'static str,
+    /// What the charts have in common.
+    pub note: &'static str,
+    /// The charts.
+    pub charts: Vec<Chart>,
+}
 
 /// A run as a report sees it: its record and its epochs.
 #[derive(Debug, Clone, PartialEq)]
@@ -40,13 +86,14 @@ pub struct Run {
     pub insight: Option<Insight>,
 }
 
-/// Reads the runs of the suite in the folder `out`: `results.jsonl`, and from each run's own folder its `metrics.jsonl` and
-/// what [`insight::write`] left there. Returns them with what the reader should be warned of: lines that a crash cut off,
-/// epochs that are missing, an evaluation that is damaged.
+/// Reads the runs of the suite in the folder `out`: `results.jsonl`, and from each run's own folder its `metrics.jsonl`
+/// and what [`insight::write`] left there. Returns them with what the reader should be warned of: lines that a crash
+/// cut off, epochs that are missing, an evaluation that is damaged.
 pub fn load(out: &Path) -> Result<(Vec<Run>, Vec<String>)> {
     let mut records = read_jsonl::<RunRecord>(&out.join(RESULTS_FILE))?;
     let mut warnings: Vec<String> = records.warning.into_iter().collect();
-    // A run that was cut off and resumed has a line for each time it ended: the last one counts, in the place of the first.
+    // A run that was cut off and resumed has a line for each time it ended: the last one counts, in the place of the
+    // first.
     type Identity = (String, String, String, Vec<String>, u64);
     let identity = |record: &RunRecord| -> Identity {
         let RunRecord { folder, model, recipe, overrides, seed, .. } = record;
@@ -93,11 +140,11 @@ pub fn load(out: &Path) -> Result<(Vec<Run>, Vec<String>)> {
     Ok((runs, warnings))
 }
 
-/// Writes `report.md` and `report.html` into the folder `out`. Each is written aside and renamed: whoever looks at
-/// one while it is renewed sees the old or the new one, never half of it.
-pub fn write(out: &Path, runs: &[Run]) -> Result<()> {
-    replace_file(&out.join("report.md"), markdown(runs).as_bytes())?;
-    replace_file(&out.join("report.html"), html(runs)?.as_bytes())
+/// Writes `report.md` and `report.html` into the folder `out`, with what a suite adds. Each is written aside and
+/// renamed: whoever looks at one while it is renewed sees the old or the new one, never half of it.
+pub fn write(out: &Path, runs: &[Run], additions: &Additions) -> Result<()> {
+    replace_file(&out.join("report.md"), markdown(runs, additions).as_bytes())?;
+    replace_file(&out.join("report.html"), html(runs, additions).as_bytes())
 }
 
 #[cfg(test)]
@@ -161,10 +208,10 @@ pub(crate) mod tests {
         );
         fs::remove_file(&curve).unwrap();
 
-        write(dir.path(), &runs).unwrap();
-        write(dir.path(), &runs).unwrap();
-        assert_eq!(fs::read_to_string(dir.path().join("report.md")).unwrap(), markdown(&runs));
-        assert_eq!(fs::read_to_string(dir.path().join("report.html")).unwrap(), html(&runs).unwrap());
+        write(dir.path(), &runs, &Additions::NONE).unwrap();
+        write(dir.path(), &runs, &Additions::NONE).unwrap();
+        assert_eq!(fs::read_to_string(dir.path().join("report.md")).unwrap(), markdown(&runs, &Additions::NONE));
+        assert_eq!(fs::read_to_string(dir.path().join("report.html")).unwrap(), html(&runs, &Additions::NONE));
         let aside = fs::read_dir(dir.path())
             .unwrap()
             .filter(|e| e.as_ref().unwrap().path().extension() == Some("tmp".as_ref()));
@@ -196,7 +243,10 @@ pub(crate) mod tests {
 
     #[test]
     fn a_folder_that_cannot_be_written_is_named() {
-        let error = format!("{:#}", write(Path::new("absent/folder"), &[run("mlp", "fast", 1, 0.5)]).unwrap_err());
+        let error = format!(
+            "{:#}",
+            write(Path::new("absent/folder"), &[run("mlp", "fast", 1, 0.5)], &Additions::NONE).unwrap_err()
+        );
         assert!(error.contains("report.md"), "{error}");
     }
 }

@@ -3,18 +3,17 @@
 use maud::{Markup, html};
 
 use super::Run;
-use super::chart::{Axis, Chart, Point, Series, Style, amount};
-use super::curves::LARGE;
-use super::summary::{Row, Section, ending};
+use super::chart::{Axis, Chart, LARGE, Point, Series, Style, amount};
+use super::rows::{Row, Section, ending};
 use crate::recipe::{Length, Overrides, Recipe};
 use crate::record::EpochMetrics;
 
-/// What is known of how the runs of a row were trained.
+/// The training of a row's runs, as far as it is known.
 enum Known {
     /// Their record says it.
     Recorded(Recipe),
-    /// The record is older than its hyperparameters. They are those that its recipe and its overrides name today, and the learning
-    /// rate of every epoch is the one that was measured.
+    /// The record is older than its hyperparameters. They are those that its recipe and its overrides name today, and
+    /// the learning rate of every epoch is the one that was measured.
     Named(Recipe),
     /// The record is older than its hyperparameters, and what it names is not the same any more or not enough.
     Unknown,
@@ -68,12 +67,12 @@ fn named(run: &Run) -> Option<Recipe> {
     (recipe.batch == record.batch && !run.epochs.is_empty() && run.epochs.iter().all(measured)).then_some(recipe)
 }
 
-/// The run that speaks for a row: its runs differ in their seeds alone. A row of failed runs has one too.
+/// The run whose settings a row shows: all its runs differ in their seeds alone. A row of failed runs has one, too.
 fn speaker<'a>(row: &Row<'a>) -> &'a Run {
     row.counted().first().copied().unwrap_or(row.runs[0])
 }
 
-/// The settings of a section's rows: what all of them share, and what is each one's own.
+/// Settings of a section's rows: those that all share, and those that differ.
 pub(super) struct Settings<'a> {
     /// Names with their values.
     pub(super) shared: Vec<(&'static str, String)>,
@@ -219,10 +218,9 @@ pub(super) fn rates(rows: &[(Style, &Row)], title: String) -> Option<Chart> {
 mod tests {
     use super::*;
     use crate::record::Status;
-    use crate::report::html::html as page;
-    use crate::report::markdown;
-    use crate::report::summary::sections;
+    use crate::report::rows::sections;
     use crate::report::tests::run;
+    use crate::report::{Additions, html, markdown};
 
     /// A run whose epochs have the rates of the recipe that its record names.
     fn followed(model: &str, recipe: &str, epochs: usize) -> Run {
@@ -297,7 +295,7 @@ mod tests {
         let own: Vec<(&str, Vec<String>)> = told.own.into_iter().map(|(_, label, own)| (label, own)).collect();
         assert_eq!(own, [("mlp", vec!["0.05".to_owned()]), ("template_cnn · lr=0.5", vec!["0.5".to_owned()])]);
 
-        for text in [page(&runs).unwrap(), markdown(&runs)] {
+        for text in [html(&runs, &Additions::NONE), markdown(&runs, &Additions::NONE)] {
             assert!(
                 text.contains("not recorded.") && text.contains("the record is older than these settings"),
                 "{text}"
@@ -324,7 +322,7 @@ mod tests {
         assert!(chart.series.iter().any(falls));
 
         let apart = [followed("cifar_resnet20", "modern-200", 20), followed("cifar_alexnet", "review-20", 20)];
-        let page = page(&apart).unwrap();
+        let page = html(&apart, &Additions::NONE);
         assert!(page.contains("<figcaption>Learning rate, logarithmic axis · CIFAR-10</figcaption>"), "{page}");
     }
 
@@ -334,6 +332,6 @@ mod tests {
         failed.record.status = Status::Failed { message: "loss is NaN".into() };
         (failed.record.epochs_done, failed.record.steps) = (0, 0);
         failed.epochs.clear();
-        assert!(page(&[failed]).unwrap().contains("<dt>Learning rate</dt><dd>0.05</dd>"));
+        assert!(html(&[failed], &Additions::NONE).contains("<dt>Learning rate</dt><dd>0.05</dd>"));
     }
 }

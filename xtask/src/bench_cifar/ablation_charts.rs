@@ -1,11 +1,10 @@
-//! Charts that answer one question each: what depth does, what a setting does, what a layer does. They are drawn from rows that
-//! differ in this one thing.
+//! Ablation charts: each answers one question, what depth does, what a setting does, what a layer does, and is drawn
+//! from rows that differ in this one thing.
 
-use super::chart::{Axis, Chart, Point, Series, Style};
-use super::curves::{LARGE, curve, percent, test_acc};
-use super::format::duration;
-use super::summary::{Row, Section, ending};
-use crate::record::RunRecord;
+use zoo_train::format::{duration, percent};
+use zoo_train::record::RunRecord;
+use zoo_train::report::chart::{Axis, Chart, LARGE, Point, Series, Style};
+use zoo_train::report::{ChartGroup, Row, Section, curve, test_acc};
 
 /// The networks that differ in nothing but their depth: before and after the depth in their names, and what they are.
 const FAMILIES: [(&str, &str, &str); 4] = [
@@ -32,8 +31,17 @@ const SETTINGS: [Setting; 2] = [
 /// The override that leaves BatchNorm out.
 const WITHOUT_BATCH_NORM: &str = "batch_norm=off";
 
-/// The charts that the section has rows for.
-pub(super) fn studies(section: &Section) -> Vec<Chart> {
+/// The charts that the section has rows for, under their heading.
+pub fn group(section: &Section) -> Option<ChartGroup> {
+    let charts = charts(section);
+    (!charts.is_empty()).then_some(ChartGroup {
+        heading: "What one thing changes",
+        note: "Runs of the same recipe that differ in nothing else. Each chart has colours of its own.",
+        charts,
+    })
+}
+
+fn charts(section: &Section) -> Vec<Chart> {
     let mut charts = by_depth(section);
     charts.extend(SETTINGS.iter().flat_map(|setting| by_setting(section, setting)));
     charts.extend(batch_norm(section));
@@ -41,8 +49,8 @@ pub(super) fn studies(section: &Section) -> Vec<Chart> {
     charts
 }
 
-/// How rows were trained that may be compared, but for their model: recipe, epochs, batch, device, and the overrides without
-/// those that `left_out` picks.
+/// How rows were trained that may be compared, but for their model: recipe, epochs, batch, device, and the overrides
+/// without those that `left_out` picks.
 type Training<'a> = (&'a str, usize, usize, &'a str, Vec<&'a str>);
 
 fn training<'a>(record: &'a RunRecord, left_out: impl Fn(&str) -> bool) -> Training<'a> {
@@ -87,7 +95,7 @@ fn line(
         let value = y(last.mean * 100.0);
         series.points.push(Point { x, y: value, title: title(x, row, percent(value)) });
         series.spread.extend(last.sd.map(|sd| (x, value - sd * 100.0, value + sd * 100.0)));
-        series.cut_off |= row.counted().iter().any(|run| ending(&run.record).is_some());
+        series.cut_off |= row.is_cut_off();
     }
     series
 }
@@ -223,8 +231,8 @@ fn batch_norm(section: &Section) -> Vec<Chart> {
     charts
 }
 
-/// What more time buys: test accuracy against the time of whole runs, one line a model that was trained under several of the
-/// `fast` recipes.
+/// What more time buys: test accuracy against the time of whole runs, one line a model that was trained under several
+/// of the `fast` recipes.
 fn frontier(section: &Section) -> Vec<Chart> {
     let rows = section.rows.iter().filter(|row| row.last().is_some() && is_fast(&row.record().recipe));
     let rows = rows.filter_map(|row| {
@@ -263,17 +271,16 @@ fn frontier(section: &Section) -> Vec<Chart> {
 }
 
 /// Whether a recipe is one of ours that fill a given time.
-pub(super) fn is_fast(recipe: &str) -> bool {
+pub fn is_fast(recipe: &str) -> bool {
     recipe == "fast" || recipe.starts_with("fast-")
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::Status;
-    use crate::report::Run;
-    use crate::report::summary::sections;
-    use crate::report::tests::run;
+    use crate::bench_cifar::testing::run;
+    use zoo_train::record::Status;
+    use zoo_train::report::{Run, sections};
 
     fn with(settings: &[&str], mut run: Run) -> Run {
         run.record.overrides = settings.iter().map(|&setting| setting.to_owned()).collect();
@@ -305,8 +312,7 @@ mod tests {
 
     fn drawn(runs: &[Run]) -> Vec<Told> {
         let sections = sections(runs);
-        let charts = studies(&sections[0]);
-        charts.iter().for_each(|chart| assert!(chart.figure().is_ok()));
+        let charts = charts(&sections[0]);
         let round = |value: f64| (value * 100.0).round() / 100.0;
         let points = |series: &Series| series.points.iter().map(|point| (point.x, round(point.y))).collect();
         charts

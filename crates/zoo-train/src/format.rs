@@ -1,7 +1,7 @@
-//! Numbers as a reader wants them.
+//! Numbers as a reader wants them: grouped, shortened, with a unit or a noun.
 
 /// `text` on one line, and at most `length` characters of it: a name or a message may be of any length.
-pub(super) fn shortened(text: &str, length: usize) -> String {
+pub(crate) fn shortened(text: &str, length: usize) -> String {
     let mut letters = text.chars().map(|letter| if letter.is_control() { ' ' } else { letter });
     let mut short: String = letters.by_ref().take(length).collect();
     if letters.next().is_some() {
@@ -12,7 +12,7 @@ pub(super) fn shortened(text: &str, length: usize) -> String {
 }
 
 /// A count with a comma between groups of three digits: `61,100,840`.
-pub(crate) fn thousands(count: u64) -> String {
+pub fn thousands(count: u64) -> String {
     let digits = count.to_string();
     let mut text = String::with_capacity(digits.len() * 4 / 3);
     for (index, digit) in digits.chars().enumerate() {
@@ -24,8 +24,18 @@ pub(crate) fn thousands(count: u64) -> String {
     text
 }
 
+/// A number and its noun: `1 run`, `2 runs`.
+pub fn count(number: usize, noun: &str) -> String {
+    format!("{} {noun}{}", thousands(number as u64), if number == 1 { "" } else { "s" })
+}
+
+/// A number of percent to two decimals: `91.25 %`.
+pub fn percent(percent: f64) -> String {
+    format!("{percent:.2} %")
+}
+
 /// Three significant digits and a unit: `40.8 M`.
-pub(super) fn compact(value: f64) -> String {
+pub(crate) fn compact(value: f64) -> String {
     let units = [(1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k"), (1.0, "")];
     let (unit, name) = units.into_iter().find(|(unit, _)| value >= unit * 0.9995).unwrap_or((1.0, ""));
     let scaled = value / unit;
@@ -36,7 +46,7 @@ pub(super) fn compact(value: f64) -> String {
 }
 
 /// Thousands of millions, to three significant digits: `0.0408`.
-pub(super) fn giga(value: f64) -> String {
+pub(crate) fn giga(value: f64) -> String {
     if value <= 0.0 {
         return "0".into();
     }
@@ -46,7 +56,7 @@ pub(super) fn giga(value: f64) -> String {
 }
 
 /// The value to three significant digits: 6.853132 is 6.85.
-pub(super) fn significant(value: f64) -> f64 {
+pub(crate) fn significant(value: f64) -> f64 {
     if value == 0.0 || !value.is_finite() {
         return value;
     }
@@ -54,7 +64,7 @@ pub(super) fn significant(value: f64) -> f64 {
 }
 
 /// A length of time: `42.1 s`, `2 min 5 s`, `12 min`, `3 h 20 min`.
-pub(super) fn duration(seconds: f64) -> String {
+pub fn duration(seconds: f64) -> String {
     let (whole, minutes) = (seconds.round() as u64, (seconds / 60.0).round() as u64);
     match whole {
         0..60 if seconds < 59.95 => format!("{seconds:.1} s"),
@@ -80,6 +90,12 @@ mod tests {
     fn thousands_are_grouped() {
         let counts = [0, 12, 999, 1_000, 269_722, 61_100_840];
         assert_eq!(counts.map(thousands), ["0", "12", "999", "1,000", "269,722", "61,100,840"]);
+    }
+
+    #[test]
+    fn nouns_follow_their_number() {
+        assert_eq!([0, 1, 2000].map(|number| count(number, "run")), ["0 runs", "1 run", "2,000 runs"]);
+        assert_eq!(percent(91.254), "91.25 %");
     }
 
     #[test]

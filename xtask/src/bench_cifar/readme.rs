@@ -1,15 +1,13 @@
-//! The README's results table: every published figure with our run of it beside it, and our own runs beyond them.
+//! Results table of the README: every published figure with our run of it beside it, and our own runs beyond them.
 
 use anyhow::{Result, bail};
 
-use super::Run;
-use super::format::thousands;
-use super::markdown::{code, escape};
-use super::studies::is_fast;
-use super::summary::{Row, Section, count, sections};
-use crate::published::{self, Published};
-use crate::recipe::Length;
-use crate::record::{CIFAR10, RunRecord, Status};
+use super::ablation_charts::is_fast;
+use super::published::{self, Published};
+use zoo_train::format::{count, thousands};
+use zoo_train::recipe::Length;
+use zoo_train::record::{CIFAR10, RunRecord, Status};
+use zoo_train::report::{Row, Run, Section, code, escape, sections};
 
 /// What stands before the table in a README.
 const BEGIN: &str = "<!-- results -->";
@@ -30,9 +28,9 @@ const TEMPLATE_600: &str = "Why not ≈ 98 %: without augmentation, networks of 
     heart in 600 epochs; values like the template's are reached on those, not on images that they have not seen. Only the \
     order of the models compares.";
 
-/// The results as Markdown: a table for each published set of figures, in which what has not been run says so, and one for
-/// our runs under other recipes. A line below each says under which conditions its runs ran.
-pub fn readme(runs: &[Run]) -> String {
+/// The results as Markdown: a table for each published set of figures, in which what has not been run says so, and one
+/// for our runs under other recipes. A line below each says under which conditions its runs ran.
+pub fn table(runs: &[Run]) -> String {
     let sections = sections(runs);
     let mut rest: Vec<Ours> =
         sections.iter().flat_map(|section| section.rows.iter().map(move |row| Ours { section, row })).collect();
@@ -157,7 +155,7 @@ impl Ours<'_> {
         let cells = [
             self.training(),
             self.accuracy(),
-            row.published().text,
+            published::figures(row).text,
             self.difference(),
             row.images_per_s().text,
             row.time().text,
@@ -188,14 +186,18 @@ impl Ours<'_> {
     /// The difference from the published figure, or why there is none, or that the run was cut off.
     fn difference(&self) -> String {
         let row = self.row;
-        if row.published().value.is_some() || row.finished() { row.difference().text } else { row.status().text }
+        if published::figures(row).value.is_some() || row.finished() {
+            published::difference(row).text
+        } else {
+            row.status().text
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::tests::{run, synthetic};
+    use crate::bench_cifar::testing::{run, synthetic};
 
     /// The lines of the table that name `model`.
     fn lines<'a>(text: &'a str, model: &str) -> Vec<&'a str> {
@@ -205,7 +207,7 @@ mod tests {
 
     #[test]
     fn what_was_not_run_says_so() {
-        let text = readme(&[]);
+        let text = table(&[]);
         for figure in published::all() {
             let line = format!("| not run yet | {} | | | | |", figure.text);
             assert!(lines(&text, figure.model).iter().any(|found| found.ends_with(&line)), "{text}");
@@ -230,7 +232,7 @@ mod tests {
             long,
             run("cifar_resnet101", "review-20", 1, 0.8),
         ];
-        let text = readme(&runs);
+        let text = table(&runs);
         assert_eq!(
             lines(&text, "cifar_alexnet"),
             [
@@ -267,7 +269,7 @@ mod tests {
         let mut failed = run("vit_tiny", "ours", 1, 0.1);
         failed.record.status = Status::Failed { message: "a | b".into() };
         let runs = [copy, ablation, cut, failed, synthetic(run("cifar_alexnet", "review-20", 1, 0.99))];
-        let text = readme(&runs);
+        let text = table(&runs);
         assert_eq!(
             lines(&text, "cifar_resnet18"),
             [
@@ -311,8 +313,7 @@ mod tests {
             run.record.seconds = seconds;
             run
         };
-        let text =
-            readme(&[lasting(3300.0, "fast-60"), lasting(280.0, "fast-5"), synthetic(lasting(900.0, "fast-15"))]);
+        let text = table(&[lasting(3300.0, "fast-60"), lasting(280.0, "fast-5"), synthetic(lasting(900.0, "fast-15"))]);
         let (fast, others) = text.split_once(FAST).unwrap().1.split_once("**Our other runs**").unwrap();
         let recipes: Vec<&str> = lines(fast, "cifar_resnet20").iter().map(|line| &line[..7]).collect();
         assert_eq!(recipes, ["fast-5,", "fast-60"]);

@@ -1,12 +1,16 @@
-//! What others published on CIFAR-10, to stand beside our own figures in every report.
+//! Published figures on CIFAR-10, to stand beside our own in the report.
 //!
 //! A difference is stated only when recipe, length and data all agree with the published run; otherwise
 //! [`Published::why_not`] says why not. A figure from synthetic images or from a part of the data is no result on
 //! CIFAR-10.
 
-use crate::recipe::Length;
-use crate::record::{CIFAR10, RunRecord, Status};
-use crate::report::format::thousands;
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+
+use zoo_train::format::thousands;
+use zoo_train::recipe::Length;
+use zoo_train::record::{CIFAR10, RunRecord, Status};
+use zoo_train::report::{Cell, Column, Kind, Row, Section};
 
 /// One published figure.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -93,13 +97,8 @@ pub fn all() -> &'static [Published] {
     TABLE
 }
 
-/// The figures published for `model` under `recipe`; more than one where it was trained for several lengths.
-pub fn published(model: &str, recipe: &str) -> Vec<&'static Published> {
-    all_for(model).into_iter().filter(|figure| figure.recipe == recipe).collect()
-}
-
 /// The figures published for `model` under any recipe.
-pub fn all_for(model: &str) -> Vec<&'static Published> {
+fn all_for(model: &str) -> Vec<&'static Published> {
     TABLE.iter().filter(|figure| figure.model == model).collect()
 }
 
@@ -108,34 +107,32 @@ pub fn beside(run: &RunRecord) -> Vec<&'static Published> {
     let mut figures = all_for(&run.model);
     if figures.iter().any(|figure| figure.recipe == run.recipe) {
         figures.retain(|figure| figure.recipe == run.recipe);
-        if figures.iter().any(|figure| figure.length.fits(run)) {
-            figures.retain(|figure| figure.length.fits(run));
+        if figures.iter().any(|figure| fits(figure.length, run)) {
+            figures.retain(|figure| fits(figure.length, run));
         }
     }
     figures
 }
 
-impl Length {
-    /// Whether `run` was asked to train this long. Steps may differ by a hundredth, which is what whole epochs leave.
-    fn fits(self, run: &RunRecord) -> bool {
-        match self {
-            Self::Epochs(epochs) => run.epochs == epochs,
-            Self::Steps(steps) => run.steps.abs_diff(steps) * 100 <= steps,
-        }
+/// Whether `run` was asked to train for `length`. Steps may differ by a hundredth, which is what whole epochs leave.
+fn fits(length: Length, run: &RunRecord) -> bool {
+    match length {
+        Length::Epochs(epochs) => run.epochs == epochs,
+        Length::Steps(steps) => run.steps.abs_diff(steps) * 100 <= steps,
     }
+}
 
-    /// Why `run` was not trained this long, if it was not.
-    fn why_not(self, run: &RunRecord) -> Option<String> {
-        let (ours, theirs, unit) = match self {
-            Self::Epochs(epochs) => (run.epochs_done as u64, epochs as u64, "epochs"),
-            Self::Steps(_) if self.fits(run) => return None,
-            Self::Steps(steps) => (run.steps, steps, "iterations"),
-        };
-        match ours.cmp(&theirs) {
-            std::cmp::Ordering::Equal => None,
-            std::cmp::Ordering::Less => Some(format!("{} of {} {unit}", thousands(ours), thousands(theirs))),
-            std::cmp::Ordering::Greater => Some(format!("{} {unit}, not {}", thousands(ours), thousands(theirs))),
-        }
+/// How long `run` was trained instead of `length`, if it was not trained that long.
+fn other_length(length: Length, run: &RunRecord) -> Option<String> {
+    let (ours, theirs, unit) = match length {
+        Length::Epochs(epochs) => (run.epochs_done as u64, epochs as u64, "epochs"),
+        Length::Steps(_) if fits(length, run) => return None,
+        Length::Steps(steps) => (run.steps, steps, "iterations"),
+    };
+    match ours.cmp(&theirs) {
+        Ordering::Equal => None,
+        Ordering::Less => Some(format!("{} of {} {unit}", thousands(ours), thousands(theirs))),
+        Ordering::Greater => Some(format!("{} {unit}, not {}", thousands(ours), thousands(theirs))),
     }
 }
 
@@ -159,7 +156,7 @@ impl Published {
             reasons.push("other recipe".into());
         } else {
             reasons.extend(run.overrides.iter().cloned());
-            reasons.extend(self.length.why_not(run));
+            reasons.extend(other_length(self.length, run));
         }
         let whole = if run.recipe == self.recipe { self.train_images } else { 50_000 };
         if run.data.train_images < whole {
@@ -181,11 +178,64 @@ impl Published {
     }
 }
 
+/// The columns that the report's table gets.
+pub const COLUMNS: &[Column] = &[
+    Column { title: "Published", kind: Kind::Remark, cell: figures },
+    Column { title: "Difference", kind: Kind::Remark, cell: difference },
+];
+
+/// How to read these columns.
+pub const PROTOCOL: &str = "Published figures are set against ours only when recipe, length and data agree; a difference is \
+    in percentage points from the nearer end of the published range.";
+
+/// Where the figures come from that stand in a section's table.
+pub fn sources(section: &Section) -> Vec<String> {
+    let figures = section.rows.iter().flat_map(|row| beside(row.record()));
+    let sources: BTreeMap<&str, &str> = figures.map(|figure| (figure.recipe, figure.note)).collect();
+    sources.into_iter().map(|(recipe, source)| format!("Published, {recipe}: {source}.")).collect()
+}
+
+/// The figures beside a row, each with what it is of where that is not the row's own.
+pub fn figures(row: &Row) -> Cell {
+    let record = row.record();
+    let figures = beside(record);
+    let texts: Vec<String> = figures
+        .iter()
+        .map(|figure| match figure.length {
+            _ if figure.recipe != record.recipe => format!("{} ({})", figure.text, figure.recipe),
+            Length::Epochs(epochs) if figures.len() > 1 => format!("{} ({epochs} epochs)", figure.text),
+            _ => figure.text.to_owned(),
+        })
+        .collect();
+    Cell::new((!texts.is_empty()).then(|| texts.join(", ")), figures.first().map(|figure| figure.high))
+}
+
+/// The difference from the published figure, or why none may be stated.
+pub fn difference(row: &Row) -> Cell {
+    let run = row.counted().first().map_or(row.record(), |run| &run.record);
+    let Some(figure) = beside(run).first().copied() else { return Cell::new(None, None) };
+    let reasons = figure.why_not(run);
+    let (Some(last), true) = (row.last(), reasons.is_empty()) else {
+        return Cell::new(Some(format!("not comparable: {}", reasons.join(", "))), None);
+    };
+    let points = figure.delta(last.mean) * 100.0;
+    let text = match format!("{points:+.*}", row.decimals()) {
+        _ if points == 0.0 && figure.low < figure.high => "within".to_owned(),
+        text => text.replace('-', "−"),
+    };
+    Cell::new(Some(text), Some(points))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::DataRecord;
-    use crate::record::tests::record;
+    use crate::bench_cifar::testing::{record, run, synthetic};
+    use zoo_train::record::DataRecord;
+    use zoo_train::report::{Run, sections};
+
+    fn published(model: &str, recipe: &str) -> Vec<&'static Published> {
+        all_for(model).into_iter().filter(|figure| figure.recipe == recipe).collect()
+    }
 
     fn texts(figures: Vec<&Published>) -> Vec<&str> {
         figures.into_iter().map(|figure| figure.text).collect()
@@ -286,5 +336,33 @@ mod tests {
         assert_eq!(figure.delta(0.93), 0.0);
         assert!((figure.delta(0.95) - 0.008).abs() < 1e-12);
         assert!((figure.delta(0.92) + 0.006).abs() < 1e-12);
+    }
+
+    #[test]
+    fn a_difference_is_stated_only_between_like_and_like() {
+        let difference = |run: Run| super::difference(&sections(&[run])[0].rows[0]).text;
+        assert_eq!(difference(run("cifar_alexnet", "review-20", 1, 0.675)), "+1.00");
+        assert_eq!(difference(run("cifar_alexnet", "review-20", 1, 0.645)), "−2.00");
+        assert_eq!(
+            difference(synthetic(run("cifar_alexnet", "review-20", 1, 0.675))),
+            "not comparable: synthetic data"
+        );
+        assert_eq!(difference(run("cifar_alexnet", "fast", 1, 0.675)), "not comparable: other recipe");
+        assert_eq!(difference(run("mlp", "fast", 1, 0.5)), "–");
+        let mut within = run("cifar_vgg16_bn", "modern-200", 1, 0.93);
+        assert_eq!(difference(within.clone()), "not comparable: 20 of 200 epochs");
+        (within.record.epochs, within.record.epochs_done) = (200, 200);
+        assert_eq!(difference(within), "within");
+    }
+
+    #[test]
+    fn published_figures_name_what_they_are_of() {
+        let beside = |run: Run| figures(&sections(&[run])[0].rows[0]).text;
+        assert_eq!(beside(run("cifar_alexnet", "review-20", 1, 0.6)), "66.5 %");
+        assert_eq!(beside(run("cifar_resnet20", "fast", 1, 0.9)), "91.25 % (resnet-paper), 92.6 % (modern-200)");
+        let mut short = run("mobilenet_v2", "review-20", 1, 0.4);
+        short.record.epochs = 5;
+        assert_eq!(beside(short), "46.9 % (20 epochs), 60.4 % (75 epochs)");
+        assert_eq!(beside(run("mlp", "fast", 1, 0.5)), "–");
     }
 }

@@ -1,0 +1,109 @@
+//! Plan of a suite: which runs there are to come, and what the console says of them.
+
+use super::Args;
+use super::model_sets::{Choice, choose};
+use anyhow::{Result, ensure};
+use zoo_train::data::Dataset;
+use zoo_train::recipe::{Overrides, Recipe};
+
+/// The models of `--quick`: one of each kind, from seconds to a minute.
+const QUICK_MODELS: &str = "mlp,template_cnn,cifar_resnet20";
+/// The model of a suite that names none.
+const DEFAULT_MODELS: &str = "cifar_resnet20";
+
+/// How many images the runs train on, hold out and test on, as the report counts them; recipes that differ in it are
+/// named.
+pub fn images(runs: &[Planned], data: &Dataset) -> String {
+    let mut told: Vec<(&str, String)> = Vec::new();
+    for recipe in runs.iter().map(|run| &run.choice.recipe) {
+        if told.iter().all(|(name, _)| *name != recipe.name) {
+            told.push((&recipe.name, recipe.images_in_words(data.train.len(), data.test.len())));
+        }
+    }
+    match &told[..] {
+        [(_, first), rest @ ..] if rest.iter().all(|(_, other)| other == first) => first.clone(),
+        _ => told.iter().map(|(recipe, images)| format!("{recipe}: {images}")).collect::<Vec<_>>().join("; "),
+    }
+}
+
+/// One run to come.
+pub struct Planned {
+    pub choice: Choice,
+    pub overrides: Vec<String>,
+    /// Where they are not the recipe's own.
+    pub epochs: Option<usize>,
+    pub seed: u64,
+    /// Its own folder, relative to the suite's: a function of what is run, so that a suite that goes on finds it again.
+    pub folder: String,
+}
+
+/// Every model under its recipe with every seed, seeds innermost: a model's row is complete before the next begins.
+pub fn plan(args: &Args, images: usize) -> Result<Vec<Planned>> {
+    let (models, recipe) = match (&args.models, args.quick) {
+        (Some(models), _) => (models.as_str(), None),
+        (None, true) => (QUICK_MODELS, None),
+        (None, false) => (DEFAULT_MODELS, None),
+    };
+    let recipe = args.recipe.as_deref().or(if args.quick { Some("quick") } else { recipe });
+    let overrides = Overrides {
+        epochs: args.epochs,
+        batch: args.batch,
+        lr: args.lr,
+        bn_momentum: args.bn_momentum,
+        bn_eps: args.bn_eps,
+        batch_norm: args.no_batch_norm.then_some(false),
+    };
+    let mut seeds = args.seeds.clone();
+    seeds.sort_unstable();
+    seeds.dedup();
+    ensure!(!seeds.is_empty(), "--seeds names no seed");
+    let mut planned = Vec::new();
+    for choice in choose(models, recipe)? {
+        let mut described = choice.overrides.clone();
+        described.extend(overrides.describe(&choice.recipe));
+        let choice = Choice { recipe: choice.recipe.with(&overrides)?, ..choice };
+        let own = Recipe::named(&choice.recipe.name)?.adapted_to(choice.model.name);
+        let is_other = choice.recipe.length != own.length;
+        let epochs = is_other.then(|| choice.recipe.epochs(images)).transpose()?;
+        let mut name = format!("{}-{}", choice.model.name, choice.recipe.name);
+        epochs.iter().for_each(|epochs| name += &format!("-{epochs}epochs"));
+        described.iter().for_each(|setting| name += &format!("-{setting}"));
+        planned.extend(seeds.iter().map(|&seed| Planned {
+            choice: choice.clone(),
+            overrides: described.clone(),
+            epochs,
+            seed,
+            folder: format!("runs/{name}-seed{seed}"),
+        }));
+    }
+    Ok(planned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zoo_train::data::Synthetic;
+
+    /// The report's heading counts what was trained on: the console must not say more.
+    #[test]
+    fn held_out_images_are_counted_before_the_first_run() {
+        let data = Synthetic { train: 100, test: 20, seed: 0 }.generate();
+        let told = |models: &str, recipe: Option<&str>| {
+            let planned = choose(models, recipe).unwrap().into_iter().map(|choice| Planned {
+                choice,
+                overrides: Vec::new(),
+                epochs: None,
+                seed: 1,
+                folder: String::new(),
+            });
+            images(&planned.collect::<Vec<_>>(), &data)
+        };
+        assert_eq!(told("mlp,template_cnn", None), "100 images to train on, 20 to test on");
+        let paper = "90 images to train on, 10 held out, 20 to test on";
+        assert_eq!(told("cifar_resnet20,cifar_resnet32", Some("resnet-paper")), paper);
+        assert_eq!(
+            told("resnet-paper,modern-200", None),
+            format!("resnet-paper: {paper}; modern-200: 100 images to train on, 20 to test on")
+        );
+    }
+}
