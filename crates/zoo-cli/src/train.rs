@@ -321,8 +321,7 @@ fn start(args: &Args, model: &ModelInfo, data: &Dataset, file: &Path) -> Result<
     let selection = args.wanted.selection();
     let weights = selection.open(&file)?;
     let [channels, side, _] = data.train.shape();
-    let options =
-        ModelOptions { num_classes: Some(data.classes.len()), in_chans: Some(channels), image_size: Some(side) };
+    let options = ModelOptions::for_data(data.classes.len(), channels, side);
     let shapes = VarStore::shapes_only();
     let classifier = model.build(&options, shapes.root())?.classifier().place().to_string();
     let options = LoadOptions { may_differ: &[&classifier], ..selection.of(model.load_options()) };

@@ -62,8 +62,7 @@ impl RunRecord {
         let Circumstances { mut overrides, device, threads, started, commit, command, folder } = circumstances;
         overrides.extend(job.start.as_ref().map(|start| format!("weights={}", start.file.display())));
         let [channels, height, _] = data.train.shape();
-        let options =
-            ModelOptions { num_classes: Some(data.classes.len()), in_chans: Some(channels), image_size: Some(height) };
+        let options = ModelOptions::for_data(data.classes.len(), channels, height);
         let mut recipe = job.recipe.clone();
         recipe.drop_last |= recipe.leaves_one_image(recipe.train_images(data.train.len()));
         let epochs = &outcome.epochs;

@@ -253,8 +253,7 @@ impl<'a> Run<'a> {
             "{} is made for images of {side}x{side}, the data has {height}x{width}",
             job.model.name
         );
-        let options =
-            ModelOptions { num_classes: Some(data.classes.len()), in_chans: Some(channels), image_size: Some(height) };
+        let options = ModelOptions::for_data(data.classes.len(), channels, height);
         if let (Some(available), true) = (available_memory(), job.device.is_cpu()) {
             // A network of the caller's own may have a pass that cannot be traced: then nothing is known.
             if let Ok(needed) = training_memory(job.model, &options, recipe.batch, recipe.optimizer.states()) {
