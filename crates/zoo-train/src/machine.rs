@@ -1,42 +1,44 @@
 //! What a program runs on: threads and device, as commands name them, memory, and the user at its keyboard.
 
 use crate::progress::say;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
-/// What rayon and candle read when they start their threads.
-#[cfg(unix)]
-const THREADS_VARIABLE: &str = "RAYON_NUM_THREADS";
-
-/// Stack of a thread of the pool, as the main thread's: [`in_pool`](zoo_core::threads::in_pool) may bring any work there.
-const STACK: usize = 8 << 20;
-
-/// Sizes the pools that the kernels and candle's own operations run in; returns the number of threads. Call it first thing in
-/// `main`: where a number is asked for, the program starts again with it in its environment.
+/// Sizes the pool of threads that the kernels run in by `--threads`, and returns how many threads it has; see
+/// [`zoo_core::threads::set_threads`].
 ///
 /// # Errors
-/// No thread, or pools that have started already.
+/// No thread or more than 1024; a pool that has started already.
 pub fn set_threads(threads: Option<usize>) -> Result<usize> {
-    /// More than any machine has cores; a hundred thousand threads take minutes to start.
-    const MOST: usize = 1024;
-    ensure!(threads.is_none_or(|n| (1..=MOST).contains(&n)), "--threads must be from 1 to {MOST}");
-    // Candle sizes its pools by the environment alone, which a running program cannot change safely: start again with it.
+    zoo_core::threads::set_threads(threads).context("--threads")
+}
+
+/// Replaces this process by the same program with `--threads` in its environment, where candle's own operations look
+/// for their number of threads, unless it is there already. A program that runs cannot change its environment safely.
+///
+/// For the `main` of the zoo's binaries alone, before anything else: no other function calls it, so that a program that
+/// uses this crate is never started again behind its back. Does nothing where the system cannot replace a process.
+///
+/// # Errors
+/// A program that cannot be found or started any more.
+pub fn restart_with_threads(threads: Option<usize>) -> Result<()> {
     #[cfg(unix)]
     if let Some(n) = threads.map(|n| n.to_string())
-        && std::env::var(THREADS_VARIABLE).as_ref() != Ok(&n)
+        && std::env::var("RAYON_NUM_THREADS").as_ref() != Ok(&n)
     {
         use std::os::unix::process::CommandExt;
         let program = std::env::current_exe().context("cannot find this program to start it with --threads")?;
         let mut command = std::process::Command::new(program);
-        command.args(std::env::args_os().skip(1)).env(THREADS_VARIABLE, n).env_remove("CANDLE_NUM_THREADS");
+        // Candle's other variable goes before this one.
+        command.args(std::env::args_os().skip(1)).env("RAYON_NUM_THREADS", n).env_remove("CANDLE_NUM_THREADS");
         return Err(command.exec()).context("cannot start again with --threads");
     }
-    let builder = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).stack_size(STACK);
-    builder.build_global().context("cannot start the threads")?;
-    Ok(rayon::current_num_threads())
+    #[cfg(not(unix))]
+    let _ = threads;
+    Ok(())
 }
 
 /// The device called `cpu`, `cuda:N` or `metal`.
