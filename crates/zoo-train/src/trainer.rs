@@ -1,7 +1,7 @@
 //! The training loop: one network, one recipe, one seed, from its first step to its record.
 
 use crate::augment::Transform;
-use crate::checkpoint::{self, Checkpoints, Position, Sums, Tensors, Unwritable};
+use crate::checkpoint::{self, Checkpoint, Checkpoints, Position, Sums, Tensors, Unwritable};
 use crate::data::{Dataset, Split};
 use crate::errors;
 use crate::eval::evaluate;
@@ -315,9 +315,9 @@ impl<'a> Run<'a> {
         ensure_same(&differences_to(&self.at.identity, folder)?, folder)?;
         let found = checkpoint::newest(folder)?;
         self.notes.extend(found.notes);
-        let Some((position, tensors)) = found.checkpoint else { return Ok(()) };
-        ensure_same(&checkpoint::differences(&position.identity, &self.at.identity), folder)?;
-        self.restore(position, &tensors).with_context(|| format!("the checkpoint in {}", folder.display()))?;
+        let Some(checkpoint) = found.checkpoint else { return Ok(()) };
+        ensure_same(&checkpoint::differences(&checkpoint.position.identity, &self.at.identity), folder)?;
+        self.restore(checkpoint).with_context(|| format!("the checkpoint in {}", folder.display()))?;
         self.notes.push(match self.at.epoch {
             epoch if epoch > self.epochs => "all epochs are done already".to_owned(),
             epoch => format!("going on at epoch {epoch}, batch {} of {}", self.at.batches + 1, self.train.len()),
@@ -325,25 +325,9 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    fn restore(&mut self, position: Position, tensors: &Tensors) -> Result<()> {
-        let slots = self.store.slots();
-        ensure!(slots.len() == tensors.model.len(), "{} tensors, not {}", tensors.model.len(), slots.len());
-        for slot in slots {
-            let stored = tensors.model.get(&slot.key).with_context(|| format!("`{}` is missing", slot.key))?;
-            ensure!(
-                stored.shape() == &slot.shape,
-                "`{}` is {:?}, not {:?}",
-                slot.key,
-                stored.dims(),
-                slot.shape.dims()
-            );
-            if let Some(var) = slot.var {
-                var.set(&stored.to_device(var.device())?.to_dtype(var.dtype())?)?;
-            }
-        }
-        self.optimizer.load_state(&tensors.optimizer)?;
-        self.store.set_dropout_state(&position.dropout);
-        self.at = position;
+    fn restore(&mut self, checkpoint: Checkpoint) -> Result<()> {
+        checkpoint.restore(&self.store, self.optimizer.as_mut())?;
+        self.at = checkpoint.position;
         Ok(())
     }
 
