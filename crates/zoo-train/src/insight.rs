@@ -1,14 +1,15 @@
 //! What a trained network does on the test images in detail: which class it takes for which, and the mistakes that it
 //! is surest of.
 //!
-//! [`write()`] leaves an [`Insight`] in a run's folder as `evaluation.json`, with the mistakes' images in `mistakes.png`;
-//! [`read`] gives both to the report.
+//! [`Insight::write`] leaves an [`Insight`] in a run's folder as `evaluation.json`, with the mistakes' images in
+//! `mistakes.png`; [`read`] gives both to the report.
 
 use crate::data::Split;
-use crate::loader::Loader;
+use crate::eval::{Evaluation, evaluate_parts};
+use crate::loader::{Batch, Loader};
 use crate::record::replace_file;
 use anyhow::{Context, Result, ensure};
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 use image::imageops::{self, FilterType};
 use image::{ImageFormat, Rgb, RgbImage};
 use serde::{Deserialize, Serialize};
@@ -80,30 +81,7 @@ pub struct Confusion {
     pub count: u32,
 }
 
-/// Runs `model` in evaluation over all batches of `loader`, which cuts up `split`, and leaves what it found in
-/// `folder`, which must exist: `evaluation.json` and, if there was a mistake to show, `mistakes.png`. An earlier
-/// evaluation there is replaced.
-///
-/// # Errors
-/// No images, a number of logits that is not the number of `classes`, a loader of another split, or a file that cannot be
-/// written.
-pub fn write(folder: &Path, model: &dyn Model, loader: &Loader, split: &Split, classes: &[String]) -> Result<()> {
-    let insight = look(model, loader, split, classes)?;
-    let path = folder.join(MISTAKES_FILE);
-    match &insight.picture {
-        Some(picture) => replace_file(&path, picture)?,
-        None => match fs::remove_file(&path) {
-            Err(error) if error.kind() != ErrorKind::NotFound => {
-                return Err(error).with_context(|| format!("cannot remove the earlier {}", path.display()));
-            }
-            _ => {}
-        },
-    }
-    // The sheet first: whoever finds this file finds its sheet too.
-    replace_file(&folder.join(EVALUATION_FILE), &serde_json::to_vec(&insight)?)
-}
-
-/// What [`write()`] left in `folder`; `None` if it did not run there.
+/// What [`Insight::write`] left in `folder`; `None` if it did not run there.
 ///
 /// # Errors
 /// A file that cannot be read or does not hold what it should; the error names it.
@@ -122,24 +100,17 @@ pub fn read(folder: &Path) -> Result<Option<Insight>> {
     Ok(Some(insight))
 }
 
-fn look(model: &dyn Model, loader: &Loader, split: &Split, classes: &[String]) -> Result<Insight> {
+/// Runs `model` in evaluation over all batches of `loader`, which cuts up `split`: one pass for both, what
+/// [`evaluate`](crate::eval::evaluate) sums up and what the network gets wrong.
+///
+/// # Errors
+/// No images, a number of logits that is not the number of `classes`, or a loader of another split.
+pub fn collect(model: &dyn Model, loader: &Loader, split: &Split, classes: &[String]) -> Result<(Evaluation, Insight)> {
     let mut insight = Insight::empty(classes);
-    for batch in loader.epoch(0)? {
-        let batch = batch?;
-        let logits = model.forward_t(&batch.images, false)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-        for ((&index, &label), logits) in batch.indices.iter().zip(&batch.host_labels).zip(&logits) {
-            ensure!(
-                split.labels().get(index) == Some(&label),
-                "the loader gave image {index} the label {label}, which it does not have in the split: both must be of \
-                 the same images"
-            );
-            insight.count(index, label as usize, logits)?;
-        }
-        insight.keep_the_surest();
-    }
-    ensure!(insight.images > 0, "there are no images to evaluate on");
+    let evaluation =
+        evaluate_parts(model, [Ok(loader.clone())], |batch, logits| insight.count_batch(batch, logits, split))?;
     insight.picture = insight.draw(split)?;
-    Ok(insight)
+    Ok((evaluation, insight))
 }
 
 impl Insight {
@@ -154,6 +125,41 @@ impl Insight {
             tile: [0; 2],
             picture: None,
         }
+    }
+
+    /// Leaves it in `folder`, which must exist: `evaluation.json` and, if there was a mistake to show, `mistakes.png`. An
+    /// earlier evaluation there is replaced.
+    ///
+    /// # Errors
+    /// A file that cannot be written.
+    pub fn write(&self, folder: &Path) -> Result<()> {
+        let path = folder.join(MISTAKES_FILE);
+        match &self.picture {
+            Some(picture) => replace_file(&path, picture)?,
+            None => match fs::remove_file(&path) {
+                Err(error) if error.kind() != ErrorKind::NotFound => {
+                    return Err(error).with_context(|| format!("cannot remove the earlier {}", path.display()));
+                }
+                _ => {}
+            },
+        }
+        // The sheet first: whoever finds this file finds its sheet too.
+        replace_file(&folder.join(EVALUATION_FILE), &serde_json::to_vec(self)?)
+    }
+
+    /// Adds the images of a batch of `split` by the network's logits for them.
+    fn count_batch(&mut self, batch: &Batch, logits: &Tensor, split: &Split) -> Result<()> {
+        let logits = logits.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+        for ((&index, &label), logits) in batch.indices.iter().zip(&batch.host_labels).zip(&logits) {
+            ensure!(
+                split.labels().get(index) == Some(&label),
+                "the loader gave image {index} the label {label}, which it does not have in the split: both must be of \
+                 the same images"
+            );
+            self.count(index, label as usize, logits)?;
+        }
+        self.keep_the_surest();
+        Ok(())
     }
 
     /// Adds one image.
@@ -325,10 +331,14 @@ pub(crate) mod tests {
         assert_eq!(read(dir.path()).unwrap(), None);
         let data = Synthetic { train: 0, test: 60, seed: 0 }.generate();
         let net = mlp(10);
-        write(dir.path(), net.as_ref(), &eval(&data.test, 16), &data.test, &data.classes).unwrap();
+        let (evaluation, collected) = collect(net.as_ref(), &eval(&data.test, 16), &data.test, &data.classes).unwrap();
+        collected.write(dir.path()).unwrap();
         let found = read(dir.path()).unwrap().unwrap();
+        assert_eq!(found, collected);
         assert_eq!((found.images, &found.classes), (60, &data.classes));
-        assert_eq!(found.correct(), evaluate(net.as_ref(), &eval(&data.test, 16)).unwrap().correct);
+        let plain = evaluate(net.as_ref(), &eval(&data.test, 16)).unwrap();
+        assert_eq!(Evaluation { seconds: 0.0, ..evaluation }, Evaluation { seconds: 0.0, ..plain });
+        assert_eq!(found.correct(), plain.correct);
         // Six images of each class.
         assert!((0..10).all(|class| found.images_of(class) == 6));
 
@@ -350,8 +360,7 @@ pub(crate) mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing else is left in the folder");
 
         // The batch size changes nothing that a reader could tell.
-        write(dir.path(), net.as_ref(), &eval(&data.test, 7), &data.test, &data.classes).unwrap();
-        let again = read(dir.path()).unwrap().unwrap();
+        let (_, again) = collect(net.as_ref(), &eval(&data.test, 7), &data.test, &data.classes).unwrap();
         assert_eq!(again.confusion, found.confusion);
         let indices = |insight: &Insight| insight.mistakes.iter().map(|mistake| mistake.index).collect::<Vec<_>>();
         assert_eq!(indices(&again), indices(&found));
@@ -359,10 +368,8 @@ pub(crate) mod tests {
 
     #[test]
     fn a_thousand_classes_are_counted_too() {
-        let dir = tempfile::tempdir().unwrap();
         let test = Synthetic { train: 0, test: 50, seed: 0 }.generate().test;
-        write(dir.path(), mlp(1000).as_ref(), &eval(&test, 50), &test, &names(1000)).unwrap();
-        let found = read(dir.path()).unwrap().unwrap();
+        let (_, found) = collect(mlp(1000).as_ref(), &eval(&test, 50), &test, &names(1000)).unwrap();
         assert_eq!((found.images, found.confusion.len(), found.images_of(0), found.images_of(999)), (50, 1000, 5, 0));
         assert_eq!((found.class_accuracy(999), found.mistakes.len()), (None, 24));
     }
@@ -419,25 +426,23 @@ pub(crate) mod tests {
         fs::write(dir.path().join(MISTAKES_FILE), "an earlier one").unwrap();
         // One class: whatever the network says is right.
         let test = Arc::new(Split::new(vec![0; 3072], vec![0], [3, 32, 32]).unwrap());
-        write(dir.path(), mlp(1).as_ref(), &eval(&test, 1), &test, &names(1)).unwrap();
+        collect(mlp(1).as_ref(), &eval(&test, 1), &test, &names(1)).unwrap().1.write(dir.path()).unwrap();
         let found = read(dir.path()).unwrap().unwrap();
         assert_eq!((found.correct(), found.picture, found.mistakes.len()), (1, None, 0));
     }
 
     #[test]
     fn what_does_not_fit_is_an_error_that_says_so() {
-        let dir = tempfile::tempdir().unwrap();
         let data = Synthetic { train: 0, test: 20, seed: 0 }.generate();
         let (net, loader) = (mlp(10), eval(&data.test, 8));
-        let error = |split: &Split, classes: &[String]| {
-            write(dir.path(), net.as_ref(), &loader, split, classes).unwrap_err().to_string()
-        };
+        let collected = |split: &Split, classes: &[String]| collect(net.as_ref(), &loader, split, classes);
+        let error = |split: &Split, classes: &[String]| collected(split, classes).unwrap_err().to_string();
         assert_eq!(error(&data.test, &names(3)), "the network gives 10 logits for 3 classes");
         let other = Split::new(vec![0; 3072], vec![0], [3, 32, 32]).unwrap();
         assert!(error(&other, &data.classes).contains("image 1"), "{}", error(&other, &data.classes));
-        assert_eq!(read(dir.path()).unwrap(), None);
 
-        let nowhere = write(&dir.path().join("absent"), net.as_ref(), &loader, &data.test, &data.classes).unwrap_err();
+        let found = collected(&data.test, &data.classes).unwrap().1;
+        let nowhere = found.write("absent/folder".as_ref()).unwrap_err();
         assert!(format!("{nowhere:#}").contains("mistakes.png"), "{nowhere:#}");
     }
 

@@ -387,7 +387,12 @@ impl Trained {
     ///
     /// # Errors
     /// Images of another number of classes, files that cannot be read, or what the network refuses.
-    pub fn evaluate(&self, images: &TestImages, batch: usize, seen: impl FnMut(usize) + Send) -> Result<Evaluation> {
+    pub fn evaluate(
+        &self,
+        images: &TestImages,
+        batch: usize,
+        mut seen: impl FnMut(usize) + Send,
+    ) -> Result<Evaluation> {
         let (n, expected) = (images.classes().len(), self.num_classes);
         ensure!(
             n == expected,
@@ -402,7 +407,12 @@ impl Trained {
         let loader = |split: Result<Arc<Split>, _>| {
             Ok(Loader::eval(grey(split?)?, self.transform.clone(), batch, &self.device)?)
         };
-        in_pool(|| evaluate_parts(self.net.as_ref(), images.parts().map(loader), seen))
+        in_pool(|| {
+            evaluate_parts(self.net.as_ref(), images.parts().map(loader), |batch, _| {
+                seen(batch.host_labels.len());
+                Ok(())
+            })
+        })
     }
 }
 

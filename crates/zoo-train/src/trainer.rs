@@ -4,8 +4,8 @@ use crate::augment::Transform;
 use crate::checkpoint::{self, Checkpoint, Checkpoints, Position, Sums, Tensors, Unwritable};
 use crate::data::{Dataset, Split};
 use crate::errors;
-use crate::eval::evaluate;
-use crate::insight;
+use crate::eval::{Evaluation, evaluate};
+use crate::insight::{self, Insight};
 use crate::loader::{Batch, Loader};
 use crate::machine::available_memory;
 use crate::optim::{Optimizer, clip_grad_norm};
@@ -118,6 +118,8 @@ struct Run<'a> {
     began: Instant,
     /// What the user should know before it starts.
     notes: Vec<String>,
+    /// What the network gets wrong after the last epoch, once that is measured.
+    insight: Option<Insight>,
 }
 
 /// Writes a run's checkpoints, not too often.
@@ -200,7 +202,7 @@ fn train_here(
                 break;
             }
         }
-        let metrics = run.end_epoch()?;
+        let metrics = run.end_epoch(data)?;
         append_jsonl(&metrics_file, &metrics).map_err(unwritable)?;
         saver.save(&run)?;
         progress.epoch(&metrics);
@@ -211,7 +213,12 @@ fn train_here(
             .map_err(|error| unwritable(error.into()))?;
     }
     if status == Status::Finished {
-        insight::write(folder, run.net.as_ref(), &run.test, &data.test, &data.classes).map_err(|error| {
+        let insight = match run.insight.take() {
+            Some(insight) => insight,
+            // The last epoch was measured by the session before this one, which did not come to write it.
+            None => run.collect(data)?.1,
+        };
+        insight.write(folder).map_err(|error| {
             let is_disk = error.chain().any(|cause| cause.is::<std::io::Error>());
             if is_disk { unwritable(error) } else { error }
         })?;
@@ -301,7 +308,22 @@ impl<'a> Run<'a> {
             seconds: 0.0,
             dropout: BTreeMap::new(),
         };
-        Ok(Self { job, store, net, parameters, optimizer, lr, train, test, epochs, metadata, at, began, notes })
+        Ok(Self {
+            job,
+            store,
+            net,
+            parameters,
+            optimizer,
+            lr,
+            train,
+            test,
+            epochs,
+            metadata,
+            at,
+            began,
+            notes,
+            insight: None,
+        })
     }
 
     /// Goes to where the run in `folder` stands, or makes sure that there is none.
@@ -412,9 +434,20 @@ impl<'a> Run<'a> {
         Ok(if self.at.batches == self.train.len() { Pass::Done } else { Pass::Stopped })
     }
 
-    /// Measures the network after the epoch in hand, and goes to the next one.
-    fn end_epoch(&mut self) -> Result<EpochMetrics> {
-        let test = evaluate(self.net.as_ref(), &self.test)?;
+    /// Measures the network on the test images, and what it gets wrong there.
+    fn collect(&self, data: &Dataset) -> Result<(Evaluation, Insight)> {
+        insight::collect(self.net.as_ref(), &self.test, &data.test, &data.classes)
+    }
+
+    /// Measures the network after the epoch in hand, after the last one in detail, and goes to the next one.
+    fn end_epoch(&mut self, data: &Dataset) -> Result<EpochMetrics> {
+        let test = if self.at.epoch == self.epochs {
+            let (test, insight) = self.collect(data)?;
+            self.insight = Some(insight);
+            test
+        } else {
+            evaluate(self.net.as_ref(), &self.test)?
+        };
         let sums = std::mem::take(&mut self.at.sums);
         let images = sums.images as f64;
         let metrics = EpochMetrics {
