@@ -11,7 +11,7 @@ use crate::eval::{Evaluation, evaluate_parts};
 use crate::loader::Loader;
 use crate::recipe::{BatchNormOverride, Recipe};
 use anyhow::{Context, Result, bail, ensure};
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
@@ -357,22 +357,34 @@ impl Trained {
         &self.notes
     }
 
+    /// The network itself: for its features, and for whatever else a [`Model`] gives.
+    pub fn model(&self) -> &dyn Model {
+        self.net.as_ref()
+    }
+
+    /// One batch for [`model`](Self::model) of `images` as [`Framing::read`] gives them: grey where the network sees
+    /// grey, and normalised. (n, channels, size, size) on the network's device.
+    ///
+    /// # Errors
+    /// No images, or images of another size.
+    pub fn preprocess(&self, images: &[Vec<u8>]) -> Result<Tensor> {
+        let [channels, height, width] = self.transform.shape();
+        let split = Split::new(images.concat(), vec![0; images.len()], [3, height, width])?.with_channels(channels)?;
+        let loader = Loader::eval(split.into(), self.transform.clone(), images.len().max(1), &self.device)?;
+        Ok(loader.epoch(0)?.next().context("there are no images to look at")??.images)
+    }
+
     /// The probabilities of the classes, softmax of the logits, for each of `images` as [`Framing::read`] gives them.
     ///
     /// # Errors
     /// Images of another size; an output that is not finite.
     pub fn probabilities(&self, images: &[Vec<u8>]) -> Result<Vec<Vec<f64>>> {
-        let [channels, height, width] = self.transform.shape();
-        let split = Split::new(images.concat(), vec![0; images.len()], [3, height, width])?.with_channels(channels)?;
-        let loader = Loader::eval(split.into(), self.transform.clone(), images.len().max(1), &self.device)?;
-        let mut all = Vec::with_capacity(images.len());
-        for batch in loader.epoch(0)? {
-            let images = batch?.images;
-            let logits = in_pool(|| self.net.forward_t(&images, false))?;
-            let rows = logits.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-            all.extend(rows.iter().map(|row| softmax(row)).collect::<Result<Vec<_>>>()?);
+        if images.is_empty() {
+            return Ok(Vec::new());
         }
-        Ok(all)
+        let batch = self.preprocess(images)?;
+        let logits = in_pool(|| self.net.forward_t(&batch, false))?;
+        logits.to_dtype(DType::F32)?.to_vec2::<f32>()?.iter().map(|row| softmax(row)).collect()
     }
 
     /// The `k` largest of `probabilities` with their classes, largest first; of equals the lower class comes first.
