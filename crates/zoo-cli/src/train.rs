@@ -13,14 +13,14 @@ use zoo_core::weights::{LoadOptions, ensure_fit};
 use zoo_train::augment::Normalize;
 use zoo_train::checkpoint::{self, Checkpoints};
 use zoo_train::data::Dataset;
+use zoo_train::error_analysis::{EVALUATION_FILE, MISTAKES_FILE};
 use zoo_train::errors::Interrupted;
-use zoo_train::insight::{EVALUATION_FILE, MISTAKES_FILE};
 use zoo_train::lock::FolderLock;
 use zoo_train::machine::{Stop, device, set_threads};
 use zoo_train::progress::say;
 use zoo_train::recipe::{Overrides, Recipe};
 use zoo_train::record::{METRICS_FILE, RunRecord, Status, now_utc, read_jsonl, replace_file, reset_peak_rss};
-use zoo_train::run_record::{Circumstances, source_commit};
+use zoo_train::run_record::{RunContext, source_commit};
 use zoo_train::trained::{WEIGHTS_FILE, normalize_of, weights_file};
 use zoo_train::trainer::{Job, RUN_FILE, differences, train};
 
@@ -73,8 +73,8 @@ pub struct Args {
     lr: Option<f64>,
     /// Mean and deviation that pixels are brought to zero and one with: those that the checkpoint was trained with. Default:
     /// the checkpoint's with --weights, else `model` for an image folder and `recipe` for CIFAR-10
-    #[arg(long, value_enum, value_name = "WHOSE")]
-    normalize: Option<Whose>,
+    #[arg(long, value_enum, value_name = "FROM")]
+    normalize: Option<NormalizeFrom>,
     /// Seed of everything random: first weights, order of the images, augmentation, dropout. The same seed makes the same run
     #[arg(long, default_value_t = 1)]
     seed: u64,
@@ -98,9 +98,9 @@ pub struct Args {
     json: bool,
 }
 
-/// Whose mean and deviation.
+/// Where the mean and deviation come from that pixels are normalised by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Whose {
+enum NormalizeFrom {
     /// Those of the network's published checkpoints (torchvision's or timm's)
     Model,
     /// The recipe's, for a checkpoint that was trained by it
@@ -113,7 +113,7 @@ enum Whose {
     Half,
 }
 
-impl Whose {
+impl NormalizeFrom {
     /// Their figures, and what the record says where they are not the recipe's own.
     fn figures(self, model: &ModelInfo, recipe: &Recipe) -> (Normalize, &'static str) {
         match self {
@@ -163,7 +163,7 @@ pub fn run(args: &Args) -> Result<()> {
             return Err(error);
         }
     };
-    let circumstances = Circumstances {
+    let context = RunContext {
         overrides,
         device: args.device.clone(),
         threads,
@@ -173,7 +173,7 @@ pub fn run(args: &Args) -> Result<()> {
         // The record lies in the run's own folder.
         folder: ".".into(),
     };
-    let record = RunRecord::of(&job, &data, &outcome, circumstances)?;
+    let record = RunRecord::of(&job, &data, &outcome, context)?;
     let line = serde_json::to_string(&record).context("cannot write the record as JSON")?;
     replace_file(&args.out.join(RECORD_FILE), format!("{line}\n").as_bytes())?;
     replace_file(&args.out.join(CLASSES_FILE), format!("{}\n", data.classes.join("\n")).as_bytes())?;
@@ -284,14 +284,14 @@ fn plan(args: &Args, model: &'static ModelInfo, data: &Dataset, device: Device) 
     let mut recipe = recipe.with(&changes)?;
 
     let start = args.weights.as_deref().map(|file| start(args, model, data, file)).transpose()?;
-    let usual = if data.source.is_cifar10() { Whose::Recipe } else { Whose::Model };
-    let (normalize, said) = match (args.normalize, &start) {
+    let usual = if data.source.is_cifar10() { NormalizeFrom::Recipe } else { NormalizeFrom::Model };
+    let (normalize, setting) = match (args.normalize, &start) {
         (None, Some(start)) => (start.normalize.clone(), "normalize=checkpoint"),
-        (whose, _) => whose.unwrap_or(usual).figures(model, &recipe),
+        (from, _) => from.unwrap_or(usual).figures(model, &recipe),
     };
     if recipe.normalize != normalize {
         recipe.normalize = normalize;
-        overrides.push(said.into());
+        overrides.push(setting.into());
     }
 
     let mut job = Job::new(model, recipe, args.seed, device);

@@ -9,7 +9,7 @@ use zoo_train::augment::Normalize;
 use zoo_train::data::photo::Framing;
 use zoo_train::machine::{device, set_threads};
 use zoo_train::progress::say;
-use zoo_train::trained::{Instead, Trained};
+use zoo_train::trained::{Overrides, Trained};
 
 /// The arguments that name a trained network.
 #[derive(clap::Args)]
@@ -26,8 +26,8 @@ pub struct Network {
     #[arg(long, value_name = "N")]
     in_chans: Option<usize>,
     /// Mean and standard deviation by which pixels are normalised. Default: what the weights' file says, else `model`
-    #[arg(long, value_enum, value_name = "WHOSE")]
-    normalize: Option<Whose>,
+    #[arg(long, value_enum, value_name = "FROM")]
+    normalize: Option<NormalizeFrom>,
     /// Device to compute on: cpu, cuda:N or metal
     #[arg(long, default_value = "cpu")]
     device: String,
@@ -36,9 +36,9 @@ pub struct Network {
     threads: Option<usize>,
 }
 
-/// Whose mean and deviation.
+/// Where the mean and deviation come from that pixels are normalised by.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Whose {
+enum NormalizeFrom {
     /// Those of the network's published checkpoints (torchvision's or timm's)
     Model,
     /// Those of CIFAR-10's images
@@ -56,14 +56,15 @@ impl Network {
         set_threads(self.threads)?;
         let device = device(&self.device)?;
         let model = zoo::find(&self.model)?;
-        let normalize = self.normalize.map(|whose| match whose {
-            Whose::Model => Normalize::of(&model.input),
-            Whose::Cifar10 => Normalize::CIFAR10,
-            Whose::Imagenet => Normalize::IMAGENET,
-            Whose::Half => Normalize::HALF,
+        let normalize = self.normalize.map(|from| match from {
+            NormalizeFrom::Model => Normalize::of(&model.input),
+            NormalizeFrom::Cifar10 => Normalize::CIFAR10,
+            NormalizeFrom::Imagenet => Normalize::IMAGENET,
+            NormalizeFrom::Half => Normalize::HALF,
         });
-        let instead = Instead { normalize, image_size, in_chans: self.in_chans, selection: self.wanted.selection() };
-        let trained = Trained::open(model, &self.weights, &instead, &device)?;
+        let overrides =
+            Overrides { normalize, image_size, in_chans: self.in_chans, selection: self.wanted.selection() };
+        let trained = Trained::open(model, &self.weights, &overrides, &device)?;
         for note in trained.notes() {
             say(format_args!("{}: {note}", self.weights.display()));
         }

@@ -16,8 +16,8 @@ use std::sync::atomic::AtomicBool;
 use zoo::ModelInfo;
 use zoo_train::checkpoint::Checkpoints;
 use zoo_train::data::{Dataset, Synthetic, pictures};
-use zoo_train::recipe::{Overrides, Recipe};
-use zoo_train::trained::{Instead, Trained};
+use zoo_train::recipe::{self, Recipe};
+use zoo_train::trained::{self, Trained};
 use zoo_train::trainer::{Job, train};
 
 /// Images a pass.
@@ -28,7 +28,7 @@ const NEAREST: usize = 3;
 /// A network with the weights of a file, of however many classes, and all that the file says of the images it wants. A
 /// key that is missing or left over is an error, and not a network that is half at random.
 fn open(info: &'static ModelInfo, weights: &Path) -> Result<Trained> {
-    let trained = Trained::open(info, weights, &Instead::default(), &Device::Cpu)?;
+    let trained = Trained::open(info, weights, &trained::Overrides::default(), &Device::Cpu)?;
     println!("{}: {}, {} classes", weights.display(), info.name, trained.num_classes());
     trained.notes().iter().for_each(|note| println!("{}: {note}", weights.display()));
     Ok(trained)
@@ -84,7 +84,7 @@ fn search(model: &str, weights: &Path, folder: &Path) -> Result<()> {
 
 /// Trains `info` for some seconds and leaves `model.safetensors` in `folder`.
 fn make_weights(info: &'static ModelInfo, data: &Dataset, folder: &Path) -> Result<PathBuf> {
-    let short = Overrides { epochs: Some(3), batch: Some(25), ..Overrides::default() };
+    let short = recipe::Overrides { epochs: Some(3), batch: Some(25), ..recipe::Overrides::NONE };
     let job = Job::new(info, Recipe::named("quick")?.with(&short)?, 1, Device::Cpu);
     train(&job, data, folder, &Checkpoints::default(), &AtomicBool::new(false))?;
     Ok(folder.join("model.safetensors"))

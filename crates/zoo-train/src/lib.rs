@@ -23,9 +23,9 @@
 pub mod augment;
 pub mod checkpoint;
 pub mod data;
+pub mod error_analysis;
 pub mod errors;
 pub mod eval;
-pub mod insight;
 pub mod loader;
 pub mod lock;
 pub mod machine;
@@ -39,3 +39,12 @@ pub mod run_record;
 pub mod schedule;
 pub mod trained;
 pub mod trainer;
+
+/// The error analysis under the names that the report's files still use.
+mod insight {
+    pub(crate) use crate::error_analysis::{ErrorAnalysis as Insight, *};
+    #[cfg(test)]
+    pub(crate) mod tests {
+        pub(crate) use crate::error_analysis::tests::analysis as insight;
+    }
+}

@@ -14,7 +14,7 @@ use zoo_core::trace::model_macs;
 
 /// What a record says of a run beyond its job, its data and its outcome.
 #[derive(Debug, Clone)]
-pub struct Circumstances {
+pub struct RunContext {
     /// Settings that differ from the named recipe, as [`Overrides::describe`](crate::recipe::Overrides::describe) gives them.
     pub overrides: Vec<String>,
     /// The device, as the user names it.
@@ -30,6 +30,10 @@ pub struct Circumstances {
     /// Its folder, relative to the record's file.
     pub folder: String,
 }
+
+// The name that the benchmark suite still uses.
+#[doc(hidden)]
+pub use RunContext as Circumstances;
 
 /// The commit that the source tree of this program stands at, where that tree is still there; see [`git_commit`]. `cargo xtask` and
 /// `cargo run` build what stands there first, so it is the program's own; a binary that was kept names what was committed since.
@@ -58,8 +62,8 @@ impl RunRecord {
     ///
     /// # Errors
     /// A recipe that makes no batch of the data, or a network that the data's classes and images do not fit.
-    pub fn of(job: &Job, data: &Dataset, outcome: &Outcome, circumstances: Circumstances) -> Result<Self> {
-        let Circumstances { mut overrides, device, threads, started, commit, command, folder } = circumstances;
+    pub fn of(job: &Job, data: &Dataset, outcome: &Outcome, context: RunContext) -> Result<Self> {
+        let RunContext { mut overrides, device, threads, started, commit, command, folder } = context;
         overrides.extend(job.start.as_ref().map(|start| format!("weights={}", start.file.display())));
         let [channels, height, _] = data.train.shape();
         let options = ModelOptions::for_data(data.classes.len(), channels, height);
@@ -172,8 +176,8 @@ mod tests {
         Job::new(zoo::find(model).unwrap(), recipe, 7, Device::Cpu)
     }
 
-    fn circumstances() -> Circumstances {
-        Circumstances {
+    fn context() -> RunContext {
+        RunContext {
             overrides: Overrides { lr: Some(0.5), ..Overrides::default() }.describe(&job("mlp").recipe),
             device: "cpu".into(),
             threads: 2,
@@ -190,8 +194,7 @@ mod tests {
         let epochs = [0.5, 0.7, 0.7, 0.6].into_iter().zip(1..).map(|(accuracy, number)| epoch(number, accuracy));
         let outcome =
             Outcome { status: Status::Finished, epochs: epochs.collect(), steps: 4, train_images: 64, seconds: 9.0 };
-        let record =
-            RunRecord::of(&job("mlp").weights("net.pth", &["layers.2"]), &data, &outcome, circumstances()).unwrap();
+        let record = RunRecord::of(&job("mlp").weights("net.pth", &["layers.2"]), &data, &outcome, context()).unwrap();
         assert_eq!(record.overrides, ["lr=0.5", "weights=net.pth"]);
         assert_eq!(record.hyperparameters, Some(job("mlp").recipe));
         assert_eq!((record.model.as_str(), record.recipe.as_str(), record.seed), ("mlp", "quick", 7));
@@ -206,7 +209,7 @@ mod tests {
         let data = Synthetic { train: 64, test: 20, seed: 3 }.generate();
         let outcome =
             Outcome { status: Status::Finished, epochs: Vec::new(), steps: 4, train_images: 64, seconds: 9.0 };
-        let record = RunRecord::of(&job("mlp"), &data, &outcome, circumstances()).unwrap();
+        let record = RunRecord::of(&job("mlp"), &data, &outcome, context()).unwrap();
         assert!(record.differences(&job("mlp"), &data).unwrap().is_empty());
         let mut other = job("mlp");
         other.seed = 8;
@@ -218,7 +221,7 @@ mod tests {
     fn an_error_makes_a_failed_record() {
         let data = Synthetic { train: 64, test: 20, seed: 0 }.generate();
         let outcome = Outcome::failed(&anyhow::anyhow!("two\nlines").context("mlp"));
-        let record = RunRecord::of(&job("mlp"), &data, &outcome, circumstances()).unwrap();
+        let record = RunRecord::of(&job("mlp"), &data, &outcome, context()).unwrap();
         assert_eq!(record.status, Status::Failed { message: "mlp: two lines".into() });
         assert_eq!((record.test_acc_last, record.epochs_done, record.images_per_s), (None, 0, None));
     }
@@ -227,8 +230,7 @@ mod tests {
     #[test]
     fn a_last_batch_of_one_image_is_recorded_as_left_out() {
         let data = Synthetic { train: 257, test: 20, seed: 0 }.generate();
-        let record =
-            RunRecord::of(&job("mlp"), &data, &Outcome::failed(&anyhow::anyhow!("")), circumstances()).unwrap();
+        let record = RunRecord::of(&job("mlp"), &data, &Outcome::failed(&anyhow::anyhow!("")), context()).unwrap();
         let followed = record.hyperparameters.unwrap();
         assert_eq!(followed, Recipe { drop_last: true, ..job("mlp").recipe });
     }
@@ -243,7 +245,7 @@ mod tests {
     #[test]
     fn macs_are_those_of_the_images_trained_on() {
         let data = Synthetic { train: 64, test: 20, seed: 0 }.generate();
-        let record = RunRecord::of(&job("resnet18"), &data, &Outcome::failed(&anyhow::anyhow!("")), circumstances());
+        let record = RunRecord::of(&job("resnet18"), &data, &Outcome::failed(&anyhow::anyhow!("")), context());
         let macs = record.unwrap().macs.unwrap();
         let at_224 = model_macs(zoo::find("resnet18").unwrap(), &ModelOptions::default()).unwrap();
         assert!(macs > 0 && macs < at_224 / 40, "{macs} of {at_224}");

@@ -77,22 +77,22 @@ pub(crate) fn metadata(
         serde_json::to_string(value).context("cannot write what the weights are as JSON")
     }
     let [channels, side, _] = transform.shape();
-    let mut said = BTreeMap::from([
+    let mut values = BTreeMap::from([
         (key::MODEL, model.name.to_owned()),
         (key::IMAGE_SIZE, side.to_string()),
         (key::CLASSES, json(classes)?),
         (key::NORMALIZE, json(&recipe.normalize)?),
     ]);
     if channels != 3 {
-        said.insert(key::IN_CHANS, channels.to_string());
+        values.insert(key::IN_CHANS, channels.to_string());
     }
     if let Some(mean) = transform.pixel_mean() {
-        said.insert(key::PIXEL_MEAN, json(mean)?);
+        values.insert(key::PIXEL_MEAN, json(mean)?);
     }
     if recipe.batch_norm != BatchNormOverride::default() {
-        said.insert(key::BATCH_NORM, json(&recipe.batch_norm)?);
+        values.insert(key::BATCH_NORM, json(&recipe.batch_norm)?);
     }
-    Ok(said.into_iter().map(|(key, value)| (format!("{}{key}", key::PREFIX), value)).collect())
+    Ok(values.into_iter().map(|(key, value)| (format!("{}{key}", key::PREFIX), value)).collect())
 }
 
 /// The metadata of a file that holds what `weights` does as `model`'s, or as it is: what it says of itself goes along.
@@ -101,7 +101,7 @@ pub(crate) fn metadata(
 /// Metadata under the zoo's keys that the zoo did not write.
 pub fn carried(weights: &Weights, model: Option<&str>) -> Result<BTreeMap<String, String>> {
     let mut metadata = weights.metadata().clone();
-    if Claims::of(weights)?.1 == Origin::Bare {
+    if FileMetadata::of(weights)?.1 == Origin::Bare {
         for key in key::ALL {
             metadata.remove(key).map(|value| metadata.insert(format!("{}{key}", key::PREFIX), value));
         }
@@ -114,7 +114,7 @@ pub fn carried(weights: &Weights, model: Option<&str>) -> Result<BTreeMap<String
 
 /// What a file of weights says of itself, as [`metadata`] wrote it.
 #[derive(Debug, Default)]
-struct Claims {
+struct FileMetadata {
     model: Option<String>,
     image_size: Option<usize>,
     in_chans: Option<usize>,
@@ -137,7 +137,7 @@ enum Origin {
     Absent,
 }
 
-impl Claims {
+impl FileMetadata {
     fn of(weights: &Weights) -> Result<(Self, Origin)> {
         let metadata = weights.metadata();
         if metadata.keys().any(|key| key.starts_with(key::PREFIX)) {
@@ -179,7 +179,7 @@ impl Claims {
 /// # Errors
 /// Metadata under the zoo's keys that the zoo did not write.
 pub fn normalize_of(model: &ModelInfo, weights: &Weights, report: &KeyReport) -> Result<(Normalize, String)> {
-    Ok(match Claims::of(weights)?.0.normalize {
+    Ok(match FileMetadata::of(weights)?.0.normalize {
         Some(normalize) => (normalize, "as the checkpoint says".into()),
         None => (Normalize::of(&model.input_of(report.layout)), assumption(report.layout)),
     })
@@ -195,7 +195,7 @@ fn assumption(layout: Option<&str>) -> String {
 
 /// What is used in place of what a file of weights says.
 #[derive(Debug, Clone, Default)]
-pub struct Instead {
+pub struct Overrides {
     /// How pixels are normalised.
     pub normalize: Option<Normalize>,
     /// Side of the images in pixels.
@@ -210,8 +210,8 @@ pub struct Instead {
 ///
 /// ```no_run
 /// use candle_core::Device;
-/// use zoo_train::trained::{Instead, Trained};
-/// let trained = Trained::open(zoo::find("resnet18")?, "my-run/model.safetensors".as_ref(), &Instead::default(), &Device::Cpu)?;
+/// use zoo_train::trained::{Overrides, Trained};
+/// let trained = Trained::open(zoo::find("resnet18")?, "my-run/model.safetensors".as_ref(), &Overrides::default(), &Device::Cpu)?;
 /// let image = trained.framing().read("photo.jpg".as_ref())?;
 /// for (class, probability) in Trained::largest(&trained.probabilities(&[image])?[0], 5) {
 ///     println!("{:5.1} %  {}", 100.0 * probability, trained.class_name(class));
@@ -236,16 +236,16 @@ impl Trained {
     ///
     /// # Errors
     /// A file that does not hold this network's weights, with the keys that do not fit; metadata that contradicts them.
-    pub fn open(model: &ModelInfo, file: &Path, instead: &Instead, device: &Device) -> Result<Self> {
+    pub fn open(model: &ModelInfo, file: &Path, overrides: &Overrides, device: &Device) -> Result<Self> {
         let file = &weights_file(file)?;
-        let weights = instead.selection.open(file)?;
-        let (said, origin) = Claims::of(&weights)?;
-        if let Some(held) = &said.model {
+        let weights = overrides.selection.open(file)?;
+        let (metadata, origin) = FileMetadata::of(&weights)?;
+        if let Some(held) = &metadata.model {
             // Networks may have the same keys and be others, as cifar_resnet20 and cifar_plain20 do.
             let (name, held) = (model.name, shown(held));
             ensure!(held == name, "{} holds the weights of {held}, not of {name}", file.display());
         }
-        let size = instead.image_size.or(said.image_size).unwrap_or(model.input.size);
+        let size = overrides.image_size.or(metadata.image_size).unwrap_or(model.input.size);
         // As in training: a file's claim does not make an image larger than the network's own.
         ensure!(
             (1..=model.input.size).contains(&size),
@@ -254,7 +254,7 @@ impl Trained {
             model.name,
             s = model.input.size
         );
-        let channels = instead.in_chans.or(said.in_chans).unwrap_or(3);
+        let channels = overrides.in_chans.or(metadata.in_chans).unwrap_or(3);
         ensure!(
             channels == 1 || channels == 3,
             "{}: images have 3 channels, or 1 where they are grey, not {channels}",
@@ -262,24 +262,24 @@ impl Trained {
         );
         let shape = [channels, size, size];
 
-        let load_options = instead.selection.of(model.load_options());
+        let load_options = overrides.selection.of(model.load_options());
         let options = ModelOptions { in_chans: Some(channels), image_size: Some(size), num_classes: None };
         let shapes = VarStore::shapes_only();
         let place = model.build(&options, shapes.root())?.classifier().place().to_string();
         let report = check(&shapes, &weights, &load_options)?;
         let input = model.input_of(report.layout);
         // Photographs that `zoo train` saw were cut its way.
-        let framing = if said.image_size.is_some() || size != model.input.size {
+        let framing = if metadata.image_size.is_some() || size != model.input.size {
             Framing::whole(size)
         } else {
             Framing::of(&input)
         };
-        let is_said = instead.normalize.is_some() || said.normalize.is_some();
-        let assumed = (!is_said).then(|| assumption(report.layout));
-        let normalize = instead.normalize.clone().or(said.normalize).unwrap_or_else(|| Normalize::of(&input));
+        let is_stated = overrides.normalize.is_some() || metadata.normalize.is_some();
+        let assumed = (!is_stated).then(|| assumption(report.layout));
+        let normalize = overrides.normalize.clone().or(metadata.normalize).unwrap_or_else(|| Normalize::of(&input));
         let transform = match &normalize {
             Normalize::Channels { mean, std } => Transform::of_channels(*mean, *std, shape),
-            Normalize::PixelMean => match said.pixel_mean {
+            Normalize::PixelMean => match metadata.pixel_mean {
                 Some(mean) => Transform::of_pixel_mean(mean, shape),
                 None => bail!("{}: it does not hold the mean image that is to be taken off", file.display()),
             },
@@ -287,18 +287,18 @@ impl Trained {
         .with_context(|| format!("{}: how its images are normalised", file.display()))?;
 
         let num_classes = classes_in(&report, &place).unwrap_or(model.num_classes);
-        if let Some(names) = &said.classes {
+        if let Some(names) = &metadata.classes {
             let n = names.len();
             ensure!(n == num_classes, "{}: {n} names for the network's {num_classes} classes", file.display());
         }
         let store = VarStore::new(0, DType::F32, device);
-        store.set_batch_norm(said.batch_norm.unwrap_or_default().into());
+        store.set_batch_norm(metadata.batch_norm.unwrap_or_default().into());
         let net = model.build(&ModelOptions { num_classes: Some(num_classes), ..options }, store.root())?;
         let report = load(&store, &weights, &load_options)?;
         Ok(Self {
             net,
             num_classes,
-            classes: said.classes,
+            classes: metadata.classes,
             framing,
             normalize,
             assumed,
@@ -473,12 +473,12 @@ mod tests {
     use super::*;
     use crate::checkpoint::Checkpoints;
     use crate::data::{Dataset, Synthetic};
-    use crate::recipe::Overrides;
+    use crate::recipe;
     use crate::trainer::{Job, train};
     use std::sync::atomic::AtomicBool;
 
     /// What `cifar_resnet20`, trained for an epoch under a recipe, leaves in a folder; its test loss.
-    fn run(recipe: &str, overrides: &Overrides, data: &Dataset, folder: &Path) -> f64 {
+    fn run(recipe: &str, overrides: &recipe::Overrides, data: &Dataset, folder: &Path) -> f64 {
         let recipe = Recipe::named(recipe).unwrap().with(overrides).unwrap();
         let job = Job::new(zoo::find("cifar_resnet20").unwrap(), recipe, 1, Device::Cpu);
         let outcome = train(&job, data, folder, &Checkpoints::default(), &AtomicBool::new(false)).unwrap();
@@ -495,24 +495,24 @@ mod tests {
     #[test]
     fn a_file_brings_all_that_its_recipe_changed() {
         let data = Synthetic { train: 64, test: 20, seed: 3 }.generate();
-        let once = Overrides { epochs: Some(1), batch: Some(16), ..Overrides::NONE };
+        let once = recipe::Overrides { epochs: Some(1), batch: Some(16), ..recipe::Overrides::NONE };
         for (recipe, overrides) in [
             ("resnet-paper", once),
-            ("modern-200", Overrides { bn_eps: Some(0.1), ..once }),
-            ("modern-200", Overrides { batch_norm: Some(false), lr: Some(1e-4), ..once }),
+            ("modern-200", recipe::Overrides { bn_eps: Some(0.1), ..once }),
+            ("modern-200", recipe::Overrides { batch_norm: Some(false), lr: Some(1e-4), ..once }),
         ] {
             let folder = tempfile::tempdir().unwrap();
             let expected = run(recipe, &overrides, &data, folder.path());
             let model = zoo::find("cifar_resnet20").unwrap();
             let file = folder.path().join(WEIGHTS_FILE);
-            let trained = Trained::open(model, &file, &Instead::default(), &Device::Cpu).unwrap();
+            let trained = Trained::open(model, &file, &Overrides::default(), &Device::Cpu).unwrap();
             assert_eq!((trained.num_classes(), trained.classes()), (10, Some(&data.classes[..])));
             let found = loss(&trained, &data);
             assert!((found - expected).abs() < 1e-5 * expected, "{recipe}: {found}, {expected}");
 
             // It is the file's word that makes it so.
-            let instead = Instead { normalize: Some(Normalize::HALF), ..Instead::default() };
-            let other = loss(&Trained::open(model, &file, &instead, &Device::Cpu).unwrap(), &data);
+            let overrides = Overrides { normalize: Some(Normalize::HALF), ..Overrides::default() };
+            let other = loss(&Trained::open(model, &file, &overrides, &Device::Cpu).unwrap(), &data);
             assert!((other - expected).abs() > 1e-3 * expected, "{recipe}: {other}, {expected}");
         }
     }
@@ -527,7 +527,7 @@ mod tests {
         let message = |claims: &[(&str, &str)]| {
             let metadata = claims.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
             zoo_core::weights::save_safetensors(&store, &path, &metadata).unwrap();
-            let opened = Trained::open(model, &path, &Instead::default(), &Device::Cpu);
+            let opened = Trained::open(model, &path, &Overrides::default(), &Device::Cpu);
             opened.map(|trained| trained.num_classes()).map_err(|error| format!("{error:#}"))
         };
         assert_eq!(message(&[]), Ok(3));
@@ -563,7 +563,7 @@ mod tests {
         let bare =
             |name, classes| [("model", name), ("classes", classes), ("image_size", "32"), ("normalize", channels)];
         assert_eq!(message(&bare("mlp", r#"["a","b","c"]"#)), Ok(3));
-        let opened = Trained::open(model, &path, &Instead::default(), &Device::Cpu).unwrap();
+        let opened = Trained::open(model, &path, &Overrides::default(), &Device::Cpu).unwrap();
         assert_eq!((opened.normalize(), opened.classes().unwrap().len()), (&Normalize::HALF, 3));
         let carried = carried(&Weights::open(&path).unwrap(), None).unwrap();
         assert_eq!(carried.keys().collect::<Vec<_>>(), ["zoo.classes", "zoo.image_size", "zoo.model", "zoo.normalize"]);
@@ -598,7 +598,7 @@ mod tests {
             let tensors = tensors.iter().map(|(key, var)| (key.as_str(), var.as_tensor()));
             let metadata = metadata.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
             zoo_core::weights::save_tensors(tensors, &path, &metadata).unwrap();
-            let trained = Trained::open(model, &path, &Instead::default(), &Device::Cpu).unwrap();
+            let trained = Trained::open(model, &path, &Overrides::default(), &Device::Cpu).unwrap();
             (
                 trained.framing(),
                 trained.normalize().clone(),
@@ -626,9 +626,9 @@ mod tests {
         let store = VarStore::new(0, DType::F32, &Device::Cpu);
         model.build(&ModelOptions { in_chans: Some(1), ..ModelOptions::default() }, store.root()).unwrap();
         zoo_core::weights::save_safetensors(&store, &path, &BTreeMap::new()).unwrap();
-        let error = Trained::open(model, &path, &Instead::default(), &Device::Cpu).err().unwrap().to_string();
+        let error = Trained::open(model, &path, &Overrides::default(), &Device::Cpu).err().unwrap().to_string();
         assert!(error.contains("does not fit the network"), "{error}");
-        let grey = Instead { in_chans: Some(1), ..Instead::default() };
+        let grey = Overrides { in_chans: Some(1), ..Overrides::default() };
         let trained = Trained::open(model, &path, &grey, &Device::Cpu).unwrap();
         // A colour, and the grey that it is.
         let image = |colour: [u8; 3]| colour.iter().flat_map(|&value| [value; 1024]).collect::<Vec<u8>>();

@@ -3,9 +3,9 @@
 use crate::augment::Transform;
 use crate::checkpoint::{self, Checkpoint, Checkpoints, Position, Sums, Tensors, Unwritable};
 use crate::data::{Dataset, Split};
+use crate::error_analysis::{self, ErrorAnalysis};
 use crate::errors;
 use crate::eval::{Evaluation, evaluate};
-use crate::insight::{self, Insight};
 use crate::loader::{Batch, Loader};
 use crate::machine::available_memory;
 use crate::optim::{Optimizer, clip_grad_norm};
@@ -119,7 +119,7 @@ struct Run<'a> {
     /// What the user should know before it starts.
     notes: Vec<String>,
     /// What the network gets wrong after the last epoch, once that is measured.
-    insight: Option<Insight>,
+    error_analysis: Option<ErrorAnalysis>,
 }
 
 /// Writes a run's checkpoints, not too often.
@@ -130,7 +130,7 @@ struct Saver<'a> {
 }
 
 /// Trains `job` on `data` and leaves `run.json` (which run it is), `metrics.jsonl` (a line after every epoch), `model.safetensors`
-/// and what the trained network gets wrong ([`insight`]) in `folder`, which must exist, with checkpoints beside them
+/// and what the trained network gets wrong ([`error_analysis`]) in `folder`, which must exist, with checkpoints beside them
 /// ([`checkpoint::remove`] them once the run is recorded).
 ///
 /// With [`Checkpoints::resume`] it goes on from the newest checkpoint in `folder`, whatever ended the run that wrote it, to the
@@ -213,12 +213,12 @@ fn train_here(
             .map_err(|error| unwritable(error.into()))?;
     }
     if status == Status::Finished {
-        let insight = match run.insight.take() {
-            Some(insight) => insight,
+        let analysis = match run.error_analysis.take() {
+            Some(analysis) => analysis,
             // The last epoch was measured by the session before this one, which did not come to write it.
             None => run.collect(data)?.1,
         };
-        insight.write(folder).map_err(|error| {
+        error_analysis::write(folder, &analysis).map_err(|error| {
             let is_disk = error.chain().any(|cause| cause.is::<std::io::Error>());
             if is_disk { unwritable(error) } else { error }
         })?;
@@ -322,7 +322,7 @@ impl<'a> Run<'a> {
             at,
             began,
             notes,
-            insight: None,
+            error_analysis: None,
         })
     }
 
@@ -435,15 +435,15 @@ impl<'a> Run<'a> {
     }
 
     /// Measures the network on the test images, and what it gets wrong there.
-    fn collect(&self, data: &Dataset) -> Result<(Evaluation, Insight)> {
-        insight::collect(self.net.as_ref(), &self.test, &data.test, &data.classes)
+    fn collect(&self, data: &Dataset) -> Result<(Evaluation, ErrorAnalysis)> {
+        error_analysis::collect(self.net.as_ref(), &self.test, &data.test, &data.classes)
     }
 
     /// Measures the network after the epoch in hand, after the last one in detail, and goes to the next one.
     fn end_epoch(&mut self, data: &Dataset) -> Result<EpochMetrics> {
         let test = if self.at.epoch == self.epochs {
-            let (test, insight) = self.collect(data)?;
-            self.insight = Some(insight);
+            let (test, analysis) = self.collect(data)?;
+            self.error_analysis = Some(analysis);
             test
         } else {
             evaluate(self.net.as_ref(), &self.test)?

@@ -132,8 +132,8 @@ impl Problem {
     }
 
     fn damaged(kind: ImageFormat, error: impl Display) -> Self {
-        let said: String = error.to_string().replace(char::is_control, " ").chars().take(200).collect();
-        Self(format!("cannot be decoded as {}: {said}", called(kind)))
+        let message: String = error.to_string().replace(char::is_control, " ").chars().take(200).collect();
+        Self(format!("cannot be decoded as {}: {message}", called(kind)))
     }
 }
 

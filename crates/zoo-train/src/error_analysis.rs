@@ -1,7 +1,7 @@
 //! What a trained network does on the test images in detail: which class it takes for which, and the mistakes that it
-//! is surest of.
+//! is most confident of.
 //!
-//! [`Insight::write`] leaves an [`Insight`] in a run's folder as `evaluation.json`, with the mistakes' images in
+//! [`write()`] leaves an [`ErrorAnalysis`] in a run's folder as `evaluation.json`, with the mistakes' images in
 //! `mistakes.png`; [`read`] gives both to the report.
 
 use crate::data::Split;
@@ -19,9 +19,9 @@ use std::io::{Cursor, ErrorKind};
 use std::path::Path;
 use zoo_core::Model;
 
-/// File of a run's folder that holds an [`Insight`].
+/// File of a run's folder that holds an [`ErrorAnalysis`].
 pub const EVALUATION_FILE: &str = "evaluation.json";
-/// File of a run's folder that holds the images of [`Insight::mistakes`], tile beside tile.
+/// File of a run's folder that holds the images of [`ErrorAnalysis::mistakes`], tile beside tile.
 pub const MISTAKES_FILE: &str = "mistakes.png";
 
 /// Mistakes that are kept.
@@ -33,7 +33,7 @@ const LARGEST_TILE: usize = 64;
 
 /// What a network does on the test images. Classes are numbered by their place in [`classes`](Self::classes).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Insight {
+pub struct ErrorAnalysis {
     /// The names of the classes.
     pub classes: Vec<String>,
     /// Images looked at.
@@ -81,11 +81,31 @@ pub struct Confusion {
     pub count: u32,
 }
 
-/// What [`Insight::write`] left in `folder`; `None` if it did not run there.
+/// Leaves `analysis` in `folder`, which must exist: `evaluation.json` and, if there was a mistake to show, `mistakes.png`. An
+/// earlier evaluation there is replaced.
+///
+/// # Errors
+/// A file that cannot be written.
+pub fn write(folder: &Path, analysis: &ErrorAnalysis) -> Result<()> {
+    let path = folder.join(MISTAKES_FILE);
+    match &analysis.picture {
+        Some(picture) => replace_file(&path, picture)?,
+        None => match fs::remove_file(&path) {
+            Err(error) if error.kind() != ErrorKind::NotFound => {
+                return Err(error).with_context(|| format!("cannot remove the earlier {}", path.display()));
+            }
+            _ => {}
+        },
+    }
+    // The sheet first: whoever finds this file finds its sheet too.
+    replace_file(&folder.join(EVALUATION_FILE), &serde_json::to_vec(analysis)?)
+}
+
+/// What [`write()`] left in `folder`; `None` if it did not run there.
 ///
 /// # Errors
 /// A file that cannot be read or does not hold what it should; the error names it.
-pub fn read(folder: &Path) -> Result<Option<Insight>> {
+pub fn read(folder: &Path) -> Result<Option<ErrorAnalysis>> {
     let contents = |path: &Path| match fs::read(path) {
         Ok(contents) => Ok(Some(contents)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -94,10 +114,10 @@ pub fn read(folder: &Path) -> Result<Option<Insight>> {
     let path = folder.join(EVALUATION_FILE);
     let Some(json) = contents(&path)? else { return Ok(None) };
     let damaged = || format!("{} is damaged: remove it, or train the run again", path.display());
-    let mut insight: Insight = serde_json::from_slice(&json).with_context(damaged)?;
-    insight.check().with_context(damaged)?;
-    insight.picture = contents(&folder.join(MISTAKES_FILE))?;
-    Ok(Some(insight))
+    let mut analysis: ErrorAnalysis = serde_json::from_slice(&json).with_context(damaged)?;
+    analysis.check().with_context(damaged)?;
+    analysis.picture = contents(&folder.join(MISTAKES_FILE))?;
+    Ok(Some(analysis))
 }
 
 /// Runs `model` in evaluation over all batches of `loader`, which cuts up `split`: one pass for both, what
@@ -105,15 +125,20 @@ pub fn read(folder: &Path) -> Result<Option<Insight>> {
 ///
 /// # Errors
 /// No images, a number of logits that is not the number of `classes`, or a loader of another split.
-pub fn collect(model: &dyn Model, loader: &Loader, split: &Split, classes: &[String]) -> Result<(Evaluation, Insight)> {
-    let mut insight = Insight::empty(classes);
+pub fn collect(
+    model: &dyn Model,
+    loader: &Loader,
+    split: &Split,
+    classes: &[String],
+) -> Result<(Evaluation, ErrorAnalysis)> {
+    let mut analysis = ErrorAnalysis::empty(classes);
     let evaluation =
-        evaluate_parts(model, [Ok(loader.clone())], |batch, logits| insight.count_batch(batch, logits, split))?;
-    insight.picture = insight.draw(split)?;
-    Ok((evaluation, insight))
+        evaluate_parts(model, [Ok(loader.clone())], |batch, logits| analysis.count_batch(batch, logits, split))?;
+    analysis.picture = analysis.draw(split)?;
+    Ok((evaluation, analysis))
 }
 
-impl Insight {
+impl ErrorAnalysis {
     fn empty(classes: &[String]) -> Self {
         Self {
             classes: classes.to_vec(),
@@ -127,26 +152,6 @@ impl Insight {
         }
     }
 
-    /// Leaves it in `folder`, which must exist: `evaluation.json` and, if there was a mistake to show, `mistakes.png`. An
-    /// earlier evaluation there is replaced.
-    ///
-    /// # Errors
-    /// A file that cannot be written.
-    pub fn write(&self, folder: &Path) -> Result<()> {
-        let path = folder.join(MISTAKES_FILE);
-        match &self.picture {
-            Some(picture) => replace_file(&path, picture)?,
-            None => match fs::remove_file(&path) {
-                Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(error).with_context(|| format!("cannot remove the earlier {}", path.display()));
-                }
-                _ => {}
-            },
-        }
-        // The sheet first: whoever finds this file finds its sheet too.
-        replace_file(&folder.join(EVALUATION_FILE), &serde_json::to_vec(self)?)
-    }
-
     /// Adds the images of a batch of `split` by the network's logits for them.
     fn count_batch(&mut self, batch: &Batch, logits: &Tensor, split: &Split) -> Result<()> {
         let logits = logits.to_dtype(DType::F32)?.to_vec2::<f32>()?;
@@ -158,7 +163,7 @@ impl Insight {
             );
             self.count(index, label as usize, logits)?;
         }
-        self.keep_the_surest();
+        self.keep_most_confident();
         Ok(())
     }
 
@@ -181,7 +186,7 @@ impl Insight {
         Ok(())
     }
 
-    fn keep_the_surest(&mut self) {
+    fn keep_most_confident(&mut self) {
         self.mistakes.sort_by(|a, b| b.probability.total_cmp(&a.probability).then(a.index.cmp(&b.index)));
         self.mistakes.truncate(MISTAKES);
     }
@@ -293,21 +298,21 @@ pub(crate) mod tests {
 
     /// Three images of each of `classes`: one right, one wrong and sure of it, one wrong and less sure. A sheet of
     /// 32x32 tiles.
-    pub(crate) fn insight(classes: &[&str]) -> Insight {
+    pub(crate) fn analysis(classes: &[&str]) -> ErrorAnalysis {
         let names: Vec<String> = classes.iter().map(|&name| name.to_owned()).collect();
         let n = names.len();
-        let mut insight = Insight::empty(&names);
+        let mut analysis = ErrorAnalysis::empty(&names);
         for index in 0..3 * n {
             let label = index % n;
             let mut logits = vec![0.0; n];
             logits[(label + index / n) % n] = 4.0 + (index % 7) as f32;
-            insight.count(index, label, &logits).unwrap();
+            analysis.count(index, label, &logits).unwrap();
         }
-        insight.keep_the_surest();
+        analysis.keep_most_confident();
         let bytes = (0..3 * n * 3072).map(|byte| (byte % 251) as u8).collect();
         let labels = (0..3 * n as u32).map(|index| index % n as u32).collect();
-        insight.picture = insight.draw(&Split::new(bytes, labels, [3, 32, 32]).unwrap()).unwrap();
-        insight
+        analysis.picture = analysis.draw(&Split::new(bytes, labels, [3, 32, 32]).unwrap()).unwrap();
+        analysis
     }
 
     fn names(n: usize) -> Vec<String> {
@@ -332,7 +337,7 @@ pub(crate) mod tests {
         let data = Synthetic { train: 0, test: 60, seed: 0 }.generate();
         let net = mlp(10);
         let (evaluation, collected) = collect(net.as_ref(), &eval(&data.test, 16), &data.test, &data.classes).unwrap();
-        collected.write(dir.path()).unwrap();
+        write(dir.path(), &collected).unwrap();
         let found = read(dir.path()).unwrap().unwrap();
         assert_eq!(found, collected);
         assert_eq!((found.images, &found.classes), (60, &data.classes));
@@ -362,7 +367,8 @@ pub(crate) mod tests {
         // The batch size changes nothing that a reader could tell.
         let (_, again) = collect(net.as_ref(), &eval(&data.test, 7), &data.test, &data.classes).unwrap();
         assert_eq!(again.confusion, found.confusion);
-        let indices = |insight: &Insight| insight.mistakes.iter().map(|mistake| mistake.index).collect::<Vec<_>>();
+        let indices =
+            |analysis: &ErrorAnalysis| analysis.mistakes.iter().map(|mistake| mistake.index).collect::<Vec<_>>();
         assert_eq!(indices(&again), indices(&found));
     }
 
@@ -376,46 +382,46 @@ pub(crate) mod tests {
 
     #[test]
     fn logits_that_are_not_finite_are_counted_and_not_ranked() {
-        let mut insight = Insight::empty(&names(3));
-        insight.count(0, 0, &[f32::NAN, 1.0, 2.0]).unwrap();
-        insight.count(1, 0, &[f32::NAN; 3]).unwrap();
-        insight.count(2, 1, &[f32::INFINITY, 1.0, 2.0]).unwrap();
-        insight.count(3, 1, &[f32::INFINITY; 3]).unwrap();
-        insight.count(4, 2, &[f32::NEG_INFINITY, 1.0, 0.0]).unwrap();
-        insight.count(5, 2, &[0.0, 0.0, 1.0]).unwrap();
-        insight.keep_the_surest();
-        assert_eq!(insight.unanswered, [2, 0, 0]);
-        assert_eq!(insight.confusion, [[0, 0, 0], [2, 0, 0], [0, 1, 1]]);
-        assert_eq!(insight.mistakes, []);
-        assert_eq!((insight.images, insight.correct(), insight.class_accuracy(2)), (6, 1, Some(0.5)));
+        let mut analysis = ErrorAnalysis::empty(&names(3));
+        analysis.count(0, 0, &[f32::NAN, 1.0, 2.0]).unwrap();
+        analysis.count(1, 0, &[f32::NAN; 3]).unwrap();
+        analysis.count(2, 1, &[f32::INFINITY, 1.0, 2.0]).unwrap();
+        analysis.count(3, 1, &[f32::INFINITY; 3]).unwrap();
+        analysis.count(4, 2, &[f32::NEG_INFINITY, 1.0, 0.0]).unwrap();
+        analysis.count(5, 2, &[0.0, 0.0, 1.0]).unwrap();
+        analysis.keep_most_confident();
+        assert_eq!(analysis.unanswered, [2, 0, 0]);
+        assert_eq!(analysis.confusion, [[0, 0, 0], [2, 0, 0], [0, 1, 1]]);
+        assert_eq!(analysis.mistakes, []);
+        assert_eq!((analysis.images, analysis.correct(), analysis.class_accuracy(2)), (6, 1, Some(0.5)));
     }
 
     #[test]
-    fn the_surest_mistakes_come_first_and_ties_by_index() {
-        let mut insight = Insight::empty(&names(2));
+    fn the_most_confident_mistakes_come_first_and_ties_by_index() {
+        let mut analysis = ErrorAnalysis::empty(&names(2));
         for (index, logit) in [1.0, 3.0, 1.0, 3.0, 2.0].into_iter().enumerate().rev() {
-            insight.count(index, 0, &[0.0, logit]).unwrap();
+            analysis.count(index, 0, &[0.0, logit]).unwrap();
         }
         // Equal logits are class 0, which is right.
-        insight.count(9, 0, &[5.0, 5.0]).unwrap();
-        insight.keep_the_surest();
-        let order: Vec<usize> = insight.mistakes.iter().map(|mistake| mistake.index).collect();
+        analysis.count(9, 0, &[5.0, 5.0]).unwrap();
+        analysis.keep_most_confident();
+        let order: Vec<usize> = analysis.mistakes.iter().map(|mistake| mistake.index).collect();
         assert_eq!(order, [1, 3, 4, 0, 2]);
-        assert!((insight.mistakes[0].probability - 1.0 / (1.0 + (-3f64).exp())).abs() < 1e-12);
-        assert_eq!(insight.confusions(), [Confusion { label: 0, predicted: 1, count: 5 }]);
+        assert!((analysis.mistakes[0].probability - 1.0 / (1.0 + (-3f64).exp())).abs() < 1e-12);
+        assert_eq!(analysis.confusions(), [Confusion { label: 0, predicted: 1, count: 5 }]);
     }
 
     #[test]
     fn large_images_are_scaled_and_grey_ones_drawn() {
-        let mut insight = Insight::empty(&names(2));
+        let mut analysis = ErrorAnalysis::empty(&names(2));
         for index in 0..9 {
-            insight.count(index, 0, &[0.0, 1.0]).unwrap();
+            analysis.count(index, 0, &[0.0, 1.0]).unwrap();
         }
         let split = Split::new(vec![77; 9 * 100 * 200], vec![0; 9], [1, 100, 200]).unwrap();
-        let png = insight.draw(&split).unwrap().unwrap();
+        let png = analysis.draw(&split).unwrap().unwrap();
         let sheet = image::load_from_memory(&png).unwrap().to_rgb8();
-        assert_eq!((insight.tile, insight.sheet, sheet.dimensions()), ([64, 32], [512, 64], (512, 64)));
-        assert_eq!((insight.mistakes[8].x, insight.mistakes[8].y), (0, 32));
+        assert_eq!((analysis.tile, analysis.sheet, sheet.dimensions()), ([64, 32], [512, 64], (512, 64)));
+        assert_eq!((analysis.mistakes[8].x, analysis.mistakes[8].y), (0, 32));
         // The row's seven other tiles stay black.
         assert_eq!([sheet.get_pixel(0, 63).0, sheet.get_pixel(64, 63).0], [[77; 3], [0; 3]]);
     }
@@ -426,7 +432,8 @@ pub(crate) mod tests {
         fs::write(dir.path().join(MISTAKES_FILE), "an earlier one").unwrap();
         // One class: whatever the network says is right.
         let test = Arc::new(Split::new(vec![0; 3072], vec![0], [3, 32, 32]).unwrap());
-        collect(mlp(1).as_ref(), &eval(&test, 1), &test, &names(1)).unwrap().1.write(dir.path()).unwrap();
+        let (_, collected) = collect(mlp(1).as_ref(), &eval(&test, 1), &test, &names(1)).unwrap();
+        write(dir.path(), &collected).unwrap();
         let found = read(dir.path()).unwrap().unwrap();
         assert_eq!((found.correct(), found.picture, found.mistakes.len()), (1, None, 0));
     }
@@ -442,14 +449,14 @@ pub(crate) mod tests {
         assert!(error(&other, &data.classes).contains("image 1"), "{}", error(&other, &data.classes));
 
         let found = collected(&data.test, &data.classes).unwrap().1;
-        let nowhere = found.write("absent/folder".as_ref()).unwrap_err();
+        let nowhere = write("absent/folder".as_ref(), &found).unwrap_err();
         assert!(format!("{nowhere:#}").contains("mistakes.png"), "{nowhere:#}");
     }
 
     #[test]
     fn a_damaged_file_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let mut damaged = insight(&["cat", "dog"]);
+        let mut damaged = analysis(&["cat", "dog"]);
         damaged.mistakes[0].predicted = 2;
         let json = serde_json::to_string(&damaged).unwrap();
         for text in ["{", "{}", &json] {
