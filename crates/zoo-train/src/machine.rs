@@ -1,7 +1,7 @@
 //! What a program runs on: threads and device, as commands name them, memory, and the user at its keyboard.
 
 use crate::progress::say;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
@@ -166,6 +166,19 @@ fn bytes_left(max: &str, current: &str, stat: &str) -> Option<u64> {
     Some(max.trim().parse::<u64>().ok()?.saturating_sub(used))
 }
 
+/// Refuses a run that needs far more memory than there is, and gives a warning for one that may not fit. The estimate may
+/// be a third too high, see [`zoo_core::trace::training_memory`].
+pub(crate) fn ensure_memory(needed: u64, available: u64, batch: usize) -> Result<Option<String>> {
+    let gb = |bytes: u64| bytes as f64 / 1e9;
+    let text = format!(
+        "training with a batch of {batch} needs about {:.1} GB of memory, and {:.1} GB are available",
+        gb(needed),
+        gb(available)
+    );
+    ensure!(needed / 4 * 3 <= available, "{text}: take a smaller batch");
+    Ok((needed > available).then(|| format!("{text}: it may be ended by the system; a smaller batch would fit")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -191,5 +204,15 @@ mod tests {
             let available = available_memory().unwrap();
             assert!((1 << 20..1 << 50).contains(&available), "{available}");
         }
+    }
+
+    #[test]
+    fn a_run_that_would_not_fit_says_so_first() {
+        let gb = 1_000_000_000;
+        assert_eq!(ensure_memory(2 * gb, 8 * gb, 128).unwrap(), None);
+        let warning = ensure_memory(9 * gb, 8 * gb, 128).unwrap().unwrap();
+        assert!(warning.contains("a batch of 128 needs about 9.0 GB") && warning.contains("8.0 GB are"), "{warning}");
+        let error = ensure_memory(80 * gb, 8 * gb, 128).unwrap_err().to_string();
+        assert!(error.contains("80.0 GB") && error.contains("smaller batch"), "{error}");
     }
 }

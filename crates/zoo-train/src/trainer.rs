@@ -1,98 +1,42 @@
 //! The training loop: one network, one recipe, one seed, from its first step to its record.
+//!
+//! A [`Job`] says what is trained; [`differences`] tells one run from another by what changes its numbers.
+
+mod identity;
+mod job;
+
+pub use identity::{RUN_FILE, differences};
+pub use job::{Job, Outcome, Start};
 
 use crate::augment::Transform;
 use crate::checkpoint::{self, Checkpoint, Checkpoints, Position, Sums, Tensors, Unwritable};
-use crate::data::{Dataset, Split};
+use crate::data::Dataset;
 use crate::error_analysis::{self, ErrorAnalysis};
 use crate::errors;
 use crate::eval::{Evaluation, evaluate};
 use crate::loader::{Batch, Loader};
-use crate::machine::available_memory;
+use crate::machine::{available_memory, ensure_memory};
 use crate::optim::{Optimizer, clip_grad_norm};
 use crate::progress::Progress;
-use crate::recipe::Recipe;
 use crate::record::{EpochMetrics, METRICS_FILE, Status, append_jsonl, replace_file, rss_mb, write_jsonl};
 use crate::schedule::LearningRate;
 use crate::trained::{WEIGHTS_FILE, metadata, taken};
 use anyhow::{Context, Result, ensure};
-use candle_core::{DType, Device, Var};
-use serde_json::{Value, json};
+use candle_core::{DType, Var};
+use identity::{differences_to, ensure_same, identity};
 use std::collections::BTreeMap;
-use std::fs;
-use std::io::{ErrorKind, Read};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
-use zoo::{Model, ModelInfo, ModelOptions, VarStore};
+use zoo::{Model, ModelOptions, VarStore};
 use zoo_core::loss::topk_correct;
 use zoo_core::tape::value_and_grad;
 use zoo_core::threads::in_pool;
 use zoo_core::trace::{diagnose, first_damaged, training_memory};
-use zoo_core::weights::{LoadOptions, Selection, load, open_regular, save_safetensors};
-
-/// File of a run's folder that says which run it is: everything that changes its numbers.
-pub const RUN_FILE: &str = "run.json";
+use zoo_core::weights::{LoadOptions, load, save_safetensors};
 
 /// Images a step of evaluation; it holds no graph, so it may be larger than a training step's.
 const EVAL_BATCH: usize = 250;
-
-/// What to train.
-#[derive(Debug, Clone)]
-pub struct Job {
-    /// The network.
-    pub model: &'static ModelInfo,
-    /// How it is trained.
-    pub recipe: Recipe,
-    /// Fixes initialisation, order, augmentation and dropout.
-    pub seed: u64,
-    /// Where it runs.
-    pub device: Device,
-    /// The checkpoint that training starts from; from scratch without one.
-    pub start: Option<Start>,
-    /// Called after every epoch, once its metrics are in `metrics.jsonl`: for programs that follow a run as it goes.
-    pub on_epoch: Option<fn(&EpochMetrics)>,
-}
-
-/// A checkpoint to start from.
-#[derive(Debug, Clone)]
-pub struct Start {
-    /// A file of any kind that [`zoo_core::weights`] reads.
-    pub file: PathBuf,
-    /// Parts of the network, as key prefixes, that may differ from the file and then start afresh: the classifier.
-    pub may_differ: Vec<String>,
-    /// What of the file is wanted.
-    pub selection: Selection,
-}
-
-impl Job {
-    /// From scratch.
-    pub fn new(model: &'static ModelInfo, recipe: Recipe, seed: u64, device: Device) -> Self {
-        Self { model, recipe, seed, device, start: None, on_epoch: None }
-    }
-
-    /// From the weights in `file`; the parts named by `may_differ` start afresh where their shapes differ.
-    #[must_use]
-    pub fn weights(mut self, file: impl Into<PathBuf>, may_differ: &[&str]) -> Self {
-        let may_differ = may_differ.iter().map(|&s| s.to_owned()).collect();
-        self.start = Some(Start { file: file.into(), may_differ, selection: Selection::default() });
-        self
-    }
-}
-
-/// What a run came to.
-#[derive(Debug, Clone)]
-pub struct Outcome {
-    /// Finished, interrupted, or failed with the reason.
-    pub status: Status,
-    /// Every completed epoch.
-    pub epochs: Vec<EpochMetrics>,
-    /// Optimizer steps completed.
-    pub steps: u64,
-    /// Images trained on, of each epoch.
-    pub train_images: usize,
-    /// Wall-clock time, evaluation included.
-    pub seconds: f64,
-}
 
 /// How one pass over the training images ended.
 enum Pass {
@@ -492,97 +436,12 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Refuses a run that needs far more memory than there is, and gives a warning for one that may. The estimate may be a third too
-/// high, see [`training_memory`].
-fn ensure_memory(needed: u64, available: u64, batch: usize) -> Result<Option<String>> {
-    let gb = |bytes: u64| bytes as f64 / 1e9;
-    let text = format!(
-        "training with a batch of {batch} needs about {:.1} GB of memory, and {:.1} GB are available",
-        gb(needed),
-        gb(available)
-    );
-    ensure!(needed / 4 * 3 <= available, "{text}: take a smaller batch");
-    Ok((needed > available).then(|| format!("{text}: it may be ended by the system; a smaller batch would fit")))
-}
-
-/// In what the run that `folder` holds differs from `job` on `data`, as `seed: 1 there, 2 here`; empty if in nothing, or if no run
-/// in there says which it is. Threads are no part of it, since they change no bit of a result.
-///
-/// # Errors
-/// A file that cannot be read, or does not say which run it is.
-pub fn differences(job: &Job, data: &Dataset, folder: &Path) -> Result<Vec<String>> {
-    differences_to(&identity(job, data)?, folder)
-}
-
-fn differences_to(identity: &Value, folder: &Path) -> Result<Vec<String>> {
-    let path = folder.join(RUN_FILE);
-    let theirs: Value = match fs::read(&path) {
-        Ok(text) => serde_json::from_slice(&text)
-            .with_context(|| format!("{} does not say which run it is: remove it, or train afresh", path.display()))?,
-        // A folder from before the file was added: its checkpoints say it.
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
-    };
-    Ok(checkpoint::differences(&theirs, identity))
-}
-
-fn ensure_same(differences: &[String], folder: &Path) -> Result<()> {
-    ensure!(
-        differences.is_empty(),
-        "{} holds another run, which this one cannot go on from ({}); ask for the same run, or for another folder",
-        folder.display(),
-        differences.join("; ")
-    );
-    Ok(())
-}
-
-/// What makes a run the one that it is: it goes on in the same one only.
-fn identity(job: &Job, data: &Dataset) -> Result<Value> {
-    let checksum = |split: &Split| {
-        let mut hasher = crc32fast::Hasher::new();
-        for (index, label) in split.labels().iter().enumerate() {
-            hasher.update(&label.to_le_bytes());
-            hasher.update(split.image(index));
-        }
-        format!("{} images of {:?}, checksum {:08x}", split.len(), split.shape(), hasher.finalize())
-    };
-    let start = |Start { file, may_differ, selection }: &Start| -> Result<Value> {
-        // What is in it counts, not where it lies.
-        let checksum = checksum_of(file).with_context(|| format!("cannot read {}", file.display()))?;
-        let mut start = json!({"checksum": checksum, "may_differ": may_differ});
-        if *selection != Selection::default() {
-            let Selection { entry, prefix, ignore } = selection;
-            start["selection"] = json!({"entry": entry, "prefix": prefix, "ignore": ignore});
-        }
-        Ok(start)
-    };
-    Ok(json!({
-        "model": job.model.name,
-        "recipe": job.recipe,
-        "seed": job.seed,
-        "device": format!("{:?}", job.device.location()),
-        "training": checksum(&data.train),
-        "test": checksum(&data.test),
-        "classes": data.classes,
-        "start": job.start.as_ref().map(start).transpose()?,
-    }))
-}
-
-fn checksum_of(file: &Path) -> std::io::Result<String> {
-    let (mut file, mut hasher, mut buffer) = (open_regular(file)?, crc32fast::Hasher::new(), vec![0; 1 << 20]);
-    loop {
-        match file.read(&mut buffer)? {
-            0 => return Ok(format!("{:08x}", hasher.finalize())),
-            n => hasher.update(&buffer[..n]),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::data::Synthetic;
-    use crate::recipe::Length;
+    use crate::recipe::{Length, Recipe};
+    use candle_core::Device;
 
     /// As f32 the rate is infinite. A tensor that is not finite ends the run wherever it turns up, and again where the run is resumed; no weights are left.
     #[test]
@@ -605,15 +464,5 @@ mod tests {
             }
         }
         Ok(())
-    }
-
-    #[test]
-    fn a_run_that_would_not_fit_says_so_first() {
-        let gb = 1_000_000_000;
-        assert_eq!(ensure_memory(2 * gb, 8 * gb, 128).unwrap(), None);
-        let warning = ensure_memory(9 * gb, 8 * gb, 128).unwrap().unwrap();
-        assert!(warning.contains("a batch of 128 needs about 9.0 GB") && warning.contains("8.0 GB are"), "{warning}");
-        let error = ensure_memory(80 * gb, 8 * gb, 128).unwrap_err().to_string();
-        assert!(error.contains("80.0 GB") && error.contains("smaller batch"), "{error}");
     }
 }
