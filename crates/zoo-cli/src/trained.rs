@@ -1,4 +1,4 @@
-//! What `predict` and `eval` share: a network with its weights, and how its images are normalised.
+//! Arguments of `predict` and `eval`: a network with its weights, and how its images are normalised.
 
 use crate::network::Wanted;
 use anyhow::Result;
@@ -16,8 +16,8 @@ use zoo_train::trained::{Overrides, Trained};
 pub struct Network {
     /// Name of the network, see `zoo list`
     model: String,
-    /// Its weights: .safetensors, .pth, .pt, .th or a run's folder. What `zoo train` and the benchmark suite leave also says how
-    /// images are cut and normalised and what the classes are called
+    /// Its weights: .safetensors, .pth, .pt, .th or a run's folder. What `zoo train` and the benchmark suite leave also
+    /// says how images are cut and normalised and what the classes are called
     #[arg(long, value_name = "FILE")]
     weights: PathBuf,
     #[command(flatten)]
@@ -50,8 +50,8 @@ enum NormalizeFrom {
 }
 
 impl Network {
-    /// Opens the network for images of `image_size` pixels, or of what its file or the network itself says, and tells the user on
-    /// standard error how it will look at them.
+    /// Opens the network for images of `image_size` pixels, or of what its file or the network itself says, and tells
+    /// the user on standard error how it will look at them.
     pub fn open(&self, image_size: Option<usize>) -> Result<(&'static ModelInfo, Trained)> {
         set_threads(self.threads)?;
         let device = device(&self.device)?;

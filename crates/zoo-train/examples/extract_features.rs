@@ -6,8 +6,8 @@
 //! cargo run --release --example extract_features -p zoo-train -- resnet18 resnet18.pth photos/
 //! ```
 //!
-//! Without arguments everything is made on the spot: a small ResNet is trained for some seconds on **drawn figures, not on
-//! CIFAR-10**, saved, and loaded again.
+//! Without arguments everything is made on the spot: a small ResNet is trained for some seconds on **drawn figures, not
+//! on CIFAR-10**, saved, and loaded again.
 
 use anyhow::{Result, bail, ensure};
 use candle_core::{Device, Tensor};
@@ -50,7 +50,8 @@ fn embed(trained: &Trained, images: &[Vec<u8>]) -> Result<Tensor> {
     Ok(Tensor::cat(&vectors, 0)?)
 }
 
-/// The cosine of the angle between any two rows: (n, features) -> (n, n). 1 for the same direction, 0 for a right angle.
+/// The cosine of the angle between any two rows: (n, features) -> (n, n). 1 for the same direction, 0 for a right
+/// angle.
 fn cosines(vectors: &Tensor) -> Result<Vec<Vec<f32>>> {
     let lengths = vectors.sqr()?.sum_keepdim(1)?.sqrt()?;
     let unit = vectors.broadcast_div(&(lengths + 1e-12)?)?;

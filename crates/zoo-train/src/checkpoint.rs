@@ -1,11 +1,12 @@
 //! Where a run stands, on disk: from its last checkpoint an interrupted run goes on to the same weights, bit by bit.
 //!
-//! A checkpoint is one safetensors file: the network's tensors under `model.KEY`, the optimizer's under `optimizer.KEY`, and in
-//! the file's metadata a [`Position`] as JSON with a checksum over all of it. Nothing else is random or remembered: the
-//! images' order and augmentation are functions of (seed, epoch, index), and a dropout mask of (seed, place, call).
+//! A checkpoint is one safetensors file: the network's tensors under `model.KEY`, the optimizer's under
+//! `optimizer.KEY`, and in the file's metadata a [`Position`] as JSON with a checksum over all of it. Nothing else is
+//! random or remembered: the images' order and augmentation are functions of (seed, epoch, index), and a dropout mask
+//! of (seed, place, call).
 //!
-//! A file is written aside, synced, and renamed; the two newest are kept. Whatever moment a crash chooses, one of them is
-//! whole, and one that is not is told by its checksum and passed over.
+//! A file is written aside, synced, and renamed; the two newest are kept. Whenever a crash comes, one of them is whole:
+//! a damaged one is recognised by its checksum and passed over.
 
 use crate::errors;
 use crate::optim::Optimizer;
@@ -36,8 +37,8 @@ const CHECKSUM: &str = "checksum";
 /// When a run writes checkpoints, and whether it goes on from one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checkpoints {
-    /// Time between two of them; one is written after every epoch and when a run is stopped in any case. Where writing is slow,
-    /// the time is stretched so that it takes no more than a fiftieth of the run.
+    /// Time between two of them; one is written after every epoch and when a run is stopped in any case. Where writing
+    /// is slow, the time is stretched so that it takes no more than a fiftieth of the run.
     pub every: Duration,
     /// Go on from the newest checkpoint in the run's folder, if there is one.
     pub resume: bool,
@@ -115,8 +116,9 @@ pub struct Checkpoint {
 impl Checkpoint {
     /// Puts the run's tensors back into `store` and `optimizer`, and counts dropout masks from where the run stood.
     ///
-    /// The network's tensors go through [`zoo_core::weights::load`]: every key must be there, none may be over, and each
-    /// must have its shape. What that converts, another element type, is an error here: the bits would not be the run's.
+    /// The network's tensors go through [`zoo_core::weights::load`]: every key must be there, none may be over, and
+    /// each must have its shape. What that converts, another element type, is an error here: the bits would not be the
+    /// run's.
     ///
     /// # Errors
     /// Tensors that are not those of this network or this optimizer; the error names them.
@@ -135,14 +137,14 @@ impl Checkpoint {
     }
 }
 
-/// The folder of a run, or what stands in it, could not be written: a full disk, a folder that is read-only or gone. The next run
-/// would meet the same, so a suite stops here; what was written before is whole.
+/// A folder of a run that cannot be written: its disk is full, or it is read-only or gone. The next run would fail in
+/// the same way, so a suite stops here; what was written before is whole.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write to {}", .0.display())]
 pub struct Unwritable(pub PathBuf);
 
-/// Makes sure that the disk of `folder` has room for a run whose checkpoint takes `bytes`: the two that stay, the one being written,
-/// and the final weights. A disk that does not tell its room is taken at its word.
+/// Makes sure that the disk of `folder` has room for a run whose checkpoint takes `bytes`: the two that stay, the one
+/// being written, and the final weights. A disk that does not tell its room is taken at its word.
 ///
 /// # Errors
 /// [`Unwritable`] with how much is missing.
@@ -189,8 +191,8 @@ pub struct Found {
     pub notes: Vec<String>,
 }
 
-/// The newest whole checkpoint in `folder`. A damaged one is passed over for the one before, with a note that says so. What a
-/// write that was cut off has left behind is removed.
+/// The newest whole checkpoint in `folder`. A damaged one is passed over for the one before it, with a note. Leftovers
+/// of writes that were cut off are removed.
 ///
 /// # Errors
 /// A folder that cannot be read.
@@ -229,7 +231,7 @@ pub fn remove(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// In what `ours` differs from `theirs`, as `recipe.lr: 0.1 there, 0.05 here`; empty if in nothing.
+/// The differences between two values, as `recipe.lr: 0.1 there, 0.05 here`; empty where they are equal.
 pub fn differences(theirs: &Value, ours: &Value) -> Vec<String> {
     fn walk(path: &str, theirs: &Value, ours: &Value, out: &mut Vec<String>) {
         if let (Value::Object(a), Value::Object(b)) = (theirs, ours) {
@@ -257,7 +259,7 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Removes what writes that were cut off have left: hidden files beside the one that they were to become.
+/// Removes the leftovers of writes that were cut off: hidden files that were never renamed.
 fn sweep(folder: &Path) -> Result<()> {
     for path in entries(folder)? {
         if name(&path).is_some_and(|name| name.starts_with('.') && name.ends_with(".tmp")) {

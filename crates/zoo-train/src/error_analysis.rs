@@ -81,8 +81,8 @@ pub struct Confusion {
     pub count: u32,
 }
 
-/// Leaves `analysis` in `folder`, which must exist: `evaluation.json` and, if there was a mistake to show, `mistakes.png`. An
-/// earlier evaluation there is replaced.
+/// Leaves `analysis` in `folder`, which must exist: `evaluation.json` and, if there was a mistake to show,
+/// `mistakes.png`. An earlier evaluation there is replaced.
 ///
 /// # Errors
 /// A file that cannot be written.

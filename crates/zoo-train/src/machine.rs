@@ -57,7 +57,7 @@ pub fn device(name: &str) -> Result<Device> {
     }
 }
 
-/// The wish that a program end: by Ctrl-C or the system, or by the program's own clock.
+/// A request to stop the program: by Ctrl-C, by the system or by the program's own clock.
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
     flag: Arc<AtomicBool>,
@@ -69,8 +69,8 @@ impl Stop {
     /// How long the work in hand may take before the user is told that it is being finished.
     const PATIENCE: Duration = Duration::from_secs(1);
 
-    /// Ctrl-C, SIGTERM and SIGHUP from now on: training stops after the step in hand. The second time the program ends at once. Under
-    /// `nohup` the loss of the terminal stays without effect.
+    /// Listens for Ctrl-C, SIGTERM and SIGHUP from now on: the first one stops training after the current step, a
+    /// second one ends the program at once. Under `nohup` the loss of the terminal has no effect.
     ///
     /// # Errors
     /// A program that watches for signals already, or a system that does not let it.
@@ -93,22 +93,22 @@ impl Stop {
         Ok(stop)
     }
 
-    /// Wishes it.
+    /// Requests it.
     pub fn now(&self) {
         self.flag.store(true, Ordering::Relaxed);
     }
 
-    /// True once it is wished.
+    /// True once a stop is requested.
     pub fn flag(&self) -> &AtomicBool {
         &self.flag
     }
 
-    /// Whether it is wished.
+    /// Whether a stop is requested.
     pub fn is_wished(&self) -> bool {
         self.flag.load(Ordering::Relaxed)
     }
 
-    /// The signal that wished it, by its number; `None` where it was the program's own clock, or nobody.
+    /// The number of the signal that requested it; `None` for the program's own clock, and before any request.
     pub fn signal(&self) -> Option<i32> {
         Some(self.signal.load(Ordering::Relaxed)).filter(|&signal| signal != 0)
     }
@@ -141,8 +141,8 @@ fn is_ignored(signal: i32, status: &str) -> bool {
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
-/// Bytes of memory that this process may still take without the system swapping or ending it: what the machine has free or can
-/// free at once, or what the container's limit leaves, if that is less. `None` where the system does not tell.
+/// Bytes of memory that this process may still take without the system swapping or ending it: what the machine has free
+/// or can free at once, or what the container's limit leaves, if that is less. `None` where the system does not tell.
 pub fn available_memory() -> Option<u64> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let machine = bytes_available(&read("/proc/meminfo")?)?;
@@ -151,23 +151,23 @@ pub fn available_memory() -> Option<u64> {
     Some(left().map_or(machine, |left| left.min(machine)))
 }
 
-/// Of `/proc/meminfo`.
+/// The available bytes by `/proc/meminfo`.
 fn bytes_available(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// Of a control group (version 2), by its files `memory.max`, `memory.current` and `memory.stat`; `None` without a limit. Files
-/// that the system keeps in memory and nobody has used lately count as used there, though it drops them at once where memory is
-/// short.
+/// The bytes that a control group (version 2) still leaves, by its files `memory.max`, `memory.current` and
+/// `memory.stat`; `None` without a limit. Cached files that nobody has used lately count as used there; they are taken
+/// off, for the system drops them at once where memory is short.
 fn bytes_left(max: &str, current: &str, stat: &str) -> Option<u64> {
     let idle = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.trim().parse().ok()).unwrap_or(0);
     let used = current.trim().parse::<u64>().ok()?.saturating_sub(idle);
     Some(max.trim().parse::<u64>().ok()?.saturating_sub(used))
 }
 
-/// Refuses a run that needs far more memory than there is, and gives a warning for one that may not fit. The estimate may
-/// be a third too high, see [`zoo_core::trace::training_memory`].
+/// Refuses a run that needs far more memory than there is, and gives a warning for one that may not fit. The estimate
+/// may be a third too high, see [`zoo_core::trace::training_memory`].
 pub(crate) fn ensure_memory(needed: u64, available: u64, batch: usize) -> Result<Option<String>> {
     let gb = |bytes: u64| bytes as f64 / 1e9;
     let text = format!(

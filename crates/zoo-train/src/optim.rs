@@ -1,7 +1,7 @@
 //! Optimizers: SGD, Adam and AdamW with PyTorch's update rules, parameter groups, and state that goes into checkpoints.
 //!
-//! A parameter without a gradient in a step is left alone, with its state, as PyTorch does. The arithmetic itself stands in
-//! [`zoo_core::ops::optim`].
+//! A parameter without a gradient in a step is left alone, with its state, as PyTorch does. The arithmetic itself
+//! stands in [`zoo_core::ops::optim`].
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
@@ -37,8 +37,8 @@ pub trait Optimizer: Send {
     /// A gradient whose shape or type is not its parameter's, or what the device reports.
     fn step(&mut self, grads: &GradStore) -> Result<()>;
 
-    /// A copy of the state, under `PARAMETER.NAME`, with PyTorch's names: `step`, and `momentum_buffer`, or `exp_avg` and
-    /// `exp_avg_sq`. Parameters that never had a gradient have none.
+    /// A copy of the state, under `PARAMETER.NAME`, with PyTorch's names: `step`, and `momentum_buffer`, or `exp_avg`
+    /// and `exp_avg_sq`. Parameters that never had a gradient have none.
     ///
     /// # Errors
     /// What the device reports.
@@ -131,8 +131,8 @@ impl Optimizer for Sgd {
     }
 }
 
-/// Adam (Kingma and Ba 2014, arXiv 1412.6980) with its weight decay as an L2 penalty, or AdamW (Loshchilov and Hutter 2017,
-/// arXiv 1711.05101), which shrinks the parameter itself.
+/// Adam (Kingma and Ba 2014, arXiv 1412.6980) with its weight decay as an L2 penalty, or AdamW (Loshchilov and Hutter
+/// 2017, arXiv 1711.05101), which shrinks the parameter itself.
 #[derive(Debug)]
 pub struct Adam {
     slots: Slots,
@@ -255,8 +255,9 @@ impl OptimizerConfig {
     }
 }
 
-/// Scales the gradients of `parameters` so that their common L2 norm is at most `max_norm`, and returns the norm that they had
-/// (PyTorch's `clip_grad_norm_`: the factor is max_norm / (norm + 1e-6)). A norm that is not finite is returned as it is.
+/// Scales the gradients of `parameters` so that their common L2 norm is at most `max_norm`, and returns the norm that
+/// they had (PyTorch's `clip_grad_norm_`: the factor is max_norm / (norm + 1e-6)). A norm that is not finite is
+/// returned as it is.
 ///
 /// # Errors
 /// What the device reports.
@@ -281,7 +282,7 @@ pub fn grad_norm(parameters: &[(String, Var)], grads: &GradStore) -> Result<f64>
     global_norm(parameters.iter().filter_map(|(_, var)| grads.get(var)))
 }
 
-/// Every parameter with its settings and its state.
+/// The parameters of an optimizer, each with its settings and its state.
 #[derive(Debug)]
 struct Slots {
     list: Vec<Slot>,

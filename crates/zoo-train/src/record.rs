@@ -247,8 +247,9 @@ fn status_mb(field: &str) -> Option<f64> {
     Some(kib * 1024.0 / 1e6)
 }
 
-/// Starts [`peak_rss_mb`] afresh from the memory in use now, so that a run in a long process is not charged with what runs before
-/// it took: memory that the process keeps for later use is given back first. Tells whether the platform let it.
+/// Starts [`peak_rss_mb`] afresh from the memory in use now, so that a run in a long process is not charged with what
+/// runs before it took: memory that the process keeps for later use is given back first. Tells whether the platform let
+/// it.
 pub fn reset_peak_rss() -> bool {
     zoo_core::memory::give_back();
     // 5 is the kernel's code for "reset the peak", see proc(5).

@@ -1,5 +1,5 @@
-//! The record of a run, put together from what was asked, what came out and where it ran: the same for every command that
-//! trains.
+//! The record of a run, put together from what was asked, what came out and where it ran: the same for every command
+//! that trains.
 
 use crate::checkpoint;
 use crate::data::{DataSource, Dataset};
@@ -12,10 +12,11 @@ use std::path::Path;
 use zoo::ModelOptions;
 use zoo_core::trace::model_macs;
 
-/// What a record says of a run beyond its job, its data and its outcome.
+/// The context of a run: what its record holds beyond its job, its data and its outcome.
 #[derive(Debug, Clone)]
 pub struct RunContext {
-    /// Settings that differ from the named recipe, as [`Overrides::describe`](crate::recipe::Overrides::describe) gives them.
+    /// Settings that differ from the named recipe, as [`Overrides::describe`](crate::recipe::Overrides::describe) gives
+    /// them.
     pub overrides: Vec<String>,
     /// The device, as the user names it.
     pub device: String,
@@ -35,8 +36,8 @@ pub struct RunContext {
 #[doc(hidden)]
 pub use RunContext as Circumstances;
 
-/// The commit that the source tree of this program stands at, where that tree is still there; see [`git_commit`]. `cargo xtask` and
-/// `cargo run` build what stands there first, so it is the program's own; a binary that was kept names what was committed since.
+/// The commit of this program's source tree, where that tree is still there; see [`git_commit`]. `cargo xtask` and
+/// `cargo run` build the tree first, so the commit is the program's own; a binary that was kept may name a later one.
 pub fn source_commit() -> Option<String> {
     git_commit(Path::new(env!("CARGO_MANIFEST_DIR")))
 }
@@ -56,9 +57,9 @@ pub fn quoted(argument: &str) -> String {
 }
 
 impl RunRecord {
-    /// Of `job`, trained on `data`, that came to `outcome`. A checkpoint that it started from stands among the overrides, so that
-    /// nobody takes the run for one from scratch. The peak memory is the process's own since
-    /// [`reset_peak_rss`](crate::record::reset_peak_rss).
+    /// Makes the record of `job`, trained on `data`, with its `outcome`. A checkpoint that it started from is listed
+    /// among the overrides, so that nobody takes the run for one from scratch. The peak memory is the process's own
+    /// since [`reset_peak_rss`](crate::record::reset_peak_rss).
     ///
     /// # Errors
     /// A recipe that makes no batch of the data, or a network that the data's classes and images do not fit.
@@ -111,8 +112,9 @@ impl RunRecord {
 }
 
 impl RunRecord {
-    /// In what the recorded run differs from `job` on `data`, as [`trainer::differences`](crate::trainer::differences) has it, of
-    /// what a record says: for runs that left no word of their own. Where the data lay is no part of it.
+    /// The differences between the recorded run and `job` on `data`, in the form of
+    /// [`trainer::differences`](crate::trainer::differences): for folders without the file that says which run they
+    /// hold. The path of the data is left out.
     ///
     /// # Errors
     /// A recipe that makes no batch of the data.
@@ -137,7 +139,7 @@ impl RunRecord {
 }
 
 impl Outcome {
-    /// Of a run that ended by an error before it came to anything.
+    /// The outcome of a run that ended with an error before its first step.
     pub fn failed(error: &Error) -> Self {
         let message = errors::line(error);
         Self { status: Status::Failed { message }, epochs: Vec::new(), steps: 0, train_images: 0, seconds: 0.0 }
@@ -145,7 +147,7 @@ impl Outcome {
 }
 
 impl DataRecord {
-    /// Of a run that trained on `train_images` of `data` and was tested on all of its test images.
+    /// The data of a run that trained on `train_images` of `data` and was tested on all of its test images.
     pub fn of(data: &Dataset, train_images: usize) -> Self {
         let (source, test_images) = (&data.source, data.test.len());
         match source {

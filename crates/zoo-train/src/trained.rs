@@ -1,8 +1,9 @@
-//! A trained network with all that its weights' file says of how it is used: on photographs, and measured on test images.
+//! Trained networks: opened as their file of weights describes them, run on photographs, measured on test images.
 //!
-//! [`train`](crate::trainer::train) writes into `model.safetensors` which network it holds, the size of its images, how their
-//! pixels were normalised and what the classes are called. [`Trained::open`] follows that; of other files, which say nothing of the
-//! kind, it takes what the published checkpoints with these names of tensors want ([`ModelInfo::input_of`]).
+//! [`train`](crate::trainer::train) writes into `model.safetensors` which network it holds, the size of its images, how
+//! their pixels were normalised and what the classes are called. [`Trained::open`] follows that; of other files, which
+//! say nothing of the kind, it takes what the published checkpoints with these names of tensors want
+//! ([`ModelInfo::input_of`]).
 
 mod metadata;
 
@@ -62,7 +63,8 @@ pub struct Overrides {
 /// ```no_run
 /// use candle_core::Device;
 /// use zoo_train::trained::{Overrides, Trained};
-/// let trained = Trained::open(zoo::find("resnet18")?, "my-run/model.safetensors".as_ref(), &Overrides::default(), &Device::Cpu)?;
+/// let file = "my-run/model.safetensors".as_ref();
+/// let trained = Trained::open(zoo::find("resnet18")?, file, &Overrides::default(), &Device::Cpu)?;
 /// let image = trained.framing().read("photo.jpg".as_ref())?;
 /// for (class, probability) in Trained::largest(&trained.probabilities(&[image])?[0], 5) {
 ///     println!("{:5.1} %  {}", 100.0 * probability, trained.class_name(class));
@@ -82,8 +84,8 @@ pub struct Trained {
 }
 
 impl Trained {
-    /// `model` with the weights in `file`: .safetensors, .pth, .pt, .th or a run's folder. The file decides how many classes there
-    /// are.
+    /// `model` with the weights in `file`: .safetensors, .pth, .pt, .th or a run's folder. The file decides how many
+    /// classes there are.
     ///
     /// # Errors
     /// A file that does not hold this network's weights, with the keys that do not fit; metadata that contradicts them.
@@ -92,7 +94,7 @@ impl Trained {
         let weights = overrides.selection.open(file)?;
         let (metadata, origin) = FileMetadata::of(&weights)?;
         if let Some(held) = &metadata.model {
-            // Networks may have the same keys and be others, as cifar_resnet20 and cifar_plain20 do.
+            // Different networks may have the same keys, as cifar_resnet20 and cifar_plain20 do.
             let (name, held) = (model.name, shown(held));
             ensure!(held == name, "{} holds the weights of {held}, not of {name}", file.display());
         }
@@ -119,7 +121,7 @@ impl Trained {
         let place = model.build(&options, shapes.root())?.classifier().place().to_string();
         let report = check(&shapes, &weights, &load_options)?;
         let input = model.input_of(report.layout);
-        // Photographs that `zoo train` saw were cut its way.
+        // What `zoo train` does with photographs.
         let framing = if metadata.image_size.is_some() || size != model.input.size {
             Framing::whole(size)
         } else {
@@ -198,7 +200,8 @@ impl Trained {
         &self.normalize
     }
 
-    /// Why its images are taken to be what [`framing`](Self::framing) and [`normalize`](Self::normalize) say, if nobody said it.
+    /// The reason for [`framing`](Self::framing) and [`normalize`](Self::normalize), where neither the file nor the
+    /// caller states how images are normalised.
     pub fn assumed(&self) -> Option<&str> {
         self.assumed.as_deref()
     }
@@ -285,7 +288,7 @@ fn classes_in(report: &KeyReport, place: &str) -> Option<usize> {
     head.file.dims().first().copied()
 }
 
-/// What of a file was taken and what was left.
+/// Notes on what of a file was taken and what was left.
 fn notes(weights: &Weights, report: &LoadReport, origin: Origin) -> Vec<String> {
     let mut notes = taken(weights);
     notes.extend(report.prefix.as_ref().map(|prefix| format!("keys behind `{}`", shown(prefix))));
@@ -300,7 +303,7 @@ fn notes(weights: &Weights, report: &LoadReport, origin: Origin) -> Vec<String> 
     notes
 }
 
-/// Which entry of a training state was taken, where there are others.
+/// Notes on which entry of a training state was taken, where there are others.
 pub fn taken(weights: &Weights) -> Vec<String> {
     let others = weights.other_entries();
     if others.is_empty() {

@@ -55,7 +55,7 @@ struct Run<'a> {
     train: Loader,
     test: Loader,
     epochs: usize,
-    /// What its weights say of themselves.
+    /// The metadata of its file of weights.
     metadata: BTreeMap<String, String>,
     /// Where it stands; its `seconds` are those of earlier sessions.
     at: Position,
@@ -73,19 +73,20 @@ struct Saver<'a> {
     last: Instant,
 }
 
-/// Trains `job` on `data` and leaves `run.json` (which run it is), `metrics.jsonl` (a line after every epoch), `model.safetensors`
-/// and what the trained network gets wrong ([`error_analysis`]) in `folder`, which must exist, with checkpoints beside them
-/// ([`checkpoint::remove`] them once the run is recorded).
+/// Trains `job` on `data` and leaves `run.json` (which run it is), `metrics.jsonl` (a line after every epoch),
+/// `model.safetensors` and what the trained network gets wrong ([`error_analysis`]) in `folder`, which must exist, with
+/// checkpoints beside them ([`checkpoint::remove`] them once the run is recorded).
 ///
-/// With [`Checkpoints::resume`] it goes on from the newest checkpoint in `folder`, whatever ended the run that wrote it, to the
-/// weights and metrics that an uninterrupted run has, bit by bit. When `stop` turns true the run ends after the step in hand and
-/// keeps what is done. A loss that is not finite ends the run as failed, naming epoch, batch, learning rate and the first layer
-/// whose output is not finite. So do weights or running statistics that are not finite after an epoch, and a loss that is not after
-/// the last one; then no weights are left. Neither is an error of this function.
+/// With [`Checkpoints::resume`] it goes on from the newest checkpoint in `folder`, whatever ended the run that wrote
+/// it, to the weights and metrics that an uninterrupted run has, bit by bit. When `stop` turns true the run ends after
+/// the step in hand and keeps what is done. A loss that is not finite ends the run as failed, naming epoch, batch,
+/// learning rate and the first layer whose output is not finite. So do weights or running statistics that are not
+/// finite after an epoch, and a loss that is not after the last one; then no weights are left. Neither is an error of
+/// this function.
 ///
 /// # Errors
-/// Data that does not fit the network or the recipe; a run that would not fit into memory; a folder that holds another run; a file
-/// that cannot be written ([`Unwritable`]), which is tried before the first step.
+/// Data that does not fit the network or the recipe; a run that would not fit into memory; a folder that holds another
+/// run; a file that cannot be written ([`Unwritable`]), which is tried before the first step.
 pub fn train(
     job: &Job,
     data: &Dataset,
@@ -124,7 +125,7 @@ fn train_here(
 
     let (mut status, mut usable) = (Status::Finished, true);
     loop {
-        // Also where a run goes on: its last step may have been the one.
+        // Also before the first step of a resumed run: the last step before its checkpoint may have done it.
         if let Some(message) = run.damage()? {
             progress.say(&format!("{name}: {message}"));
             (status, usable) = (Status::Failed { message }, false);
@@ -159,7 +160,7 @@ fn train_here(
     if status == Status::Finished {
         let analysis = match run.error_analysis.take() {
             Some(analysis) => analysis,
-            // The last epoch was measured by the session before this one, which did not come to write it.
+            // An earlier session measured the last epoch and ended before it could write this.
             None => run.collect(data)?.1,
         };
         error_analysis::write(folder, &analysis).map_err(|error| {
@@ -270,7 +271,7 @@ impl<'a> Run<'a> {
         })
     }
 
-    /// Goes to where the run in `folder` stands, or makes sure that there is none.
+    /// Continues the run in `folder` from its newest checkpoint or, without `resume`, makes sure that there is no run.
     fn enter(&mut self, folder: &Path, checkpoints: &Checkpoints) -> Result<()> {
         let metrics = folder.join(METRICS_FILE);
         if !checkpoints.resume {
@@ -297,8 +298,8 @@ impl<'a> Run<'a> {
         Ok(())
     }
 
-    /// Why the network as it stands is of no use to anybody, if it is not: a tensor, or at the end a loss, that is not finite.
-    /// Between two epochs a loss may be infinite and come back; a tensor does not.
+    /// The damage that makes the network useless, if there is any: a tensor that is not finite or, after the last
+    /// epoch, a loss that is not. Before that a loss may be infinite and recover; a tensor never does.
     fn damage(&self) -> Result<Option<String>> {
         let last = self.at.epochs.last();
         let when = match last {
@@ -335,7 +336,7 @@ impl<'a> Run<'a> {
         4 * (elements(self.store.parameters()) * (1 + states) + elements(self.store.buffers()))
     }
 
-    /// What is left of the epoch in hand.
+    /// Trains on the batches that are left of this epoch.
     fn pass(&mut self, stop: &AtomicBool, progress: &Progress, saver: &mut Saver) -> Result<Pass> {
         let (epoch, before, began) = (self.at.epoch, self.at.sums, Instant::now());
         let mut saving = Duration::ZERO;
@@ -383,7 +384,7 @@ impl<'a> Run<'a> {
         error_analysis::collect(self.net.as_ref(), &self.test, &data.test, &data.classes)
     }
 
-    /// Measures the network after the epoch in hand, after the last one in detail, and goes to the next one.
+    /// Ends an epoch: measures the network, after the last epoch in detail, and moves on to the next.
     fn end_epoch(&mut self, data: &Dataset) -> Result<EpochMetrics> {
         let test = if self.at.epoch == self.epochs {
             let (test, analysis) = self.collect(data)?;
@@ -413,8 +414,8 @@ impl<'a> Run<'a> {
         Ok(metrics)
     }
 
-    /// One step of the optimizer; the loss and how many images were classified right before it. A loss that is not finite
-    /// changes no weight.
+    /// One step of the optimizer; the loss and how many images were classified right before it. A loss that is not
+    /// finite changes no weight.
     fn step(&mut self, batch: &Batch, lr: f64) -> Result<(f64, usize)> {
         let mut logits = None;
         let (loss, mut grads) = value_and_grad(&batch.images, |images| {
@@ -443,7 +444,8 @@ mod tests {
     use crate::recipe::{Length, Recipe};
     use candle_core::Device;
 
-    /// As f32 the rate is infinite. A tensor that is not finite ends the run wherever it turns up, and again where the run is resumed; no weights are left.
+    /// The learning rate is infinite as f32, so that weights stop being finite in the first epoch. That ends the run,
+    /// and ends it again when it is resumed; no weights are left.
     #[test]
     fn weights_that_are_not_finite_are_no_result() -> Result<()> {
         let data = Synthetic { train: 64, test: 20, seed: 0 }.generate();

@@ -1,7 +1,8 @@
 //! Picture files as people have them, decoded to RGB.
 //!
-//! Whatever Pillow's `convert("RGB")` makes of a file is made of it here, and what Pillow refuses is refused: a file that ends inside its
-//! pixels, and one of more pixels than a limit. Alpha is dropped and palettes are looked up, as there.
+//! Whatever Pillow's `convert("RGB")` makes of a file is made of it here, and what Pillow refuses is refused: a file
+//! that ends inside its pixels, and one of more pixels than a limit. Alpha is dropped and palettes are looked up, as
+//! there.
 
 use super::{DataError, jpeg};
 use gif::{ColorOutput, DecodeOptions};
@@ -57,7 +58,7 @@ impl Limits {
     }
 }
 
-/// A decoded picture, as its file has it: how it is to be turned is told beside.
+/// A decoded picture, not yet turned upright.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Picture {
     /// Pixels in a row.
@@ -71,10 +72,11 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// Decodes a regular file. What it is, its first bytes tell, not its name.
+    /// Decodes a regular file. Its kind is told by its first bytes, not by its name.
     ///
     /// # Errors
-    /// A file that cannot be read, is no picture of the known kinds, ends too early or is larger than `limits`; the error names it.
+    /// A file that cannot be read, is no picture of the known kinds, ends too early or is larger than `limits`; the
+    /// error names it.
     pub fn open(path: &Path, limits: Limits) -> Result<Self, DataError> {
         let file = open_regular(path).map_err(|source| DataError::Io { path: path.into(), source })?;
         decode(BufReader::new(file), limits).map_err(|problem| problem.of(path))
@@ -106,7 +108,7 @@ pub(super) fn is_picture(path: &Path) -> Result<(), String> {
     recognise(&head).map(|_| ()).map_err(|problem| problem.0)
 }
 
-/// Why a file does not become a picture, without its path.
+/// The reason why a file does not become a picture, without its path.
 #[derive(Debug)]
 struct Problem(String);
 
@@ -119,7 +121,7 @@ impl Problem {
         Self(format!("truncated: the {} ends at byte {length}, before all of it is there", called(kind)))
     }
 
-    /// What a decoder complains of, in one line of bounded length.
+    /// A decoder's error, in one line of bounded length.
     fn decoding(kind: ImageFormat, length: u64, error: &(dyn Error + 'static)) -> Self {
         let mut cause = Some(error);
         while let Some(error) = cause {
@@ -158,7 +160,7 @@ fn called(kind: ImageFormat) -> &'static str {
 /// Bytes by which a file is recognised.
 const HEAD: u64 = 64;
 
-/// Pictures that people have and that are not read here: where their sign stands, the sign, and their name.
+/// Kinds of pictures that are not read here: where their signature stands, the signature, and their name.
 const FOREIGN: [(usize, &[u8], &str); 11] = [
     (4, b"ftyphei", "HEIC"),
     (4, b"ftyphev", "HEIC"),
@@ -251,7 +253,8 @@ fn pixels(source: impl BufRead + Seek, kind: ImageFormat, length: u64, limits: L
     let (width, height) = decoder.dimensions();
     limits.check(width, height)?;
     let (color, bytes) = (decoder.color_type(), decoder.total_bytes());
-    // A TIFF is decoded apart, where CMYK has a fourth channel; all of it may be one strip, which is read as a whole first.
+    // A TIFF needs twice the room: it is decoded to a buffer of its own, with a fourth channel for CMYK, and may be a
+    // single strip that is read as a whole first.
     let copies = if kind == ImageFormat::Tiff { 2 } else { 1 };
     decoder.set_limits(room((bytes.saturating_mul(4) / 3).saturating_mul(copies) + WORK)).map_err(problem)?;
     let orientation = orientation(&mut decoder).map_err(problem)?;
@@ -277,10 +280,11 @@ fn zeros(bytes: u64) -> Result<Vec<u8>, Problem> {
     Ok(buffer)
 }
 
-/// Brings pixels to red, green, blue where they stand, and cuts the buffer behind them; or the colours that are none of ours.
+/// Converts pixels to red, green, blue in place and truncates the buffer; a kind of colour that is not supported is the
+/// error.
 ///
-/// Of 16 bits the upper eight are kept, as Pillow does with colours. It cuts 16-bit grey off at 255 instead, so that any picture becomes
-/// white; here grey is treated as colours are.
+/// Of 16 bits the upper eight are kept, as Pillow does with colours. Pillow clips 16-bit grey at 255 instead, which
+/// turns nearly every picture white; here grey is treated as colours are.
 fn to_rgb(bytes: &mut Vec<u8>, color: ColorType, pixels: usize) -> Result<(), ColorType> {
     use ColorType::{L8, L16, La8, La16, Rgb8, Rgb16, Rgba8, Rgba16};
     let sample = match color {
@@ -327,7 +331,8 @@ fn orientation(decoder: &mut impl ImageDecoder) -> ImageResult<Orientation> {
     Ok(digit.and_then(|digit| Orientation::from_exif(digit - b'0')).unwrap_or(own))
 }
 
-/// A GIF's first frame as Pillow shows it: what is transparent or outside of the frame has the palette's colour for that.
+/// A GIF's first frame as Pillow shows it: pixels that are transparent or outside the frame take the colour that the
+/// palette has there.
 fn decode_gif(source: impl BufRead + Seek, length: u64, limits: Limits) -> Result<Picture, Problem> {
     let kind = ImageFormat::Gif;
     let problem = |error: gif::DecodingError| match error {

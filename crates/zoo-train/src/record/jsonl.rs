@@ -1,4 +1,5 @@
-//! Files of one JSON object a line, appended to and synced, so that a crash costs at most the line that was being written.
+//! Files of one JSON object a line, appended to and synced, so that a crash costs at most the line that was being
+//! written.
 
 use anyhow::{Context, Result};
 use serde::Serialize;
@@ -25,8 +26,8 @@ pub fn append_jsonl<T: Serialize>(path: &Path, value: &T) -> Result<()> {
     append().with_context(|| format!("cannot append to {}", path.display()))
 }
 
-/// Writes `values` as a JSON-lines file in place of what stood there: aside, synced and renamed, so that whoever reads it, also
-/// after a crash, meets the old file or the new one.
+/// Writes `values` as a JSON-lines file in place of what stood there: aside, synced and renamed, so that whoever reads
+/// it, also after a crash, meets the old file or the new one.
 pub fn write_jsonl<T: Serialize>(path: &Path, values: &[T]) -> Result<()> {
     let mut lines = Vec::new();
     for value in values {
@@ -82,8 +83,8 @@ pub fn read_jsonl<T: DeserializeOwned>(path: &Path) -> Result<Lines<T>> {
     Ok(lines)
 }
 
-/// Gives the file at `path` new contents, by [`write_whole`]: whoever looks, also after a crash or where the disk is full, sees the
-/// old file or the new one.
+/// Gives the file at `path` new contents, by [`write_whole`]: whoever looks, also after a crash or where the disk is
+/// full, sees the old file or the new one.
 pub fn replace_file(path: &Path, contents: &[u8]) -> Result<()> {
     write_whole(path, |file| file.write_all(contents)).with_context(|| format!("cannot write {}", path.display()))
 }

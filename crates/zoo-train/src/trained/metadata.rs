@@ -1,4 +1,5 @@
-//! What a file of weights says of itself: written by training, read by whoever uses the network.
+//! Metadata of a file of weights: which network it holds and how its images are made, written by training and read
+//! where the network is used.
 
 use crate::augment::{Normalize, Transform};
 use crate::recipe::{BatchNormOverride, Recipe};
@@ -9,7 +10,7 @@ use std::collections::BTreeMap;
 use zoo::ModelInfo;
 use zoo_core::weights::{KeyReport, Weights};
 
-/// What a file of weights says of itself: keys of its metadata, behind [`key::PREFIX`].
+/// The metadata's keys, without the [`key::PREFIX`] that stands before each in a file.
 mod key {
     /// Before every key, since other programs use words like these for other things.
     pub const PREFIX: &str = "zoo.";
@@ -33,7 +34,7 @@ mod key {
     pub const ALWAYS: [&str; 4] = [MODEL, IMAGE_SIZE, CLASSES, NORMALIZE];
 }
 
-/// What the file of a network trained under `recipe` says of itself.
+/// The metadata for a network that was trained under `recipe`.
 pub(crate) fn metadata(
     model: &ModelInfo,
     recipe: &Recipe,
@@ -62,7 +63,8 @@ pub(crate) fn metadata(
     Ok(values.into_iter().map(|(key, value)| (format!("{}{key}", key::PREFIX), value)).collect())
 }
 
-/// The metadata of a file that holds what `weights` does as `model`'s, or as it is: what it says of itself goes along.
+/// The metadata for a copy of `weights`, unchanged or converted for `model`: the file's own, with the zoo's keys behind
+/// their prefix.
 ///
 /// # Errors
 /// Metadata under the zoo's keys that the zoo did not write.
@@ -79,7 +81,7 @@ pub fn carried(weights: &Weights, model: Option<&str>) -> Result<BTreeMap<String
     Ok(metadata)
 }
 
-/// What a file of weights says of itself, as [`metadata`] wrote it.
+/// A file's metadata, read back as [`metadata`] wrote it.
 #[derive(Debug, Default)]
 pub(super) struct FileMetadata {
     pub(super) model: Option<String>,
@@ -91,16 +93,16 @@ pub(super) struct FileMetadata {
     pub(super) batch_norm: Option<BatchNormOverride>,
 }
 
-/// Whose words the metadata of a file are.
+/// The program that wrote a file's metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// The zoo's.
+    /// The zoo.
     Own,
-    /// The zoo's, from before its keys had a prefix.
+    /// The zoo, from before its keys had a prefix.
     Bare,
-    /// Somebody else's, who uses some of the same words.
+    /// Another program, which uses some of the same keys.
     Foreign,
-    /// There are none.
+    /// None: there is no metadata.
     Absent,
 }
 
@@ -140,8 +142,8 @@ impl FileMetadata {
     }
 }
 
-/// How images must be normalised for the network in a file, and why: what the file says, else what is usual for files with such
-/// names of tensors, by a [`KeyReport`].
+/// The normalisation that the network in a file expects, and the reason to give for it: what the file states, else what
+/// is usual for files whose tensors have these names, by a [`KeyReport`].
 ///
 /// # Errors
 /// Metadata under the zoo's keys that the zoo did not write.
@@ -152,7 +154,7 @@ pub fn normalize_of(model: &ModelInfo, weights: &Weights, report: &KeyReport) ->
     })
 }
 
-/// Why images are taken to be of a kind that nobody said they are.
+/// The reason to give for a normalisation that the file does not state.
 pub(super) fn assumption(layout: Option<&str>) -> String {
     match layout {
         Some(name) => format!("assumed, since the file has {name}'s names"),

@@ -13,8 +13,9 @@ use zoo_core::weights::{Selection, open_regular};
 /// File of a run's folder that says which run it is: everything that changes its numbers.
 pub const RUN_FILE: &str = "run.json";
 
-/// In what the run that `folder` holds differs from `job` on `data`, as `seed: 1 there, 2 here`; empty if in nothing, or if no run
-/// in there says which it is. Threads are no part of it, since they change no bit of a result.
+/// The differences between the run in `folder` and `job` on `data`, as `seed: 1 there, 2 here`; empty where there are
+/// none, and where the folder does not say which run it holds. Threads are left out, since they change no bit of a
+/// result.
 ///
 /// # Errors
 /// A file that cannot be read, or does not say which run it is.
@@ -44,7 +45,7 @@ pub(super) fn ensure_same(differences: &[String], folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What makes a run the one that it is: it goes on in the same one only.
+/// The identity of a run: everything that changes its numbers. A run goes on from the checkpoint of the same run only.
 pub(super) fn identity(job: &Job, data: &Dataset) -> Result<Value> {
     let checksum = |split: &Split| {
         let mut hasher = crc32fast::Hasher::new();
@@ -55,7 +56,7 @@ pub(super) fn identity(job: &Job, data: &Dataset) -> Result<Value> {
         format!("{} images of {:?}, checksum {:08x}", split.len(), split.shape(), hasher.finalize())
     };
     let start = |Start { file, may_differ, selection }: &Start| -> Result<Value> {
-        // What is in it counts, not where it lies.
+        // The file's contents count, not its path.
         let checksum = checksum_of(file).with_context(|| format!("cannot read {}", file.display()))?;
         let mut start = json!({"checksum": checksum, "may_differ": may_differ});
         if *selection != Selection::default() {

@@ -37,7 +37,8 @@ fn every_kind_of_picture_has_pillows_pixels_and_stands_upright() {
         assert_eq!(u64::from(upright.width()), case["width"].as_u64().unwrap(), "{name}");
         let theirs = bytes(&case["rgb"]);
         let off = upright.as_bytes().iter().zip(&theirs).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
-        // Decoders of formats with loss round differently; where colour has half the size, they also bring it up by other filters.
+        // Decoders of formats with loss round differently; where colour has half the size, they also bring it up by
+        // other filters.
         let most = match name {
             "JPEG with half the colour" | "JPEG with restarts" | "progressive JPEG" => 8,
             "YCCK JPEG" => 3,
@@ -111,7 +112,8 @@ fn too_many_pixels_are_refused_before_they_take_memory() {
 fn a_large_tiff_of_one_strip_is_read() {
     let side = 4200u32;
     let bytes = 3 * side * side;
-    let mut file = b"II*\0\x10\0\0\0\x08\0\x08\0\x08\0\0\0".to_vec(); // the directory at byte 16, bits a channel at byte 8
+    // The directory at byte 16, bits a channel at byte 8.
+    let mut file = b"II*\0\x10\0\0\0\x08\0\x08\0\x08\0\0\0".to_vec();
     let entries: [(u16, u16, u32, u32); 9] = [
         (256, 4, 1, side),
         (257, 4, 1, side),
