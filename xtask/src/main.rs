@@ -4,9 +4,10 @@
 mod bench_cifar;
 mod tidy;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 use std::process::ExitCode;
 use zoo_train::errors;
+use zoo_train::machine::restart_with_threads;
 use zoo_train::progress::say;
 
 /// Keeps the pages of activations between steps instead of giving them back to the kernel.
@@ -29,16 +30,22 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    let cli = Cli::try_parse().unwrap_or_else(|error| match errors::shortened(&error.to_string()) {
+    let parsed = Cli::command().try_get_matches().and_then(|matches| {
+        // Of whichever command: some have no such argument.
+        let args = matches.subcommand().map(|(_, args)| args);
+        let threads = args.and_then(|args| args.try_get_one::<usize>("threads").ok().flatten().copied());
+        Ok((Cli::from_arg_matches(&matches)?, threads))
+    });
+    let (cli, threads) = parsed.unwrap_or_else(|error| match errors::shortened(&error.to_string()) {
         Some(short) if error.use_stderr() => {
             say(short);
             std::process::exit(error.exit_code())
         }
         _ => error.exit(),
     });
-    let result = match cli.command {
+    let result = restart_with_threads(threads).and_then(|()| match cli.command {
         Command::BenchCifar(args) => bench_cifar::run(&args),
         Command::Tidy => tidy::run(),
-    };
+    });
     errors::exit(result)
 }

@@ -13,7 +13,8 @@ use zoo_train::progress::{Images, say};
 pub struct Args {
     #[command(flatten)]
     network: trained::Network,
-    /// CIFAR-10's or CIFAR-100's binary files, or an image folder: val/CLASS/* or test/CLASS/*. Its test images are looked at
+    /// CIFAR-10's or CIFAR-100's binary files, or an image folder: val/CLASS/* or test/CLASS/*. Its test images are
+    /// looked at
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! Names of classes in a file, in the forms that people have them in.
+//! Names of classes, read from the kinds of files that people have.
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -7,11 +7,11 @@ use std::io::Read;
 use std::path::Path;
 use zoo_core::weights::open_regular;
 
-/// Bytes of a file, more than which is no list of names.
+/// The largest file that is taken for a list of names, in bytes.
 const MOST_BYTES: u64 = 64 << 20;
 
-/// Reads names of classes, in the order of a network's outputs: one a line, or JSON, which is a list, a map `{"0": "tench"}` or
-/// `{"0": ["n01440764", "tench"]}`, or has one under `id2label`.
+/// Reads names of classes, in the order of a network's outputs: one a line, or JSON, which is a list, a map `{"0":
+/// "tench"}` or `{"0": ["n01440764", "tench"]}`, or has one under `id2label`.
 ///
 /// # Errors
 /// A file that cannot be read or is neither; a number that is missing in a map. Each names the file.

@@ -22,7 +22,7 @@ pub struct Wanted {
 }
 
 impl Wanted {
-    /// As the library takes it.
+    /// The same as the library takes it.
     pub fn selection(&self) -> Selection {
         Selection { entry: self.entry.clone(), prefix: self.prefix.clone(), ignore: self.ignore.clone() }
     }
@@ -52,7 +52,7 @@ pub struct Shapes {
 }
 
 impl Shapes {
-    /// Of the network called `name`.
+    /// The tensors of the network called `name`.
     ///
     /// # Errors
     /// No such network, or options that it cannot follow.

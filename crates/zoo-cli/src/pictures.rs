@@ -1,4 +1,5 @@
-//! What the commands share that read pictures: how large they may be, where they are, and what is told of those that are left out.
+//! Picture arguments, shared by the commands that read pictures: how large they may be, where they are, and which are
+//! left out.
 
 use anyhow::{Context, Result, ensure};
 use std::io;
@@ -26,7 +27,8 @@ impl Size {
     }
 }
 
-/// The pictures that arguments name: files, `-`, and those in folders; what is left out in these is told.
+/// The pictures that arguments name: files, `-`, and those in folders. Files in folders that are left out are listed on
+/// standard error.
 pub fn listed(arguments: &[PathBuf]) -> Result<Vec<PathBuf>> {
     let inputs = arguments.iter().filter(|path| is_standard_input(path)).count();
     ensure!(inputs <= 1, "`-` stands for standard input, which can be read once");
@@ -79,7 +81,7 @@ fn is_pipe(path: &Path) -> bool {
     }
 }
 
-/// Names what is left out, on standard error.
+/// Lists the files that are left out, on standard error.
 pub fn tell(left_out: &LeftOut) {
     if !left_out.is_empty() {
         say(left_out);

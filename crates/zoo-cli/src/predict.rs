@@ -25,16 +25,18 @@ pub struct Args {
     top: u16,
     #[command(flatten)]
     size: pictures::Size,
-    /// Names of the classes in the order of the network's outputs, where the weights' file does not hold them: one a line, or a list or
-    /// map as JSON
+    /// Names of the classes in the order of the network's outputs, where the weights' file does not hold them: one a
+    /// line, or a list or map as JSON
     #[arg(long, value_name = "FILE")]
     labels: Option<PathBuf>,
-    /// Print one JSON object a line instead of text: `image`, and `top` with `class`, `label` (null where no name is known) and `probability`
+    /// Print one JSON object a line instead of text: `image`, and `top` with `class`, `label` (null where no name is
+    /// known) and `probability`
     #[arg(long)]
     json: bool,
 }
 
-/// Prints what is on each image. One that cannot be read is told, the others are looked at, and the command fails at the end.
+/// Prints what is on each image. An image that cannot be read is reported, the others are classified, and the command
+/// fails at the end.
 pub fn run(args: &Args) -> Result<()> {
     let (_, mut trained) = args.network.open(None)?;
     if let Some(path) = &args.labels {

@@ -1,4 +1,5 @@
-//! `zoo run`: a network on stored input, its results stored; the way to compare with a network elsewhere, number by number.
+//! `zoo run`: a network on stored input, its results stored; the way to compare with a network elsewhere, number by
+//! number.
 
 use crate::network::Wanted;
 use crate::text::{may_write, print_line};
@@ -26,14 +27,15 @@ pub struct Args {
     /// The safetensors file to write: `logits`; with --grads also `loss`, `grad.KEY`, `stat.KEY`
     #[arg(long)]
     output: PathBuf,
-    /// Run one forward and backward pass in training mode, without dropout and drop-path; the loss is the mean cross-entropy
+    /// Run one forward and backward pass in training mode, without dropout and drop-path; the loss is the mean
+    /// cross-entropy
     #[arg(long)]
     grads: bool,
     /// Number of classes. Default: the network's own (10 or 1000)
     #[arg(long)]
     classes: Option<usize>,
-    /// Number type to compute and store in. Default: f32; with --grads f64, stored as f32, because in f32 a rounding now and then
-    /// turns the sign before a ReLU or the winner of a pooling, and gradients jump
+    /// Number type to compute and store in. Default: f32; with --grads f64, stored as f32, because in f32 a rounding
+    /// now and then turns the sign before a ReLU or the winner of a pooling, and gradients jump
     #[arg(long, value_enum)]
     dtype: Option<Element>,
     /// Replace the output if it exists

@@ -31,7 +31,7 @@ pub fn may_write(path: &Path, force: bool) -> Result<()> {
     Ok(())
 }
 
-/// Lets a reader who has seen enough go: `zoo info vgg16 | head`.
+/// Ignores a closed pipe: in `zoo info vgg16 | head` the reader has seen enough.
 pub fn until_closed(result: io::Result<()>) -> Result<()> {
     match result {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

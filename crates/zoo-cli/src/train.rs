@@ -13,14 +13,14 @@ use zoo_core::weights::{LoadOptions, ensure_fit};
 use zoo_train::augment::Normalize;
 use zoo_train::checkpoint::{self, Checkpoints};
 use zoo_train::data::Dataset;
+use zoo_train::error_analysis::{EVALUATION_FILE, MISTAKES_FILE};
 use zoo_train::errors::Interrupted;
-use zoo_train::insight::{EVALUATION_FILE, MISTAKES_FILE};
 use zoo_train::lock::FolderLock;
 use zoo_train::machine::{Stop, device, set_threads};
 use zoo_train::progress::say;
 use zoo_train::recipe::{Overrides, Recipe};
 use zoo_train::record::{METRICS_FILE, RunRecord, Status, now_utc, read_jsonl, replace_file, reset_peak_rss};
-use zoo_train::run_record::{Circumstances, source_commit};
+use zoo_train::run_record::{RunContext, source_commit};
 use zoo_train::trained::{WEIGHTS_FILE, normalize_of, weights_file};
 use zoo_train::trainer::{Job, RUN_FILE, differences, train};
 
@@ -37,9 +37,9 @@ const FILES: [&str; 7] =
 pub struct Args {
     /// Name of the network, see `zoo list`
     model: String,
-    /// CIFAR-10's binary files (data_batch_*.bin and test_batch.bin, or train.bin and test.bin), CIFAR-100's, or an image folder:
-    /// train/CLASS/* and val/CLASS/* or test/CLASS/*, whose pictures (JPEG, PNG, WebP, BMP, GIF, TIFF, also in folders of the class's)
-    /// are cut to the network's size
+    /// CIFAR-10's binary files (data_batch_*.bin and test_batch.bin, or train.bin and test.bin), CIFAR-100's, or an
+    /// image folder: train/CLASS/* and val/CLASS/* or test/CLASS/*, whose pictures (JPEG, PNG, WebP, BMP, GIF, TIFF,
+    /// also in folders of the class's) are cut to the network's size
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     #[command(flatten)]
@@ -47,11 +47,12 @@ pub struct Args {
     /// Folder for model.safetensors, classes.txt, metrics.jsonl (a line an epoch) and record.json
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Recipe to train by, see `zoo recipe list`. Default: `finetune` with --weights and for images larger than 32 pixels, else the network's own
+    /// Recipe to train by, see `zoo recipe list`. Default: `finetune` with --weights and for images larger than 32
+    /// pixels, else the network's own
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Recipe::NAMES))]
     recipe: Option<String>,
-    /// Checkpoint to start from: .safetensors, .pth, .pt, .th or a run's folder. Where its classifier has another number of
-    /// classes, the network's starts afresh
+    /// Checkpoint to start from: .safetensors, .pth, .pt, .th or a run's folder. Where its classifier has another
+    /// number of classes, the network's starts afresh
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
     #[command(flatten)]
@@ -71,11 +72,12 @@ pub struct Args {
     /// Learning rate at its highest; its course is the recipe's. Default: the recipe's
     #[arg(long, value_name = "RATE")]
     lr: Option<f64>,
-    /// Mean and deviation that pixels are brought to zero and one with: those that the checkpoint was trained with. Default:
-    /// the checkpoint's with --weights, else `model` for an image folder and `recipe` for CIFAR-10
-    #[arg(long, value_enum, value_name = "WHOSE")]
-    normalize: Option<Whose>,
-    /// Seed of everything random: first weights, order of the images, augmentation, dropout. The same seed makes the same run
+    /// Mean and deviation that pixels are brought to zero and one with: those that the checkpoint was trained with.
+    /// Default: the checkpoint's with --weights, else `model` for an image folder and `recipe` for CIFAR-10
+    #[arg(long, value_enum, value_name = "FROM")]
+    normalize: Option<NormalizeFrom>,
+    /// Seed of everything random: first weights, order of the images, augmentation, dropout. The same seed makes the
+    /// same run
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Train on the first N images only; the classes of an image folder are mixed before
@@ -98,9 +100,9 @@ pub struct Args {
     json: bool,
 }
 
-/// Whose mean and deviation.
+/// Where the mean and deviation come from that pixels are normalised by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Whose {
+enum NormalizeFrom {
     /// Those of the network's published checkpoints (torchvision's or timm's)
     Model,
     /// The recipe's, for a checkpoint that was trained by it
@@ -113,8 +115,8 @@ enum Whose {
     Half,
 }
 
-impl Whose {
-    /// Their figures, and what the record says where they are not the recipe's own.
+impl NormalizeFrom {
+    /// The mean and deviation, and the override that is recorded where they are not the recipe's own.
     fn figures(self, model: &ModelInfo, recipe: &Recipe) -> (Normalize, &'static str) {
         match self {
             Self::Model => (Normalize::of(&model.input), "normalize=model"),
@@ -163,7 +165,7 @@ pub fn run(args: &Args) -> Result<()> {
             return Err(error);
         }
     };
-    let circumstances = Circumstances {
+    let context = RunContext {
         overrides,
         device: args.device.clone(),
         threads,
@@ -173,7 +175,7 @@ pub fn run(args: &Args) -> Result<()> {
         // The record lies in the run's own folder.
         folder: ".".into(),
     };
-    let record = RunRecord::of(&job, &data, &outcome, circumstances)?;
+    let record = RunRecord::of(&job, &data, &outcome, context)?;
     let line = serde_json::to_string(&record).context("cannot write the record as JSON")?;
     replace_file(&args.out.join(RECORD_FILE), format!("{line}\n").as_bytes())?;
     replace_file(&args.out.join(CLASSES_FILE), format!("{}\n", data.classes.join("\n")).as_bytes())?;
@@ -202,7 +204,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-/// Refuses a folder that holds a run unless the user says what is to happen to it.
+/// Refuses a folder that holds a run, unless the user says to resume or to replace it.
 fn may_leave_a_run(args: &Args) -> Result<()> {
     let there = FILES.iter().any(|name| args.out.join(name).exists()) || checkpoint::is_in(&args.out);
     ensure!(
@@ -213,8 +215,8 @@ fn may_leave_a_run(args: &Args) -> Result<()> {
     Ok(())
 }
 
-/// Whether the run in the folder is done and recorded, so that there is nothing to go on with. If it is, it must be the one that is
-/// asked for.
+/// Whether the run in the folder is finished and recorded, so that nothing is left to resume. It must be the run that
+/// is asked for.
 fn is_finished(folder: &Path, job: &Job, data: &Dataset) -> Result<bool> {
     let path = folder.join(RECORD_FILE);
     if !path.exists() {
@@ -237,7 +239,7 @@ fn is_finished(folder: &Path, job: &Job, data: &Dataset) -> Result<bool> {
     Ok(true)
 }
 
-/// The folder for this process alone, without the files of an earlier run if it is to be replaced; other files in it stay.
+/// Makes and locks the folder, and removes the files of an earlier run that is to be replaced; other files in it stay.
 fn make_folder(args: &Args) -> Result<FolderLock> {
     let out = &args.out;
     fs::create_dir_all(out).with_context(|| format!("cannot make the folder {}", out.display()))?;
@@ -269,7 +271,7 @@ fn load_data(args: &Args, model: &ModelInfo) -> Result<Dataset> {
     })
 }
 
-/// What is to be trained and how, and what differs there from the named recipe.
+/// Decides what is trained and how, and lists what differs from the named recipe.
 fn plan(args: &Args, model: &'static ModelInfo, data: &Dataset, device: Device) -> Result<(Job, Vec<String>)> {
     let [_, side, _] = data.train.shape();
     let recipe = match &args.recipe {
@@ -284,14 +286,14 @@ fn plan(args: &Args, model: &'static ModelInfo, data: &Dataset, device: Device) 
     let mut recipe = recipe.with(&changes)?;
 
     let start = args.weights.as_deref().map(|file| start(args, model, data, file)).transpose()?;
-    let usual = if data.source.is_cifar10() { Whose::Recipe } else { Whose::Model };
-    let (normalize, said) = match (args.normalize, &start) {
+    let usual = if data.source.is_cifar10() { NormalizeFrom::Recipe } else { NormalizeFrom::Model };
+    let (normalize, setting) = match (args.normalize, &start) {
         (None, Some(start)) => (start.normalize.clone(), "normalize=checkpoint"),
-        (whose, _) => whose.unwrap_or(usual).figures(model, &recipe),
+        (from, _) => from.unwrap_or(usual).figures(model, &recipe),
     };
     if recipe.normalize != normalize {
         recipe.normalize = normalize;
-        overrides.push(said.into());
+        overrides.push(setting.into());
     }
 
     let mut job = Job::new(model, recipe, args.seed, device);
@@ -315,14 +317,13 @@ struct Start {
     normalize: Normalize,
 }
 
-/// The checkpoint in `file`, which must fit; before anything of an earlier run is removed.
+/// Opens the checkpoint in `file`, which must fit. Called before anything of an earlier run is removed.
 fn start(args: &Args, model: &ModelInfo, data: &Dataset, file: &Path) -> Result<Start> {
     let file = weights_file(file)?;
     let selection = args.wanted.selection();
     let weights = selection.open(&file)?;
     let [channels, side, _] = data.train.shape();
-    let options =
-        ModelOptions { num_classes: Some(data.classes.len()), in_chans: Some(channels), image_size: Some(side) };
+    let options = ModelOptions::for_data(data.classes.len(), channels, side);
     let shapes = VarStore::shapes_only();
     let classifier = model.build(&options, shapes.root())?.classifier().path().to_string();
     let options = LoadOptions { may_differ: &[&classifier], ..selection.of(model.load_options()) };
@@ -334,7 +335,7 @@ fn start(args: &Args, model: &ModelInfo, data: &Dataset, file: &Path) -> Result<
     Ok(Start { file, classifier, normalize })
 }
 
-/// The command that repeats this run, as the user gave it, but for what concerns earlier runs and output.
+/// The command that repeats this run: the user's own, without the arguments about earlier runs and output.
 fn command() -> String {
     let passing = ["--force", "--resume", "--json"];
     let arguments = std::env::args_os().skip(1).map(|argument| argument.to_string_lossy().into_owned());
@@ -342,7 +343,7 @@ fn command() -> String {
     kept.fold("zoo".to_string(), |line, argument| line + " " + &quoted(&argument))
 }
 
-/// What the user wants to know at the end, on standard error.
+/// Prints a summary for the user, on standard error.
 fn summarise(args: &Args, record: &RunRecord) {
     let path = |name: &str| quoted(&args.out.join(name).to_string_lossy());
     let row = |name: &str, value: &str| say(format_args!("  {name:14} {value}"));
@@ -355,7 +356,7 @@ fn summarise(args: &Args, record: &RunRecord) {
     row("to use it", &format!("zoo predict {model} --weights {weights} IMAGE..."));
 }
 
-/// The test accuracies of a finished run, and whose the weights in its folder are.
+/// The test accuracies of a finished run, and which epoch the weights in its folder are from.
 fn accuracies(record: &RunRecord) -> String {
     let percent = |accuracy: Option<f64>| accuracy.map_or("-".to_string(), |a| format!("{:.1} %", 100.0 * a));
     let last = format!("{} after the last epoch (this is what {WEIGHTS_FILE} holds)", percent(record.test_acc_last));

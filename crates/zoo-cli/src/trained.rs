@@ -1,4 +1,4 @@
-//! What `predict` and `eval` share: a network with its weights, and how its images are normalised.
+//! Arguments of `predict` and `eval`: a network with its weights, and how its images are normalised.
 
 use crate::network::Wanted;
 use anyhow::Result;
@@ -9,15 +9,15 @@ use zoo_train::augment::Normalize;
 use zoo_train::data::photo::Framing;
 use zoo_train::machine::{device, set_threads};
 use zoo_train::progress::say;
-use zoo_train::trained::{Instead, Trained};
+use zoo_train::trained::{Overrides, Trained};
 
 /// The arguments that name a trained network.
 #[derive(clap::Args)]
 pub struct Network {
     /// Name of the network, see `zoo list`
     model: String,
-    /// Its weights: .safetensors, .pth, .pt, .th or a run's folder. What `zoo train` and the benchmark suite leave also says how
-    /// images are cut and normalised and what the classes are called
+    /// Its weights: .safetensors, .pth, .pt, .th or a run's folder. What `zoo train` and the benchmark suite leave also
+    /// says how images are cut and normalised and what the classes are called
     #[arg(long, value_name = "FILE")]
     weights: PathBuf,
     #[command(flatten)]
@@ -26,8 +26,8 @@ pub struct Network {
     #[arg(long, value_name = "N")]
     in_chans: Option<usize>,
     /// Mean and standard deviation by which pixels are normalised. Default: what the weights' file says, else `model`
-    #[arg(long, value_enum, value_name = "WHOSE")]
-    normalize: Option<Whose>,
+    #[arg(long, value_enum, value_name = "FROM")]
+    normalize: Option<NormalizeFrom>,
     /// Device to compute on: cpu, cuda:N or metal
     #[arg(long, default_value = "cpu")]
     device: String,
@@ -36,9 +36,9 @@ pub struct Network {
     threads: Option<usize>,
 }
 
-/// Whose mean and deviation.
+/// Where the mean and deviation come from that pixels are normalised by.
 #[derive(Debug, Clone, Copy, clap::ValueEnum)]
-enum Whose {
+enum NormalizeFrom {
     /// Those of the network's published checkpoints (torchvision's or timm's)
     Model,
     /// Those of CIFAR-10's images
@@ -50,20 +50,21 @@ enum Whose {
 }
 
 impl Network {
-    /// Opens the network for images of `image_size` pixels, or of what its file or the network itself says, and tells the user on
-    /// standard error how it will look at them.
+    /// Opens the network for images of `image_size` pixels, or of what its file or the network itself says, and tells
+    /// the user on standard error how it will look at them.
     pub fn open(&self, image_size: Option<usize>) -> Result<(&'static ModelInfo, Trained)> {
         set_threads(self.threads)?;
         let device = device(&self.device)?;
         let model = zoo::find(&self.model)?;
-        let normalize = self.normalize.map(|whose| match whose {
-            Whose::Model => Normalize::of(&model.input),
-            Whose::Cifar10 => Normalize::CIFAR10,
-            Whose::Imagenet => Normalize::IMAGENET,
-            Whose::Half => Normalize::HALF,
+        let normalize = self.normalize.map(|from| match from {
+            NormalizeFrom::Model => Normalize::of(&model.input),
+            NormalizeFrom::Cifar10 => Normalize::CIFAR10,
+            NormalizeFrom::Imagenet => Normalize::IMAGENET,
+            NormalizeFrom::Half => Normalize::HALF,
         });
-        let instead = Instead { normalize, image_size, in_chans: self.in_chans, selection: self.wanted.selection() };
-        let trained = Trained::open(model, &self.weights, &instead, &device)?;
+        let overrides =
+            Overrides { normalize, image_size, in_chans: self.in_chans, selection: self.wanted.selection() };
+        let trained = Trained::open(model, &self.weights, &overrides, &device)?;
         for note in trained.notes() {
             say(format_args!("{}: {note}", self.weights.display()));
         }

@@ -252,7 +252,8 @@ fn every_command_explains_all_that_it_takes() {
         for unclear in ["where they are not", "where it is not", "Tell what is on", "as they came by"] {
             assert!(!help.contains(unclear), "zoo {name}: {unclear}");
         }
-        // The text stands behind two spaces, or on the next line; an option or argument without text is followed by neither.
+        // The text stands behind two spaces, or on the next line; an option or argument without text is followed by
+        // neither.
         let is_item = |line: &str| {
             let item = line.trim_start();
             let named = |mark: char| item.strip_prefix(mark).is_some_and(|rest| !rest.starts_with([' ', 'd', 'p']));

@@ -213,14 +213,14 @@ fn the_end_says_which_epoch_the_file_holds() {
     let root = colours();
     let (_, err) = succeeds(root.path(), &["mlp", "--data", "photos", "--out", "run", "--epochs", "6", "--batch", "6"]);
     let record = json(&root.path().join("run/record.json"));
-    let said = err.lines().find(|line| line.contains("test accuracy")).unwrap();
-    assert!(said.contains(" % after the last epoch (this is what model.safetensors holds); "), "{said}");
+    let line = err.lines().find(|line| line.contains("test accuracy")).unwrap();
+    assert!(line.contains(" % after the last epoch (this is what model.safetensors holds); "), "{line}");
     let [best, last] = ["test_acc_best", "test_acc_last"].map(|key| record[key].as_f64().unwrap());
     let end = match best > last {
         true => format!("best {:.1} % after epoch {}, not kept", 100.0 * best, record["best_epoch"]),
         false => "no epoch was better".into(),
     };
-    assert!(said.ends_with(&end), "{said}");
+    assert!(line.ends_with(&end), "{line}");
 }
 
 #[test]

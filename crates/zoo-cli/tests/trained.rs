@@ -20,7 +20,8 @@ fn succeeds(folder: &Path, arguments: &[&str]) -> (String, String) {
     (out, err)
 }
 
-/// Standard output and the error's line on standard error, of a command that must fail with exit status 1; only a list may follow.
+/// Standard output and the error's line on standard error, of a command that must fail with exit status 1; only a list
+/// may follow.
 fn fails(folder: &Path, arguments: &[&str]) -> (String, String) {
     let output = zoo(folder, arguments);
     let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());

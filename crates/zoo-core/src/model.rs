@@ -145,6 +145,14 @@ pub struct ModelOptions {
     pub image_size: Option<usize>,
 }
 
+impl ModelOptions {
+    /// Options for a data set: an output for each of its `classes`, and inputs that are its images, `channels` channels
+    /// of `side` by `side` pixels.
+    pub fn for_data(classes: usize, channels: usize, side: usize) -> Self {
+        Self { num_classes: Some(classes), in_chans: Some(channels), image_size: Some(side) }
+    }
+}
+
 /// How a registered model is built inside a store.
 pub type Builder = fn(&Dimensions, VarBuilder) -> Result<Box<dyn Model>>;
 

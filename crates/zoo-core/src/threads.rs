@@ -1,7 +1,42 @@
-//! Where a program's work begins: inside the pool of threads that the kernels run in.
+//! Threads: how many the kernels' pool has, and where a program's work begins, inside of that pool.
 
 use crate::pass::isolated;
+use candle_core::{Error, Result, bail};
 use std::sync::{Mutex, TryLockError};
+
+/// The largest pool: more threads than any machine has cores; a hundred thousand of them take minutes to start.
+const MOST: usize = 1024;
+
+/// Stack of a thread of the pool, as large as a main thread's: [`in_pool`] may bring any work there.
+const STACK: usize = 8 << 20;
+
+/// Sizes the pool of threads that the kernels run in, and returns how many threads it has. `None` is one for each
+/// processor core, or what `RAYON_NUM_THREADS` says.
+///
+/// The pool is rayon's global one, so this has to come before anything has used it: first thing in `main`. A program
+/// that never calls it gets a pool as for `None` at the first operation, whose threads have rayon's smaller stack.
+///
+/// Candle's own operations run in the same pool, and cut a matrix product into as many pieces as `RAYON_NUM_THREADS`
+/// says, or as there are cores. Whoever wants that number to agree too sets the variable before the program starts; a
+/// program that runs cannot change its environment safely. Neither number changes a bit of a kernel's result.
+///
+/// ```no_run
+/// let threads = zoo_core::threads::set_threads(Some(2))?;
+/// assert_eq!(threads, 2);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+///
+/// # Errors
+/// No thread or more than 1024; a pool that has started already, or cannot start.
+pub fn set_threads(threads: Option<usize>) -> Result<usize> {
+    if let Some(n) = threads.filter(|n| !(1..=MOST).contains(n)) {
+        bail!("the number of threads must be from 1 to {MOST}, got {n}")
+    }
+    // For rayon, 0 is its own choice.
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).stack_size(STACK);
+    pool.build_global().map_err(Error::wrap)?;
+    Ok(rayon::current_num_threads())
+}
 
 /// Whether the pool has somebody's work already.
 static TAKEN: Mutex<()> = Mutex::new(());
@@ -42,6 +77,14 @@ mod tests {
     use candle_core::{DType, Device, Result, Tensor};
     use std::sync::mpsc::channel;
     use std::thread;
+
+    #[test]
+    fn a_pool_without_threads_or_with_far_too_many_is_refused() {
+        for n in [0, MOST + 1, usize::MAX] {
+            let error = set_threads(Some(n)).unwrap_err().to_string();
+            assert!(error.contains(&format!("from 1 to 1024, got {n}")), "{error}");
+        }
+    }
 
     #[test]
     fn the_pool_takes_one_work_at_a_time() {

@@ -1,9 +1,9 @@
 //! What stands around a network in training: batches, pixels, and a whole epoch. `cargo bench -p zoo-train`, or
 //! `cargo bench -p zoo-train -- loader` for the lines that hold the word. `RAYON_NUM_THREADS` sets the threads.
 //!
-//! Figures are images a second. An epoch is every batch with augmentation, forward, loss, backward and the optimizer's step,
-//! under the network's own recipe, without evaluation; its share of the machine's peak is counted as in `cargo bench -p zoo`. One
-//! thread makes the loader's batches, beside those that compute.
+//! Figures are images a second. An epoch is every batch with augmentation, forward, loss, backward and the optimizer's
+//! step, under the network's own recipe, without evaluation; its share of the machine's peak is counted as in `cargo
+//! bench -p zoo`. One thread makes the loader's batches, beside those that compute.
 
 #[path = "../../zoo-core/benches/machine/mod.rs"]
 mod machine;

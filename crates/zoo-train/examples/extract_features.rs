@@ -6,23 +6,18 @@
 //! cargo run --release --example extract_features -p zoo-train -- resnet18 resnet18.pth photos/
 //! ```
 //!
-//! Without arguments everything is made on the spot: a small ResNet is trained for some seconds on **drawn figures, not on
-//! CIFAR-10**, saved, and loaded again.
+//! Without arguments everything is made on the spot: a small ResNet is trained for some seconds on **drawn figures, not
+//! on CIFAR-10**, saved, and loaded again.
 
-use anyhow::{Context, Result, bail, ensure};
-use candle_core::{DType, Device, Tensor};
+use anyhow::{Result, bail, ensure};
+use candle_core::{Device, Tensor};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use zoo::{Model, ModelInfo, ModelOptions, VarStore};
-use zoo_core::Input;
-use zoo_core::weights::{LoadOptions, Weights, load};
-use zoo_train::augment::{Normalize, Transform, View};
+use zoo::ModelInfo;
 use zoo_train::checkpoint::Checkpoints;
-use zoo_train::data::photo::Framing;
-use zoo_train::data::{Dataset, Split, Synthetic};
-use zoo_train::loader::Loader;
-use zoo_train::recipe::{Overrides, Recipe};
+use zoo_train::data::{Dataset, Synthetic, pictures};
+use zoo_train::recipe::{self, Recipe};
+use zoo_train::trained::{self, Trained};
 use zoo_train::trainer::{Job, train};
 
 /// Images a pass.
@@ -30,34 +25,33 @@ const BATCH: usize = 16;
 /// Neighbours to print.
 const NEAREST: usize = 3;
 
-/// A network with the weights of a file, and the image that such files want.
-fn open(info: &'static ModelInfo, weights: &Path) -> Result<(Box<dyn Model>, Input)> {
-    let store = VarStore::new(0, DType::F32, &Device::Cpu);
-    let net = info.build(&ModelOptions::default(), store.root())?;
-    // The classifier is not needed here, so a file with another number of classes is as good. All else must fit: a key
-    // that is missing or left over is an error, and not a network that is half at random.
-    let head = [net.classifier().path()];
-    let report = load(&store, &Weights::open(weights)?, &LoadOptions { may_differ: &head, ..info.load_options() })?;
-    println!("{}: {report}", weights.display());
-    Ok((net, info.input_of(report.layout)))
+/// A network with the weights of a file, of however many classes, and all that the file says of the images it wants. A
+/// key that is missing or left over is an error, and not a network that is half at random.
+fn open(info: &'static ModelInfo, weights: &Path) -> Result<Trained> {
+    let trained = Trained::open(info, weights, &trained::Overrides::default(), &Device::Cpu)?;
+    println!("{}: {}, {} classes", weights.display(), info.name, trained.num_classes());
+    trained.notes().iter().for_each(|note| println!("{}: {note}", weights.display()));
+    Ok(trained)
 }
 
-/// One vector an image: (n, c, h, w) -> (n, features).
-fn embed(net: &dyn Model, images: &Tensor) -> Result<Tensor> {
-    let n = images.dim(0)?;
+/// One vector an image, of images whose bytes are those that the network's framing cuts: (n, features).
+fn embed(trained: &Trained, images: &[Vec<u8>]) -> Result<Tensor> {
     let mut vectors = Vec::new();
-    for begin in (0..n).step_by(BATCH) {
-        let batch = images.narrow(0, begin, BATCH.min(n - begin))?;
-        // `train` is false: BatchNorm uses its running statistics, so that an image's vector does not depend on its batch,
-        // and no graph is built.
-        let features = net.forward_features(&batch, false)?;
+    for images in images.chunks(BATCH) {
+        // The function that `zoo predict` uses too: vectors of images that were normalised in another way than the
+        // network's training did it mean nothing.
+        let batch = trained.preprocess(images)?;
+        // `train` is false: BatchNorm uses its running statistics, so that an image's vector does not depend on its
+        // batch, and no graph is built.
+        let features = trained.model().forward_features(&batch, false)?;
         // The last map, pooled: what the classifier would read.
-        vectors.push(net.pre_logits(&features, false)?);
+        vectors.push(trained.model().pre_logits(&features, false)?);
     }
     Ok(Tensor::cat(&vectors, 0)?)
 }
 
-/// The cosine of the angle between any two rows: (n, features) -> (n, n). 1 for the same direction, 0 for a right angle.
+/// The cosine of the angle between any two rows: (n, features) -> (n, n). 1 for the same direction, 0 for a right
+/// angle.
 fn cosines(vectors: &Tensor) -> Result<Vec<Vec<f32>>> {
     let lengths = vectors.sqr()?.sum_keepdim(1)?.sqrt()?;
     let unit = vectors.broadcast_div(&(lengths + 1e-12)?)?;
@@ -72,29 +66,16 @@ fn neighbours(of: usize, cosines: &[f32]) -> Vec<usize> {
     others
 }
 
-/// A photograph as the network's own training saw photographs; see [`Input`]. (3, size, size)
-fn read_image(path: &Path, input: &Input) -> Result<Tensor> {
-    let shape = [3, input.size, input.size];
-    let photo = Split::new(Framing::of(input).read(path)?, vec![0], shape)?;
-    let mut pixels = vec![0.0; shape.iter().product()];
-    Transform::new(&Normalize::of(input), &photo)?.write(photo.image(0), View::default(), &mut pixels);
-    Ok(Tensor::from_vec(pixels, &shape, &Device::Cpu)?)
-}
-
 fn search(model: &str, weights: &Path, folder: &Path) -> Result<()> {
-    let info = zoo::find(model)?;
-    let is_image = |path: &PathBuf| {
-        let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
-        ["png", "jpg", "jpeg"].iter().any(|known| extension == *known)
-    };
-    let entries = std::fs::read_dir(folder).with_context(|| folder.display().to_string())?;
-    let mut paths = entries.map(|entry| Ok(entry?.path())).collect::<Result<Vec<PathBuf>>>()?;
-    paths.retain(is_image);
-    paths.sort();
-    ensure!(paths.len() > 1, "{}: expected at least two images (png, jpg, jpeg)", folder.display());
-    let (net, input) = open(info, weights)?;
-    let images: Vec<Tensor> = paths.iter().map(|path| read_image(path, &input)).collect::<Result<_>>()?;
-    let cosines = cosines(&embed(net.as_ref(), &Tensor::stack(&images, 0)?)?)?;
+    let (paths, left_out) = pictures(folder)?;
+    if !left_out.is_empty() {
+        println!("{left_out}");
+    }
+    ensure!(paths.len() > 1, "{}: expected at least two pictures", folder.display());
+    let trained = open(zoo::find(model)?, weights)?;
+    let framing = trained.framing();
+    let images = paths.iter().map(|path| Ok(framing.read(path)?)).collect::<Result<Vec<_>>>()?;
+    let cosines = cosines(&embed(&trained, &images)?)?;
     for (i, row) in cosines.iter().enumerate() {
         println!("{}", paths[i].display());
         neighbours(i, row).iter().for_each(|&j| println!("    {:.3}  {}", row[j], paths[j].display()));
@@ -104,7 +85,7 @@ fn search(model: &str, weights: &Path, folder: &Path) -> Result<()> {
 
 /// Trains `info` for some seconds and leaves `model.safetensors` in `folder`.
 fn make_weights(info: &'static ModelInfo, data: &Dataset, folder: &Path) -> Result<PathBuf> {
-    let short = Overrides { epochs: Some(3), batch: Some(25), ..Overrides::default() };
+    let short = recipe::Overrides { epochs: Some(3), batch: Some(25), ..recipe::Overrides::NONE };
     let job = Job::new(info, Recipe::named("quick")?.with(&short)?, 1, Device::Cpu);
     train(&job, data, folder, &Checkpoints::default(), &AtomicBool::new(false))?;
     Ok(folder.join("model.safetensors"))
@@ -117,12 +98,8 @@ fn demonstrate() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let weights = make_weights(info, &data, folder.path())?;
 
-    // The test images, normalised as in training.
-    let transform = Arc::new(Transform::new(&Normalize::CIFAR10, &data.train)?);
-    let batches = Loader::eval(data.test.clone(), transform, BATCH, &Device::Cpu)?.epoch(0)?;
-    let images = batches.map(|batch| Ok(batch?.images)).collect::<Result<Vec<Tensor>>>()?;
-    let (net, _) = open(info, &weights)?;
-    let vectors = embed(net.as_ref(), &Tensor::cat(&images, 0)?)?;
+    let images: Vec<Vec<u8>> = (0..data.test.len()).map(|index| data.test.image(index).to_vec()).collect();
+    let vectors = embed(&open(info, &weights)?, &images)?;
     println!("{} images, {} numbers each\n", vectors.dim(0)?, vectors.dim(1)?);
 
     let (cosines, labels) = (cosines(&vectors)?, data.test.labels());

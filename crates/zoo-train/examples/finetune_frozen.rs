@@ -1,8 +1,8 @@
-//! Fine-tuning with a frozen trunk: a network that was trained on one task gets a new classifier for another, and nothing but
-//! the classifier is trained.
+//! Fine-tuning with a frozen trunk: a network that was trained on one task gets a new classifier for another, and
+//! nothing but the classifier is trained.
 //!
-//! The trunk's features of an image never change then, so they are computed once, without a graph, and training is that of
-//! one linear layer on stored vectors: epochs take milliseconds, whatever the size of the trunk.
+//! The trunk's features of an image never change then, so they are computed once, without a graph, and training is that
+//! of one linear layer on stored vectors: epochs take milliseconds, whatever the size of the trunk.
 //!
 //! With a model's name, its weights and a folder of images (`train/CLASS/*.png`, `val/CLASS/*.png`):
 //!
@@ -10,9 +10,9 @@
 //! cargo run --release --example finetune_frozen -p zoo-train -- resnet18 resnet18.pth flowers/
 //! ```
 //!
-//! Without arguments both tasks are **drawn images, not CIFAR-10**: a small ResNet looks at six figures for some seconds, and
-//! its trunk then serves for four textures that it has never seen. It has barely begun to learn by then; a checkpoint that
-//! was trained in earnest is the better trunk.
+//! Without arguments both tasks are **drawn images, not CIFAR-10**: a small ResNet looks at six figures for some
+//! seconds, and its trunk then serves for four textures that it has never seen. It has barely begun to learn by then; a
+//! checkpoint that was trained in earnest is the better trunk.
 
 use anyhow::{Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -59,8 +59,9 @@ fn features(trained: &Trained, split: &Arc<Split>) -> Result<(Tensor, Tensor)> {
     let transform = Arc::new(Transform::new(&trained.normalize, split)?);
     let mut vectors = Vec::new();
     for batch in Loader::eval(split.clone(), transform, BATCH, &Device::Cpu)?.epoch(0)? {
-        // With `train` false the weights enter detached: no graph is kept, no gradient can reach the trunk, and BatchNorm
-        // reads its running statistics without moving them. With `train` true they would drift although no optimizer runs.
+        // With `train` false the weights enter detached: no graph is kept, no gradient can reach the trunk, and
+        // BatchNorm reads its running statistics without moving them. With `train` true they would drift although no
+        // optimizer runs.
         let map = trained.net.forward_features(&batch?.images, false)?;
         vectors.push(trained.net.pre_logits(&map, false)?);
     }
@@ -72,20 +73,21 @@ fn accuracy(net: &dyn Model, features: &Tensor, labels: &[u32]) -> Result<f64> {
     Ok(topk_correct(&logits, labels, 1)? as f64 / labels.len() as f64)
 }
 
-/// Gives `trained` a classifier for the classes of `data` and trains that alone. Returns the test accuracies before and after.
+/// Gives `trained` a classifier for the classes of `data` and trains that alone. Returns the test accuracies before and
+/// after.
 fn finetune(trained: &mut Trained, data: &Dataset) -> Result<(f64, f64)> {
     trained.net.reset_classifier(data.classes.len())?;
     let before = trunk_bits(trained)?;
     let (train, labels) = features(trained, &data.train)?;
     let (test, test_labels) = (features(trained, &data.test)?.0, data.test.labels());
 
-    // Features of different trunks differ in size by orders of magnitude; scaled to a mean square of 1 they all learn at the
-    // same rate. The scale is a constant in front of a linear layer, so the weights take it over at the end.
+    // Features of different trunks differ in size by orders of magnitude; scaled to a mean square of 1 they all learn
+    // at the same rate. The scale is a constant in front of a linear layer, so the weights take it over at the end.
     let scale = f64::from(train.sqr()?.mean_all()?.to_scalar::<f32>()?).sqrt().max(1e-12);
     let (train, test) = ((train / scale)?, (test / scale)?);
 
-    // The optimizer is given the classifier's parameters and no others. They are asked for after `reset_classifier`: it put
-    // new variables in the old ones' place.
+    // The optimizer is given the classifier's parameters and no others. They are asked for after `reset_classifier`: it
+    // put new variables in the old ones' place.
     let head = format!("{}.", trained.net.classifier().path());
     let parameters: Vec<_> = trained.store.parameters().into_iter().filter(|(key, _)| key.starts_with(&head)).collect();
     println!("trained: {}", parameters.iter().map(|(key, _)| key.as_str()).collect::<Vec<_>>().join(", "));

@@ -1,12 +1,12 @@
-//! Trains a small ViT on images of 32x32 pixels for a short run: on the embedded procedural images, which are **not CIFAR-10**, or on
-//! CIFAR-10's binary files in a folder.
+//! Trains a small ViT on images of 32x32 pixels for a short run: on the embedded procedural images, which are **not
+//! CIFAR-10**, or on CIFAR-10's binary files in a folder.
 //!
 //! ```text
 //! cargo run --release --example vit_cifar [FOLDER] [EPOCHS]
 //! ```
 //!
-//! The network is `cifar_vit_tiny_patch4` with larger patches, half its width and a third of its depth, so that it takes seconds;
-//! for the whole one take `zoo::find("cifar_vit_tiny_patch4")?` as the job's model.
+//! The network is `cifar_vit_tiny_patch4` with larger patches, half its width and a third of its depth, so that it
+//! takes seconds; for the whole one take `zoo::find("cifar_vit_tiny_patch4")?` as the job's model.
 
 use anyhow::{Context, Result, bail};
 use candle_core::Device;

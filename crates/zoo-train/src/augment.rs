@@ -18,9 +18,9 @@ use zoo_core::rng::Rng;
 pub enum Normalize {
     /// (pixel / 255 - mean\[c\]) / std\[c\] for channel c.
     Channels {
-        /// What is taken off red, green and blue, on the scale 0 to 1.
+        /// The mean that is subtracted from red, green and blue, on the scale 0 to 1.
         mean: [f32; 3],
-        /// What they are then divided by.
+        /// The deviation that they are then divided by.
         std: [f32; 3],
     },
     /// pixel / 255 minus the training split's mean at that pixel and channel (He et al. 2015, section 4.2). The mean
@@ -128,9 +128,9 @@ pub struct Transform {
 
 #[derive(Debug, Clone)]
 enum Table {
-    /// A channel's value of every byte.
+    /// The value of every byte, channel by channel.
     Channels(Box<[[f32; 256]; 3]>),
-    /// What is taken off each pixel.
+    /// The mean that is subtracted from each pixel.
     PixelMean(Vec<f32>),
 }
 
@@ -148,8 +148,8 @@ impl Transform {
         }
     }
 
-    /// (pixel / 255 - mean\[c\]) / std\[c\] for channel c of images of `shape`; a single channel takes the average of the three
-    /// figures.
+    /// (pixel / 255 - mean\[c\]) / std\[c\] for channel c of images of `shape`; a single channel takes the average of
+    /// the three figures.
     ///
     /// # Errors
     /// Images of neither three channels nor one.
@@ -174,7 +174,7 @@ impl Transform {
         Ok(Self { shape, table: Table::PixelMean(mean) })
     }
 
-    /// What is taken off each pixel, where that is not one figure a channel.
+    /// The mean that is subtracted from each pixel, where it is not one figure a channel.
     pub fn pixel_mean(&self) -> Option<&[f32]> {
         match &self.table {
             Table::PixelMean(mean) => Some(mean),

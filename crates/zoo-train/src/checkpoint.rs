@@ -1,13 +1,15 @@
 //! Where a run stands, on disk: from its last checkpoint an interrupted run goes on to the same weights, bit by bit.
 //!
-//! A checkpoint is one safetensors file: the network's tensors under `model.KEY`, the optimizer's under `optimizer.KEY`, and in
-//! the file's metadata a [`Position`] as JSON with a checksum over all of it. Nothing else is random or remembered: the
-//! images' order and augmentation are functions of (seed, epoch, index), and a dropout mask of (seed, place, call).
+//! A checkpoint is one safetensors file: the network's tensors under `model.KEY`, the optimizer's under
+//! `optimizer.KEY`, and in the file's metadata a [`Position`] as JSON with a checksum over all of it. Nothing else is
+//! random or remembered: the images' order and augmentation are functions of (seed, epoch, index), and a dropout mask
+//! of (seed, place, call).
 //!
-//! A file is written aside, synced, and renamed; the two newest are kept. Whatever moment a crash chooses, one of them is
-//! whole, and one that is not is told by its checksum and passed over.
+//! A file is written aside, synced, and renamed; the two newest are kept. Whenever a crash comes, one of them is whole:
+//! a damaged one is recognised by its checksum and passed over.
 
 use crate::errors;
+use crate::optim::Optimizer;
 use crate::record::EpochMetrics;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
@@ -17,21 +19,26 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use zoo_core::weights::{Weights, save_tensors};
+use zoo_core::VarStore;
+use zoo_core::weights::{LoadOptions, Weights, load, save_tensors};
 
 /// Files are called `resume-000001234.safetensors`, by the steps done.
 const PREFIX: &str = "resume-";
 const SUFFIX: &str = ".safetensors";
 /// Checkpoints that stay: the newest, and the one before in case the newest is damaged.
 const KEPT: usize = 2;
+/// What stands before the keys of the network's tensors.
+const MODEL: &str = "model.";
+/// What stands before the keys of the optimizer's tensors.
+const OPTIMIZER: &str = "optimizer.";
 const POSITION: &str = "position";
 const CHECKSUM: &str = "checksum";
 
 /// When a run writes checkpoints, and whether it goes on from one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Checkpoints {
-    /// Time between two of them; one is written after every epoch and when a run is stopped in any case. Where writing is slow,
-    /// the time is stretched so that it takes no more than a fiftieth of the run.
+    /// Time between two of them; one is written after every epoch and when a run is stopped in any case. Where writing
+    /// is slow, the time is stretched so that it takes no more than a fiftieth of the run.
     pub every: Duration,
     /// Go on from the newest checkpoint in the run's folder, if there is one.
     pub resume: bool,
@@ -93,19 +100,51 @@ pub struct Tensors {
 impl Tensors {
     /// All of them under the names that they have in a file.
     fn named(&self) -> BTreeMap<String, &Tensor> {
-        let model = self.model.iter().map(|(key, tensor)| (format!("model.{key}"), tensor));
-        model.chain(self.optimizer.iter().map(|(key, tensor)| (format!("optimizer.{key}"), tensor))).collect()
+        let model = self.model.iter().map(|(key, tensor)| (format!("{MODEL}{key}"), tensor));
+        model.chain(self.optimizer.iter().map(|(key, tensor)| (format!("{OPTIMIZER}{key}"), tensor))).collect()
     }
 }
 
-/// The folder of a run, or what stands in it, could not be written: a full disk, a folder that is read-only or gone. The next run
-/// would meet the same, so a suite stops here; what was written before is whole.
+/// A checkpoint's file, read and found whole.
+#[derive(Debug)]
+pub struct Checkpoint {
+    /// Where the run stood.
+    pub position: Position,
+    weights: Weights,
+}
+
+impl Checkpoint {
+    /// Puts the run's tensors back into `store` and `optimizer`, and counts dropout masks from where the run stood.
+    ///
+    /// The network's tensors go through [`zoo_core::weights::load`]: every key must be there, none may be over, and
+    /// each must have its shape. What that converts, another element type, is an error here: the bits would not be the
+    /// run's.
+    ///
+    /// # Errors
+    /// Tensors that are not those of this network or this optimizer; the error names them.
+    pub fn restore(&self, store: &VarStore, optimizer: &mut dyn Optimizer) -> Result<()> {
+        let wanted = store.dtype();
+        for key in self.weights.keys().filter(|key| key.starts_with(MODEL)) {
+            let found = self.weights.dtype(key).unwrap_or(wanted);
+            ensure!(found == wanted, "`{key}` is {}, and the network computes in {}", found.as_str(), wanted.as_str());
+        }
+        load(store, &self.weights, &LoadOptions { prefix: Some(MODEL), ..LoadOptions::default() })?;
+        let keys = self.weights.keys().filter_map(|key| Some((key, key.strip_prefix(OPTIMIZER)?)));
+        let state = keys.map(|(key, own)| Ok((own.to_owned(), self.weights.tensor(key, &Device::Cpu)?)));
+        optimizer.load_state(&state.collect::<Result<_>>()?)?;
+        store.set_dropout_state(&self.position.dropout);
+        Ok(())
+    }
+}
+
+/// A folder of a run that cannot be written: its disk is full, or it is read-only or gone. The next run would fail in
+/// the same way, so a suite stops here; what was written before is whole.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write to {}", .0.display())]
 pub struct Unwritable(pub PathBuf);
 
-/// Makes sure that the disk of `folder` has room for a run whose checkpoint takes `bytes`: the two that stay, the one being written,
-/// and the final weights. A disk that does not tell its room is taken at its word.
+/// Makes sure that the disk of `folder` has room for a run whose checkpoint takes `bytes`: the two that stay, the one
+/// being written, and the final weights. A disk that does not tell its room is taken at its word.
 ///
 /// # Errors
 /// [`Unwritable`] with how much is missing.
@@ -127,7 +166,7 @@ pub fn ensure_room(folder: &Path, bytes: u64) -> Result<()> {
 pub fn save(folder: &Path, position: &Position, tensors: &Tensors) -> Result<()> {
     let position_json = serde_json::to_string(position).context("cannot write a run's position as JSON")?;
     let named = tensors.named();
-    let checksum = checksum(&position_json, &named)?;
+    let checksum = checksum(&position_json, named.iter().map(|(key, &tensor)| Ok((key.as_str(), tensor.clone()))))?;
     let metadata = BTreeMap::from([
         ("format".to_owned(), "zoo-resume-1".to_owned()),
         (POSITION.to_owned(), position_json),
@@ -147,13 +186,13 @@ pub fn save(folder: &Path, position: &Position, tensors: &Tensors) -> Result<()>
 #[derive(Debug, Default)]
 pub struct Found {
     /// The newest checkpoint that is whole.
-    pub checkpoint: Option<(Position, Tensors)>,
+    pub checkpoint: Option<Checkpoint>,
     /// What was passed over, and why.
     pub notes: Vec<String>,
 }
 
-/// The newest whole checkpoint in `folder`. A damaged one is passed over for the one before, with a note that says so. What a
-/// write that was cut off has left behind is removed.
+/// The newest whole checkpoint in `folder`. A damaged one is passed over for the one before it, with a note. Leftovers
+/// of writes that were cut off are removed.
 ///
 /// # Errors
 /// A folder that cannot be read.
@@ -192,7 +231,7 @@ pub fn remove(folder: &Path) -> Result<()> {
     Ok(())
 }
 
-/// In what `ours` differs from `theirs`, as `recipe.lr: 0.1 there, 0.05 here`; empty if in nothing.
+/// The differences between two values, as `recipe.lr: 0.1 there, 0.05 here`; empty where they are equal.
 pub fn differences(theirs: &Value, ours: &Value) -> Vec<String> {
     fn walk(path: &str, theirs: &Value, ours: &Value, out: &mut Vec<String>) {
         if let (Value::Object(a), Value::Object(b)) = (theirs, ours) {
@@ -220,7 +259,7 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Removes what writes that were cut off have left: hidden files beside the one that they were to become.
+/// Removes the leftovers of writes that were cut off: hidden files that were never renamed.
 fn sweep(folder: &Path) -> Result<()> {
     for path in entries(folder)? {
         if name(&path).is_some_and(|name| name.starts_with('.') && name.ends_with(".tmp")) {
@@ -239,30 +278,28 @@ fn name(path: &Path) -> Option<&str> {
     path.file_name()?.to_str()
 }
 
-fn read(path: &Path) -> Result<(Position, Tensors)> {
+fn read(path: &Path) -> Result<Checkpoint> {
     let weights = Weights::open(path)?;
     let of = |key: &str| weights.metadata().get(key).with_context(|| format!("{}: no {key}", path.display()));
     let (json, expected) = (of(POSITION)?, of(CHECKSUM)?);
-    let mut tensors = Tensors::default();
-    for key in weights.keys() {
-        let tensor = weights.tensor(key, &Device::Cpu)?;
-        match key.split_once('.') {
-            Some(("model", key)) => tensors.model.insert(key.to_owned(), tensor),
-            Some(("optimizer", key)) => tensors.optimizer.insert(key.to_owned(), tensor),
-            _ => bail!("{}: `{key}` belongs to no part of a checkpoint", path.display()),
-        };
-    }
-    let found = format!("{:08x}", checksum(json, &tensors.named())?);
+    // One tensor at a time: all of them would be in memory beside the network's own.
+    let tensors = weights.keys().map(|key| {
+        let is_known = key.starts_with(MODEL) || key.starts_with(OPTIMIZER);
+        ensure!(is_known, "{}: `{key}` belongs to no part of a checkpoint", path.display());
+        Ok((key, weights.tensor(key, &Device::Cpu)?))
+    });
+    let found = format!("{:08x}", checksum(json, tensors)?);
     ensure!(found == *expected, "{}: its checksum is {found}, not {expected}", path.display());
     let position = serde_json::from_str(json).with_context(|| format!("{}: its position", path.display()))?;
-    Ok((position, tensors))
+    Ok(Checkpoint { position, weights })
 }
 
-/// CRC-32 over the position and every tensor's name, shape and bytes.
-fn checksum(position: &str, tensors: &BTreeMap<String, &Tensor>) -> Result<u32> {
+/// CRC-32 over the position and every tensor's name, shape and bytes, in the order of their names.
+fn checksum<'a>(position: &str, tensors: impl Iterator<Item = Result<(&'a str, Tensor)>>) -> Result<u32> {
     let mut hasher = crc32fast::Hasher::new();
     hasher.update(position.as_bytes());
-    for (key, tensor) in tensors {
+    for entry in tensors {
+        let (key, tensor) = entry?;
         hasher.update(format!("{key} {:?} {:?}", tensor.dtype(), tensor.dims()).as_bytes());
         let flat = tensor.flatten_all()?;
         let bytes: Vec<u8> = match tensor.dtype() {
@@ -274,4 +311,73 @@ fn checksum(position: &str, tensors: &BTreeMap<String, &Tensor>) -> Result<u32> 
         hasher.update(&bytes);
     }
     Ok(hasher.finalize())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::optim::{Group, Sgd};
+    use zoo_core::Init;
+
+    fn store(keys: &[&str]) -> VarStore {
+        let store = VarStore::new(0, DType::F32, &Device::Cpu);
+        keys.iter().for_each(|key| drop(store.root().param(2, key, Init::ZEROS).unwrap()));
+        store
+    }
+
+    fn sgd(store: &VarStore) -> Sgd {
+        Sgd::new(vec![Group::new(store.parameters(), 0.0)], 0.1).momentum(0.9)
+    }
+
+    fn position() -> Position {
+        let (identity, sums, dropout) = (Value::Null, Sums::default(), BTreeMap::new());
+        Position { identity, epoch: 1, batches: 0, steps: 7, sums, epochs: Vec::new(), seconds: 0.0, dropout }
+    }
+
+    /// What the strict loader says when these tensors are to go into a network of `a` and `b`; both stay as they are.
+    fn refusal(tensors: &[(&str, Tensor)]) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let model = tensors.iter().map(|(key, tensor)| ((*key).to_owned(), tensor.clone())).collect();
+        save(folder.path(), &position(), &Tensors { model, optimizer: BTreeMap::new() }).unwrap();
+        let checkpoint = newest(folder.path()).unwrap().checkpoint.unwrap();
+        let store = store(&["a", "b"]);
+        let error = checkpoint.restore(&store, &mut sgd(&store)).unwrap_err();
+        assert!(store.parameters().iter().all(|(_, var)| var.to_vec1::<f32>().unwrap() == [0.0; 2]));
+        format!("{error:#}")
+    }
+
+    #[test]
+    fn tensors_of_another_network_are_refused_by_their_names() {
+        let ones = |n: usize| Tensor::ones(n, DType::F32, &Device::Cpu).unwrap();
+        let missing = refusal(&[("a", ones(2))]);
+        assert!(missing.contains("missing") && missing.contains('b'), "{missing}");
+        let over = refusal(&[("a", ones(2)), ("b", ones(2)), ("elsewhere", ones(2))]);
+        assert!(over.contains("elsewhere"), "{over}");
+        let shape = refusal(&[("a", ones(2)), ("b", ones(3))]);
+        assert!(shape.contains('b') && shape.contains("[3]"), "{shape}");
+        let wide = refusal(&[("a", ones(2)), ("b", ones(2).to_dtype(DType::F64).unwrap())]);
+        assert!(wide.contains("`model.b` is f64"), "{wide}");
+    }
+
+    #[test]
+    fn a_checkpoint_brings_back_network_and_optimizer() {
+        let folder = tempfile::tempdir().unwrap();
+        let (from, to) = (store(&["a", "b"]), store(&["a", "b"]));
+        let mut optimizer = sgd(&from);
+        let loss = from.parameters().iter().map(|(_, var)| var.sum_all().unwrap()).reduce(|a, b| (a + b).unwrap());
+        optimizer.step(&loss.unwrap().backward().unwrap()).unwrap();
+        let model = from.parameters().into_iter().map(|(key, var)| (key, var.as_detached_tensor())).collect();
+        save(folder.path(), &position(), &Tensors { model, optimizer: optimizer.state().unwrap() }).unwrap();
+
+        let checkpoint = newest(folder.path()).unwrap().checkpoint.unwrap();
+        assert_eq!(checkpoint.position, position());
+        let mut restored = sgd(&to);
+        checkpoint.restore(&to, &mut restored).unwrap();
+        let values = |store: &VarStore| -> Vec<Vec<f32>> {
+            store.parameters().iter().map(|(_, var)| var.to_vec1().unwrap()).collect()
+        };
+        assert_eq!((values(&to), values(&to)[0][0]), (values(&from), -0.1));
+        let (theirs, ours) = (optimizer.state().unwrap(), restored.state().unwrap());
+        assert!(ours.len() == 4 && ours.keys().eq(theirs.keys()));
+    }
 }

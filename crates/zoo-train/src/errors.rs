@@ -1,7 +1,8 @@
-//! Errors as the commands print them: `error: ` and one line, whatever the environment and however long a name in it is.
+//! Errors as the commands print them: `error: ` and one line, whatever the environment and however long a name in it
+//! is.
 //!
-//! Candle's errors print a backtrace inside their message where `RUST_BACKTRACE=1` asks for one, as it does in many containers.
-//! Here it is taken out; `ZOO_BACKTRACE=1` beside it prints the error in full below its line.
+//! Candle's errors print a backtrace inside their message where `RUST_BACKTRACE=1` asks for one, as it does in many
+//! containers. Here it is taken out; `ZOO_BACKTRACE=1` beside it prints the error in full below its line.
 
 use crate::progress::say;
 use anyhow::{Error, Result};
@@ -17,7 +18,7 @@ const LINE: usize = 2_000;
 /// Lines that are shown.
 const LINES: usize = 60;
 
-/// The end of a program that was asked to end, by Ctrl-C or by the system, before its work was done.
+/// A program's end before its work was done, requested by Ctrl-C or by the system.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub struct Interrupted {
@@ -27,8 +28,8 @@ pub struct Interrupted {
     pub message: String,
 }
 
-/// What `main` returns: prints the error, if there is one, and gives its exit status. That is 1, or for [`Interrupted`] what shells
-/// expect of a program that a signal ended: 130 for Ctrl-C, 143 for SIGTERM.
+/// What `main` returns: prints the error, if there is one, and gives its exit status. That is 1, or for [`Interrupted`]
+/// what shells expect of a program that a signal ended: 130 for Ctrl-C, 143 for SIGTERM.
 pub fn exit(result: Result<()>) -> ExitCode {
     let Err(error) = result else { return ExitCode::SUCCESS };
     say(format_args!("error: {}", message(&error)));
@@ -41,14 +42,14 @@ pub fn exit(result: Result<()>) -> ExitCode {
     }
 }
 
-/// The error with its causes as a person reads it: one line, or one line and a list below it. A list is indented lines, each of its
-/// headings a line that ends in a colon. Every other line break becomes a space, backtraces are left out, letters that would move a
-/// terminal's cursor are written as escapes, and what is longer than anybody reads is cut.
+/// The error with its causes as a person reads it: one line, or one line and a list below it. A list is indented lines,
+/// each of its headings a line that ends in a colon. Every other line break becomes a space, backtraces are left out,
+/// letters that would move a terminal's cursor are written as escapes, and what is longer than anybody reads is cut.
 ///
 /// ```
 /// use zoo_train::errors::message;
-/// let error = anyhow::anyhow!("no such key\n   0: candle_core::error::Error::bt\n             at src/error.rs:260:25\n");
-/// let error = error.context("net.pth");
+/// let backtrace = "   0: candle_core::error::Error::bt\n             at src/error.rs:260:25\n";
+/// let error = anyhow::anyhow!("no such key\n{backtrace}").context("net.pth");
 /// assert_eq!(message(&error), "net.pth: no such key");
 /// let error = anyhow::anyhow!("2 keys are missing\nmissing:\n  a.weight\n  a.bias");
 /// assert_eq!(message(&error), "2 keys are missing\nmissing:\n  a.weight\n  a.bias");
@@ -78,8 +79,8 @@ pub fn message(error: &Error) -> String {
     out
 }
 
-/// What a program says of arguments that are wrong, with its lines as they are and what is longer than anybody reads cut, if anything
-/// is. An argument parser repeats what it does not know, however long that is.
+/// The message about wrong arguments, with long words and lines cut; `None` where little would be cut. An argument
+/// parser repeats an argument that it does not know, however long that is.
 pub fn shortened(text: &str) -> Option<String> {
     let short = text.lines().map(bounded).collect::<Vec<_>>().join("\n");
     (short.len() < text.len() / 2).then_some(short)

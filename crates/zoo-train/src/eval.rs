@@ -1,7 +1,8 @@
 //! Measuring a network on images it was not trained on.
 
-use crate::loader::Loader;
+use crate::loader::{Batch, Loader};
 use anyhow::{Result, ensure};
+use candle_core::Tensor;
 use std::time::Instant;
 use zoo_core::Model;
 use zoo_core::loss::{cross_entropy, topk_correct};
@@ -43,17 +44,18 @@ impl Evaluation {
 /// # Errors
 /// No images, or what the loader or the model refuses.
 pub fn evaluate(model: &dyn Model, loader: &Loader) -> Result<Evaluation> {
-    evaluate_parts(model, [Ok(loader.clone())], |_| ())
+    evaluate_parts(model, [Ok(loader.clone())], |_, _| Ok(()))
 }
 
-/// Runs `model` in evaluation over all batches of one loader after the other, and tells `seen` after each how many images it had.
+/// Runs `model` in evaluation over all batches of one loader after the other, and shows `look` each batch with its
+/// logits: whoever wants more of the same pass than its sums need not run it again.
 ///
 /// # Errors
-/// As [`evaluate`], and those among the loaders.
+/// As [`evaluate`], those among the loaders, and those of `look`.
 pub fn evaluate_parts(
     model: &dyn Model,
     loaders: impl IntoIterator<Item = Result<Loader>>,
-    mut seen: impl FnMut(usize),
+    mut look: impl FnMut(&Batch, &Tensor) -> Result<()>,
 ) -> Result<Evaluation> {
     let begin = Instant::now();
     let mut sum = Evaluation { images: 0, correct: 0, correct_top5: 0, loss: 0.0, seconds: 0.0 };
@@ -66,7 +68,7 @@ pub fn evaluate_parts(
             sum.correct += topk_correct(&logits, &batch.host_labels, 1)?;
             sum.correct_top5 += topk_correct(&logits, &batch.host_labels, 5)?;
             sum.loss += f64::from(cross_entropy(&logits, &batch.labels, 0.0)?.to_scalar::<f32>()?) * n as f64;
-            seen(n);
+            look(&batch, &logits)?;
         }
     }
     ensure!(sum.images > 0, "there are no images to evaluate on");

@@ -23,10 +23,10 @@
 pub mod augment;
 pub mod checkpoint;
 pub mod data;
+pub mod error_analysis;
 pub mod errors;
 pub mod eval;
 pub mod format;
-pub mod insight;
 pub mod loader;
 pub mod lock;
 pub mod machine;

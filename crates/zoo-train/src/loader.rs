@@ -161,7 +161,7 @@ impl Loader {
         order
     }
 
-    // One thread does it: a batch of 128 takes a fraction of a millisecond, and the training step wants the other cores.
+    // On one thread: a batch of 128 takes a fraction of a millisecond, and the training step wants the other cores.
     fn prepare(&self, epoch: u64, indices: Vec<usize>) -> HostBatch {
         let size = self.split.shape().iter().product();
         let mut pixels = vec![0.0; indices.len() * size];

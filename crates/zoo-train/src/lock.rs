@@ -9,24 +9,24 @@ use std::path::{Path, PathBuf};
 /// The file that is locked; it holds the number of the process that did.
 const FILE: &str = ".lock";
 
-/// A folder that is this process's own until the value is dropped. The system gives it free as well when the process ends, however
-/// it ends.
+/// A lock on a folder, held by this process until the value is dropped. The system releases it too when the process
+/// ends, however it ends.
 #[derive(Debug)]
 pub struct FolderLock {
     path: PathBuf,
-    /// Its lock goes with it.
+    /// The lock is released with the file.
     _file: File,
 }
 
 impl FolderLock {
-    /// Of a folder that exists.
+    /// Locks a folder that exists.
     ///
     /// # Errors
-    /// A folder that another process has, which is named; or [`Unwritable`].
+    /// A folder that another process has locked, whose number is in the message; or [`Unwritable`].
     pub fn of(folder: &Path) -> Result<Self> {
         let path = folder.join(FILE);
         loop {
-            // Not emptied: it may be another's.
+            // Not truncated: another process may hold it.
             let mut options = OpenOptions::new();
             let opened = options.read(true).write(true).create(true).truncate(false).open(&path);
             let mut file = opened.with_context(|| format!("{}", path.display())).context(Unwritable(folder.into()))?;
@@ -44,11 +44,11 @@ impl FolderLock {
                         folder.display()
                     );
                 }
-                // A file system without locks, as some networks' are: nothing is lost but this check.
+                // Some network file systems have no locks: only this check is lost then.
                 Err(TryLockError::Error(_)) => return Ok(Self { path, _file: file }),
             }
             if !is_at(&file, &path) {
-                // Whoever had it has removed it in between: the lock is that of a file without a name.
+                // The last holder has removed the file in between: this lock is on a file without a name.
                 continue;
             }
             let noted =
@@ -93,7 +93,7 @@ mod tests {
         assert!(error.contains(&format!("in use: process {} ", std::process::id())), "{error}");
         drop(lock);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
-        // What a process that was killed has left is nobody's.
+        // The file that a killed process leaves behind is not locked.
         fs::write(folder.path().join(FILE), "1").unwrap();
         drop(FolderLock::of(folder.path()).unwrap());
         let absent = FolderLock::of(&folder.path().join("absent")).unwrap_err();

@@ -7,36 +7,38 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
 use std::time::Duration;
 
-/// What rayon and candle read when they start their threads.
-#[cfg(unix)]
-const THREADS_VARIABLE: &str = "RAYON_NUM_THREADS";
-
-/// Stack of a thread of the pool, as the main thread's: [`in_pool`](zoo_core::threads::in_pool) may bring any work there.
-const STACK: usize = 8 << 20;
-
-/// Sizes the pools that the kernels and candle's own operations run in; returns the number of threads. Call it first thing in
-/// `main`: where a number is asked for, the program starts again with it in its environment.
+/// Sizes the pool of threads that the kernels run in by `--threads`, and returns how many threads it has; see
+/// [`zoo_core::threads::set_threads`].
 ///
 /// # Errors
-/// No thread, or pools that have started already.
+/// No thread or more than 1024; a pool that has started already.
 pub fn set_threads(threads: Option<usize>) -> Result<usize> {
-    /// More than any machine has cores; a hundred thousand threads take minutes to start.
-    const MOST: usize = 1024;
-    ensure!(threads.is_none_or(|n| (1..=MOST).contains(&n)), "--threads must be from 1 to {MOST}");
-    // Candle sizes its pools by the environment alone, which a running program cannot change safely: start again with it.
+    zoo_core::threads::set_threads(threads).context("--threads")
+}
+
+/// Replaces this process by the same program with `--threads` in its environment, where candle's own operations look
+/// for their number of threads, unless it is there already. A program that runs cannot change its environment safely.
+///
+/// For the `main` of the zoo's binaries alone, before anything else: no other function calls it, so that a program that
+/// uses this crate is never started again behind its back. Does nothing where the system cannot replace a process.
+///
+/// # Errors
+/// A program that cannot be found or started any more.
+pub fn restart_with_threads(threads: Option<usize>) -> Result<()> {
     #[cfg(unix)]
     if let Some(n) = threads.map(|n| n.to_string())
-        && std::env::var(THREADS_VARIABLE).as_ref() != Ok(&n)
+        && std::env::var("RAYON_NUM_THREADS").as_ref() != Ok(&n)
     {
         use std::os::unix::process::CommandExt;
         let program = std::env::current_exe().context("cannot find this program to start it with --threads")?;
         let mut command = std::process::Command::new(program);
-        command.args(std::env::args_os().skip(1)).env(THREADS_VARIABLE, n).env_remove("CANDLE_NUM_THREADS");
+        // Candle's other variable goes before this one.
+        command.args(std::env::args_os().skip(1)).env("RAYON_NUM_THREADS", n).env_remove("CANDLE_NUM_THREADS");
         return Err(command.exec()).context("cannot start again with --threads");
     }
-    let builder = rayon::ThreadPoolBuilder::new().num_threads(threads.unwrap_or(0)).stack_size(STACK);
-    builder.build_global().context("cannot start the threads")?;
-    Ok(rayon::current_num_threads())
+    #[cfg(not(unix))]
+    let _ = threads;
+    Ok(())
 }
 
 /// The device called `cpu`, `cuda:N` or `metal`.
@@ -55,7 +57,7 @@ pub fn device(name: &str) -> Result<Device> {
     }
 }
 
-/// The wish that a program end: by Ctrl-C or the system, or by the program's own clock.
+/// A request to stop the program: by Ctrl-C, by the system or by the program's own clock.
 #[derive(Debug, Clone, Default)]
 pub struct Stop {
     flag: Arc<AtomicBool>,
@@ -67,8 +69,8 @@ impl Stop {
     /// How long the work in hand may take before the user is told that it is being finished.
     const PATIENCE: Duration = Duration::from_secs(1);
 
-    /// Ctrl-C, SIGTERM and SIGHUP from now on: training stops after the step in hand. The second time the program ends at once. Under
-    /// `nohup` the loss of the terminal stays without effect.
+    /// Listens for Ctrl-C, SIGTERM and SIGHUP from now on: the first one stops training after the current step, a
+    /// second one ends the program at once. Under `nohup` the loss of the terminal has no effect.
     ///
     /// # Errors
     /// A program that watches for signals already, or a system that does not let it.
@@ -91,22 +93,22 @@ impl Stop {
         Ok(stop)
     }
 
-    /// Wishes it.
+    /// Requests it.
     pub fn now(&self) {
         self.flag.store(true, Ordering::Relaxed);
     }
 
-    /// True once it is wished.
+    /// True once a stop is requested.
     pub fn flag(&self) -> &AtomicBool {
         &self.flag
     }
 
-    /// Whether it is wished.
+    /// Whether a stop is requested.
     pub fn is_wished(&self) -> bool {
         self.flag.load(Ordering::Relaxed)
     }
 
-    /// The signal that wished it, by its number; `None` where it was the program's own clock, or nobody.
+    /// The number of the signal that requested it; `None` for the program's own clock, and before any request.
     pub fn signal(&self) -> Option<i32> {
         Some(self.signal.load(Ordering::Relaxed)).filter(|&signal| signal != 0)
     }
@@ -139,8 +141,8 @@ fn is_ignored(signal: i32, status: &str) -> bool {
     mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).is_some_and(|mask| mask >> (signal - 1) & 1 == 1)
 }
 
-/// Bytes of memory that this process may still take without the system swapping or ending it: what the machine has free or can
-/// free at once, or what the container's limit leaves, if that is less. `None` where the system does not tell.
+/// Bytes of memory that this process may still take without the system swapping or ending it: what the machine has free
+/// or can free at once, or what the container's limit leaves, if that is less. `None` where the system does not tell.
 pub fn available_memory() -> Option<u64> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
     let machine = bytes_available(&read("/proc/meminfo")?)?;
@@ -149,19 +151,32 @@ pub fn available_memory() -> Option<u64> {
     Some(left().map_or(machine, |left| left.min(machine)))
 }
 
-/// Of `/proc/meminfo`.
+/// The available bytes by `/proc/meminfo`.
 fn bytes_available(meminfo: &str) -> Option<u64> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-/// Of a control group (version 2), by its files `memory.max`, `memory.current` and `memory.stat`; `None` without a limit. Files
-/// that the system keeps in memory and nobody has used lately count as used there, though it drops them at once where memory is
-/// short.
+/// The bytes that a control group (version 2) still leaves, by its files `memory.max`, `memory.current` and
+/// `memory.stat`; `None` without a limit. Cached files that nobody has used lately count as used there; they are taken
+/// off, for the system drops them at once where memory is short.
 fn bytes_left(max: &str, current: &str, stat: &str) -> Option<u64> {
     let idle = stat.lines().find_map(|line| line.strip_prefix("inactive_file ")?.trim().parse().ok()).unwrap_or(0);
     let used = current.trim().parse::<u64>().ok()?.saturating_sub(idle);
     Some(max.trim().parse::<u64>().ok()?.saturating_sub(used))
+}
+
+/// Refuses a run that needs far more memory than there is, and gives a warning for one that may not fit. The estimate
+/// may be a third too high, see [`zoo_core::inspect::training_memory`].
+pub(crate) fn ensure_memory(needed: u64, available: u64, batch: usize) -> Result<Option<String>> {
+    let gb = |bytes: u64| bytes as f64 / 1e9;
+    let text = format!(
+        "training with a batch of {batch} needs about {:.1} GB of memory, and {:.1} GB are available",
+        gb(needed),
+        gb(available)
+    );
+    ensure!(needed / 4 * 3 <= available, "{text}: take a smaller batch");
+    Ok((needed > available).then(|| format!("{text}: it may be ended by the system; a smaller batch would fit")))
 }
 
 #[cfg(test)]
@@ -189,5 +204,15 @@ mod tests {
             let available = available_memory().unwrap();
             assert!((1 << 20..1 << 50).contains(&available), "{available}");
         }
+    }
+
+    #[test]
+    fn a_run_that_would_not_fit_says_so_first() {
+        let gb = 1_000_000_000;
+        assert_eq!(ensure_memory(2 * gb, 8 * gb, 128).unwrap(), None);
+        let warning = ensure_memory(9 * gb, 8 * gb, 128).unwrap().unwrap();
+        assert!(warning.contains("a batch of 128 needs about 9.0 GB") && warning.contains("8.0 GB are"), "{warning}");
+        let error = ensure_memory(80 * gb, 8 * gb, 128).unwrap_err().to_string();
+        assert!(error.contains("80.0 GB") && error.contains("smaller batch"), "{error}");
     }
 }

@@ -6,8 +6,8 @@ use std::fmt::Display;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
-/// A line for the user, on standard error. That nobody can read it any more, because a pipe is closed or a terminal gone, is no reason
-/// to end a training.
+/// Prints a line for the user on standard error. A closed pipe or a terminal that is gone is no error: training goes
+/// on.
 ///
 /// ```
 /// zoo_train::progress::say(format_args!("{} epochs left", 3));
@@ -16,7 +16,7 @@ pub fn say(line: impl Display) {
     writeln!(std::io::stderr(), "{line}").ok();
 }
 
-/// Images that were looked at, on standard error: a bar on a terminal, a line now and then elsewhere.
+/// Progress over images, on standard error: a bar on a terminal, a line now and then elsewhere.
 ///
 /// ```
 /// let mut images = zoo_train::progress::Images::new("mlp", 10_000);
@@ -37,14 +37,14 @@ impl Images {
     /// Time between two lines.
     const EVERY: Duration = Duration::from_secs(10);
 
-    /// Of `total` images, under a name.
+    /// Starts at none of `total` images, under a name.
     pub fn new(name: &str, total: usize) -> Self {
         let (bar, terminal) =
             bar(name, total as u64, "{prefix} {bar:30} {pos} of {len} images · {elapsed} · {eta} left");
         Self { name: name.to_owned(), total, done: 0, bar, line: (!terminal).then(Instant::now) }
     }
 
-    /// After so many more.
+    /// Counts so many more images.
     pub fn seen(&mut self, images: usize) {
         self.done += images;
         self.bar.inc(images as u64);
@@ -83,13 +83,13 @@ pub struct Progress {
 }
 
 impl Progress {
-    /// Of a run called `name` with so many epochs and steps.
+    /// Starts a run called `name` with so many epochs and steps.
     pub fn new(name: &str, epochs: usize, steps: u64) -> Self {
         let (bar, terminal) = bar(name, steps, "{prefix} {bar:30} {percent:>3} % · {elapsed} · {eta} left · {msg}");
         Self { name: name.to_owned(), epochs, bar, terminal }
     }
 
-    /// Where a resumed run goes on: behind so many steps, which took so long.
+    /// Continues a resumed run after so many steps, which took so long.
     pub fn resume(&self, steps: u64, seconds: f64) {
         self.bar.set_position(steps);
         // What is left is guessed from this session's steps alone.
@@ -97,13 +97,13 @@ impl Progress {
         self.bar.set_elapsed(std::time::Duration::from_secs_f64(seconds.max(0.0)));
     }
 
-    /// After a step.
+    /// Shows a step.
     pub fn step(&self, epoch: usize, loss: f64) {
         self.bar.set_message(format!("epoch {epoch}/{} · loss {loss:.3}", self.epochs));
         self.bar.inc(1);
     }
 
-    /// After an epoch.
+    /// Shows an epoch.
     pub fn epoch(&self, m: &EpochMetrics) {
         self.say(&format!(
             "{} epoch {:>3}/{}  train loss {:.4} acc {:.1} %  test loss {:.4} acc {:.1} %  lr {:.3e}  {:.0} images/s  {:.1} s",
@@ -120,7 +120,7 @@ impl Progress {
         ));
     }
 
-    /// A line that stays.
+    /// Prints a line that stays.
     pub fn say(&self, line: &str) {
         if self.terminal {
             self.bar.println(line);

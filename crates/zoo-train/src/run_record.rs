@@ -1,5 +1,5 @@
-//! The record of a run, put together from what was asked, what came out and where it ran: the same for every command that
-//! trains.
+//! The record of a run, put together from what was asked, what came out and where it ran: the same for every command
+//! that trains.
 
 use crate::checkpoint;
 use crate::data::{DataSource, Dataset};
@@ -12,10 +12,11 @@ use std::path::Path;
 use zoo::ModelOptions;
 use zoo_core::inspect::model_macs;
 
-/// What a record says of a run beyond its job, its data and its outcome.
+/// The context of a run: what its record holds beyond its job, its data and its outcome.
 #[derive(Debug, Clone)]
-pub struct Circumstances {
-    /// Settings that differ from the named recipe, as [`Overrides::describe`](crate::recipe::Overrides::describe) gives them.
+pub struct RunContext {
+    /// Settings that differ from the named recipe, as [`Overrides::describe`](crate::recipe::Overrides::describe) gives
+    /// them.
     pub overrides: Vec<String>,
     /// The device, as the user names it.
     pub device: String,
@@ -31,8 +32,12 @@ pub struct Circumstances {
     pub folder: String,
 }
 
-/// The commit that the source tree of this program stands at, where that tree is still there; see [`git_commit`]. `cargo xtask` and
-/// `cargo run` build what stands there first, so it is the program's own; a binary that was kept names what was committed since.
+// The name that the benchmark suite still uses.
+#[doc(hidden)]
+pub use RunContext as Circumstances;
+
+/// The commit of this program's source tree, where that tree is still there; see [`git_commit`]. `cargo xtask` and
+/// `cargo run` build the tree first, so the commit is the program's own; a binary that was kept may name a later one.
 pub fn source_commit() -> Option<String> {
     git_commit(Path::new(env!("CARGO_MANIFEST_DIR")))
 }
@@ -52,18 +57,17 @@ pub fn quoted(argument: &str) -> String {
 }
 
 impl RunRecord {
-    /// Of `job`, trained on `data`, that came to `outcome`. A checkpoint that it started from stands among the overrides, so that
-    /// nobody takes the run for one from scratch. The peak memory is the process's own since
-    /// [`reset_peak_rss`](crate::record::reset_peak_rss).
+    /// Makes the record of `job`, trained on `data`, with its `outcome`. A checkpoint that it started from is listed
+    /// among the overrides, so that nobody takes the run for one from scratch. The peak memory is the process's own
+    /// since [`reset_peak_rss`](crate::record::reset_peak_rss).
     ///
     /// # Errors
     /// A recipe that makes no batch of the data, or a network that the data's classes and images do not fit.
-    pub fn of(job: &Job, data: &Dataset, outcome: &Outcome, circumstances: Circumstances) -> Result<Self> {
-        let Circumstances { mut overrides, device, threads, started, commit, command, folder } = circumstances;
+    pub fn of(job: &Job, data: &Dataset, outcome: &Outcome, context: RunContext) -> Result<Self> {
+        let RunContext { mut overrides, device, threads, started, commit, command, folder } = context;
         overrides.extend(job.start.as_ref().map(|start| format!("weights={}", start.file.display())));
         let [channels, height, _] = data.train.shape();
-        let options =
-            ModelOptions { num_classes: Some(data.classes.len()), in_chans: Some(channels), image_size: Some(height) };
+        let options = ModelOptions::for_data(data.classes.len(), channels, height);
         let mut recipe = job.recipe.clone();
         recipe.drop_last |= recipe.leaves_one_image(recipe.train_images(data.train.len()));
         let epochs = &outcome.epochs;
@@ -108,8 +112,9 @@ impl RunRecord {
 }
 
 impl RunRecord {
-    /// In what the recorded run differs from `job` on `data`, as [`trainer::differences`](crate::trainer::differences) has it, of
-    /// what a record says: for runs that left no word of their own. Where the data lay is no part of it.
+    /// The differences between the recorded run and `job` on `data`, in the form of
+    /// [`trainer::differences`](crate::trainer::differences): for folders without the file that says which run they
+    /// hold. The path of the data is left out.
     ///
     /// # Errors
     /// A recipe that makes no batch of the data.
@@ -134,7 +139,7 @@ impl RunRecord {
 }
 
 impl Outcome {
-    /// Of a run that ended by an error before it came to anything.
+    /// The outcome of a run that ended with an error before its first step.
     pub fn failed(error: &Error) -> Self {
         let message = errors::line(error);
         Self { status: Status::Failed { message }, epochs: Vec::new(), steps: 0, train_images: 0, seconds: 0.0 }
@@ -142,7 +147,7 @@ impl Outcome {
 }
 
 impl DataRecord {
-    /// Of a run that trained on `train_images` of `data` and was tested on all of its test images.
+    /// The data of a run that trained on `train_images` of `data` and was tested on all of its test images.
     pub fn of(data: &Dataset, train_images: usize) -> Self {
         let (source, test_images) = (&data.source, data.test.len());
         match source {
@@ -173,8 +178,8 @@ mod tests {
         Job::new(zoo::find(model).unwrap(), recipe, 7, Device::Cpu)
     }
 
-    fn circumstances() -> Circumstances {
-        Circumstances {
+    fn context() -> RunContext {
+        RunContext {
             overrides: Overrides { lr: Some(0.5), ..Overrides::default() }.describe(&job("mlp").recipe),
             device: "cpu".into(),
             threads: 2,
@@ -191,8 +196,7 @@ mod tests {
         let epochs = [0.5, 0.7, 0.7, 0.6].into_iter().zip(1..).map(|(accuracy, number)| epoch(number, accuracy));
         let outcome =
             Outcome { status: Status::Finished, epochs: epochs.collect(), steps: 4, train_images: 64, seconds: 9.0 };
-        let record =
-            RunRecord::of(&job("mlp").weights("net.pth", &["layers.2"]), &data, &outcome, circumstances()).unwrap();
+        let record = RunRecord::of(&job("mlp").weights("net.pth", &["layers.2"]), &data, &outcome, context()).unwrap();
         assert_eq!(record.overrides, ["lr=0.5", "weights=net.pth"]);
         assert_eq!(record.hyperparameters, Some(job("mlp").recipe));
         assert_eq!((record.model.as_str(), record.recipe.as_str(), record.seed), ("mlp", "quick", 7));
@@ -207,7 +211,7 @@ mod tests {
         let data = Synthetic { train: 64, test: 20, seed: 3 }.generate();
         let outcome =
             Outcome { status: Status::Finished, epochs: Vec::new(), steps: 4, train_images: 64, seconds: 9.0 };
-        let record = RunRecord::of(&job("mlp"), &data, &outcome, circumstances()).unwrap();
+        let record = RunRecord::of(&job("mlp"), &data, &outcome, context()).unwrap();
         assert!(record.differences(&job("mlp"), &data).unwrap().is_empty());
         let mut other = job("mlp");
         other.seed = 8;
@@ -219,7 +223,7 @@ mod tests {
     fn an_error_makes_a_failed_record() {
         let data = Synthetic { train: 64, test: 20, seed: 0 }.generate();
         let outcome = Outcome::failed(&anyhow::anyhow!("two\nlines").context("mlp"));
-        let record = RunRecord::of(&job("mlp"), &data, &outcome, circumstances()).unwrap();
+        let record = RunRecord::of(&job("mlp"), &data, &outcome, context()).unwrap();
         assert_eq!(record.status, Status::Failed { message: "mlp: two lines".into() });
         assert_eq!((record.test_acc_last, record.epochs_done, record.images_per_s), (None, 0, None));
     }
@@ -228,8 +232,7 @@ mod tests {
     #[test]
     fn a_last_batch_of_one_image_is_recorded_as_left_out() {
         let data = Synthetic { train: 257, test: 20, seed: 0 }.generate();
-        let record =
-            RunRecord::of(&job("mlp"), &data, &Outcome::failed(&anyhow::anyhow!("")), circumstances()).unwrap();
+        let record = RunRecord::of(&job("mlp"), &data, &Outcome::failed(&anyhow::anyhow!("")), context()).unwrap();
         let followed = record.hyperparameters.unwrap();
         assert_eq!(followed, Recipe { drop_last: true, ..job("mlp").recipe });
     }
@@ -244,7 +247,7 @@ mod tests {
     #[test]
     fn macs_are_those_of_the_images_trained_on() {
         let data = Synthetic { train: 64, test: 20, seed: 0 }.generate();
-        let record = RunRecord::of(&job("resnet18"), &data, &Outcome::failed(&anyhow::anyhow!("")), circumstances());
+        let record = RunRecord::of(&job("resnet18"), &data, &Outcome::failed(&anyhow::anyhow!("")), context());
         let macs = record.unwrap().macs.unwrap();
         let at_224 = model_macs(zoo::find("resnet18").unwrap(), &ModelOptions::default()).unwrap();
         assert!(macs > 0 && macs < at_224 / 40, "{macs} of {at_224}");

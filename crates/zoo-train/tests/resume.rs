@@ -1,7 +1,9 @@
-//! A run that is killed at any moment and resumed comes to the same weights and metrics as one that nobody disturbed, bit by bit.
+//! A run that is killed at any moment and resumed comes to the same weights and metrics as one that nobody disturbed,
+//! bit by bit.
 //!
-//! The run is a process of its own, this test binary again with [`CHILD`] in its environment, so that it can be killed as a crash
-//! kills: anywhere, also inside the writing of a checkpoint. Its kernels give the same bits on any number of threads.
+//! The run is a process of its own, this test binary again with [`CHILD`] in its environment, so that it can be killed
+//! as a crash kills: anywhere, also inside the writing of a checkpoint. Its kernels give the same bits on any number of
+//! threads.
 
 use anyhow::{Context, Result, ensure};
 use candle_core::Device;

@@ -55,7 +55,7 @@ pub fn run(model: &str, recipe: &str, seed: u64, acc: f64) -> Run {
         wait_share: 0.01,
         rss_mb: None,
     };
-    Run { record: record(model, recipe, seed, acc), epochs: (1..=20).map(epoch).collect(), insight: None }
+    Run { record: record(model, recipe, seed, acc), epochs: (1..=20).map(epoch).collect(), analysis: None }
 }
 
 /// The same run on synthetic images.

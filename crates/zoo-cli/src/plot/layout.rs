@@ -1,7 +1,7 @@
-//! Where everything stands. Frames are laid out from the inside out, each as a layered drawing (Sugiyama, Tagawa and Toda
-//! 1981): items go to ranks by their longest way from the top, an edge over several ranks gets a point of its own in
-//! each of them, neighbours are ordered by the mean of what they are connected to, and moved as close to it as the order lets
-//! them (isotonic regression).
+//! Where everything stands. Frames are laid out from the inside out, each as a layered drawing (Sugiyama, Tagawa and
+//! Toda 1981): items go to ranks by their longest way from the top, an edge over several ranks gets a point of its own
+//! in each of them, neighbours are ordered by the mean of what they are connected to, and moved as close to it as the
+//! order lets them (isotonic regression).
 
 use super::outline::{Edge, End, Item, Outline};
 use std::collections::BTreeMap;
@@ -258,8 +258,8 @@ fn goes_around(edges: &[Edge], edge: &Edge) -> bool {
     edges.iter().any(|other| other.from == edge.from && other.producer == edge.producer && other.to != edge.to)
 }
 
-/// The steps of all chains. Where a tensor leaves or enters an inner frame off its middle, it is the ports that should stand
-/// above each other. What goes around counts little, so that the main way is straight.
+/// The steps of all chains. Where a tensor leaves or enters an inner frame off its middle, it is the ports that should
+/// stand above each other. What goes around counts little, so that the main way is straight.
 fn links_with_offsets(chains: &[Vec<Spot>], edges: &[Edge], offsets: &BTreeMap<(Spot, usize, bool), f64>) -> Vec<Link> {
     let mut links = Vec::new();
     for (chain, edge) in chains.iter().zip(edges) {
@@ -359,7 +359,8 @@ fn is_pass(spot: &Spot) -> bool {
     matches!(spot, Spot::Pass(..))
 }
 
-/// The places nearest to `wanted`, in least squares with `weights`, that keep the order and at least `gaps` between neighbours.
+/// The places nearest to `wanted`, in least squares with `weights`, that keep the order and at least `gaps` between
+/// neighbours.
 fn apart(wanted: &[f64], weights: &[f64], gaps: &[f64]) -> Vec<f64> {
     let mut offsets = vec![0.0; wanted.len()];
     for i in 1..wanted.len() {

@@ -1,8 +1,8 @@
 //! `zoo plot`: a network as a picture.
 //!
-//! [`outline`] turns the traced graph into what is worth drawing: a convolution with its normalisation and activation is one
-//! box, blocks are frames, and a block that follows itself is drawn once with a count. [`layout`] gives every box a place,
-//! and [`svg`] draws; [`dot`] writes the same outline for Graphviz.
+//! [`outline`] turns the traced graph into what is worth drawing: a convolution with its normalisation and activation
+//! is one box, blocks are frames, and a block that follows itself is drawn once with a count. [`layout`] gives every
+//! box a place, and [`svg`] draws; [`dot`] writes the same outline for Graphviz.
 
 mod dot;
 mod layout;

@@ -139,8 +139,8 @@ impl Outline {
         }
     }
 
-    /// What makes two blocks alike: their layers with the widths that weights fix, and how they are connected. Widths that are
-    /// handed through may differ, as they do along a dense block.
+    /// What makes two blocks alike: their layers with the widths that weights fix, and how they are connected. Widths
+    /// that are handed through may differ, as they do along a dense block.
     fn signature(&self, frame: usize, links: &BTreeSet<(usize, usize)>) -> (Vec<String>, Vec<(usize, usize)>) {
         let layers = self.layers_under(Item::Frame(frame));
         let index: BTreeMap<usize, usize> = layers.iter().enumerate().map(|(i, &layer)| (layer, i)).collect();

@@ -1,4 +1,4 @@
-//! The picture itself.
+//! The SVG picture of a laid-out outline.
 
 use super::layout::Layout;
 use super::outline::{End, Frame, Item, Layer, Outline};
@@ -29,7 +29,7 @@ fn lines(layer: &Layer) -> (String, Vec<String>) {
     (title, small)
 }
 
-/// Additions and the like are small: they join, and hold nothing.
+/// Small boxes are those of additions and the like, which hold no parameters.
 fn joins(layer: &Layer) -> bool {
     matches!(layer.kinds[0], "Add" | "Concat" | "Scale")
 }
@@ -146,7 +146,8 @@ fn is_skip(outline: &Outline, to: End, points: &[(f64, f64)]) -> bool {
     meets && points.len() > 2
 }
 
-/// Where each tensor leaves what made it, its shape; once, however many read it. At a border it was said outside.
+/// The shape of each tensor, written where it leaves its box; once, however many read it, and not again at a frame's
+/// border.
 fn shapes(outline: &Outline, placed: &super::layout::Placed) -> Vec<((f64, f64), String)> {
     let mut seen = Vec::new();
     let mut labels = Vec::new();

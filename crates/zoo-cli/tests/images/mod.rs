@@ -6,7 +6,8 @@ use tempfile::TempDir;
 
 const COLOURS: [(&str, [u8; 3]); 3] = [("red", [220, 30, 30]), ("green", [30, 220, 30]), ("blue", [30, 30, 220])];
 
-/// A folder with `photos`, an image folder of three colours: 12 training and 4 validation images each, 40x36, in shades.
+/// A folder with `photos`, an image folder of three colours: 12 training and 4 validation images each, 40x36, in
+/// shades.
 pub fn colours() -> TempDir {
     let root = TempDir::new().unwrap();
     for (split, count) in [("train", 12), ("val", 4)] {

@@ -2,7 +2,8 @@
 //!
 //! A record is one label byte (0 to 9) and 3 x 32 x 32 pixel bytes: red, green, blue, each row by row. The files come
 //! from <https://www.cs.toronto.edu/~kriz/cifar.html> (`cifar-10-binary.tar.gz`) or follow that layout. In CIFAR-100's
-//! (`cifar-100-binary.tar.gz`) there are two label bytes: one of 20 coarse classes, which is passed over, and one of 100.
+//! (`cifar-100-binary.tar.gz`) there are two label bytes: one of 20 coarse classes, which is passed over, and one of
+//! 100.
 
 use super::{DataError, DataSource, Dataset, Split};
 use std::fs;
@@ -18,10 +19,10 @@ pub const CLASSES: [&str; 10] =
 pub const SHAPE: [usize; 3] = [3, 32, 32];
 const IMAGE: usize = SHAPE[0] * SHAPE[1] * SHAPE[2];
 
-/// What the tarballs unpack to: a directory that holds one of these is accepted for it.
+/// The directories that the tarballs unpack to; a directory that holds one of them is accepted in its place.
 const UNPACKED: [&str; 2] = ["cifar-10-batches-bin", "cifar-100-binary"];
 
-/// Bytes of a file, more than which is no such data set: a hundred times the original.
+/// The largest file that is read, in bytes: a hundred times the original.
 const MOST_BYTES: u64 = 16 << 30;
 
 /// Test images, and the sum of the CRC-32 of their records, of copies that are not what was published.
@@ -45,7 +46,7 @@ impl Format {
         self.labels + IMAGE
     }
 
-    /// What the files are, by their lengths; where those leave it open, by the names beside them.
+    /// The layout of the files by their lengths or, where those fit both, by the files of names beside them.
     fn of(files: &Files) -> Result<&'static Self, DataError> {
         let mut fits = [true, true];
         for path in files.train.iter().chain([&files.test]) {
@@ -63,8 +64,8 @@ impl Format {
 /// `test.bin`, from `dir` or from `dir/cifar-10-batches-bin`. Class names come from `batches.meta.txt` where it exists.
 ///
 /// # Errors
-/// A directory or file that is missing, empty or unreadable; a file that ends inside a record; a label over 9; CIFAR-100's files.
-/// Each names the file, the byte, the record and what was expected.
+/// A directory or file that is missing, empty or unreadable; a file that ends inside a record; a label over 9;
+/// CIFAR-100's files. Each names the file, the byte, the record and what was expected.
 pub fn load(dir: &Path) -> Result<Dataset, DataError> {
     let (files, format) = find(dir)?;
     if format.name != CIFAR10.name {
@@ -75,8 +76,8 @@ pub fn load(dir: &Path) -> Result<Dataset, DataError> {
     read(dir, &files, format)
 }
 
-/// Loads what [`load`] does, or CIFAR-100's `train.bin` and `test.bin` from `dir` or `dir/cifar-100-binary`, told apart by the length of
-/// their records. Class names come from `fine_label_names.txt` where it exists.
+/// Loads what [`load`] does, or CIFAR-100's `train.bin` and `test.bin` from `dir` or `dir/cifar-100-binary`, told apart
+/// by the length of their records. Class names come from `fine_label_names.txt` where it exists.
 ///
 /// # Errors
 /// As [`load`].
@@ -117,8 +118,8 @@ fn read(dir: &Path, files: &Files, format: &Format) -> Result<Dataset, DataError
     Dataset::new(train, test, classes, source)
 }
 
-/// The name of a known altered copy of CIFAR-10, by its test images in any order: results on it are not results on CIFAR-10, also
-/// where nobody says so.
+/// The name of a known altered copy of CIFAR-10, recognised by its test images in any order: results on it are not
+/// results on CIFAR-10, even where the user does not say so.
 fn altered(test: &Split) -> Option<&'static str> {
     let found = fingerprint(test);
     ALTERED.iter().find(|(known, _)| *known == found).map(|(_, name)| *name)
@@ -389,7 +390,7 @@ mod tests {
         files.push(("cifar-100-binary/fine_label_names.txt", names.into()));
         assert_eq!(load_any(dir(&files).path()).unwrap().classes[99], "name99");
         assert_eq!(message(&files), "DIR: CIFAR-100's files (records of 3074 bytes), where CIFAR-10's are expected");
-        // So many of one are as long as so many of the other: the names tell.
+        // This many records of one layout are as long as some number of the other: the files of names decide.
         let both = vec![1u8; 3073 * 3074];
         let mut files = vec![("train.bin", both.clone()), ("test.bin", both)];
         assert_eq!(load_any(dir(&files).path()).unwrap().train.len(), 3074);

@@ -1,4 +1,5 @@
-//! A folder of images: `train/CLASS/**` and `val/CLASS/**` (or `test/CLASS/**`), one folder a class, as torchvision's `ImageFolder`.
+//! A folder of images: `train/CLASS/**` and `val/CLASS/**` (or `test/CLASS/**`), one folder a class, as torchvision's
+//! `ImageFolder`.
 
 use super::left_out::{self, LeftOut, pictures};
 use super::photo::Framing;
@@ -9,16 +10,18 @@ use std::path::{Path, PathBuf};
 
 /// Loads the folder at `dir` as RGB images of `side`x`side`, each seen through [`Framing::whole`].
 ///
-/// Classes are the names of the folders under `train`, in alphabetical order; the pictures of a class stand in its folder and in those
-/// below it, and are taken in the order of their names, so that the same folder gives the same data set. Training images stand with the
-/// classes mixed evenly, so that the first or last part of them, which [`Dataset::limit`] and a recipe's hold-out take, is of all classes.
+/// Classes are the names of the folders under `train`, in alphabetical order; the pictures of a class stand in its
+/// folder and in those below it, and are taken in the order of their names, so that the same folder gives the same data
+/// set. Training images stand with the classes mixed evenly, so that the first or last part of them, which
+/// [`Dataset::limit`] and a recipe's hold-out take, is of all classes.
 ///
-/// What is no picture or cannot be decoded within `limits` is left out, and told in [`Dataset::left_out`].
+/// Files that are no pictures or cannot be decoded within `limits` are left out and listed in [`Dataset::left_out`].
 ///
 /// All images are kept in memory: 3·side² bytes each.
 ///
 /// # Errors
-/// A folder that lacks `train` or both `val` and `test`, a class without images or unknown in training: each names the path.
+/// A folder that lacks `train` or both `val` and `test`, a class without images or unknown in training: each names the
+/// path.
 pub fn load(dir: &Path, side: usize, limits: Limits) -> Result<Dataset, DataError> {
     let train_dir = dir.join("train");
     let (true, Some(test_dir)) = (train_dir.is_dir(), test_folder(dir)) else {
@@ -52,8 +55,8 @@ pub fn load(dir: &Path, side: usize, limits: Limits) -> Result<Dataset, DataErro
 /// A labelled file.
 pub(super) type File = (PathBuf, u32);
 
-/// The test images of the folder at `dir`, which may lack `train`, with the names of their classes, and what is left out: `known`
-/// classes, in that order, or those of the folders under `train` or else under the test folder.
+/// The test images of the folder at `dir`, which may lack `train`, the names of their classes, and what is left out.
+/// Classes are those in `known`, in that order, else the folders under `train`, else those under the test folder.
 ///
 /// # Errors
 /// As [`load`].
@@ -132,7 +135,8 @@ fn layout(path: &Path, problem: &str) -> DataError {
     DataError::Layout { path: path.into(), problem: problem.into() }
 }
 
-/// That there is no picture in `dir`, with the last that was left out in it: one that is damaged, if any is.
+/// The error that there is no picture in `dir`. It names the last file that was left out there, a damaged one if there
+/// is one.
 fn none_found(dir: &Path, left_out: &LeftOut) -> DataError {
     let there: Vec<_> = left_out.iter().filter(|(path, _)| path.starts_with(dir)).collect();
     let told =
@@ -153,7 +157,7 @@ fn subfolders(dir: &Path, left_out: &mut LeftOut) -> Result<Vec<String>, DataErr
         } else {
             let problem = match name.to_str() {
                 None => "is not UTF-8",
-                // It would be two names in a list of one a line.
+                // A line break would make two names of it in a list of one a line.
                 Some(name) if name.contains(char::is_control) => "holds a line break or another control character",
                 Some(name) => {
                     names.push(name.to_owned());
@@ -177,7 +181,7 @@ fn files(dir: &Path, classes: &[String], training: bool, left_out: &mut LeftOut)
         if training && paths.is_empty() {
             return Err(none_found(&folder, left_out));
         }
-        // The share of its class that comes before the middle of the image: what mixes large classes with small ones.
+        // The image's place within its class, as a share: sorting by it mixes large classes with small ones.
         let n = paths.len() as f64;
         files.extend(paths.into_iter().enumerate().map(|(i, path)| ((i as f64 + 0.5) / n, (path, label))));
     }

@@ -60,7 +60,8 @@ mod tests {
     /// `tests/hub.rs` holds the same on files that candle-datasets itself reads; that needs the feature.
     #[test]
     fn an_asymmetric_image_stands_upright() {
-        // Pixel (y, x) of the true image is 10·y + x, two rows by three columns, in one channel; candle-datasets hands out [x][y].
+        // Pixel (y, x) of the true image is 10·y + x, two rows by three columns, in one channel; candle-datasets hands
+        // out [x][y].
         let transposed: Vec<f32> = (0..3).flat_map(|x| (0..2).map(move |y| (10 * y + x) as f32 / 255.0)).collect();
         let images = Tensor::from_vec(transposed, (1, 1, 3, 2), &Device::Cpu).unwrap();
         let split = upright(&images, &Tensor::new(&[7u8], &Device::Cpu).unwrap()).unwrap();

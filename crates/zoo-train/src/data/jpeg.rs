@@ -1,7 +1,7 @@
-//! What the markers of a JPEG say before a pixel of it is decoded: its size, and whether all of it is there.
+//! Markers of a JPEG, read before a pixel is decoded: its size, and whether all of it is there.
 //!
-//! Decoders fill what is missing with grey and say nothing. Pillow refuses a file in which the last marker is missing: always where the
-//! JPEG is progressive, and but for a few that chance to be read ahead far enough where it is not. Here each is refused.
+//! Decoders fill what is missing with grey and report nothing. A file without its last marker is refused here. Pillow
+//! refuses it too, but for a few files that are not progressive and happen to be read ahead far enough.
 
 use std::io::{self, BufRead, ErrorKind};
 
@@ -10,7 +10,7 @@ use std::io::{self, BufRead, ErrorKind};
 pub(super) struct Extent {
     pub width: u32,
     pub height: u32,
-    /// Bytes up to its last marker and with it. What comes behind, as a phone's video does, is no part of the picture.
+    /// Bytes up to the end of its last marker. What follows, such as a phone's video, is no part of the picture.
     pub length: u64,
 }
 
@@ -40,7 +40,7 @@ pub(super) fn extent(mut source: impl BufRead) -> io::Result<Option<Extent>> {
     }
 }
 
-/// Passes the next marker with what belongs to it, and keeps the size that a frame has; the marker.
+/// Reads past the next marker and its segment, keeps the size if it opens a frame, and returns the marker.
 fn next_segment(source: &mut impl BufRead, length: &mut u64, frame: &mut Option<(u32, u32)>) -> io::Result<u8> {
     // Coded data up to the marker, in which FF is written FF 00.
     let marker = loop {

@@ -1,4 +1,4 @@
-//! Pictures in a folder and the folders in it, and what is there besides.
+//! Pictures in a folder and its subfolders, and the files there that are left out.
 
 use super::{DataError, picture};
 use rayon::prelude::*;
@@ -7,12 +7,12 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use walkdir::{DirEntry, WalkDir};
 
-/// Lines of a summary, after which it is cut.
+/// The most lines of a summary.
 const LINES: usize = 10;
-/// Files that one line names.
+/// The most files that one line names.
 const NAMED: usize = 3;
 
-/// Files that are not used, and why: what no data set should lose without a word.
+/// Files that are not used, each with the reason: no data set should lose files silently.
 ///
 /// `Display` counts them and names the first of each kind, in a few lines however many there are.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -31,7 +31,7 @@ impl LeftOut {
         self.files.is_empty()
     }
 
-    /// Each with the reason.
+    /// The files, each with its reason.
     pub fn iter(&self) -> impl Iterator<Item = (&Path, &str)> {
         self.files.iter().map(|(path, reason)| (path.as_path(), reason.as_str()))
     }
@@ -40,7 +40,7 @@ impl LeftOut {
         self.files.push((path.into(), reason.into()));
     }
 
-    /// One whose error names it.
+    /// Adds a file by the error that names it.
     pub(super) fn add_unreadable(&mut self, path: &Path, error: &DataError) {
         let reason = match error {
             DataError::Io { source, .. } => source.to_string(),
@@ -85,7 +85,7 @@ impl fmt::Display for LeftOut {
     }
 }
 
-/// Why a file of this name is nobody's picture, whatever it holds: systems leave such behind.
+/// The reason to leave out a file by its name alone, whatever it holds: operating systems leave such files behind.
 pub(super) fn system(name: &OsStr) -> Option<&'static str> {
     let name = name.to_string_lossy();
     let of_a_system = ["thumbs.db", "desktop.ini", "__macosx", "@eadir", "$recycle.bin"];
@@ -95,11 +95,11 @@ pub(super) fn system(name: &OsStr) -> Option<&'static str> {
     }
 }
 
-/// The pictures in `dir` and in the folders below it, also behind links, in the order of torchvision's `ImageFolder`: folder by folder,
-/// by name.
+/// The pictures in `dir` and in the folders below it, also behind links, in the order of torchvision's `ImageFolder`:
+/// folder by folder, by name.
 ///
 /// # Errors
-/// A folder that cannot be read. What stands in it and cannot is left out.
+/// A folder that cannot be read. Files in it that cannot be read are left out.
 pub fn pictures(dir: &Path) -> Result<(Vec<PathBuf>, LeftOut), DataError> {
     let mut left_out = LeftOut::default();
     let mut paths = Vec::new();

@@ -304,8 +304,8 @@ impl Dataset {
         }
     }
 
-    /// Loads what lies in `dir`: binary files of CIFAR-10 or CIFAR-100 ([`cifar10::load_any`]), or an image folder, its images cut to
-    /// `side`x`side` ([`folder::load`]).
+    /// Loads what lies in `dir`: binary files of CIFAR-10 or CIFAR-100 ([`cifar10::load_any`]), or an image folder, its
+    /// images cut to `side`x`side` ([`folder::load`]).
     ///
     /// # Errors
     /// A folder that is neither, with both layouts, or both; what the two loaders refuse.

@@ -12,10 +12,10 @@ use zoo_core::{Input, Interpolation};
 /// Pixels of a resized picture up to which all of it is computed: 50 MB.
 const WHOLE_PIXELS: u64 = 1 << 24;
 
-/// How a photograph becomes a square image of bytes: its shorter side is resized to `size / crop` pixels, rounded down (with
-/// antialiasing), and the central `size` x `size` cut out. That is torchvision's `Resize` and `CenterCrop` on a Pillow image, whose bytes
-/// it meets to one level in 255. A photograph that was taken with the camera held otherwise is turned upright before, as Pillow's
-/// `exif_transpose` does.
+/// How a photograph becomes a square image of bytes: its shorter side is resized to `size / crop` pixels, rounded down
+/// (with antialiasing), and the central `size` x `size` cut out. That is torchvision's `Resize` and `CenterCrop` on a
+/// Pillow image, whose bytes it meets to one level in 255. A photograph that was taken with the camera held otherwise
+/// is turned upright before, as Pillow's `exif_transpose` does.
 ///
 /// ```
 /// use zoo_train::data::photo::Framing;
@@ -65,7 +65,8 @@ impl Framing {
             .map_err(|error| DataError::Layout { path: path.into(), problem: format!("cannot be resized: {error:#}") })
     }
 
-    /// A decoded picture as [`read`](Self::read) gives it. However long and narrow it is, only what is kept is computed.
+    /// A decoded picture as [`read`](Self::read) gives it. However long and narrow it is, only what is kept is
+    /// computed.
     ///
     /// # Errors
     /// A picture whose bytes are not those of its size.
@@ -102,8 +103,9 @@ impl Framing {
             (first, second) = (second, first);
         }
 
-        // All of the picture is resized and then cut. Of one so long and narrow that this takes much memory, only what is kept and what
-        // has a share in it; then a byte may be one off where weights are rounded the other way.
+        // The whole picture is resized and then cut. Where that would take too much memory, because it is long and
+        // narrow, only the part that is kept and its neighbourhood are resized; a byte may then be one off, where
+        // weights are rounded the other way.
         let whole = resized[first].saturating_mul(resized[second].max(sides[second].into())) <= WHOLE_PIXELS;
         let (mut start, mut span, mut to, mut cut) = ([0.0; 2], sides.map(f64::from), [size; 2], [0; 2]);
         for axis in 0..2 {
@@ -155,7 +157,8 @@ impl Framing {
     }
 }
 
-/// Whether the sides of a picture change places when it is turned upright, and along which of the file's own axes it runs backwards.
+/// The turn that brings a picture upright: whether its sides swap, and along which of the file's own axes it is
+/// mirrored.
 fn turn(orientation: Orientation) -> (bool, [bool; 2]) {
     match orientation {
         Orientation::NoTransforms => (false, [false, false]),

@@ -1,7 +1,8 @@
 //! Picture files as people have them, decoded to RGB.
 //!
-//! Whatever Pillow's `convert("RGB")` makes of a file is made of it here, and what Pillow refuses is refused: a file that ends inside its
-//! pixels, and one of more pixels than a limit. Alpha is dropped and palettes are looked up, as there.
+//! Whatever Pillow's `convert("RGB")` makes of a file is made of it here, and what Pillow refuses is refused: a file
+//! that ends inside its pixels, and one of more pixels than a limit. Alpha is dropped and palettes are looked up, as
+//! there.
 
 use super::{DataError, jpeg};
 use gif::{ColorOutput, DecodeOptions};
@@ -57,7 +58,7 @@ impl Limits {
     }
 }
 
-/// A decoded picture, as its file has it: how it is to be turned is told beside.
+/// A decoded picture, not yet turned upright.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Picture {
     /// Pixels in a row.
@@ -71,10 +72,11 @@ pub struct Picture {
 }
 
 impl Picture {
-    /// Decodes a regular file. What it is, its first bytes tell, not its name.
+    /// Decodes a regular file. Its kind is told by its first bytes, not by its name.
     ///
     /// # Errors
-    /// A file that cannot be read, is no picture of the known kinds, ends too early or is larger than `limits`; the error names it.
+    /// A file that cannot be read, is no picture of the known kinds, ends too early or is larger than `limits`; the
+    /// error names it.
     pub fn open(path: &Path, limits: Limits) -> Result<Self, DataError> {
         let file = open_regular(path).map_err(|source| DataError::Io { path: path.into(), source })?;
         decode(BufReader::new(file), limits).map_err(|problem| problem.of(path))
@@ -106,7 +108,7 @@ pub(super) fn is_picture(path: &Path) -> Result<(), String> {
     recognise(&head).map(|_| ()).map_err(|problem| problem.0)
 }
 
-/// Why a file does not become a picture, without its path.
+/// The reason why a file does not become a picture, without its path.
 #[derive(Debug)]
 struct Problem(String);
 
@@ -119,7 +121,7 @@ impl Problem {
         Self(format!("truncated: the {} ends at byte {length}, before all of it is there", called(kind)))
     }
 
-    /// What a decoder complains of, in one line of bounded length.
+    /// A decoder's error, in one line of bounded length.
     fn decoding(kind: ImageFormat, length: u64, error: &(dyn Error + 'static)) -> Self {
         let mut cause = Some(error);
         while let Some(error) = cause {
@@ -132,8 +134,8 @@ impl Problem {
     }
 
     fn damaged(kind: ImageFormat, error: impl Display) -> Self {
-        let said: String = error.to_string().replace(char::is_control, " ").chars().take(200).collect();
-        Self(format!("cannot be decoded as {}: {said}", called(kind)))
+        let message: String = error.to_string().replace(char::is_control, " ").chars().take(200).collect();
+        Self(format!("cannot be decoded as {}: {message}", called(kind)))
     }
 }
 
@@ -158,7 +160,7 @@ fn called(kind: ImageFormat) -> &'static str {
 /// Bytes by which a file is recognised.
 const HEAD: u64 = 64;
 
-/// Pictures that people have and that are not read here: where their sign stands, the sign, and their name.
+/// Kinds of pictures that are not read here: where their signature stands, the signature, and their name.
 const FOREIGN: [(usize, &[u8], &str); 11] = [
     (4, b"ftyphei", "HEIC"),
     (4, b"ftyphev", "HEIC"),
@@ -251,7 +253,8 @@ fn pixels(source: impl BufRead + Seek, kind: ImageFormat, length: u64, limits: L
     let (width, height) = decoder.dimensions();
     limits.check(width, height)?;
     let (color, bytes) = (decoder.color_type(), decoder.total_bytes());
-    // A TIFF is decoded apart, where CMYK has a fourth channel; all of it may be one strip, which is read as a whole first.
+    // A TIFF needs twice the room: it is decoded to a buffer of its own, with a fourth channel for CMYK, and may be a
+    // single strip that is read as a whole first.
     let copies = if kind == ImageFormat::Tiff { 2 } else { 1 };
     decoder.set_limits(room((bytes.saturating_mul(4) / 3).saturating_mul(copies) + WORK)).map_err(problem)?;
     let orientation = orientation(&mut decoder).map_err(problem)?;
@@ -277,10 +280,11 @@ fn zeros(bytes: u64) -> Result<Vec<u8>, Problem> {
     Ok(buffer)
 }
 
-/// Brings pixels to red, green, blue where they stand, and cuts the buffer behind them; or the colours that are none of ours.
+/// Converts pixels to red, green, blue in place and truncates the buffer; a kind of colour that is not supported is the
+/// error.
 ///
-/// Of 16 bits the upper eight are kept, as Pillow does with colours. It cuts 16-bit grey off at 255 instead, so that any picture becomes
-/// white; here grey is treated as colours are.
+/// Of 16 bits the upper eight are kept, as Pillow does with colours. Pillow clips 16-bit grey at 255 instead, which
+/// turns nearly every picture white; here grey is treated as colours are.
 fn to_rgb(bytes: &mut Vec<u8>, color: ColorType, pixels: usize) -> Result<(), ColorType> {
     use ColorType::{L8, L16, La8, La16, Rgb8, Rgb16, Rgba8, Rgba16};
     let sample = match color {
@@ -327,7 +331,8 @@ fn orientation(decoder: &mut impl ImageDecoder) -> ImageResult<Orientation> {
     Ok(digit.and_then(|digit| Orientation::from_exif(digit - b'0')).unwrap_or(own))
 }
 
-/// A GIF's first frame as Pillow shows it: what is transparent or outside of the frame has the palette's colour for that.
+/// A GIF's first frame as Pillow shows it: pixels that are transparent or outside the frame take the colour that the
+/// palette has there.
 fn decode_gif(source: impl BufRead + Seek, length: u64, limits: Limits) -> Result<Picture, Problem> {
     let kind = ImageFormat::Gif;
     let problem = |error: gif::DecodingError| match error {
@@ -369,171 +374,4 @@ fn decode_gif(source: impl BufRead + Seek, length: u64, limits: Limits) -> Resul
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use base64::Engine;
-    use base64::engine::general_purpose::STANDARD;
-    use image::{DynamicImage, RgbImage};
-    use serde_json::Value;
-
-    /// Files of all kinds with what Pillow makes of them: tests/golden/generate.py.
-    fn golden() -> Vec<Value> {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/pictures.json");
-        let golden: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
-        golden["cases"].as_array().unwrap().clone()
-    }
-
-    fn bytes(value: &Value) -> Vec<u8> {
-        STANDARD.decode(value.as_str().unwrap()).unwrap()
-    }
-
-    fn read(file: &[u8]) -> Result<Picture, String> {
-        Picture::from_reader(file, "x".as_ref(), Limits::default()).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn every_kind_of_picture_has_pillows_pixels_and_stands_upright() {
-        let cases = golden();
-        assert_eq!(cases.len(), 80);
-        for case in cases {
-            let name = case["name"].as_str().unwrap();
-            let picture = read(&bytes(&case["file"]));
-            if name == "palette TIFF" {
-                assert!(picture.unwrap_err().starts_with("x: cannot be decoded as TIFF: "));
-                continue;
-            }
-            let picture = picture.unwrap();
-            let image = RgbImage::from_raw(picture.width, picture.height, picture.rgb).unwrap();
-            let mut upright = DynamicImage::from(image);
-            upright.apply_orientation(picture.orientation);
-            assert_eq!(u64::from(upright.width()), case["width"].as_u64().unwrap(), "{name}");
-            let theirs = bytes(&case["rgb"]);
-            let off = upright.as_bytes().iter().zip(&theirs).map(|(a, b)| a.abs_diff(*b)).max().unwrap();
-            // Decoders of formats with loss round differently; where colour has half the size, they also bring it up by other filters.
-            let most = match name {
-                "JPEG with half the colour" | "JPEG with restarts" | "progressive JPEG" => 8,
-                "YCCK JPEG" => 3,
-                name if name.contains("JPEG") => 2,
-                _ => 0,
-            };
-            assert_eq!(upright.as_bytes().len(), theirs.len(), "{name}");
-            assert!(off <= most, "{name}: {off}");
-        }
-    }
-
-    #[test]
-    fn a_file_that_is_cut_off_anywhere_is_refused_where_pillow_refuses_it() {
-        for case in golden() {
-            let (name, file) = (case["name"].as_str().unwrap(), bytes(&case["file"]));
-            let taken: Vec<usize> =
-                case["cuts"].as_array().unwrap().iter().map(|n| n.as_u64().unwrap() as usize).collect();
-            for length in (0..file.len()).filter(|length| !taken.contains(length)) {
-                let problem = match read(&file[..length]) {
-                    Err(problem) => problem,
-                    // A GIF whose last code is cut off, behind which there is no pixel.
-                    Ok(picture) => {
-                        assert!(name.contains("GIF") && picture == read(&file).unwrap(), "{name}, {length} bytes");
-                        continue;
-                    }
-                };
-                assert!(problem.lines().count() == 1 && problem.len() < 300, "{problem}");
-                // Where the pixels are cut, the error says at which byte.
-                if length * 10 > file.len() * 9 && !name.contains("TIFF") {
-                    assert!(problem.contains(&format!("at byte {length}")), "{name} of {length}: {problem}");
-                }
-            }
-        }
-    }
-
-    /// A PNG's signature, header and further chunks.
-    fn png(width: u32, height: u32, chunks: &[(&[u8; 4], Vec<u8>)]) -> Vec<u8> {
-        let mut file = b"\x89PNG\r\n\x1a\n".to_vec();
-        let header = [&width.to_be_bytes()[..], &height.to_be_bytes(), &[8, 2, 0, 0, 0]].concat();
-        for (tag, data) in [(b"IHDR", header)].iter().chain(chunks) {
-            file.extend((data.len() as u32).to_be_bytes());
-            let body = [&tag[..], data].concat();
-            file.extend(&body);
-            file.extend(crc32fast::hash(&body).to_be_bytes());
-        }
-        file
-    }
-
-    #[test]
-    fn too_many_pixels_are_refused_before_they_take_memory() {
-        let expected = "x: 20000x20000 pixels, and more than 178956970 are not decoded: --max-pixels raises that";
-        assert_eq!(read(&png(20_000, 20_000, &[(b"IDAT", vec![])])).unwrap_err(), expected);
-        let mut gif = b"GIF89a\0\0\0\0\x80\0\0\0\0\0\xFF\xFF\xFF,\0\0\0\0\0\0\0\0\0\x02".to_vec();
-        for side in [6, 8, 24, 26] {
-            gif[side..side + 2].copy_from_slice(&20_000u16.to_le_bytes());
-        }
-        assert_eq!(read(&gif).unwrap_err(), expected);
-        let small = Limits { pixels: 12 };
-        let file = RgbImage::from_fn(4, 3, |x, y| image::Rgb([x as u8, y as u8, 0]));
-        for kind in [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Tiff] {
-            let mut bytes = Cursor::new(Vec::new());
-            file.write_to(&mut bytes, kind).unwrap();
-            let read = |limits| Picture::from_reader(bytes.get_ref().as_slice(), "x".as_ref(), limits);
-            assert_eq!(read(small).unwrap().rgb.len(), 36);
-            let error = read(Limits { pixels: 11 }).unwrap_err().to_string();
-            assert_eq!(error, "x: 4x3 pixels, and more than 11 are not decoded: --max-pixels raises that");
-        }
-    }
-
-    /// An uncompressed TIFF, larger than what a decoder may take besides, all of whose rows are one strip.
-    #[test]
-    fn a_large_tiff_of_one_strip_is_read() {
-        let side = 4200u32;
-        let bytes = 3 * side * side;
-        let mut file = b"II*\0\x10\0\0\0\x08\0\x08\0\x08\0\0\0".to_vec(); // the directory at byte 16, bits a channel at byte 8
-        let entries: [(u16, u16, u32, u32); 9] = [
-            (256, 4, 1, side),
-            (257, 4, 1, side),
-            (258, 3, 3, 8),
-            (259, 3, 1, 1),
-            (262, 3, 1, 2),
-            (273, 4, 1, 16 + 2 + 9 * 12 + 4),
-            (277, 3, 1, 3),
-            (278, 4, 1, side),
-            (279, 4, 1, bytes),
-        ];
-        file.extend((entries.len() as u16).to_le_bytes());
-        for (tag, kind, count, value) in entries {
-            file.extend(tag.to_le_bytes().into_iter().chain(kind.to_le_bytes()));
-            file.extend(count.to_le_bytes().into_iter().chain(value.to_le_bytes()));
-        }
-        file.extend([0; 4]);
-        file.resize(file.len() + bytes as usize, 7);
-        let picture = read(&file).unwrap();
-        assert_eq!((picture.width, picture.height, picture.rgb.len()), (side, side, bytes as usize));
-        assert!(picture.rgb.iter().all(|&value| value == 7));
-    }
-
-    #[test]
-    fn what_stands_behind_a_jpeg_is_no_part_of_it() {
-        let case = golden().into_iter().find(|case| case["name"] == "JPEG").unwrap();
-        let file = bytes(&case["file"]);
-        let expected = read(&file).unwrap();
-        // A phone's video, and a second picture.
-        assert_eq!(read(&[&file[..], &[0x55; 5000]].concat()).unwrap(), expected);
-        assert_eq!(read(&[&file[..], &file[..200]].concat()).unwrap(), expected);
-    }
-
-    #[test]
-    fn other_files_are_called_by_their_name() {
-        let heic = read(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic").unwrap_err();
-        assert_eq!(heic, "x: a HEIC file is not read here: save it as JPEG or PNG");
-        assert_eq!(read(b"").unwrap_err(), "x: expected an image, found an empty file");
-        assert_eq!(read(b"no image").unwrap_err(), "x: expected an image (JPEG, PNG, WebP, BMP, GIF or TIFF)");
-        assert!(read(&png(0, 7, &[(b"IDAT", vec![])])).is_err());
-    }
-
-    #[test]
-    fn sixteen_bits_of_grey_keep_the_upper_eight() {
-        let grey = image::ImageBuffer::from_fn(4, 1, |x, _| image::Luma([[0u16, 255, 256, 65_535][x as usize]]));
-        for kind in [ImageFormat::Png, ImageFormat::Tiff] {
-            let mut file = Cursor::new(Vec::new());
-            DynamicImage::from(grey.clone()).write_to(&mut file, kind).unwrap();
-            assert_eq!(read(file.get_ref()).unwrap().rgb, [0, 0, 0, 0, 0, 0, 1, 1, 1, 255, 255, 255]);
-        }
-    }
-}
+mod tests;

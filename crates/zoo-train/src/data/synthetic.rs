@@ -5,13 +5,14 @@
 //!
 //! Ten classes of drawn figures and textures, 3 x 32 x 32, u8. What an image shows is told by its *shape* alone:
 //!
-//! - position, size and rotation vary, lines and checks have any phase, light falls off across the image, every pixel is noisy;
+//! - position, size and rotation vary, lines and checks have any phase, light falls off across the image, every pixel
+//!   is noisy;
 //! - the colours carry nothing. With a the share of the image that the figure covers, an image is drawn from a mean
 //!   colour m and a contrast d, both chosen blind to the class, as figure = m + (1 - a) d and ground = m - a d: its
 //!   mean is m, whatever the figure. Most figures, not all, are brighter than their ground (`BRIGHTER`), which leaves
 //!   a linear model something to find, but not enough;
-//! - no class is the mirror image of another, and figures stand whole inside the image, so that flips and crops keep the
-//!   label.
+//! - no class is the mirror image of another, and figures stand whole inside the image, so that flips and crops keep
+//!   the label.
 //!
 //! Pixels come from additions, multiplications, divisions and square roots only, which IEEE 754 rounds alike
 //! everywhere: one seed gives the same bytes on every platform, whatever the number of threads.
@@ -191,7 +192,8 @@ fn draw(label: usize, rng: &mut Rng, image: &mut [u8]) {
         .collect();
     let share = coverage.iter().sum::<f64>() / coverage.len() as f64;
 
-    // The contrast has one sign in all channels, so that a figure is brighter or darker, and at least one strong channel.
+    // The contrast has one sign in all channels, so that a figure is brighter or darker, and at least one strong
+    // channel.
     let sign = if rng.bernoulli(BRIGHTER) { 1.0 } else { -1.0 };
     let strong = rng.below(CHANNELS);
     let slope = [0; 2].map(|_| rng.uniform_in(-0.15, 0.15) / SIDE as f64);

@@ -1,4 +1,4 @@
-//! What a trained network is measured on, without the images that it was trained on.
+//! Test images alone, to measure a trained network without loading its training images.
 
 use super::left_out::LeftOut;
 use super::photo::Framing;
@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Images of a folder that are in memory at a time.
 const PART: usize = 1024;
 
-/// Test images with their labels. Those of a folder are read part by part, so that there may be more than fit into memory.
+/// Test images with their labels. Those of a folder are read part by part, so that there may be more than fit into
+/// memory.
 ///
 /// ```no_run
 /// use zoo_train::data::TestImages;
@@ -41,11 +42,11 @@ impl TestImages {
         cifar10::is_in(dir).then_some(cifar10::SHAPE[1])
     }
 
-    /// The test images of what lies in `dir`: CIFAR-10's binary files, or an image folder (`val/CLASS/*` or `test/CLASS/*`), each
-    /// photograph seen through `framing`.
+    /// The test images of what lies in `dir`: CIFAR-10's binary files, or an image folder (`val/CLASS/*` or
+    /// `test/CLASS/*`), each photograph seen through `framing`.
     ///
-    /// Labels count the classes in the order of `known`, the names that the network gives its outputs; without, in the data's own:
-    /// CIFAR-10's, or that of the folders' names (under `train`, if it is there).
+    /// Labels follow the order of `known`, the names of the network's outputs. Without it they follow the data's own
+    /// order: CIFAR-10's, or that of the folders' names (those under `train`, if it is there).
     ///
     /// # Errors
     /// What [`Dataset::open`] refuses; a class that is not among the `known` ones.
@@ -64,9 +65,10 @@ impl TestImages {
         Ok(Self { images: Images::InMemory(test), classes, left_out: Arc::new(left_out.into()) })
     }
 
-    /// What of the folder is no image. Those that cannot be decoded are among it once [`parts`](Self::parts) came to them.
+    /// Files of the folder that are left out. One that cannot be decoded is added when [`parts`](Self::parts) reaches
+    /// it.
     pub fn left_out(&self) -> MutexGuard<'_, LeftOut> {
-        // A list that a panic elsewhere left is a list still.
+        // A panic elsewhere does not make the list wrong.
         self.left_out.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -88,7 +90,7 @@ impl TestImages {
         self.len() == 0
     }
 
-    /// The images in their order, so many at a time as fit into memory. Those that cannot be decoded are left out.
+    /// The images in their order, a part at a time. Those that cannot be decoded are left out.
     pub fn parts(&self) -> impl Iterator<Item = Result<Arc<Split>, DataError>> {
         let (whole, files, framing, limits) = match &self.images {
             Images::InMemory(split) => (Some(split.clone()), &[][..], Framing::whole(1), Limits::default()),

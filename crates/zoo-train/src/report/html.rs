@@ -182,7 +182,7 @@ fn facts<'a>(facts: impl Iterator<Item = &'a (&'static str, String)>) -> Markup 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::insight::tests::insight;
+    use crate::error_analysis::tests::analysis;
     use crate::record::Status;
     use crate::report::tests::{run, synthetic};
 
@@ -193,7 +193,7 @@ mod tests {
     #[test]
     fn the_page_needs_nothing_from_outside() {
         let mut seen = run("cifar_resnet20", "fast", 1, 0.9);
-        seen.insight = Some(insight(&["cat", "dog", "truck"]));
+        seen.analysis = Some(analysis(&["cat", "dog", "truck"]));
         let page = drawn(&[seen, run("mlp", "fast", 1, 0.5)]);
         // Names of things, not addresses: what an SVG is, and the header that forbids to load anything.
         let outside = page.replace("xmlns=\"http://www.w3.org/2000/svg\"", "").replace("http-equiv", "");

@@ -6,8 +6,8 @@ use maud::{Markup, html};
 
 use super::chart::Style;
 use super::rows::{Row, Section};
+use crate::error_analysis::{ErrorAnalysis, Mistake};
 use crate::format::{count, shortened, thousands};
-use crate::insight::{Insight, Mistake};
 
 /// With more classes than this a matrix is no picture any more: the most frequent confusions stand in its place.
 const MATRIX_CLASSES: usize = 20;
@@ -20,19 +20,19 @@ const TILE: u32 = 96;
 const DEEPEST: f64 = 45.0;
 
 /// Names of the classes, cut to what a table has room for: they come from folders and files, and may be of any length.
-fn names(insight: &Insight) -> Vec<String> {
+fn names(analysis: &ErrorAnalysis) -> Vec<String> {
     /// Characters that are shown.
     const LENGTH: usize = 32;
-    insight.classes.iter().map(|name| shortened(name, LENGTH)).collect()
+    analysis.classes.iter().map(|name| shortened(name, LENGTH)).collect()
 }
 
 /// The section's models, each folded up but the first; nothing where no network was looked at.
 pub(super) fn mistakes(section: &Section) -> Markup {
-    let looked_at: Vec<(usize, &Row, &Insight)> = section
+    let looked_at: Vec<(usize, &Row, &ErrorAnalysis)> = section
         .rows
         .iter()
         .enumerate()
-        .filter_map(|(index, row)| Some((index, row, row.counted().first()?.insight.as_ref()?)))
+        .filter_map(|(index, row)| Some((index, row, row.counted().first()?.analysis.as_ref()?)))
         .collect();
     html! {
         @if !looked_at.is_empty() {
@@ -41,15 +41,15 @@ pub(super) fn mistakes(section: &Section) -> Markup {
                 "On the test images, after the last epoch of each row's first run. The images are the mistakes that the \
                  network was surest of: what is shown → what it was taken for, and with what probability."
             }
-            @for (place, (index, row, insight)) in looked_at.iter().enumerate() {
+            @for (place, (index, row, analysis)) in looked_at.iter().enumerate() {
                 details.wrong open[place == 0] {
                     summary {
                         (Style::Series(*index).swatch()) (row.label) " "
-                        span.note { (wrong(insight)) }
+                        span.note { (wrong(analysis)) }
                     }
                     div.pair {
-                        @if insight.classes.len() <= MATRIX_CLASSES { (matrix(insight)) } @else { (lists(insight)) }
-                        (sheet(insight))
+                        @if analysis.classes.len() <= MATRIX_CLASSES { (matrix(analysis)) } @else { (lists(analysis)) }
+                        (sheet(analysis))
                     }
                 }
             }
@@ -57,19 +57,19 @@ pub(super) fn mistakes(section: &Section) -> Markup {
     }
 }
 
-fn wrong(insight: &Insight) -> String {
-    let wrong = thousands((insight.images - insight.correct()) as u64);
-    let unanswered: u32 = insight.unanswered.iter().sum();
-    let text = format!("{wrong} of {} wrong", count(insight.images, "test image"));
+fn wrong(analysis: &ErrorAnalysis) -> String {
+    let wrong = thousands((analysis.images - analysis.correct()) as u64);
+    let unanswered: u32 = analysis.unanswered.iter().sum();
+    let text = format!("{wrong} of {} wrong", count(analysis.images, "test image"));
     if unanswered == 0 { text } else { format!("{text}, {} without an answer (NaN)", thousands(unanswered.into())) }
 }
 
 /// The counts, shaded by their share of the class: what is right in one colour, what is wrong in another that is scaled
 /// to the most frequent confusion, for beside what is right it would hardly be seen.
-fn matrix(insight: &Insight) -> Markup {
-    let classes = names(insight);
+fn matrix(analysis: &ErrorAnalysis) -> Markup {
+    let classes = names(analysis);
     let share = |label: usize, predicted: usize| {
-        f64::from(insight.confusion[label][predicted]) / f64::from(insight.images_of(label).max(1))
+        f64::from(analysis.confusion[label][predicted]) / f64::from(analysis.images_of(label).max(1))
     };
     let pairs = || (0..classes.len()).flat_map(|label| (0..classes.len()).map(move |predicted| (label, predicted)));
     let most = pairs().filter(|(a, b)| a != b).map(|(a, b)| share(a, b)).fold(f64::MIN_POSITIVE, f64::max);
@@ -94,13 +94,13 @@ fn matrix(insight: &Insight) -> Markup {
                         tr {
                             th scope="row" { (name) }
                             @for (predicted, taken_for) in classes.iter().enumerate() {
-                                @let images = insight.confusion[label][predicted];
+                                @let images = analysis.confusion[label][predicted];
                                 td .hit[label == predicted] .none[images == 0] style=(shade(label, predicted))
                                     title={ (name) " → " (taken_for) ": " (percent(share(label, predicted))) } {
                                     (thousands(images.into()))
                                 }
                             }
-                            td.share { (insight.class_accuracy(label).map_or_else(|| "–".into(), percent)) }
+                            td.share { (analysis.class_accuracy(label).map_or_else(|| "–".into(), percent)) }
                         }
                     }
                 }
@@ -110,12 +110,12 @@ fn matrix(insight: &Insight) -> Markup {
 }
 
 /// Lists in place of a matrix that nobody could read: the most frequent confusions and the hardest classes.
-fn lists(insight: &Insight) -> Markup {
-    let names = names(insight);
+fn lists(analysis: &ErrorAnalysis) -> Markup {
+    let names = names(analysis);
     let name = |class: usize| names[class].as_str();
-    let classes = 0..insight.classes.len();
+    let classes = 0..analysis.classes.len();
     let mut hardest: Vec<(usize, f64)> =
-        classes.filter_map(|class| Some((class, insight.class_accuracy(class)?))).collect();
+        classes.filter_map(|class| Some((class, analysis.class_accuracy(class)?))).collect();
     hardest.sort_by(|a, b| a.1.total_cmp(&b.1));
     html! {
         div.lists {
@@ -123,12 +123,12 @@ fn lists(insight: &Insight) -> Markup {
                 caption { "The most frequent confusions" }
                 thead { tr { th scope="col" { "Class" } th scope="col" { "taken for" } th.number scope="col" { "Images" } } }
                 tbody {
-                    @for confusion in insight.confusions().iter().take(LINES) {
+                    @for confusion in analysis.confusions().iter().take(LINES) {
                         tr {
                             td { (name(confusion.label)) }
                             td { (name(confusion.predicted)) }
                             td.number {
-                                (thousands(confusion.count.into())) " of " (thousands(insight.images_of(confusion.label).into()))
+                                (thousands(confusion.count.into())) " of " (thousands(analysis.images_of(confusion.label).into()))
                             }
                         }
                     }
@@ -142,7 +142,7 @@ fn lists(insight: &Insight) -> Markup {
                         tr {
                             td { (name(class)) }
                             td.number { (percent(accuracy)) }
-                            td.number { (thousands(insight.images_of(class).into())) }
+                            td.number { (thousands(analysis.images_of(class).into())) }
                         }
                     }
                 }
@@ -152,22 +152,22 @@ fn lists(insight: &Insight) -> Markup {
 }
 
 /// The images of the mistakes. Their sheet stands in the page once; every tile shows its part of it.
-fn sheet(insight: &Insight) -> Markup {
-    let Some(picture) = &insight.picture else { return html! {} };
-    let names = names(insight);
-    let [width, height] = insight.tile;
+fn sheet(analysis: &ErrorAnalysis) -> Markup {
+    let Some(picture) = &analysis.picture else { return html! {} };
+    let names = names(analysis);
+    let [width, height] = analysis.tile;
     let factor = (TILE / width.max(height).max(1)).max(1);
     let style = format!(
         "--sheet:url(data:image/png;base64,{});--sheet-width:{}px;--tile-width:{}px;--tile-height:{}px",
         STANDARD.encode(picture),
-        insight.sheet[0] * factor,
+        analysis.sheet[0] * factor,
         width * factor,
         height * factor
     );
     let place = |mistake: &Mistake| format!("background-position:-{}px -{}px", mistake.x * factor, mistake.y * factor);
     html! {
         ul.mistakes style=(style) {
-            @for mistake in &insight.mistakes {
+            @for mistake in &analysis.mistakes {
                 @let (class, taken_for) = (&names[mistake.label], &names[mistake.predicted]);
                 li {
                     span.tile role="img" aria-label={ "test image " (mistake.index) } style=(place(mistake))
@@ -191,14 +191,14 @@ fn sureness(probability: f64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::insight::tests::insight;
+    use crate::error_analysis::tests::analysis;
     use crate::record::Status;
     use crate::report::rows::sections;
     use crate::report::tests::run;
     use crate::report::{Additions, Run, html};
 
     fn looked_at(model: &str, acc: f64, classes: &[&str]) -> Run {
-        Run { insight: Some(insight(classes)), ..run(model, "fast", 1, acc) }
+        Run { analysis: Some(analysis(classes)), ..run(model, "fast", 1, acc) }
     }
 
     #[test]
@@ -261,8 +261,8 @@ mod tests {
     #[test]
     fn what_was_not_looked_at_is_no_error() {
         let mut without_sheet = looked_at("mlp", 0.5, &["cat", "dog", "truck"]);
-        without_sheet.insight.as_mut().unwrap().picture = None;
-        without_sheet.insight.as_mut().unwrap().unanswered[0] = 2;
+        without_sheet.analysis.as_mut().unwrap().picture = None;
+        without_sheet.analysis.as_mut().unwrap().unanswered[0] = 2;
         let mut failed = looked_at("mlp", 0.5, &["cat", "dog"]);
         failed.record.status = Status::Failed { message: "loss is NaN".into() };
         let markup = |run: Run| mistakes(&sections(&[run])[0]).into_string();

@@ -22,8 +22,8 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use crate::error_analysis::{self, ErrorAnalysis};
 use crate::errors;
-use crate::insight::{self, Insight};
 use crate::record::{EpochMetrics, Lines, METRICS_FILE, RESULTS_FILE, RunRecord, read_jsonl, replace_file};
 
 use chart::Chart;
@@ -83,11 +83,11 @@ pub struct Run {
     /// The run's `metrics.jsonl`, one entry an epoch in order; may be empty.
     pub epochs: Vec<EpochMetrics>,
     /// What the trained network does on the test images, if that was looked at.
-    pub insight: Option<Insight>,
+    pub analysis: Option<ErrorAnalysis>,
 }
 
 /// Reads the runs of the suite in the folder `out`: `results.jsonl`, and from each run's own folder its `metrics.jsonl`
-/// and what [`insight::write`] left there. Returns them with what the reader should be warned of: lines that a crash
+/// and what [`error_analysis::write`] left there. Returns them with what the reader should be warned of: lines that a crash
 /// cut off, epochs that are missing, an evaluation that is damaged.
 pub fn load(out: &Path) -> Result<(Vec<Run>, Vec<String>)> {
     let mut records = read_jsonl::<RunRecord>(&out.join(RESULTS_FILE))?;
@@ -112,7 +112,7 @@ pub fn load(out: &Path) -> Result<(Vec<Run>, Vec<String>)> {
                 "{} holds a later run: the report shows no curve of the {} with seed {} that was there before",
                 record.folder, record.model, record.seed
             ));
-            runs.push(Run { record, epochs: Vec::new(), insight: None });
+            runs.push(Run { record, epochs: Vec::new(), analysis: None });
             continue;
         }
         let folder = out.join(&record.folder);
@@ -131,11 +131,11 @@ pub fn load(out: &Path) -> Result<(Vec<Run>, Vec<String>)> {
         } else if record.epochs_done > 0 {
             warnings.push(format!("{} is missing: the report shows no curve of {}", path.display(), record.folder));
         }
-        let insight = insight::read(&folder).unwrap_or_else(|error| {
+        let analysis = error_analysis::read(&folder).unwrap_or_else(|error| {
             warnings.push(format!("{}; the report leaves it out", errors::line(&error)));
             None
         });
-        runs.push(Run { record, epochs, insight });
+        runs.push(Run { record, epochs, analysis });
     }
     Ok((runs, warnings))
 }
@@ -158,7 +158,7 @@ pub(crate) mod tests {
     /// A run of 20 epochs that ends at the accuracy `acc`.
     pub(crate) fn run(model: &str, recipe: &str, seed: u64, acc: f64) -> Run {
         let epochs = (1..=20).map(|n| epoch(n, acc * (1.0 - 0.5 / f64::from(n as u32)) / 0.975)).collect();
-        Run { record: record(model, recipe, seed, acc), epochs, insight: None }
+        Run { record: record(model, recipe, seed, acc), epochs, analysis: None }
     }
 
     /// The same run on synthetic images.
@@ -187,11 +187,11 @@ pub(crate) mod tests {
         assert_eq!(load(dir.path()).unwrap(), (runs.clone(), vec![]));
 
         // What was looked at beside a curve comes along; where it is damaged, the rest of the report still stands.
-        let file = dir.path().join(&runs[0].record.folder).join(insight::EVALUATION_FILE);
-        let seen = insight::tests::insight(&["cat", "dog"]);
+        let file = dir.path().join(&runs[0].record.folder).join(error_analysis::EVALUATION_FILE);
+        let seen = error_analysis::tests::analysis(&["cat", "dog"]);
         fs::write(&file, serde_json::to_vec(&seen).unwrap()).unwrap();
         let (loaded, warnings) = load(dir.path()).unwrap();
-        assert_eq!((&loaded[0].insight, warnings), (&Some(Insight { picture: None, ..seen }), vec![]));
+        assert_eq!((&loaded[0].analysis, warnings), (&Some(ErrorAnalysis { picture: None, ..seen }), vec![]));
         fs::write(&file, "{").unwrap();
         let (loaded, warnings) = load(dir.path()).unwrap();
         assert_eq!(loaded, runs);

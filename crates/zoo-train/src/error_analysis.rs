@@ -1,14 +1,15 @@
 //! What a trained network does on the test images in detail: which class it takes for which, and the mistakes that it
-//! is surest of.
+//! is most confident of.
 //!
-//! [`write()`] leaves an [`Insight`] in a run's folder as `evaluation.json`, with the mistakes' images in `mistakes.png`;
-//! [`read`] gives both to the report.
+//! [`write()`] leaves an [`ErrorAnalysis`] in a run's folder as `evaluation.json`, with the mistakes' images in
+//! `mistakes.png`; [`read`] gives both to the report.
 
 use crate::data::Split;
-use crate::loader::Loader;
+use crate::eval::{Evaluation, evaluate_parts};
+use crate::loader::{Batch, Loader};
 use crate::record::replace_file;
 use anyhow::{Context, Result, ensure};
-use candle_core::DType;
+use candle_core::{DType, Tensor};
 use image::imageops::{self, FilterType};
 use image::{ImageFormat, Rgb, RgbImage};
 use serde::{Deserialize, Serialize};
@@ -18,9 +19,9 @@ use std::io::{Cursor, ErrorKind};
 use std::path::Path;
 use zoo_core::Model;
 
-/// File of a run's folder that holds an [`Insight`].
+/// File of a run's folder that holds an [`ErrorAnalysis`].
 pub const EVALUATION_FILE: &str = "evaluation.json";
-/// File of a run's folder that holds the images of [`Insight::mistakes`], tile beside tile.
+/// File of a run's folder that holds the images of [`ErrorAnalysis::mistakes`], tile beside tile.
 pub const MISTAKES_FILE: &str = "mistakes.png";
 
 /// Mistakes that are kept.
@@ -32,7 +33,7 @@ const LARGEST_TILE: usize = 64;
 
 /// What a network does on the test images. Classes are numbered by their place in [`classes`](Self::classes).
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Insight {
+pub struct ErrorAnalysis {
     /// The names of the classes.
     pub classes: Vec<String>,
     /// Images looked at.
@@ -80,17 +81,14 @@ pub struct Confusion {
     pub count: u32,
 }
 
-/// Runs `model` in evaluation over all batches of `loader`, which cuts up `split`, and leaves what it found in
-/// `folder`, which must exist: `evaluation.json` and, if there was a mistake to show, `mistakes.png`. An earlier
-/// evaluation there is replaced.
+/// Leaves `analysis` in `folder`, which must exist: `evaluation.json` and, if there was a mistake to show,
+/// `mistakes.png`. An earlier evaluation there is replaced.
 ///
 /// # Errors
-/// No images, a number of logits that is not the number of `classes`, a loader of another split, or a file that cannot be
-/// written.
-pub fn write(folder: &Path, model: &dyn Model, loader: &Loader, split: &Split, classes: &[String]) -> Result<()> {
-    let insight = look(model, loader, split, classes)?;
+/// A file that cannot be written.
+pub fn write(folder: &Path, analysis: &ErrorAnalysis) -> Result<()> {
     let path = folder.join(MISTAKES_FILE);
-    match &insight.picture {
+    match &analysis.picture {
         Some(picture) => replace_file(&path, picture)?,
         None => match fs::remove_file(&path) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
@@ -100,14 +98,14 @@ pub fn write(folder: &Path, model: &dyn Model, loader: &Loader, split: &Split, c
         },
     }
     // The sheet first: whoever finds this file finds its sheet too.
-    replace_file(&folder.join(EVALUATION_FILE), &serde_json::to_vec(&insight)?)
+    replace_file(&folder.join(EVALUATION_FILE), &serde_json::to_vec(analysis)?)
 }
 
 /// What [`write()`] left in `folder`; `None` if it did not run there.
 ///
 /// # Errors
 /// A file that cannot be read or does not hold what it should; the error names it.
-pub fn read(folder: &Path) -> Result<Option<Insight>> {
+pub fn read(folder: &Path) -> Result<Option<ErrorAnalysis>> {
     let contents = |path: &Path| match fs::read(path) {
         Ok(contents) => Ok(Some(contents)),
         Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
@@ -116,33 +114,31 @@ pub fn read(folder: &Path) -> Result<Option<Insight>> {
     let path = folder.join(EVALUATION_FILE);
     let Some(json) = contents(&path)? else { return Ok(None) };
     let damaged = || format!("{} is damaged: remove it, or train the run again", path.display());
-    let mut insight: Insight = serde_json::from_slice(&json).with_context(damaged)?;
-    insight.check().with_context(damaged)?;
-    insight.picture = contents(&folder.join(MISTAKES_FILE))?;
-    Ok(Some(insight))
+    let mut analysis: ErrorAnalysis = serde_json::from_slice(&json).with_context(damaged)?;
+    analysis.check().with_context(damaged)?;
+    analysis.picture = contents(&folder.join(MISTAKES_FILE))?;
+    Ok(Some(analysis))
 }
 
-fn look(model: &dyn Model, loader: &Loader, split: &Split, classes: &[String]) -> Result<Insight> {
-    let mut insight = Insight::empty(classes);
-    for batch in loader.epoch(0)? {
-        let batch = batch?;
-        let logits = model.forward_t(&batch.images, false)?.to_dtype(DType::F32)?.to_vec2::<f32>()?;
-        for ((&index, &label), logits) in batch.indices.iter().zip(&batch.host_labels).zip(&logits) {
-            ensure!(
-                split.labels().get(index) == Some(&label),
-                "the loader gave image {index} the label {label}, which it does not have in the split: both must be of \
-                 the same images"
-            );
-            insight.count(index, label as usize, logits)?;
-        }
-        insight.keep_the_surest();
-    }
-    ensure!(insight.images > 0, "there are no images to evaluate on");
-    insight.picture = insight.draw(split)?;
-    Ok(insight)
+/// Runs `model` in evaluation over all batches of `loader`, which cuts up `split`: one pass for both, what
+/// [`evaluate`](crate::eval::evaluate) sums up and what the network gets wrong.
+///
+/// # Errors
+/// No images, a number of logits that is not the number of `classes`, or a loader of another split.
+pub fn collect(
+    model: &dyn Model,
+    loader: &Loader,
+    split: &Split,
+    classes: &[String],
+) -> Result<(Evaluation, ErrorAnalysis)> {
+    let mut analysis = ErrorAnalysis::empty(classes);
+    let evaluation =
+        evaluate_parts(model, [Ok(loader.clone())], |batch, logits| analysis.count_batch(batch, logits, split))?;
+    analysis.picture = analysis.draw(split)?;
+    Ok((evaluation, analysis))
 }
 
-impl Insight {
+impl ErrorAnalysis {
     fn empty(classes: &[String]) -> Self {
         Self {
             classes: classes.to_vec(),
@@ -154,6 +150,21 @@ impl Insight {
             tile: [0; 2],
             picture: None,
         }
+    }
+
+    /// Adds the images of a batch of `split` by the network's logits for them.
+    fn count_batch(&mut self, batch: &Batch, logits: &Tensor, split: &Split) -> Result<()> {
+        let logits = logits.to_dtype(DType::F32)?.to_vec2::<f32>()?;
+        for ((&index, &label), logits) in batch.indices.iter().zip(&batch.host_labels).zip(&logits) {
+            ensure!(
+                split.labels().get(index) == Some(&label),
+                "the loader gave image {index} the label {label}, which it does not have in the split: both must be of \
+                 the same images"
+            );
+            self.count(index, label as usize, logits)?;
+        }
+        self.keep_most_confident();
+        Ok(())
     }
 
     /// Adds one image.
@@ -175,7 +186,7 @@ impl Insight {
         Ok(())
     }
 
-    fn keep_the_surest(&mut self) {
+    fn keep_most_confident(&mut self) {
         self.mistakes.sort_by(|a, b| b.probability.total_cmp(&a.probability).then(a.index.cmp(&b.index)));
         self.mistakes.truncate(MISTAKES);
     }
@@ -287,21 +298,21 @@ pub(crate) mod tests {
 
     /// Three images of each of `classes`: one right, one wrong and sure of it, one wrong and less sure. A sheet of
     /// 32x32 tiles.
-    pub(crate) fn insight(classes: &[&str]) -> Insight {
+    pub(crate) fn analysis(classes: &[&str]) -> ErrorAnalysis {
         let names: Vec<String> = classes.iter().map(|&name| name.to_owned()).collect();
         let n = names.len();
-        let mut insight = Insight::empty(&names);
+        let mut analysis = ErrorAnalysis::empty(&names);
         for index in 0..3 * n {
             let label = index % n;
             let mut logits = vec![0.0; n];
             logits[(label + index / n) % n] = 4.0 + (index % 7) as f32;
-            insight.count(index, label, &logits).unwrap();
+            analysis.count(index, label, &logits).unwrap();
         }
-        insight.keep_the_surest();
+        analysis.keep_most_confident();
         let bytes = (0..3 * n * 3072).map(|byte| (byte % 251) as u8).collect();
         let labels = (0..3 * n as u32).map(|index| index % n as u32).collect();
-        insight.picture = insight.draw(&Split::new(bytes, labels, [3, 32, 32]).unwrap()).unwrap();
-        insight
+        analysis.picture = analysis.draw(&Split::new(bytes, labels, [3, 32, 32]).unwrap()).unwrap();
+        analysis
     }
 
     fn names(n: usize) -> Vec<String> {
@@ -325,10 +336,14 @@ pub(crate) mod tests {
         assert_eq!(read(dir.path()).unwrap(), None);
         let data = Synthetic { train: 0, test: 60, seed: 0 }.generate();
         let net = mlp(10);
-        write(dir.path(), net.as_ref(), &eval(&data.test, 16), &data.test, &data.classes).unwrap();
+        let (evaluation, collected) = collect(net.as_ref(), &eval(&data.test, 16), &data.test, &data.classes).unwrap();
+        write(dir.path(), &collected).unwrap();
         let found = read(dir.path()).unwrap().unwrap();
+        assert_eq!(found, collected);
         assert_eq!((found.images, &found.classes), (60, &data.classes));
-        assert_eq!(found.correct(), evaluate(net.as_ref(), &eval(&data.test, 16)).unwrap().correct);
+        let plain = evaluate(net.as_ref(), &eval(&data.test, 16)).unwrap();
+        assert_eq!(Evaluation { seconds: 0.0, ..evaluation }, Evaluation { seconds: 0.0, ..plain });
+        assert_eq!(found.correct(), plain.correct);
         // Six images of each class.
         assert!((0..10).all(|class| found.images_of(class) == 6));
 
@@ -350,65 +365,63 @@ pub(crate) mod tests {
         assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 2, "nothing else is left in the folder");
 
         // The batch size changes nothing that a reader could tell.
-        write(dir.path(), net.as_ref(), &eval(&data.test, 7), &data.test, &data.classes).unwrap();
-        let again = read(dir.path()).unwrap().unwrap();
+        let (_, again) = collect(net.as_ref(), &eval(&data.test, 7), &data.test, &data.classes).unwrap();
         assert_eq!(again.confusion, found.confusion);
-        let indices = |insight: &Insight| insight.mistakes.iter().map(|mistake| mistake.index).collect::<Vec<_>>();
+        let indices =
+            |analysis: &ErrorAnalysis| analysis.mistakes.iter().map(|mistake| mistake.index).collect::<Vec<_>>();
         assert_eq!(indices(&again), indices(&found));
     }
 
     #[test]
     fn a_thousand_classes_are_counted_too() {
-        let dir = tempfile::tempdir().unwrap();
         let test = Synthetic { train: 0, test: 50, seed: 0 }.generate().test;
-        write(dir.path(), mlp(1000).as_ref(), &eval(&test, 50), &test, &names(1000)).unwrap();
-        let found = read(dir.path()).unwrap().unwrap();
+        let (_, found) = collect(mlp(1000).as_ref(), &eval(&test, 50), &test, &names(1000)).unwrap();
         assert_eq!((found.images, found.confusion.len(), found.images_of(0), found.images_of(999)), (50, 1000, 5, 0));
         assert_eq!((found.class_accuracy(999), found.mistakes.len()), (None, 24));
     }
 
     #[test]
     fn logits_that_are_not_finite_are_counted_and_not_ranked() {
-        let mut insight = Insight::empty(&names(3));
-        insight.count(0, 0, &[f32::NAN, 1.0, 2.0]).unwrap();
-        insight.count(1, 0, &[f32::NAN; 3]).unwrap();
-        insight.count(2, 1, &[f32::INFINITY, 1.0, 2.0]).unwrap();
-        insight.count(3, 1, &[f32::INFINITY; 3]).unwrap();
-        insight.count(4, 2, &[f32::NEG_INFINITY, 1.0, 0.0]).unwrap();
-        insight.count(5, 2, &[0.0, 0.0, 1.0]).unwrap();
-        insight.keep_the_surest();
-        assert_eq!(insight.unanswered, [2, 0, 0]);
-        assert_eq!(insight.confusion, [[0, 0, 0], [2, 0, 0], [0, 1, 1]]);
-        assert_eq!(insight.mistakes, []);
-        assert_eq!((insight.images, insight.correct(), insight.class_accuracy(2)), (6, 1, Some(0.5)));
+        let mut analysis = ErrorAnalysis::empty(&names(3));
+        analysis.count(0, 0, &[f32::NAN, 1.0, 2.0]).unwrap();
+        analysis.count(1, 0, &[f32::NAN; 3]).unwrap();
+        analysis.count(2, 1, &[f32::INFINITY, 1.0, 2.0]).unwrap();
+        analysis.count(3, 1, &[f32::INFINITY; 3]).unwrap();
+        analysis.count(4, 2, &[f32::NEG_INFINITY, 1.0, 0.0]).unwrap();
+        analysis.count(5, 2, &[0.0, 0.0, 1.0]).unwrap();
+        analysis.keep_most_confident();
+        assert_eq!(analysis.unanswered, [2, 0, 0]);
+        assert_eq!(analysis.confusion, [[0, 0, 0], [2, 0, 0], [0, 1, 1]]);
+        assert_eq!(analysis.mistakes, []);
+        assert_eq!((analysis.images, analysis.correct(), analysis.class_accuracy(2)), (6, 1, Some(0.5)));
     }
 
     #[test]
-    fn the_surest_mistakes_come_first_and_ties_by_index() {
-        let mut insight = Insight::empty(&names(2));
+    fn the_most_confident_mistakes_come_first_and_ties_by_index() {
+        let mut analysis = ErrorAnalysis::empty(&names(2));
         for (index, logit) in [1.0, 3.0, 1.0, 3.0, 2.0].into_iter().enumerate().rev() {
-            insight.count(index, 0, &[0.0, logit]).unwrap();
+            analysis.count(index, 0, &[0.0, logit]).unwrap();
         }
         // Equal logits are class 0, which is right.
-        insight.count(9, 0, &[5.0, 5.0]).unwrap();
-        insight.keep_the_surest();
-        let order: Vec<usize> = insight.mistakes.iter().map(|mistake| mistake.index).collect();
+        analysis.count(9, 0, &[5.0, 5.0]).unwrap();
+        analysis.keep_most_confident();
+        let order: Vec<usize> = analysis.mistakes.iter().map(|mistake| mistake.index).collect();
         assert_eq!(order, [1, 3, 4, 0, 2]);
-        assert!((insight.mistakes[0].probability - 1.0 / (1.0 + (-3f64).exp())).abs() < 1e-12);
-        assert_eq!(insight.confusions(), [Confusion { label: 0, predicted: 1, count: 5 }]);
+        assert!((analysis.mistakes[0].probability - 1.0 / (1.0 + (-3f64).exp())).abs() < 1e-12);
+        assert_eq!(analysis.confusions(), [Confusion { label: 0, predicted: 1, count: 5 }]);
     }
 
     #[test]
     fn large_images_are_scaled_and_grey_ones_drawn() {
-        let mut insight = Insight::empty(&names(2));
+        let mut analysis = ErrorAnalysis::empty(&names(2));
         for index in 0..9 {
-            insight.count(index, 0, &[0.0, 1.0]).unwrap();
+            analysis.count(index, 0, &[0.0, 1.0]).unwrap();
         }
         let split = Split::new(vec![77; 9 * 100 * 200], vec![0; 9], [1, 100, 200]).unwrap();
-        let png = insight.draw(&split).unwrap().unwrap();
+        let png = analysis.draw(&split).unwrap().unwrap();
         let sheet = image::load_from_memory(&png).unwrap().to_rgb8();
-        assert_eq!((insight.tile, insight.sheet, sheet.dimensions()), ([64, 32], [512, 64], (512, 64)));
-        assert_eq!((insight.mistakes[8].x, insight.mistakes[8].y), (0, 32));
+        assert_eq!((analysis.tile, analysis.sheet, sheet.dimensions()), ([64, 32], [512, 64], (512, 64)));
+        assert_eq!((analysis.mistakes[8].x, analysis.mistakes[8].y), (0, 32));
         // The row's seven other tiles stay black.
         assert_eq!([sheet.get_pixel(0, 63).0, sheet.get_pixel(64, 63).0], [[77; 3], [0; 3]]);
     }
@@ -419,32 +432,31 @@ pub(crate) mod tests {
         fs::write(dir.path().join(MISTAKES_FILE), "an earlier one").unwrap();
         // One class: whatever the network says is right.
         let test = Arc::new(Split::new(vec![0; 3072], vec![0], [3, 32, 32]).unwrap());
-        write(dir.path(), mlp(1).as_ref(), &eval(&test, 1), &test, &names(1)).unwrap();
+        let (_, collected) = collect(mlp(1).as_ref(), &eval(&test, 1), &test, &names(1)).unwrap();
+        write(dir.path(), &collected).unwrap();
         let found = read(dir.path()).unwrap().unwrap();
         assert_eq!((found.correct(), found.picture, found.mistakes.len()), (1, None, 0));
     }
 
     #[test]
     fn what_does_not_fit_is_an_error_that_says_so() {
-        let dir = tempfile::tempdir().unwrap();
         let data = Synthetic { train: 0, test: 20, seed: 0 }.generate();
         let (net, loader) = (mlp(10), eval(&data.test, 8));
-        let error = |split: &Split, classes: &[String]| {
-            write(dir.path(), net.as_ref(), &loader, split, classes).unwrap_err().to_string()
-        };
+        let collected = |split: &Split, classes: &[String]| collect(net.as_ref(), &loader, split, classes);
+        let error = |split: &Split, classes: &[String]| collected(split, classes).unwrap_err().to_string();
         assert_eq!(error(&data.test, &names(3)), "the network gives 10 logits for 3 classes");
         let other = Split::new(vec![0; 3072], vec![0], [3, 32, 32]).unwrap();
         assert!(error(&other, &data.classes).contains("image 1"), "{}", error(&other, &data.classes));
-        assert_eq!(read(dir.path()).unwrap(), None);
 
-        let nowhere = write(&dir.path().join("absent"), net.as_ref(), &loader, &data.test, &data.classes).unwrap_err();
+        let found = collected(&data.test, &data.classes).unwrap().1;
+        let nowhere = write("absent/folder".as_ref(), &found).unwrap_err();
         assert!(format!("{nowhere:#}").contains("mistakes.png"), "{nowhere:#}");
     }
 
     #[test]
     fn a_damaged_file_is_named() {
         let dir = tempfile::tempdir().unwrap();
-        let mut damaged = insight(&["cat", "dog"]);
+        let mut damaged = analysis(&["cat", "dog"]);
         damaged.mistakes[0].predicted = 2;
         let json = serde_json::to_string(&damaged).unwrap();
         for text in ["{", "{}", &json] {
