@@ -21,8 +21,10 @@ pub(crate) struct Row {
     pub kept: &'static [usize],
     run: fn(&Call) -> Result<Option<Tensor>>,
     /// The same on maps that stand one behind the other and are not joined.
-    pub on_concat: Option<fn(&[Arc<dyn Layer>], &ConcatView, bool) -> Result<Tensor>>,
+    pub on_concat: Option<OnConcat>,
 }
+
+type OnConcat = fn(&[Arc<dyn Layer>], &ConcatView, bool) -> Result<Tensor>;
 
 impl fmt::Debug for Row {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {

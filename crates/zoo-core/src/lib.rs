@@ -1,9 +1,9 @@
 //! Layers for Candle that train right and fast: what every network of the zoo is built from, and yours can be.
 //!
-//! Stock candle 0.11 gives wrong gradients for pooling and ReLU, cuts the graph at its LayerNorm and cannot be seeded on
-//! the CPU. This crate has its own operations ([`ops`]) with gradients held to PyTorch's, layers on top of them, seeded
-//! initialisation and dropout ([`rng`], [`init`]), and the store that a network's tensors live in ([`vars`]). Candle's
-//! `Tensor`, autograd and `Var` stay the interface.
+//! Stock candle 0.11 gives wrong gradients for pooling and ReLU, cuts the graph at its LayerNorm and cannot be seeded
+//! on the CPU. This crate has its own operations ([`ops`]) with gradients held to PyTorch's, layers on top of them,
+//! seeded initialisation and dropout ([`rng`], [`init`]), and the store that a network's tensors live in ([`vars`]).
+//! Candle's `Tensor`, autograd and `Var` stay the interface.
 //!
 //! # Write your own network, train it, save it
 //!
@@ -70,17 +70,17 @@
 //! | [`DenseBlock::new`]`(layers, reader, name)` | every layer reads the maps of all before it: DenseNet |
 //! | [`Stages`] | the network's stages with their names, for [`Model::forward_intermediates`] |
 //!
-//! Any type that has candle's `ModuleT` and `Debug` is a layer of these, yours too. Implement [`Model`] to have the rest of
-//! the zoo take your network: `forward_features`, `pre_logits` and the classifier are yours, the pass as a whole is the
-//! trait's.
+//! Any type that has candle's `ModuleT` and `Debug` is a layer of these, yours too. Implement [`Model`] to have the
+//! rest of the zoo take your network: `forward_features`, `pre_logits` and the classifier are yours, the pass as a
+//! whole is the trait's.
 //!
 //! # What must go through `foreign_op`
 //!
 //! In training a network runs on a tape, which knows the operations of this crate. An operation of candle's own on a
 //! tensor that depends on the input goes through [`tape::foreign_op`], which differentiates it by candle's graph:
-//! `tape::foreign_op(&[&xs], |xs| xs[0].sqr())`. Forgotten, it ends the pass with an error that says so. On weights alone
-//! (`weight * 2.0`), and in evaluation, nothing of the kind is needed. Between layers, wrap it in [`trace::op`] besides, so
-//! that graphs, tables and multiply-adds have no gap.
+//! `tape::foreign_op(&[&xs], |xs| xs[0].sqr())`. Forgotten, it ends the pass with an error that says so. On weights
+//! alone (`weight * 2.0`), and in evaluation, nothing of the kind is needed. Between layers, wrap it in [`trace::op`]
+//! besides, so that graphs, tables and multiply-adds have no gap.
 #![deny(missing_docs)]
 
 pub mod init;

@@ -35,7 +35,7 @@ pub enum Length {
 /// use zoo_train::recipe::{Overrides, Recipe};
 /// let recipe = Recipe::named("modern-200")?;
 /// let short = recipe.with(&Overrides { epochs: Some(20), ..Overrides::default() })?;
-/// let extent = short.extent(4_000)?;
+/// let extent = short.step_count(4_000)?;
 /// assert_eq!((extent.steps_per_epoch, extent.total_steps), (32, 640));
 /// // The cosine spans the shortened run.
 /// let lr = short.schedule.over(short.lr, extent);
@@ -179,7 +179,7 @@ impl Recipe {
     ///
     /// # Errors
     /// So few images that an epoch has no step.
-    pub fn extent(&self, images: usize) -> Result<StepCount> {
+    pub fn step_count(&self, images: usize) -> Result<StepCount> {
         let per_epoch = if self.drop_last { images / self.batch } else { images.div_ceil(self.batch) };
         ensure!(
             per_epoch > 0,
@@ -201,7 +201,7 @@ impl Recipe {
     /// # Errors
     /// As [`Recipe::extent`].
     pub fn epochs(&self, images: usize) -> Result<usize> {
-        let extent = self.extent(self.train_images(images))?;
+        let extent = self.step_count(self.train_images(images))?;
         Ok((extent.total_steps / extent.steps_per_epoch) as usize)
     }
 }
@@ -247,7 +247,7 @@ mod tests {
         let overrides = Overrides { epochs: Some(20), batch: Some(100), lr: Some(0.05), ..Overrides::NONE };
         let recipe = Recipe::named("resnet-paper").unwrap();
         let short = recipe.with(&overrides).unwrap();
-        let extent = short.extent(3_600).unwrap();
+        let extent = short.step_count(3_600).unwrap();
         assert_eq!((extent.steps_per_epoch, extent.total_steps), (36, 720));
         let lr = short.schedule.over(short.lr, extent);
         assert!(lr.at(359) == 0.05 && lr.at(360) < 0.01 && lr.at(540) < 0.001);
@@ -258,7 +258,7 @@ mod tests {
         let template = Recipe::named("template-600").unwrap();
         for (epochs, steps) in [(20, 16), (5, 4)] {
             let recipe = template.with(&Overrides { epochs: Some(epochs), ..Overrides::default() }).unwrap();
-            let lr = recipe.schedule.over(recipe.lr, recipe.extent(4_000).unwrap());
+            let lr = recipe.schedule.over(recipe.lr, recipe.step_count(4_000).unwrap());
             assert!(lr.at(steps - 2) < 1e-3 && lr.at(steps - 1) == 1e-3, "{epochs} epochs");
         }
     }
@@ -278,9 +278,9 @@ mod tests {
     #[test]
     fn what_cannot_train_is_an_error() {
         let recipe = Recipe::named("template-600").unwrap();
-        let error = recipe.extent(499).unwrap_err().to_string();
+        let error = recipe.step_count(499).unwrap_err().to_string();
         assert!(error.contains("499") && error.contains("500"), "{error}");
-        assert!(Recipe::named("modern-200").unwrap().extent(0).is_err());
+        assert!(Recipe::named("modern-200").unwrap().step_count(0).is_err());
         for bad in [
             Overrides { epochs: Some(0), ..Overrides::default() },
             Overrides { epochs: Some(usize::MAX), ..Overrides::default() },

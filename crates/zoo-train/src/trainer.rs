@@ -235,7 +235,7 @@ impl<'a> Run<'a> {
         let data = data.clone().limit(images);
         let transform = std::sync::Arc::new(Transform::new(&recipe.normalize, &data.train)?);
         let metadata = metadata(job.model, &recipe, &transform, &data.classes)?;
-        let extent = recipe.extent(images)?;
+        let extent = recipe.step_count(images)?;
         let train = Loader::train(data.train, transform.clone(), recipe.augment, recipe.batch, job.seed, &job.device)?
             .drop_last(recipe.drop_last);
         let test = Loader::eval(data.test, transform, EVAL_BATCH, &job.device)?;

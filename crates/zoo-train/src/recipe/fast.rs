@@ -95,7 +95,7 @@ mod tests {
             assert!(matches!(fast(model).optimizer, OptimizerConfig::Sgd { nesterov: true, .. }), "{model}");
         }
         // Up, then down to nothing, step by step.
-        let extent = fifteen.extent(50_000).unwrap();
+        let extent = fifteen.step_count(50_000).unwrap();
         let lr = fifteen.schedule.over(fifteen.lr, extent);
         let peak = extent.total_steps / 10;
         assert!(lr.at(0) < 0.001 && lr.at(peak) == 0.1 && lr.at(extent.total_steps - 1) < 0.0001);

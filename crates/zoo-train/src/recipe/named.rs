@@ -184,7 +184,7 @@ mod tests {
     fn the_papers_iterations_come_out() {
         let recipe = Recipe::named("resnet-paper").unwrap();
         assert_eq!(recipe.train_images(50_000), 45_000);
-        let extent = recipe.extent(45_000).unwrap();
+        let extent = recipe.step_count(45_000).unwrap();
         assert_eq!((extent.steps_per_epoch, extent.total_steps), (352, 64_064)); // 182 whole epochs
         let lr = recipe.schedule.over(recipe.lr, extent);
         let drops: Vec<u64> = (1..64_064).filter(|&step| lr.at(step) < lr.at(step - 1)).collect();

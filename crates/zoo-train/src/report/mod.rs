@@ -87,8 +87,8 @@ pub struct Run {
 }
 
 /// Reads the runs of the suite in the folder `out`: `results.jsonl`, and from each run's own folder its `metrics.jsonl`
-/// and what [`error_analysis::write`] left there. Returns them with what the reader should be warned of: lines that a crash
-/// cut off, epochs that are missing, an evaluation that is damaged.
+/// and what [`error_analysis::write`] left there. Returns them with what the reader should be warned of: lines that a
+/// crash cut off, epochs that are missing, an evaluation that is damaged.
 pub fn load(out: &Path) -> Result<(Vec<Run>, Vec<String>)> {
     let mut records = read_jsonl::<RunRecord>(&out.join(RESULTS_FILE))?;
     let mut warnings: Vec<String> = records.warning.into_iter().collect();

@@ -58,11 +58,11 @@ fn named(run: &Run) -> Option<Recipe> {
     let mut recipe = Recipe::named(&record.recipe).ok()?.adapted_to(&record.model).with(&changes).ok()?;
     let images = record.data.train_images;
     recipe.drop_last |= recipe.leaves_one_image(images);
-    let extent = recipe.extent(images).ok()?;
+    let extent = recipe.step_count(images).ok()?;
     if extent.total_steps != record.epochs as u64 * extent.steps_per_epoch {
         recipe.length = Length::Epochs(record.epochs);
     }
-    let rates = recipe.schedule.over(recipe.lr, recipe.extent(images).ok()?);
+    let rates = recipe.schedule.over(recipe.lr, recipe.step_count(images).ok()?);
     let measured = |epoch: &EpochMetrics| epoch.step.checked_sub(1).map(|step| rates.at(step)) == Some(epoch.lr);
     (recipe.batch == record.batch && !run.epochs.is_empty() && run.epochs.iter().all(measured)).then_some(recipe)
 }
@@ -177,7 +177,7 @@ pub(super) fn rates(rows: &[(Style, &Row)], title: String) -> Option<Chart> {
             };
         let known = Known::of(run);
         let extent =
-            known.recipe().and_then(|recipe| Some((recipe, recipe.extent(run.record.data.train_images).ok()?)));
+            known.recipe().and_then(|recipe| Some((recipe, recipe.step_count(run.record.data.train_images).ok()?)));
         let points = match extent {
             Some((recipe, extent)) => {
                 let rates = recipe.schedule.over(recipe.lr, extent);
@@ -227,7 +227,7 @@ mod tests {
         let mut run = run(model, recipe, 1, 0.5);
         let changes = Overrides { epochs: Some(epochs), ..Overrides::NONE };
         let recipe = Recipe::named(recipe).unwrap().adapted_to(model).with(&changes).unwrap();
-        let extent = recipe.extent(50_000).unwrap();
+        let extent = recipe.step_count(50_000).unwrap();
         let rates = recipe.schedule.over(recipe.lr, extent);
         run.epochs.truncate(epochs);
         for epoch in &mut run.epochs {
