@@ -93,7 +93,7 @@ pub struct Position {
 pub struct Tensors {
     /// Parameters and running statistics, by key.
     pub model: BTreeMap<String, Tensor>,
-    /// The optimizer's state, see [`Optimizer::state`](crate::optim::Optimizer::state).
+    /// The optimizer's state, see [`Optimizer::state`].
     pub optimizer: BTreeMap<String, Tensor>,
 }
 
