@@ -28,7 +28,7 @@ fn build(name: &str, settings: &str, image: usize, store: &VarStore) -> Result<B
         }
         "vgg11 hidden 256" | "vgg13_bn hidden 256" => {
             use zoo::cnn::vgg::{Config, Head, Vgg};
-            let config = if settings.contains("_bn") { Config::vgg13_bn() } else { Config::vgg11() };
+            let config = if settings.contains("_bn") { Config::vgg_bn(13)? } else { Config::vgg(11)? };
             let head = Head::Hidden { grid: 7, width: 256, dropout: 0.5 };
             Box::new(Vgg::new(&Config { head, num_classes: 10, ..config }, vb)?)
         }

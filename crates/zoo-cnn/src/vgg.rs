@@ -27,11 +27,13 @@ use zoo_core::{
 /// Width of every 3x3 convolution, stage by stage.
 pub type Stages = [&'static [usize]; 5];
 
-/// The configurations of table 1 without 1x1 convolutions.
-const A: Stages = [&[64], &[128], &[256; 2], &[512; 2], &[512; 2]];
-const B: Stages = [&[64; 2], &[128; 2], &[256; 2], &[512; 2], &[512; 2]];
-const D: Stages = [&[64; 2], &[128; 2], &[256; 3], &[512; 3], &[512; 3]];
-const E: Stages = [&[64; 2], &[128; 2], &[256; 4], &[512; 4], &[512; 4]];
+/// Table 1 without its 1x1 convolutions: layers, and the configurations A, B, D and E.
+const TABLE_1: [(usize, Stages); 4] = [
+    (11, [&[64], &[128], &[256; 2], &[512; 2], &[512; 2]]),
+    (13, [&[64; 2], &[128; 2], &[256; 2], &[512; 2], &[512; 2]]),
+    (16, [&[64; 2], &[128; 2], &[256; 3], &[512; 3], &[512; 3]]),
+    (19, [&[64; 2], &[128; 2], &[256; 4], &[512; 4], &[512; 4]]),
+];
 
 /// What stands between the last map and the classifier.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -65,63 +67,32 @@ pub struct Config {
 }
 
 impl Config {
-    fn imagenet(stages: Stages, batch_norm: bool) -> Self {
+    /// The network of 11, 13, 16 or 19 layers for ImageNet.
+    ///
+    /// # Errors
+    /// A number of layers that table 1 does not have.
+    pub fn vgg(layers: usize) -> Result<Self> {
+        let Some(&(_, stages)) = TABLE_1.iter().find(|row| row.0 == layers) else {
+            bail!("vgg: the paper's table has 11, 13, 16 and 19 layers, not {layers}; set `stages` for others")
+        };
         let head = Head::Hidden { grid: 7, width: 4096, dropout: 0.5 };
-        Self { stages, batch_norm, head, num_classes: 1000, in_chans: 3 }
+        Ok(Self { stages, batch_norm: false, head, num_classes: 1000, in_chans: 3 })
     }
 
-    fn cifar(stages: Stages) -> Self {
-        Self { head: Head::Linear, num_classes: 10, ..Self::imagenet(stages, true) }
+    /// The same network with BatchNorm.
+    ///
+    /// # Errors
+    /// As [`Config::vgg`].
+    pub fn vgg_bn(layers: usize) -> Result<Self> {
+        Ok(Self { batch_norm: true, ..Self::vgg(layers)? })
     }
 
-    /// Configuration A.
-    pub fn vgg11() -> Self {
-        Self::imagenet(A, false)
-    }
-
-    /// Configuration B.
-    pub fn vgg13() -> Self {
-        Self::imagenet(B, false)
-    }
-
-    /// Configuration D.
-    pub fn vgg16() -> Self {
-        Self::imagenet(D, false)
-    }
-
-    /// Configuration E.
-    pub fn vgg19() -> Self {
-        Self::imagenet(E, false)
-    }
-
-    /// Configuration A with BatchNorm.
-    pub fn vgg11_bn() -> Self {
-        Self::imagenet(A, true)
-    }
-
-    /// Configuration B with BatchNorm.
-    pub fn vgg13_bn() -> Self {
-        Self::imagenet(B, true)
-    }
-
-    /// Configuration D with BatchNorm.
-    pub fn vgg16_bn() -> Self {
-        Self::imagenet(D, true)
-    }
-
-    /// Configuration E with BatchNorm.
-    pub fn vgg19_bn() -> Self {
-        Self::imagenet(E, true)
-    }
-
-    /// Configuration D with BatchNorm and a single linear layer.
-    pub fn cifar_vgg16_bn() -> Self {
-        Self::cifar(D)
-    }
-
-    /// Configuration E with BatchNorm and a single linear layer.
-    pub fn cifar_vgg19_bn() -> Self {
-        Self::cifar(E)
+    /// Its convolutions with BatchNorm and a single linear layer, for 32x32 images and ten classes.
+    ///
+    /// # Errors
+    /// As [`Config::vgg`].
+    pub fn cifar(layers: usize) -> Result<Self> {
+        Ok(Self { head: Head::Linear, num_classes: 10, ..Self::vgg_bn(layers)? })
     }
 }
 
@@ -131,7 +102,7 @@ impl Config {
 /// use zoo_cnn::vgg::{Config, Vgg};
 /// use zoo_core::VarStore;
 /// let store = VarStore::shapes_only();
-/// Vgg::new(&Config::cifar_vgg16_bn(), store.root())?;
+/// Vgg::new(&Config::cifar(16)?, store.root())?;
 /// assert_eq!(store.parameter_count(), 14_728_266);
 /// # Ok::<(), candle_core::Error>(())
 /// ```
@@ -260,16 +231,16 @@ fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Mo
 
 /// The registered variants.
 pub const MODELS: &[ModelInfo] = &[
-    imagenet("vgg11", 132_863_336, |d, vb| build(Config::vgg11(), d, vb)),
-    imagenet("vgg13", 133_047_848, |d, vb| build(Config::vgg13(), d, vb)),
-    imagenet("vgg16", 138_357_544, |d, vb| build(Config::vgg16(), d, vb)),
-    imagenet("vgg19", 143_667_240, |d, vb| build(Config::vgg19(), d, vb)),
-    imagenet("vgg11_bn", 132_868_840, |d, vb| build(Config::vgg11_bn(), d, vb)),
-    imagenet("vgg13_bn", 133_053_736, |d, vb| build(Config::vgg13_bn(), d, vb)),
-    imagenet("vgg16_bn", 138_365_992, |d, vb| build(Config::vgg16_bn(), d, vb)),
-    imagenet("vgg19_bn", 143_678_248, |d, vb| build(Config::vgg19_bn(), d, vb)),
-    cifar("cifar_vgg16_bn", 14_728_266, |d, vb| build(Config::cifar_vgg16_bn(), d, vb)),
-    cifar("cifar_vgg19_bn", 20_040_522, |d, vb| build(Config::cifar_vgg19_bn(), d, vb)),
+    imagenet("vgg11", 132_863_336, |d, vb| build(Config::vgg(11)?, d, vb)),
+    imagenet("vgg13", 133_047_848, |d, vb| build(Config::vgg(13)?, d, vb)),
+    imagenet("vgg16", 138_357_544, |d, vb| build(Config::vgg(16)?, d, vb)),
+    imagenet("vgg19", 143_667_240, |d, vb| build(Config::vgg(19)?, d, vb)),
+    imagenet("vgg11_bn", 132_868_840, |d, vb| build(Config::vgg_bn(11)?, d, vb)),
+    imagenet("vgg13_bn", 133_053_736, |d, vb| build(Config::vgg_bn(13)?, d, vb)),
+    imagenet("vgg16_bn", 138_365_992, |d, vb| build(Config::vgg_bn(16)?, d, vb)),
+    imagenet("vgg19_bn", 143_678_248, |d, vb| build(Config::vgg_bn(19)?, d, vb)),
+    cifar("cifar_vgg16_bn", 14_728_266, |d, vb| build(Config::cifar(16)?, d, vb)),
+    cifar("cifar_vgg19_bn", 20_040_522, |d, vb| build(Config::cifar(19)?, d, vb)),
 ];
 
 #[cfg(test)]
@@ -282,14 +253,14 @@ mod tests {
     fn a_config_that_makes_no_network_is_an_error() {
         let error = |config: Config| Vgg::new(&config, VarStore::shapes_only().root()).unwrap_err().to_string();
         let stages: Stages = [&[64], &[], &[64], &[64], &[64]];
-        assert!(error(Config { stages, ..Config::vgg11() }).contains("[64], [], [64]"));
+        assert!(error(Config { stages, ..Config::vgg(11).unwrap() }).contains("[64], [], [64]"));
         let head = Head::Hidden { grid: 0, width: 16, dropout: 0.5 };
-        assert!(error(Config { head, ..Config::vgg11() }).contains("grid: 0"));
+        assert!(error(Config { head, ..Config::vgg(11).unwrap() }).contains("grid: 0"));
     }
 
     #[test]
     fn a_larger_image_fits_either_head() {
-        for config in [Config::cifar_vgg16_bn(), Config::vgg16()] {
+        for config in [Config::cifar(16).unwrap(), Config::vgg(16).unwrap()] {
             let net = Vgg::new(&config, VarStore::shapes_only().root()).unwrap();
             let graph = Graph::of_model(&net, (3, 96, 96)).unwrap();
             assert_eq!(graph.nodes.last().unwrap().shape, [1, config.num_classes]);

@@ -61,6 +61,11 @@ impl Linear {
         Ok(Self { weight, bias, path: vb.path().to_string() })
     }
 
+    /// The weight, (out, in): to share it, as a network does whose embedding is its generator's.
+    pub fn weight(&self) -> &Tensor {
+        &self.weight
+    }
+
     /// Weight and bias, where it has one.
     pub(crate) fn parts(&self, train: bool) -> Option<(Tensor, Tensor)> {
         Some((weight_for(&self.weight, train), weight_for(self.bias.as_ref()?, train)))

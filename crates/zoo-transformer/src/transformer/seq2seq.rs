@@ -9,7 +9,7 @@ use super::training::sequence_loss;
 use super::{Cache, Masks, Transformer, causal_mask, padding_mask};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use zoo_core::weights::Rename;
-use zoo_core::{Dropout, Init, ModuleT, VarBuilder, ops, trace, weight_for};
+use zoo_core::{Dropout, Init, Linear, ModuleT, VarBuilder, trace, weight_for};
 
 /// Which matrices are one and the same (section 3.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -130,7 +130,7 @@ impl Memory {
 #[derive(Debug, Clone)]
 pub struct Seq2Seq {
     transformer: Transformer,
-    generator: (Tensor, Tensor),
+    generator: Linear,
     source_embedding: Tensor,
     target_embedding: Tensor,
     dropout: Dropout,
@@ -149,17 +149,16 @@ impl Seq2Seq {
         let d = config.transformer.d_model;
         let transformer = Transformer::new(&config.transformer, vb.pp("transformer"))?;
         let normal = Init::Normal { mean: 0.0, std: (d as f64).powf(-0.5) };
-        let generator = vb.pp("generator");
         let init = if config.sharing == Sharing::None { super::XAVIER } else { normal };
-        let weight = generator.param((config.target_vocab, d), "weight", init)?;
-        let bias = generator.param(config.target_vocab, "bias", Init::torch_bias(d))?;
+        let bias = Some(Init::torch_bias(d));
+        let generator = Linear::with_bias(d, config.target_vocab, init, bias, vb.pp("generator"))?;
+        let weight = generator.weight();
         let embedding = |vocab, name, shared| {
             if shared { Ok(weight.clone()) } else { vb.pp(name).pp("embedding").param((vocab, d), "weight", normal) }
         };
         let source_embedding = embedding(config.source_vocab, "src_tok_emb", config.sharing == Sharing::All)?;
         let target_embedding = embedding(config.target_vocab, "tgt_tok_emb", config.sharing != Sharing::None)?;
         let dropout = Dropout::new(config.transformer.dropout, &vb)?;
-        let generator = (weight, bias);
         Ok(Self { transformer, generator, source_embedding, target_embedding, dropout, pad: config.pad, place: vb })
     }
 
@@ -171,21 +170,13 @@ impl Seq2Seq {
     /// Tokens scaled by √d_model, plus positions from `first` on: (b, n) -> (b, n, d_model).
     fn embed(&self, table: &Tensor, name: &str, tokens: &Tensor, first: usize, train: bool) -> Result<Tensor> {
         let ((b, n), d) = (tokens.dims2()?, self.transformer.d_model());
-        let place = self.place.pp(name);
-        let embedded = trace::layer("Embedding", place.path(), &[Some(table)], String::new, &[tokens], || {
-            let rows = weight_for(table, train).index_select(&tokens.flatten_all()?, 0)?;
-            let positions = sinusoidal_positions(first, n, d, table.dtype(), table.device())?;
-            (rows.reshape((b, n, d))? * (d as f64).sqrt())?.broadcast_add(&positions)
-        })?;
+        let embedded =
+            trace::layer("Embedding", self.place.pp(name).path(), &[Some(table)], String::new, &[tokens], || {
+                let rows = weight_for(table, train).index_select(&tokens.flatten_all()?, 0)?;
+                let positions = sinusoidal_positions(first, n, d, table.dtype(), table.device())?;
+                (rows.reshape((b, n, d))? * (d as f64).sqrt())?.broadcast_add(&positions)
+            })?;
         self.dropout.forward_t(&embedded, train)
-    }
-
-    /// (b, m, d_model) -> (b, m, target_vocab)
-    fn generate(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let (place, (weight, bias)) = (self.place.pp("generator"), &self.generator);
-        trace::layer("Linear", place.path(), &[Some(weight), Some(bias)], String::new, &[xs], || {
-            ops::linear(xs, &weight_for(weight, train), Some(&weight_for(bias, train)))
-        })
     }
 
     /// Reads a source, (b, n).
@@ -211,10 +202,9 @@ impl Seq2Seq {
     }
 
     fn decode_embedded(&self, xs: &Tensor, memory: &Memory, train: bool) -> Result<Tensor> {
-        let m = xs.dim(1)?;
-        let causal = causal_mask(m, m, xs.dtype(), xs.device())?;
+        let causal = causal_mask(xs.dim(1)?, xs.dim(1)?, xs.dtype(), xs.device())?;
         let masks = Masks { source: None, target: Some(causal), memory: Some(memory.mask.clone()) };
-        self.generate(&self.transformer.decode(xs, &memory.states, &masks, train)?, train)
+        self.generator.forward_t(&self.transformer.decode(xs, &memory.states, &masks, train)?, train)
     }
 
     /// As [`Seq2Seq::decode`], for the next places only, in evaluation; see [`Transformer::decode_next`].
@@ -224,7 +214,7 @@ impl Seq2Seq {
     pub fn decode_next(&self, target: &Tensor, memory: &Memory, cache: &mut Cache) -> Result<Tensor> {
         let xs = self.embed(&self.target_embedding, "tgt_tok_emb", target, cache.len(), false)?;
         let ys = self.transformer.decode_next(&xs, &memory.states, Some(&memory.mask), cache)?;
-        self.generate(&ys, false)
+        self.generator.forward_t(&ys, false)
     }
 
     /// Logits for every place of the target, in training on one tape.
@@ -234,9 +224,9 @@ impl Seq2Seq {
     pub fn forward(&self, source: &Tensor, target: &Tensor, train: bool) -> Result<Tensor> {
         let xs = self.embed(&self.source_embedding, "src_tok_emb", source, 0, train)?;
         let ys = self.embed(&self.target_embedding, "tgt_tok_emb", target, 0, train)?;
-        self.transformer.recorded(&xs, &ys, train, |xs, ys| {
-            self.decode_embedded(ys, &self.encode_embedded(xs, source, train)?, train)
-        })
+        let pass =
+            |xs: &Tensor, ys: &Tensor| self.decode_embedded(ys, &self.encode_embedded(xs, source, train)?, train);
+        self.transformer.recorded(&xs, &ys, train, pass)
     }
 
     /// The loss of telling each token of `target`, (b, m) from begin to end, from those before it: see
