@@ -539,26 +539,21 @@ pub(crate) fn multiply_pairs<T: Real>(pairs: Pairs, transposed: Transposed, a: &
 mod tests {
     use super::*;
     use crate::kernels::buffer::uninit;
-    use crate::rng::Rng;
-
-    fn numbers(rng: &mut Rng, n: usize) -> Vec<f64> {
-        (0..n).map(|_| 2.0 * rng.uniform() - 1.0).collect()
-    }
+    use crate::testing::values;
 
     /// Sizes that no tile divides, both orders of both sides, everything that a product can be added to.
     #[test]
     fn products_are_those_of_plain_loops() {
-        let mut rng = Rng::new(3, "gemm");
         for (m, n, k) in [(1, 1, 1), (3, 5, 7), (8, 32, 256), (9, 33, 257), (65, 65, 64), (300, 17, 31), (7, 100, 600)]
         {
-            let (a, b, row) = (numbers(&mut rng, m * k), numbers(&mut rng, k * n), numbers(&mut rng, n));
+            let (a, b, row) = (values("a", m * k), values("b", k * n), values("row", n));
             for case in 0..24 {
                 let (lhs, rhs) = (
                     if case & 1 == 0 { Mat::rows(&a, k) } else { Mat::transposed(&a, m) },
                     if case & 2 == 0 { Mat::rows(&b, n) } else { Mat::transposed(&b, k) },
                 );
                 let threads = if case & 4 == 0 { Threads::One } else { Threads::All };
-                let start = numbers(&mut rng, m * n);
+                let start = values("start", m * n);
                 let want: Vec<f64> = (0..m * n)
                     .map(|at| {
                         let (i, j) = (at / n, at % n);

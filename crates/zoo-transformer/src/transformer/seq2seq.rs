@@ -58,8 +58,8 @@ pub struct Config {
 impl Config {
     /// The paper's base model over one vocabulary, all embeddings shared.
     pub fn base(vocab: usize, pad: u32) -> Self {
-        let (source_vocab, target_vocab) = (vocab, vocab);
-        Self { transformer: super::Config::base(), source_vocab, target_vocab, sharing: Sharing::All, pad }
+        let transformer = super::Config::base();
+        Self { transformer, source_vocab: vocab, target_vocab: vocab, sharing: Sharing::All, pad }
     }
 
     fn check(&self) -> Result<()> {
@@ -68,9 +68,7 @@ impl Config {
             bail!("seq2seq: vocabularies of {source_vocab} and {target_vocab} tokens do not hold the padding, {pad}")
         }
         if self.sharing == Sharing::All && source_vocab != target_vocab {
-            bail!(
-                "seq2seq: one embedding for both cannot serve vocabularies of {source_vocab} and {target_vocab} tokens"
-            )
+            bail!("seq2seq: one embedding cannot serve vocabularies of {source_vocab} and {target_vocab} tokens")
         }
         Ok(())
     }
