@@ -199,7 +199,7 @@ impl Recipe {
     /// Epochs of a run over a data set of `images` training images, held-out ones among them.
     ///
     /// # Errors
-    /// As [`Recipe::extent`].
+    /// As [`Recipe::step_count`].
     pub fn epochs(&self, images: usize) -> Result<usize> {
         let extent = self.step_count(self.train_images(images))?;
         Ok((extent.total_steps / extent.steps_per_epoch) as usize)

@@ -1,6 +1,6 @@
 //! Operations with their own forward and backward: the one seam between the layers and the machine.
 //!
-//! Each file holds one operation: its public function, which checks shapes, and an [`Op`](crate::op::Op), which states
+//! Each file holds one operation: its public function, which checks shapes, and an `Op` (`op.rs`), which states
 //! both passes on slices. The kernels stand below, in `kernels/`. On any other device, and for any element type without
 //! a kernel, the operation is made of candle's own (`fallback.rs`) whose gradient is right: slower, never an error.
 //! Metal has no kernels here and always takes the fallback. What is several layers at once stands in `fused/`.

@@ -31,7 +31,7 @@ pub struct KeyReport {
     pub left_out: Vec<String>,
     /// What stood before the file's keys and was dropped.
     pub prefix: Option<String>,
-    /// Whose names the file has, by [`Layout::name`]; `None` for the network's own.
+    /// Whose names the file has, by [`Layout::name`](super::Layout::name); `None` for the network's own.
     pub layout: Option<&'static str>,
 }
 
@@ -134,7 +134,7 @@ fn write_list<T>(f: &mut fmt::Formatter, title: &str, list: &[T], line: impl Fn(
     Ok(())
 }
 
-/// What [`load`] did.
+/// What [`load`](super::load()) did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct LoadReport {
     /// The network's keys that got the file's values.
@@ -145,7 +145,7 @@ pub struct LoadReport {
     pub passed_over: Vec<String>,
     /// What stood before the file's keys and was dropped.
     pub prefix: Option<String>,
-    /// Whose names the file has, by [`Layout::name`]; `None` for the network's own.
+    /// Whose names the file has, by [`Layout::name`](super::Layout::name); `None` for the network's own.
     pub layout: Option<&'static str>,
 }
 
