@@ -108,6 +108,7 @@ fn json(traced: &Traced) -> serde_json::Value {
         serde_json::json!({
             "name": name(graph, node), "kind": node.kind, "detail": node.detail, "output": node.shape,
             "parameters": node.parameters, "macs": node.macs, "inputs": node.inputs,
+            "operation": node.operation,
         })
     });
     serde_json::json!({
@@ -135,21 +136,28 @@ fn print(traced: &Traced, out: &mut impl Write) -> io::Result<()> {
         thousands(graph.parameters() as u64),
         graph.macs() as f64 / 1e9,
     )?;
-    let kind = |node: &Node| format!("{} {}", node.kind, node.detail).trim_end().to_string();
+    // A step that is no operation of its own is marked.
+    let kind = |(i, node): (usize, &Node)| {
+        let mark = if node.operation < i { "+ " } else { "" };
+        format!("{mark}{} {}", node.kind, node.detail).trim_end().to_string()
+    };
     let names = graph.nodes.iter().map(|node| name(graph, node).chars().count()).max().unwrap_or(0).max(4);
-    let kinds = graph.nodes.iter().map(|node| kind(node).chars().count()).max().unwrap_or(0).max(4);
+    let kinds = graph.nodes.iter().enumerate().map(|node| kind(node).chars().count()).max().unwrap_or(0).max(4);
     writeln!(out, "\n{:names$}  {:kinds$}  {:>13}  {:>12}  {:>15}", "name", "kind", "output", "parameters", "MACs")?;
-    for node in &graph.nodes {
+    for (i, node) in graph.nodes.iter().enumerate() {
         let number = |n: u64| if n == 0 { String::new() } else { thousands(n) };
         let line = format!(
             "{:names$}  {:kinds$}  {:>13}  {:>12}  {:>15}",
             name(graph, node),
-            kind(node),
+            kind((i, node)),
             shape(&node.shape),
             number(node.parameters as u64),
             number(node.macs)
         );
         writeln!(out, "{}", line.trim_end())?;
+    }
+    if graph.nodes.iter().enumerate().any(|(i, node)| node.operation < i) {
+        writeln!(out, "\n+ runs in one operation with the step above")?;
     }
     Ok(())
 }
@@ -168,6 +176,10 @@ mod tests {
         let text = String::from_utf8(text).unwrap();
         assert!(text.contains("269,722 parameters, 0.04 GMACs on 3×32×32"), "{text}");
         assert!(text.lines().any(|l| l.starts_with("layer2.0.conv1") && l.contains("3x3, stride 2")), "{text}");
+        // The norm, and the sum with its ReLU, are part of the convolution's operation.
+        let fused = |name: &str, kind: &str| text.lines().any(|l| l.starts_with(name) && l.contains(kind));
+        assert!(fused("layer2.0.bn1", "+ BatchNorm") && fused("layer2.0 ", "+ Add"), "{text}");
+        assert!(fused("layer2.0.conv1", "  Conv2d") && text.ends_with("with the step above\n"), "{text}");
     }
 
     #[test]

@@ -22,6 +22,8 @@ pub struct Node {
     pub macs: u64,
     /// The innermost block it runs in, by index.
     pub block: Option<usize>,
+    /// The first node of the fused operation that it runs in; its own number where it runs alone.
+    pub operation: usize,
     /// How many tensors of the output's size a training step keeps for its backward pass: 0 for a step inside a fused
     /// operation that never makes the tensor, 2 where candle's own graph starts from a copy.
     pub kept: usize,
@@ -119,6 +121,7 @@ impl Tracer {
             parameters,
             macs: self.macs,
             block: self.blocks.last().copied(),
+            operation: self.graph.nodes.len(),
             kept: 1 + usize::from(self.foreign),
         });
     }

@@ -79,10 +79,12 @@ pub(crate) fn fused<R>(kept: Option<&[usize]>, run: impl FnOnce() -> Result<R>) 
     let first = with(|tracer| tracer.graph.nodes.len());
     let result = run()?;
     with(|tracer| {
-        let steps = &mut tracer.graph.nodes[first.unwrap_or(0)..];
+        let first = first.unwrap_or(0);
+        let steps = &mut tracer.graph.nodes[first..];
         let last = steps.len().wrapping_sub(1);
         for (i, node) in steps.iter_mut().enumerate() {
             node.kept = kept.map_or(0, |kept| usize::from(i == last || kept.contains(&i)));
+            node.operation = first;
         }
     });
     Ok(result)
