@@ -24,11 +24,12 @@ use zoo_train::format::count;
 use zoo_train::lock::FolderLock;
 use zoo_train::machine::{Stop, device, set_threads};
 use zoo_train::progress::say;
+use zoo_train::recipe::Overrides;
 use zoo_train::record::{
     RESULTS_FILE, RunRecord, Status, append_jsonl, now_utc, read_jsonl, replace_file, reset_peak_rss,
 };
 use zoo_train::report::{self, Additions};
-use zoo_train::run_record::{Circumstances, quoted, source_commit};
+use zoo_train::run_record::{RunContext, quoted, source_commit};
 use zoo_train::trainer::{Job, Outcome, RUN_FILE, differences, train};
 
 /// The images of `--quick`: enough for cifar_resnet20 to pass 90 % in four epochs.
@@ -310,7 +311,7 @@ impl Suite<'_> {
     /// One run. An error of this model is a failed run, not the end of the suite; a folder that cannot be written is
     /// both.
     fn run(&self, planned: &Planned) -> Result<RunRecord> {
-        let Planned { choice: Choice { model, recipe, .. }, overrides, seed, folder, .. } = planned;
+        let Planned { choice: Choice { model, recipe, overrides }, seed, folder, .. } = planned;
         let path = self.out.join(folder);
         if !self.args.resume && path.exists() {
             bail!("{} is asked for twice: two runs of this suite are the same", path.display());
@@ -333,8 +334,8 @@ impl Suite<'_> {
                 outcome
             }
         };
-        let circumstances = Circumstances {
-            overrides: overrides.clone(),
+        let context = RunContext {
+            overrides: (*overrides).into(),
             device: self.args.device.clone(),
             threads: self.threads,
             started,
@@ -342,7 +343,7 @@ impl Suite<'_> {
             command: self.command(planned),
             folder: folder.clone(),
         };
-        RunRecord::of(&job, self.data, &outcome, circumstances)
+        RunRecord::of(&job, self.data, &outcome, context)
     }
 
     /// The command that repeats one run.
@@ -370,14 +371,10 @@ impl Suite<'_> {
         add("batch", args.batch.map(|n| n.to_string()));
         add("lr", args.lr.map(|x| x.to_string()));
         // What a set has changed and what the user has, all the same: in the command it stands as flags.
-        for setting in &planned.overrides {
-            match setting.split_once('=') {
-                Some(("bn_momentum", value)) => add("bn-momentum", Some(value.into())),
-                Some(("bn_eps", value)) => add("bn-eps", Some(value.into())),
-                Some(("batch_norm", "off")) => add("no-batch-norm", Some(String::new())),
-                _ => {}
-            }
-        }
+        let Overrides { bn_momentum, bn_eps, batch_norm, .. } = planned.choice.overrides;
+        add("bn-momentum", bn_momentum.map(|x| x.to_string()));
+        add("bn-eps", bn_eps.map(|x| x.to_string()));
+        add("no-batch-norm", (batch_norm == Some(false)).then(String::new));
         add("seeds", Some(planned.seed.to_string()));
         add("limit", args.limit.map(|n| n.to_string()));
         add("device", (args.device != "cpu").then(|| args.device.clone()));

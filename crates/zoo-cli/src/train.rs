@@ -19,7 +19,9 @@ use zoo_train::lock::FolderLock;
 use zoo_train::machine::{Stop, device, set_threads};
 use zoo_train::progress::say;
 use zoo_train::recipe::{Overrides, Recipe};
-use zoo_train::record::{METRICS_FILE, RunRecord, Status, now_utc, read_jsonl, replace_file, reset_peak_rss};
+use zoo_train::record::{
+    METRICS_FILE, RunOverrides, RunRecord, Status, now_utc, read_jsonl, replace_file, reset_peak_rss,
+};
 use zoo_train::run_record::{RunContext, source_commit};
 use zoo_train::trained::{WEIGHTS_FILE, normalize_of, weights_file};
 use zoo_train::trainer::{Job, RUN_FILE, differences, train};
@@ -116,14 +118,14 @@ enum NormalizeFrom {
 }
 
 impl NormalizeFrom {
-    /// The mean and deviation, and the override that is recorded where they are not the recipe's own.
+    /// The mean and deviation, and what is recorded where they are not the recipe's own.
     fn figures(self, model: &ModelInfo, recipe: &Recipe) -> (Normalize, &'static str) {
         match self {
-            Self::Model => (Normalize::of(&model.input), "normalize=model"),
-            Self::Recipe => (recipe.normalize.clone(), "normalize=recipe"),
-            Self::Cifar10 => (Normalize::CIFAR10, "normalize=cifar10"),
-            Self::Imagenet => (Normalize::IMAGENET, "normalize=imagenet"),
-            Self::Half => (Normalize::HALF, "normalize=half"),
+            Self::Model => (Normalize::of(&model.input), "model"),
+            Self::Recipe => (recipe.normalize.clone(), "recipe"),
+            Self::Cifar10 => (Normalize::CIFAR10, "cifar10"),
+            Self::Imagenet => (Normalize::IMAGENET, "imagenet"),
+            Self::Half => (Normalize::HALF, "half"),
         }
     }
 }
@@ -272,7 +274,7 @@ fn load_data(args: &Args, model: &ModelInfo) -> Result<Dataset> {
 }
 
 /// Decides what is trained and how, and lists what differs from the named recipe.
-fn plan(args: &Args, model: &'static ModelInfo, data: &Dataset, device: Device) -> Result<(Job, Vec<String>)> {
+fn plan(args: &Args, model: &'static ModelInfo, data: &Dataset, device: Device) -> Result<(Job, RunOverrides)> {
     let [_, side, _] = data.train.shape();
     let recipe = match &args.recipe {
         Some(name) => Recipe::named(name)?,
@@ -282,18 +284,18 @@ fn plan(args: &Args, model: &'static ModelInfo, data: &Dataset, device: Device) 
     };
     let recipe = recipe.adapted_to(model.name).for_side(side);
     let changes = Overrides { epochs: args.epochs, batch: args.batch, lr: args.lr, ..Overrides::NONE };
-    let mut overrides = changes.describe(&recipe);
+    let mut overrides = RunOverrides::from(changes.that_change(&recipe));
     let mut recipe = recipe.with(&changes)?;
 
     let start = args.weights.as_deref().map(|file| start(args, model, data, file)).transpose()?;
     let usual = if data.source.is_cifar10() { NormalizeFrom::Recipe } else { NormalizeFrom::Model };
-    let (normalize, setting) = match (args.normalize, &start) {
-        (None, Some(start)) => (start.normalize.clone(), "normalize=checkpoint"),
+    let (normalize, source) = match (args.normalize, &start) {
+        (None, Some(start)) => (start.normalize.clone(), "checkpoint"),
         (from, _) => from.unwrap_or(usual).figures(model, &recipe),
     };
     if recipe.normalize != normalize {
         recipe.normalize = normalize;
-        overrides.push(setting.into());
+        overrides.normalize = Some(source.into());
     }
 
     let mut job = Job::new(model, recipe, args.seed, device);

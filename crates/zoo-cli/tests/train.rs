@@ -59,7 +59,7 @@ fn a_folder_of_images_leaves_a_network_its_classes_and_a_record() {
         (&record["model"], &record["recipe"], &record["status"]),
         (&"mlp".into(), &"mlp-sgd".into(), &"finished".into())
     );
-    assert_eq!(record["overrides"], serde_json::json!(["batch=6"]));
+    assert_eq!(record["overrides"], serde_json::json!({"batch": 6}));
     assert_eq!((&record["epochs_done"], &record["data"]["train_images"]), (&4.into(), &36.into()));
     assert_eq!(record["command"], "zoo train mlp --data photos --out 'my run' --epochs 4 --batch 6");
     // Plain colours; a third of them by chance.
@@ -81,7 +81,7 @@ fn cifar_files_train_under_the_networks_recipe_and_start_other_tasks() {
     assert_eq!(lines[0]["epoch"], 1);
     assert_eq!(lines[1], json(&path.join("first/record.json")));
     assert_eq!((&lines[1]["recipe"], &lines[1]["data"]["name"]), (&"mlp-sgd".into(), &"CIFAR-10".into()));
-    assert_eq!((&lines[1]["data"]["train_images"], &lines[1]["overrides"]), (&30.into(), &serde_json::json!([])));
+    assert_eq!((&lines[1]["data"]["train_images"], &lines[1]["overrides"]), (&30.into(), &serde_json::json!({})));
 
     // Ten classes there, three here: the classifier starts afresh, and the user is told.
     let tuned = ["mlp", "--data", "photos", "--weights", "first/model.safetensors", "--epochs", "1", "--out", "second"];
@@ -89,7 +89,7 @@ fn cifar_files_train_under_the_networks_recipe_and_start_other_tasks() {
     assert!(err.contains("4 tensors loaded") && err.contains("layers.2.weight"), "{err}");
     let record = json(&path.join("second/record.json"));
     assert_eq!(record["recipe"], "finetune");
-    assert_eq!(record["overrides"], serde_json::json!(["weights=first/model.safetensors"]));
+    assert_eq!(record["overrides"], serde_json::json!({"weights": "first/model.safetensors"}));
 
     // Any other part that does not fit ends it, and nothing is left behind.
     let other = ["cifar_resnet20", "--data", "photos", "--weights", "first/model.safetensors", "--out", "third"];
@@ -110,8 +110,8 @@ fn pixels_are_normalised_as_the_checkpoint_was_trained_unless_the_user_says_othe
     succeeds(path, &[&common[..], &["model"]].concat());
     succeeds(path, &[&common[..], &["recipe", "--normalize", "recipe"]].concat());
     let overrides = |run: &str| json(&path.join(run).join("record.json"))["overrides"].clone();
-    assert_eq!(overrides("model"), serde_json::json!(["batch=12", "normalize=model"]));
-    assert_eq!(overrides("recipe"), serde_json::json!(["batch=12"]));
+    assert_eq!(overrides("model"), serde_json::json!({"batch": 12, "normalize": "model"}));
+    assert_eq!(overrides("recipe"), serde_json::json!({"batch": 12}));
 }
 
 #[test]

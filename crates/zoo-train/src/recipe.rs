@@ -105,19 +105,25 @@ impl From<BatchNormOverride> for BatchNormSettings {
 /// What is relative follows: a cosine spans the new length and milestones stay at their share of it. What a recipe
 /// states in epochs or steps, its warm-up, stays as long as it is, but never takes more than a tenth of the run. The
 /// learning rate does not follow the batch.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Overrides {
     /// Epochs to train.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub epochs: Option<usize>,
     /// Images a step.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub batch: Option<usize>,
     /// Base learning rate.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub lr: Option<f64>,
     /// Momentum of every BatchNorm's running statistics.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub bn_momentum: Option<f64>,
     /// ε of every BatchNorm.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub bn_eps: Option<f64>,
     /// Whether every BatchNorm normalises; with `false` it is its weight and bias alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub batch_norm: Option<bool>,
 }
 
@@ -207,15 +213,38 @@ impl Recipe {
 }
 
 impl Overrides {
-    /// What they change in `recipe`, as `name=value`. Epochs are no part of it: reports state every run's epochs.
-    pub fn describe(&self, recipe: &Recipe) -> Vec<String> {
+    /// Those that change `recipe`. Epochs are left out: records and reports state every run's epochs.
+    pub fn that_change(&self, recipe: &Recipe) -> Self {
         let BatchNormOverride { momentum, eps, off } = recipe.batch_norm;
-        let batch = self.batch.filter(|&batch| batch != recipe.batch).map(|batch| format!("batch={batch}"));
-        let lr = self.lr.filter(|&lr| lr != recipe.lr).map(|lr| format!("lr={lr}"));
-        let bn_momentum = self.bn_momentum.filter(|&m| Some(m) != momentum).map(|m| format!("bn_momentum={m}"));
-        let bn_eps = self.bn_eps.filter(|&e| Some(e) != eps).map(|e| format!("bn_eps={e}"));
-        let state = |on| if on { "on" } else { "off" };
-        let batch_norm = self.batch_norm.filter(|&on| on == off).map(|on| format!("batch_norm={}", state(on)));
+        Self {
+            epochs: None,
+            batch: self.batch.filter(|&batch| batch != recipe.batch),
+            lr: self.lr.filter(|&lr| lr != recipe.lr),
+            bn_momentum: self.bn_momentum.filter(|&own| Some(own) != momentum),
+            bn_eps: self.bn_eps.filter(|&own| Some(own) != eps),
+            batch_norm: self.batch_norm.filter(|&on| on == off),
+        }
+    }
+
+    /// These, and those of `others` for what is not set here.
+    pub fn or(&self, others: &Self) -> Self {
+        Self {
+            epochs: self.epochs.or(others.epochs),
+            batch: self.batch.or(others.batch),
+            lr: self.lr.or(others.lr),
+            bn_momentum: self.bn_momentum.or(others.bn_momentum),
+            bn_eps: self.bn_eps.or(others.bn_eps),
+            batch_norm: self.batch_norm.or(others.batch_norm),
+        }
+    }
+
+    /// As `name=value`, for people to read. Epochs are left out, as in [`Overrides::that_change`].
+    pub fn settings(&self) -> Vec<String> {
+        let batch = self.batch.map(|batch| format!("batch={batch}"));
+        let lr = self.lr.map(|lr| format!("lr={lr}"));
+        let bn_momentum = self.bn_momentum.map(|momentum| format!("bn_momentum={momentum}"));
+        let bn_eps = self.bn_eps.map(|eps| format!("bn_eps={eps}"));
+        let batch_norm = self.batch_norm.map(|on| format!("batch_norm={}", if on { "on" } else { "off" }));
         [batch, lr, bn_momentum, bn_eps, batch_norm].into_iter().flatten().collect()
     }
 }
@@ -251,8 +280,10 @@ mod tests {
         assert_eq!((extent.steps_per_epoch, extent.total_steps), (36, 720));
         let lr = short.schedule.over(short.lr, extent);
         assert!(lr.at(359) == 0.05 && lr.at(360) < 0.01 && lr.at(540) < 0.001);
-        assert_eq!(overrides.describe(&recipe), ["batch=100", "lr=0.05"]);
-        assert!(Overrides { lr: Some(0.1), ..Overrides::default() }.describe(&recipe).is_empty());
+        assert_eq!(overrides.that_change(&recipe), Overrides { epochs: None, ..overrides });
+        assert_eq!(overrides.settings(), ["batch=100", "lr=0.05"]);
+        let same = Overrides { lr: Some(0.1), ..Overrides::NONE };
+        assert_eq!(same.that_change(&recipe), Overrides::NONE);
 
         // Two epochs of warm-up are a tenth of 20 epochs; of 5 epochs they would be too much.
         let template = Recipe::named("template-600").unwrap();
@@ -268,11 +299,14 @@ mod tests {
         let recipe = Recipe::named("fast").unwrap();
         let all =
             Overrides { bn_momentum: Some(0.01), bn_eps: Some(0.001), batch_norm: Some(false), ..Overrides::NONE };
-        assert_eq!(all.describe(&recipe), ["bn_momentum=0.01", "bn_eps=0.001", "batch_norm=off"]);
+        assert_eq!(all.that_change(&recipe), all);
+        assert_eq!(all.settings(), ["bn_momentum=0.01", "bn_eps=0.001", "batch_norm=off"]);
         let changed = recipe.with(&all).unwrap();
-        assert!(all.describe(&changed).is_empty());
+        assert_eq!(all.that_change(&changed), Overrides::NONE);
         let back = Overrides { batch_norm: Some(true), ..Overrides::NONE };
-        assert_eq!((back.describe(&changed), back.describe(&recipe)), (vec!["batch_norm=on".to_owned()], vec![]));
+        assert_eq!((back.that_change(&changed), back.that_change(&recipe)), (back, Overrides::NONE));
+        assert_eq!(back.settings(), ["batch_norm=on"]);
+        assert_eq!(back.or(&all), Overrides { batch_norm: Some(true), ..all });
     }
 
     #[test]

@@ -6,8 +6,10 @@
 //! so that a crash costs at most the line that was being written.
 
 mod jsonl;
+mod overrides;
 
 pub use jsonl::{Lines, append_jsonl, read_jsonl, replace_file, write_jsonl};
+pub use overrides::RunOverrides;
 
 use crate::recipe::Recipe;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -31,10 +33,9 @@ pub struct RunRecord {
     pub model: String,
     /// The recipe's name.
     pub recipe: String,
-    /// Settings that differ from the named recipe, as `name=value` (`lr=0.05`); epochs and images have fields of
-    /// their own.
-    #[serde(default)]
-    pub overrides: Vec<String>,
+    /// Settings that differ from the named recipe; epochs and images have fields of their own.
+    #[serde(default, deserialize_with = "overrides::fields_or_list")]
+    pub overrides: RunOverrides,
     /// The recipe as it was followed, every setting of it; records from before the field was added have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hyperparameters: Option<Recipe>,
@@ -265,7 +266,7 @@ pub(crate) mod tests {
         RunRecord {
             model: model.into(),
             recipe: recipe.into(),
-            overrides: Vec::new(),
+            overrides: RunOverrides::default(),
             hyperparameters: None,
             seed,
             epochs: 20,

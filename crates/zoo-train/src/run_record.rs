@@ -4,7 +4,9 @@
 use crate::checkpoint;
 use crate::data::{DataSource, Dataset};
 use crate::errors;
-use crate::record::{DataRecord, EpochMetrics, Platform, RunRecord, Status, git_commit, peak_rss_mb, versions};
+use crate::record::{
+    DataRecord, EpochMetrics, Platform, RunOverrides, RunRecord, Status, git_commit, peak_rss_mb, versions,
+};
 use crate::trainer::{Job, Outcome};
 use anyhow::{Error, Result};
 use serde_json::json;
@@ -15,9 +17,9 @@ use zoo_core::inspect::model_macs;
 /// The context of a run: what its record holds beyond its job, its data and its outcome.
 #[derive(Debug, Clone)]
 pub struct RunContext {
-    /// Settings that differ from the named recipe, as [`Overrides::describe`](crate::recipe::Overrides::describe) gives
-    /// them.
-    pub overrides: Vec<String>,
+    /// Settings that differ from the named recipe, see
+    /// [`Overrides::that_change`](crate::recipe::Overrides::that_change).
+    pub overrides: RunOverrides,
     /// The device, as the user names it.
     pub device: String,
     /// Threads that the run was given.
@@ -31,10 +33,6 @@ pub struct RunContext {
     /// Its folder, relative to the record's file.
     pub folder: String,
 }
-
-// The name that the benchmark suite still uses.
-#[doc(hidden)]
-pub use RunContext as Circumstances;
 
 /// The commit of this program's source tree, where that tree is still there; see [`git_commit`]. `cargo xtask` and
 /// `cargo run` build the tree first, so the commit is the program's own; a binary that was kept may name a later one.
@@ -65,7 +63,9 @@ impl RunRecord {
     /// A recipe that makes no batch of the data, or a network that the data's classes and images do not fit.
     pub fn of(job: &Job, data: &Dataset, outcome: &Outcome, context: RunContext) -> Result<Self> {
         let RunContext { mut overrides, device, threads, started, commit, command, folder } = context;
-        overrides.extend(job.start.as_ref().map(|start| format!("weights={}", start.file.display())));
+        if let Some(start) = &job.start {
+            overrides.weights = Some(start.file.display().to_string());
+        }
         let [channels, height, _] = data.train.shape();
         let options = ModelOptions::for_data(data.classes.len(), channels, height);
         let mut recipe = job.recipe.clone();
@@ -180,7 +180,7 @@ mod tests {
 
     fn context() -> RunContext {
         RunContext {
-            overrides: Overrides { lr: Some(0.5), ..Overrides::default() }.describe(&job("mlp").recipe),
+            overrides: Overrides { lr: Some(0.5), ..Overrides::NONE }.into(),
             device: "cpu".into(),
             threads: 2,
             started: "2026-01-02T03:04:05Z".into(),
@@ -197,7 +197,7 @@ mod tests {
         let outcome =
             Outcome { status: Status::Finished, epochs: epochs.collect(), steps: 4, train_images: 64, seconds: 9.0 };
         let record = RunRecord::of(&job("mlp").weights("net.pth", &["layers.2"]), &data, &outcome, context()).unwrap();
-        assert_eq!(record.overrides, ["lr=0.5", "weights=net.pth"]);
+        assert_eq!(record.overrides.settings(), ["lr=0.5", "weights=net.pth"]);
         assert_eq!(record.hyperparameters, Some(job("mlp").recipe));
         assert_eq!((record.model.as_str(), record.recipe.as_str(), record.seed), ("mlp", "quick", 7));
         assert_eq!((record.epochs, record.epochs_done, record.steps), (4, 4, 4));

@@ -2,7 +2,8 @@
 //! from rows that differ in this one thing.
 
 use zoo_train::format::{duration, percent};
-use zoo_train::record::RunRecord;
+use zoo_train::recipe::Overrides;
+use zoo_train::record::{RunOverrides, RunRecord};
 use zoo_train::report::chart::{Axis, Chart, LARGE, Point, Series, Style};
 use zoo_train::report::{ChartGroup, Row, Section, curve, test_acc};
 
@@ -16,20 +17,28 @@ const FAMILIES: [(&str, &str, &str); 4] = [
 /// The depths of He et al. 2015, section 4.2. `cifar_resnet18` and its like are other, wider networks.
 const DEPTHS: [u32; 6] = [20, 32, 44, 56, 110, 1202];
 
-/// A number that an override sets: its name there, what it is, and the value without the override.
+/// A number that an override sets: its name, what it is, the value without the override, and where it stands.
 struct Setting {
     name: &'static str,
     title: &'static str,
     default: f64,
+    field: fn(&mut Overrides) -> &mut Option<f64>,
 }
 
 const SETTINGS: [Setting; 2] = [
-    Setting { name: "bn_momentum", title: "Test accuracy against BatchNorm's momentum", default: 0.1 },
-    Setting { name: "bn_eps", title: "Test accuracy against BatchNorm's epsilon", default: 1e-5 },
+    Setting {
+        name: "bn_momentum",
+        title: "Test accuracy against BatchNorm's momentum",
+        default: 0.1,
+        field: |overrides| &mut overrides.bn_momentum,
+    },
+    Setting {
+        name: "bn_eps",
+        title: "Test accuracy against BatchNorm's epsilon",
+        default: 1e-5,
+        field: |overrides| &mut overrides.bn_eps,
+    },
 ];
-
-/// The override that leaves BatchNorm out.
-const WITHOUT_BATCH_NORM: &str = "batch_norm=off";
 
 /// The charts that the section has rows for, under their heading.
 pub fn group(section: &Section) -> Option<ChartGroup> {
@@ -50,17 +59,18 @@ fn charts(section: &Section) -> Vec<Chart> {
 }
 
 /// How rows were trained that may be compared, but for their model: recipe, epochs, batch, device, and the overrides
-/// without those that `left_out` picks.
-type Training<'a> = (&'a str, usize, usize, &'a str, Vec<&'a str>);
+/// without what `leave_out` takes away.
+type Training<'a> = (&'a str, usize, usize, &'a str, RunOverrides);
 
-fn training<'a>(record: &'a RunRecord, left_out: impl Fn(&str) -> bool) -> Training<'a> {
-    let overrides = record.overrides.iter().map(String::as_str).filter(|setting| !left_out(setting));
-    (&record.recipe, record.epochs, record.batch, &record.device, overrides.collect())
+fn training(record: &RunRecord, leave_out: impl Fn(&mut Overrides)) -> Training<'_> {
+    let mut overrides = record.overrides.clone();
+    leave_out(&mut overrides.recipe);
+    (&record.recipe, record.epochs, record.batch, &record.device, overrides)
 }
 
 /// `recipe, overrides`, for titles.
 fn named((recipe, _, _, _, overrides): &Training) -> String {
-    overrides.iter().fold((*recipe).to_owned(), |name, setting| format!("{name}, {setting}"))
+    overrides.settings().iter().fold((*recipe).to_owned(), |name, setting| format!("{name}, {setting}"))
 }
 
 /// Puts items of equal keys together, in the order of their first ones.
@@ -117,7 +127,7 @@ fn family(model: &str) -> Option<(usize, u32)> {
 /// The degradation figure of He et al.: plain networks grow worse with depth, residual ones better.
 fn by_depth(section: &Section) -> Vec<Chart> {
     let rows = section.rows.iter().filter(|row| row.last().is_some());
-    let rows = rows.filter_map(|row| Some((training(row.record(), |_| false), (family(&row.record().model)?, row))));
+    let rows = rows.filter_map(|row| Some((training(row.record(), |_| ()), (family(&row.record().model)?, row))));
     let mut charts = Vec::new();
     for (training, mut rows) in grouped(rows) {
         rows.sort_by_key(|(place, _)| *place);
@@ -151,17 +161,17 @@ fn by_depth(section: &Section) -> Vec<Chart> {
 
 /// The value of `setting` in a record: what its override says, else the default.
 fn value(record: &RunRecord, setting: &Setting) -> Option<f64> {
-    let mut given = record.overrides.iter().filter_map(|text| text.strip_prefix(setting.name)?.strip_prefix('='));
-    let value = given.next().map_or(Some(setting.default), |text| text.parse().ok());
+    let mut overrides = record.overrides.recipe;
+    let value = (setting.field)(&mut overrides).unwrap_or(setting.default);
     // The axis is logarithmic.
-    value.filter(|value: &f64| value.is_finite() && *value > 0.0)
+    (value.is_finite() && value > 0.0).then_some(value)
 }
 
 /// Test accuracy against a setting, one line a model that was trained with at least two values of it.
 fn by_setting(section: &Section, setting: &Setting) -> Vec<Chart> {
-    let is_set = |text: &str| text.strip_prefix(setting.name).is_some_and(|rest| rest.starts_with('='));
+    let unset = |overrides: &mut Overrides| *(setting.field)(overrides) = None;
     let rows = section.rows.iter().filter(|row| row.last().is_some());
-    let rows = rows.filter_map(|row| Some((training(row.record(), is_set), (value(row.record(), setting)?, row))));
+    let rows = rows.filter_map(|row| Some((training(row.record(), unset), (value(row.record(), setting)?, row))));
     let mut charts = Vec::new();
     for (training, mut rows) in grouped(rows) {
         rows.sort_by(|a, b| a.0.total_cmp(&b.0));
@@ -200,14 +210,14 @@ fn short(value: f64) -> String {
 
 /// Test accuracy by epoch with and without BatchNorm, a chart for each model that was trained both ways.
 fn batch_norm(section: &Section) -> Vec<Chart> {
-    let is_off = |text: &str| text == WITHOUT_BATCH_NORM;
-    let off = |row: &Row| row.record().overrides.iter().any(|text| is_off(text));
+    let unset = |overrides: &mut Overrides| overrides.batch_norm = None;
+    let off = |row: &Row| row.record().overrides.recipe.batch_norm == Some(false);
     let mut charts = Vec::new();
     for without in section.rows.iter().filter(|row| off(row)) {
-        let training = training(without.record(), is_off);
+        let training = training(without.record(), unset);
         let model = &without.record().model;
         let same =
-            |row: &&Row| !off(row) && row.record().model == *model && self::training(row.record(), is_off) == training;
+            |row: &&Row| !off(row) && row.record().model == *model && self::training(row.record(), unset) == training;
         let Some(with) = section.rows.iter().find(same) else { continue };
         let pair = [(with, "with BatchNorm"), (without, "without BatchNorm")];
         let epochs = || pair.iter().flat_map(|(row, _)| &row.runs).flat_map(|run| &run.epochs);
@@ -236,7 +246,7 @@ fn batch_norm(section: &Section) -> Vec<Chart> {
 fn frontier(section: &Section) -> Vec<Chart> {
     let rows = section.rows.iter().filter(|row| row.last().is_some() && is_fast(&row.record().recipe));
     let rows = rows.filter_map(|row| {
-        let (_, _, batch, device, overrides) = training(row.record(), |_| false);
+        let (_, _, batch, device, overrides) = training(row.record(), |_| ());
         Some(((batch, device, overrides), (row.seconds()?.mean, row)))
     });
     let mut charts = Vec::new();
@@ -256,7 +266,7 @@ fn frontier(section: &Section) -> Vec<Chart> {
         };
         let lines = lines.into_iter().enumerate();
         let series: Vec<Series> = lines.map(|(index, (_, points))| line(index, points, |acc| acc, told)).collect();
-        let settings = overrides.iter().map(|setting| format!(", {setting}")).collect::<String>();
+        let settings = overrides.settings().iter().map(|setting| format!(", {setting}")).collect::<String>();
         charts.push(Chart {
             title: format!("Test accuracy against a run's time · fast{settings} · {}", section.name()),
             x: Axis::time(seconds.into_iter()),
@@ -282,8 +292,14 @@ mod tests {
     use zoo_train::record::Status;
     use zoo_train::report::{Run, sections};
 
-    fn with(settings: &[&str], mut run: Run) -> Run {
-        run.record.overrides = settings.iter().map(|&setting| setting.to_owned()).collect();
+    const WITHOUT_BATCH_NORM: Overrides = Overrides { batch_norm: Some(false), ..Overrides::NONE };
+
+    fn momentum(momentum: f64) -> Overrides {
+        Overrides { bn_momentum: Some(momentum), ..Overrides::NONE }
+    }
+
+    fn with(overrides: Overrides, mut run: Run) -> Run {
+        run.record.overrides = overrides.into();
         run
     }
 
@@ -337,7 +353,7 @@ mod tests {
             // Other networks, and others' recipes, are no part of it.
             run("cifar_resnet50", "resnet-paper", 1, 0.95),
             run("cifar_resnet110", "modern-200", 1, 0.95),
-            with(&["lr=0.01"], run("cifar_resnet110", "resnet-paper", 1, 0.5)),
+            with(Overrides { lr: Some(0.01), ..Overrides::NONE }, run("cifar_resnet110", "resnet-paper", 1, 0.5)),
         ];
         let title = "Plain against residual networks: test error by depth · resnet-paper · CIFAR-10";
         let names = ["plain", "residual, option A", "residual, option B", "squeeze-and-excitation"].map(str::to_owned);
@@ -360,41 +376,40 @@ mod tests {
     #[test]
     fn a_setting_is_drawn_where_nothing_else_differs() {
         let runs = [
-            with(&["bn_momentum=0.01"], run("cifar_vgg16_bn", "fast", 1, 0.88)),
+            with(momentum(0.01), run("cifar_vgg16_bn", "fast", 1, 0.88)),
             run("cifar_vgg16_bn", "fast", 1, 0.90),
-            with(&["bn_momentum=0.5"], run("cifar_vgg16_bn", "fast", 1, 0.89)),
-            with(&["bn_momentum=1e-3"], run("cifar_resnet20", "fast", 1, 0.80)),
+            with(momentum(0.5), run("cifar_vgg16_bn", "fast", 1, 0.89)),
+            with(momentum(1e-3), run("cifar_resnet20", "fast", 1, 0.80)),
             run("cifar_resnet20", "fast", 1, 0.91),
-            with(&["bn_eps=0.001"], run("cifar_resnet20", "fast", 1, 0.92)),
+            with(Overrides { bn_eps: Some(0.001), ..Overrides::NONE }, run("cifar_resnet20", "fast", 1, 0.92)),
             // Two things differ, another recipe, no number that the axis could hold, nothing to compare with.
-            with(&["bn_momentum=0.01", "lr=0.05"], run("cifar_resnet20", "fast", 1, 0.5)),
-            with(&["bn_momentum=0.01"], run("cifar_resnet20", "slow", 1, 0.5)),
-            with(&["bn_momentum=0"], run("cifar_resnet20", "fast", 1, 0.5)),
-            with(&["bn_momentum=off"], run("cifar_resnet20", "fast", 1, 0.5)),
+            with(Overrides { lr: Some(0.05), ..momentum(0.01) }, run("cifar_resnet20", "fast", 1, 0.5)),
+            with(momentum(0.01), run("cifar_resnet20", "slow", 1, 0.5)),
+            with(momentum(0.0), run("cifar_resnet20", "fast", 1, 0.5)),
             run("mlp", "fast", 1, 0.5),
         ];
-        let momentum = (
+        let by_momentum = (
             "Test accuracy against BatchNorm's momentum · fast · CIFAR-10".to_owned(),
             vec!["cifar_resnet20".to_owned(), "cifar_vgg16_bn".to_owned()],
             vec![vec![(0.001, 80.0), (0.1, 91.0)], vec![(0.01, 88.0), (0.1, 90.0), (0.5, 89.0)]],
         );
-        let eps = (
+        let by_eps = (
             "Test accuracy against BatchNorm's epsilon · fast · CIFAR-10".to_owned(),
             vec!["cifar_resnet20".to_owned()],
             vec![vec![(1e-5, 91.0), (0.001, 92.0)]],
         );
-        assert_eq!(drawn(&runs), [momentum, eps]);
+        assert_eq!(drawn(&runs), [by_momentum, by_eps]);
         assert_eq!([1e-5, 5e-4, 0.001, 0.1].map(short), ["1e-5", "5e-4", "0.001", "0.1"]);
     }
 
     #[test]
     fn batch_norm_is_drawn_with_and_without() {
-        let mut other_length = with(&["batch_norm=off"], run("cifar_vgg16_bn", "fast", 1, 0.2));
+        let mut other_length = with(WITHOUT_BATCH_NORM, run("cifar_vgg16_bn", "fast", 1, 0.2));
         other_length.record.epochs = 5;
         let runs = [
             run("cifar_resnet20", "fast", 1, 0.9),
-            with(&["batch_norm=off"], run("cifar_resnet20", "fast", 1, 0.7)),
-            with(&["batch_norm=off"], run("mlp", "fast", 1, 0.6)),
+            with(WITHOUT_BATCH_NORM, run("cifar_resnet20", "fast", 1, 0.7)),
+            with(WITHOUT_BATCH_NORM, run("mlp", "fast", 1, 0.6)),
             run("cifar_vgg16_bn", "fast", 1, 0.9),
             other_length,
         ];

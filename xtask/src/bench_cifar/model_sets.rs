@@ -108,8 +108,8 @@ pub struct Choice {
     pub model: &'static ModelInfo,
     /// The recipe, adapted to it and changed as the set says.
     pub recipe: Recipe,
-    /// What the set has changed, as [`Overrides::describe`] puts it: what tells its rows apart.
-    pub overrides: Vec<String>,
+    /// What was changed in it: what tells a set's rows apart.
+    pub overrides: Overrides,
 }
 
 /// What a list such as `review-20,mlp,cifar_resnet*` asks for, in its order, each once.
@@ -127,7 +127,7 @@ pub fn choose(list: &str, recipe: Option<&str>) -> Result<Vec<Choice>> {
             None => Recipe::default_for(model)?,
         };
         let found = found.adapted_to(model.name);
-        Ok(Choice { model, overrides: changes.describe(&found), recipe: found.with(changes)? })
+        Ok(Choice { model, overrides: changes.that_change(&found), recipe: found.with(changes)? })
     };
     let mut chosen: Vec<Choice> = Vec::new();
     for item in list.split(',').map(str::trim).filter(|item| !item.is_empty()) {
@@ -171,7 +171,7 @@ mod tests {
         }
         let rows = |list: &str, recipe| -> Vec<(&str, String)> {
             let choices = choose(list, recipe).unwrap().into_iter();
-            choices.map(|c| (c.model.name, format!("{} {}", c.recipe.name, c.overrides.join(" ")))).collect()
+            choices.map(|c| (c.model.name, format!("{} {}", c.recipe.name, c.overrides.settings().join(" ")))).collect()
         };
         assert_eq!(
             rows("ablation-batch-norm", None)[..2],

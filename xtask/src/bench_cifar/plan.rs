@@ -29,7 +29,6 @@ pub fn images(runs: &[Planned], data: &Dataset) -> String {
 /// One run to come.
 pub struct Planned {
     pub choice: Choice,
-    pub overrides: Vec<String>,
     /// Where they are not the recipe's own.
     pub epochs: Option<usize>,
     pub seed: u64,
@@ -59,18 +58,19 @@ pub fn plan(args: &Args, images: usize) -> Result<Vec<Planned>> {
     ensure!(!seeds.is_empty(), "--seeds names no seed");
     let mut planned = Vec::new();
     for choice in choose(models, recipe)? {
-        let mut described = choice.overrides.clone();
-        described.extend(overrides.describe(&choice.recipe));
-        let choice = Choice { recipe: choice.recipe.with(&overrides)?, ..choice };
+        let changes = overrides.that_change(&choice.recipe);
+        // A set's settings, then the user's: rows that the user has made the same still have folders of their own.
+        let settings = [choice.overrides.settings(), changes.settings()].concat();
+        let recipe = choice.recipe.with(&overrides)?;
+        let choice = Choice { recipe, overrides: changes.or(&choice.overrides), ..choice };
         let own = Recipe::named(&choice.recipe.name)?.adapted_to(choice.model.name);
         let is_other = choice.recipe.length != own.length;
         let epochs = is_other.then(|| choice.recipe.epochs(images)).transpose()?;
         let mut name = format!("{}-{}", choice.model.name, choice.recipe.name);
         epochs.iter().for_each(|epochs| name += &format!("-{epochs}epochs"));
-        described.iter().for_each(|setting| name += &format!("-{setting}"));
+        settings.iter().for_each(|setting| name += &format!("-{setting}"));
         planned.extend(seeds.iter().map(|&seed| Planned {
             choice: choice.clone(),
-            overrides: described.clone(),
             epochs,
             seed,
             folder: format!("runs/{name}-seed{seed}"),
@@ -91,7 +91,6 @@ mod tests {
         let told = |models: &str, recipe: Option<&str>| {
             let planned = choose(models, recipe).unwrap().into_iter().map(|choice| Planned {
                 choice,
-                overrides: Vec::new(),
                 epochs: None,
                 seed: 1,
                 folder: String::new(),

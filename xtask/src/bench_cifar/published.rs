@@ -155,7 +155,7 @@ impl Published {
             // Another recipe has its own length; to hold that against it would say the same thing twice.
             reasons.push("other recipe".into());
         } else {
-            reasons.extend(run.overrides.iter().cloned());
+            reasons.extend(run.overrides.settings());
             reasons.extend(other_length(self.length, run));
         }
         let whole = if run.recipe == self.recipe { self.train_images } else { 50_000 };
@@ -230,6 +230,7 @@ pub fn difference(row: &Row) -> Cell {
 mod tests {
     use super::*;
     use crate::bench_cifar::testing::{record, run, synthetic};
+    use zoo_train::recipe::Overrides;
     use zoo_train::record::DataRecord;
     use zoo_train::report::{Run, sections};
 
@@ -306,7 +307,7 @@ mod tests {
         let other = RunRecord { recipe: "fast".into(), ..run.clone() };
         assert_eq!(why_not(&other), ["other recipe"]);
 
-        let altered = RunRecord { overrides: vec!["lr=0.05".into()], ..run };
+        let altered = RunRecord { overrides: Overrides { lr: Some(0.05), ..Overrides::NONE }.into(), ..run };
         assert_eq!(why_not(&altered), ["lr=0.05"]);
     }
 

@@ -263,7 +263,7 @@ mod tests {
         let mut copy = run("cifar_resnet18", "modern-200", 1, 0.93);
         copy.record.data.name = "CIFAR-10, JPEG q75 copy".into();
         let mut ablation = run("cifar_resnet20", "modern-200", 1, 0.91);
-        ablation.record.overrides = vec!["bn_eps=0.001".into()];
+        ablation.record.overrides.recipe.bn_eps = Some(0.001);
         let mut cut = run("cifar_densenet121", "modern-200", 1, 0.4);
         (cut.record.epochs, cut.record.epochs_done, cut.record.status) = (200, 7, Status::Interrupted);
         let mut failed = run("vit_tiny", "ours", 1, 0.1);

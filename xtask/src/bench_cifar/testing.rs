@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use zoo_train::record::{DataRecord, EpochMetrics, Platform, RunRecord, Status};
+use zoo_train::record::{DataRecord, EpochMetrics, Platform, RunOverrides, RunRecord, Status};
 use zoo_train::report::Run;
 
 /// The record of a finished run of 20 epochs that ends at the accuracy `acc`.
@@ -10,7 +10,7 @@ pub fn record(model: &str, recipe: &str, seed: u64, acc: f64) -> RunRecord {
     RunRecord {
         model: model.into(),
         recipe: recipe.into(),
-        overrides: Vec::new(),
+        overrides: RunOverrides::default(),
         hyperparameters: None,
         seed,
         epochs: 20,

@@ -108,7 +108,7 @@ impl Row<'_> {
     pub fn recipe(&self) -> Cell {
         let record = self.record();
         let mut text = format!("{}, {}", record.recipe, count(record.epochs, "epoch"));
-        record.overrides.iter().for_each(|setting| text = format!("{text}, {setting}"));
+        record.overrides.settings().iter().for_each(|setting| text = format!("{text}, {setting}"));
         Cell::new(Some(text), None)
     }
 

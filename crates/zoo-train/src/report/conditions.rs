@@ -59,7 +59,7 @@ pub(super) fn conditions<'a>(sections: &[Section<'a>]) -> Conditions<'a> {
             );
             course.extend(memory(run).map(|memory| ("Resident memory", memory)));
             course.extend(ending(record).map(|ended| ("Ended", ended)));
-            let overrides: String = record.overrides.iter().map(|setting| format!(" · {setting}")).collect();
+            let overrides: String = record.overrides.settings().iter().map(|setting| format!(" · {setting}")).collect();
             let title = format!("{} · {}{overrides}", record.model, record.recipe);
             let title = format!("{} · seed {}", shortened(&title, MESSAGE), record.seed);
             RunConditions { title, conditions: told(&own, record), course, command: &record.command }

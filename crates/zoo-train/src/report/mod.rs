@@ -24,7 +24,9 @@ use anyhow::Result;
 
 use crate::error_analysis::{self, ErrorAnalysis};
 use crate::errors;
-use crate::record::{EpochMetrics, Lines, METRICS_FILE, RESULTS_FILE, RunRecord, read_jsonl, replace_file};
+use crate::record::{
+    EpochMetrics, Lines, METRICS_FILE, RESULTS_FILE, RunOverrides, RunRecord, read_jsonl, replace_file,
+};
 
 use chart::Chart;
 pub use columns::{Cell, Column, Kind};
@@ -86,28 +88,34 @@ pub struct Run {
     pub analysis: Option<ErrorAnalysis>,
 }
 
+/// What tells the run of a record from others.
+fn identity(record: &RunRecord) -> (&str, &str, &str, &RunOverrides, u64) {
+    (&record.folder, &record.model, &record.recipe, &record.overrides, record.seed)
+}
+
 /// Reads the runs of the suite in the folder `out`: `results.jsonl`, and from each run's own folder its `metrics.jsonl`
 /// and what [`error_analysis::write`] left there. Returns them with what the reader should be warned of: lines that a
 /// crash cut off, epochs that are missing, an evaluation that is damaged.
 pub fn load(out: &Path) -> Result<(Vec<Run>, Vec<String>)> {
-    let mut records = read_jsonl::<RunRecord>(&out.join(RESULTS_FILE))?;
+    let records = read_jsonl::<RunRecord>(&out.join(RESULTS_FILE))?;
     let mut warnings: Vec<String> = records.warning.into_iter().collect();
     // A run that was cut off and resumed has a line for each time it ended: the last one counts, in the place of the
     // first.
-    type Identity = (String, String, String, Vec<String>, u64);
-    let identity = |record: &RunRecord| -> Identity {
-        let RunRecord { folder, model, recipe, overrides, seed, .. } = record;
-        (folder.clone(), model.clone(), recipe.clone(), overrides.clone(), *seed)
-    };
-    let mut last: BTreeMap<Identity, RunRecord> =
-        records.values.iter().map(|record| (identity(record), record.clone())).collect();
+    let mut last: Vec<&RunRecord> = Vec::new();
+    for record in &records.values {
+        match last.iter_mut().find(|earlier| identity(earlier) == identity(record)) {
+            Some(earlier) => *earlier = record,
+            None => last.push(record),
+        }
+    }
     // Of different runs that name the same folder, its files are those of the last.
-    let owners: BTreeMap<String, Identity> =
-        records.values.iter().map(|record| (record.folder.clone(), identity(record))).collect();
-    records.values = records.values.iter().filter_map(|record| last.remove(&identity(record))).collect();
+    let owners: BTreeMap<&str, &RunRecord> =
+        records.values.iter().map(|record| (record.folder.as_str(), record)).collect();
     let mut runs = Vec::new();
-    for record in records.values {
-        if owners.get(&record.folder) != Some(&identity(&record)) {
+    for record in last {
+        let is_owner = owners.get(record.folder.as_str()).is_some_and(|owner| identity(owner) == identity(record));
+        let record = record.clone();
+        if !is_owner {
             warnings.push(format!(
                 "{} holds a later run: the report shows no curve of the {} with seed {} that was there before",
                 record.folder, record.model, record.seed

@@ -2,7 +2,7 @@
 
 use super::Run;
 use crate::format::{count, shortened, thousands};
-use crate::record::{CIFAR10, DataRecord, RunRecord, Status};
+use crate::record::{CIFAR10, DataRecord, RunOverrides, RunRecord, Status};
 
 /// Characters of a name that are shown.
 const NAME: usize = 48;
@@ -74,7 +74,7 @@ pub fn sections(runs: &[Run]) -> Vec<Section<'_>> {
 }
 
 /// What the runs of one row share.
-fn kind(record: &RunRecord) -> (&str, &str, &[String], usize, usize, &str) {
+fn kind(record: &RunRecord) -> (&str, &str, &RunOverrides, usize, usize, &str) {
     (&record.model, &record.recipe, &record.overrides, record.epochs, record.batch, &record.device)
 }
 
@@ -85,7 +85,7 @@ fn label(row: &Row, rows: &[Row]) -> String {
     let details = |row: &Row| {
         let record = row.record();
         let (epochs, batch) = (format!("{} epochs", record.epochs), format!("batch {}", record.batch));
-        [record.recipe.clone(), epochs, record.overrides.join(" "), batch, record.device.clone()]
+        [record.recipe.clone(), epochs, record.overrides.settings().join(" "), batch, record.device.clone()]
     };
     let siblings: Vec<_> =
         rows.iter().filter(|other| other.record().model == row.record().model).map(details).collect();
@@ -180,6 +180,7 @@ pub(super) fn ending(record: &RunRecord) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recipe::Overrides;
     use crate::report::columns::tests::cell;
     use crate::report::tests::{run, synthetic};
 
@@ -216,12 +217,16 @@ mod tests {
 
     #[test]
     fn a_row_of_an_ablation_is_told_apart() {
-        let with = |model: &str, settings: &[&str]| {
+        let with = |model: &str, overrides: Overrides| {
             let mut run = run(model, "fast", 1, 0.5);
-            run.record.overrides = settings.iter().map(|&setting| setting.to_owned()).collect();
+            run.record.overrides = overrides.into();
             run
         };
-        let runs = [with("mlp", &[]), with("mlp", &["bn_eps=0.001"]), with("vgg", &["lr=0.1", "batch_norm=off"])];
+        let runs = [
+            with("mlp", Overrides::NONE),
+            with("mlp", Overrides { bn_eps: Some(0.001), ..Overrides::NONE }),
+            with("vgg", Overrides { lr: Some(0.1), batch_norm: Some(false), ..Overrides::NONE }),
+        ];
         let sections = sections(&runs);
         let labels: Vec<_> = sections[0].rows.iter().map(|row| row.label.as_str()).collect();
         assert_eq!(labels, ["mlp", "mlp · bn_eps=0.001", "vgg · lr=0.1 batch_norm=off"]);

@@ -5,8 +5,8 @@ use maud::{Markup, html};
 use super::Run;
 use super::chart::{Axis, Chart, LARGE, Point, Series, Style, amount};
 use super::rows::{Row, Section, ending};
-use crate::recipe::{Length, Overrides, Recipe};
-use crate::record::EpochMetrics;
+use crate::recipe::{Length, Recipe};
+use crate::record::{EpochMetrics, RunOverrides};
 
 /// The training of a row's runs, as far as it is known.
 enum Known {
@@ -43,19 +43,9 @@ fn named(run: &Run) -> Option<Recipe> {
     if record.recipe == "finetune" {
         return None;
     }
-    let mut changes = Overrides::NONE;
-    for text in &record.overrides {
-        let (name, value) = text.split_once('=')?;
-        match name {
-            "batch" => changes.batch = Some(value.parse().ok()?),
-            "lr" => changes.lr = Some(value.parse().ok()?),
-            "bn_momentum" => changes.bn_momentum = Some(value.parse().ok()?),
-            "bn_eps" => changes.bn_eps = Some(value.parse().ok()?),
-            "batch_norm" => changes.batch_norm = Some(value == "on"),
-            _ => return None,
-        }
-    }
-    let mut recipe = Recipe::named(&record.recipe).ok()?.adapted_to(&record.model).with(&changes).ok()?;
+    // Neither whose figures pixels were normalised by nor what a run started from is a recipe's to say.
+    let RunOverrides { recipe: changes, normalize: None, weights: None } = &record.overrides else { return None };
+    let mut recipe = Recipe::named(&record.recipe).ok()?.adapted_to(&record.model).with(changes).ok()?;
     let images = record.data.train_images;
     recipe.drop_last |= recipe.leaves_one_image(images);
     let extent = recipe.step_count(images).ok()?;
@@ -217,6 +207,7 @@ pub(super) fn rates(rows: &[(Style, &Row)], title: String) -> Option<Chart> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::recipe::Overrides;
     use crate::record::Status;
     use crate::report::rows::sections;
     use crate::report::tests::run;
@@ -261,8 +252,9 @@ mod tests {
         unlike(|run| run.epochs.clear());
         unlike(|run| run.record.batch = 64);
         unlike(|run| run.record.recipe = "my-own".into());
-        unlike(|run| run.record.overrides.push("normalize=imagenet".into()));
-        unlike(|run| run.record.overrides.push("lr=0.2".into()));
+        unlike(|run| run.record.overrides.normalize = Some("imagenet".into()));
+        unlike(|run| run.record.overrides.weights = Some("net.pth".into()));
+        unlike(|run| run.record.overrides.recipe.lr = Some(0.2));
     }
 
     /// The records kept in the tree are older than the field.
@@ -281,7 +273,7 @@ mod tests {
         let quick = Recipe::named("quick").unwrap();
         let other = quick.with(&Overrides { lr: Some(0.5), ..Overrides::NONE }).unwrap();
         let mut changed = recorded(run("template_cnn", "quick", 1, 0.4), other);
-        changed.record.overrides.push("lr=0.5".into());
+        changed.record.overrides.recipe.lr = Some(0.5);
         let runs = [
             recorded(run("mlp", "quick", 1, 0.5), quick.clone()),
             changed,
