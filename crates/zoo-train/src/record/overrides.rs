@@ -19,8 +19,8 @@ pub struct RunOverrides {
     /// Single values; epochs are not among them, for the record has a field of its own.
     #[serde(flatten)]
     pub recipe: Overrides,
-    /// Whose mean and deviation pixels were normalised by, as `zoo train --normalize` names them; `checkpoint` for those
-    /// that the run's weights came with.
+    /// Whose mean and deviation pixels were normalised by, as `zoo train --normalize` names them; `checkpoint` for
+    /// those that the run's weights came with.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub normalize: Option<String>,
     /// The checkpoint that the run started from, so that nobody takes it for one from scratch.
