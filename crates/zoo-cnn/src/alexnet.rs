@@ -17,8 +17,8 @@
 use candle_core::{Result, Tensor, bail};
 use std::sync::Arc;
 use zoo_core::{
-    BatchNorm, Classifier, Conv2d, Conv2dConfig, Dimensions, Dropout, Init, Input, Layer, Linear, MaxPool2d, Model,
-    ModelInfo, ModuleT, Pointwise, Sequential, Stages, VarBuilder, adaptive_avg_pool2d, flatten,
+    BatchNorm, Classifier, Conv2d, Conv2dConfig, Dimensions, Dropout, Init, Layer, Linear, MaxPool2d, Model, ModelInfo,
+    ModuleT, Pointwise, Sequential, Stages, VarBuilder, adaptive_avg_pool2d, flatten,
 };
 
 /// An AlexNet.
@@ -191,28 +191,15 @@ impl Model for AlexNet {
 /// The registered variants.
 pub const MODELS: &[ModelInfo] = &[
     ModelInfo {
-        name: "alexnet",
         family: "cnn",
-        parameters: 61_100_840,
-        input: Input::IMAGENET,
-        num_classes: 1000,
         keys: "torchvision",
         paper: "Krizhevsky 2014, arXiv:1404.5997",
-        renames: &[],
-        layouts: &[],
-        builder: |dims, vb| build(Config::alexnet(), dims, vb),
+        ..ModelInfo::new("alexnet", 61_100_840, |dims, vb| build(Config::alexnet(), dims, vb))
     },
     ModelInfo {
-        name: "cifar_alexnet",
         family: "cnn",
-        parameters: 5_872_586,
-        input: Input::CIFAR10,
-        num_classes: 10,
-        keys: "own",
         paper: "Krizhevsky, Sutskever and Hinton 2012",
-        renames: &[],
-        layouts: &[],
-        builder: |dims, vb| build(Config::cifar_alexnet(), dims, vb),
+        ..ModelInfo::new("cifar_alexnet", 5_872_586, |dims, vb| build(Config::cifar_alexnet(), dims, vb)).cifar()
     },
 ];
 

@@ -297,16 +297,11 @@ pub const RENAMES: &[Rename] = &[
 
 const fn imagenet(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     ModelInfo {
-        name,
         family: "cnn",
-        parameters,
-        input: Input::IMAGENET,
-        num_classes: 1000,
         keys: "torchvision",
         paper: "Huang et al. 2016, arXiv:1608.06993",
         renames: RENAMES,
-        layouts: &[],
-        builder,
+        ..ModelInfo::new(name, parameters, builder)
     }
 }
 

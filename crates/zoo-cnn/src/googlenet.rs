@@ -396,29 +396,20 @@ pub const RENAMES: &[Rename] =
 /// The registered variants.
 pub const MODELS: &[ModelInfo] = &[
     ModelInfo {
-        name: "googlenet",
         family: "cnn",
-        parameters: 6_624_904,
         // Pixels from -1 to 1: what torchvision's checkpoint sees once its `transform_input` has run.
         input: Input { mean: [0.5; 3], std: [0.5; 3], ..Input::IMAGENET },
-        num_classes: 1000,
         keys: "torchvision",
         paper: "Szegedy et al. 2014, arXiv:1409.4842",
         renames: RENAMES,
-        layouts: &[],
-        builder: |dims, vb| build(Config::googlenet(), dims, vb),
+        ..ModelInfo::new("googlenet", 6_624_904, |dims, vb| build(Config::googlenet(), dims, vb))
     },
     ModelInfo {
-        name: "cifar_googlenet",
         family: "cnn",
-        parameters: 5_602_474,
-        input: Input::CIFAR10,
-        num_classes: 10,
         keys: "torchvision",
         paper: "Szegedy et al. 2014, arXiv:1409.4842",
         renames: RENAMES,
-        layouts: &[],
-        builder: |dims, vb| build(Config::cifar_googlenet(), dims, vb),
+        ..ModelInfo::new("cifar_googlenet", 5_602_474, |dims, vb| build(Config::cifar_googlenet(), dims, vb)).cifar()
     },
 ];
 

@@ -11,8 +11,8 @@
 
 use candle_core::{Result, Tensor, bail};
 use zoo_core::{
-    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Input, MaxPool2d, Model, ModelInfo, ModuleT, Pointwise,
-    Sequential, Stages, VarBuilder, conv_bn, flatten, seq, softmax,
+    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, MaxPool2d, Model, ModelInfo, ModuleT, Pointwise, Sequential,
+    Stages, VarBuilder, conv_bn, flatten, seq, softmax,
 };
 
 /// One entry of the list.
@@ -139,18 +139,8 @@ fn build(dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
 }
 
 /// The registered variants.
-pub const MODELS: &[ModelInfo] = &[ModelInfo {
-    name: "template_cnn",
-    family: "cnn",
-    parameters: 1_183_322,
-    input: Input::CIFAR10,
-    num_classes: 10,
-    keys: "own",
-    paper: "template suite",
-    renames: &[],
-    layouts: &[],
-    builder: build,
-}];
+pub const MODELS: &[ModelInfo] =
+    &[ModelInfo { family: "cnn", paper: "template suite", ..ModelInfo::new("template_cnn", 1_183_322, build).cifar() }];
 
 #[cfg(test)]
 mod tests {

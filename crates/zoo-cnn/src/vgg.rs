@@ -20,7 +20,7 @@ use candle_core::{Result, Tensor, bail};
 use zoo_core::model::Builder;
 use zoo_core::weights::{Layout, Rename, Source, Weights};
 use zoo_core::{
-    Classifier, Conv2dConfig, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo, ModuleT, Sequential, VarBuilder,
+    Classifier, Conv2dConfig, Dimensions, Init, MaxPool2d, Model, ModelInfo, ModuleT, Sequential, VarBuilder,
     adaptive_avg_pool2d, flatten,
 };
 
@@ -207,21 +207,16 @@ pub fn from_timm(weights: &Weights) -> Result<Vec<(String, Source)>> {
 
 const fn imagenet(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     ModelInfo {
-        name,
         family: "cnn",
-        parameters,
-        input: Input::IMAGENET,
-        num_classes: 1000,
         keys: "torchvision",
         paper: "Simonyan and Zisserman 2014, arXiv:1409.1556",
-        renames: &[],
         layouts: &[TIMM],
-        builder,
+        ..ModelInfo::new(name, parameters, builder)
     }
 }
 
 const fn cifar(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
-    ModelInfo { input: Input::CIFAR10, num_classes: 10, layouts: &[], ..imagenet(name, parameters, builder) }
+    ModelInfo { layouts: &[], ..imagenet(name, parameters, builder).cifar() }
 }
 
 fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {

@@ -214,6 +214,19 @@ pub struct Dimensions {
 }
 
 impl ModelInfo {
+    /// A network of 1000 classes for ImageNet's images that reads no files but its own; a row names its family and paper,
+    /// and what else differs, over this.
+    pub const fn new(name: &'static str, parameters: usize, builder: Builder) -> Self {
+        let (input, num_classes) = (Input::IMAGENET, 1000);
+        let (family, keys, paper, renames, layouts): (_, _, _, &[_], &[_]) = ("", "own", "", &[], &[]);
+        Self { name, family, parameters, input, num_classes, keys, paper, renames, layouts, builder }
+    }
+
+    /// The same for 32x32 images and ten classes.
+    pub const fn cifar(self) -> Self {
+        Self { input: Input::CIFAR10, num_classes: 10, ..self }
+    }
+
     /// The model's dimensions under `options`.
     pub fn dimensions(&self, options: &ModelOptions) -> Dimensions {
         Dimensions {

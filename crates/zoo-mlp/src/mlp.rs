@@ -9,8 +9,8 @@
 
 use candle_core::{Module, Result, Tensor};
 use zoo_core::{
-    BatchNorm, BatchNormConfig, Classifier, Dimensions, Init, Input, Linear, Model, ModelInfo, ModuleT, Pointwise,
-    Sequential, VarBuilder, flatten, seq, softmax,
+    BatchNorm, BatchNormConfig, Classifier, Dimensions, Init, Linear, Model, ModelInfo, ModuleT, Pointwise, Sequential,
+    VarBuilder, flatten, seq, softmax,
 };
 
 /// What follows the last layer.
@@ -153,16 +153,9 @@ fn build(dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
 
 /// The registered variants.
 pub const MODELS: &[ModelInfo] = &[ModelInfo {
-    name: "mlp",
     family: "mlp",
-    parameters: 1_707_274,
-    input: Input::CIFAR10,
-    num_classes: 10,
-    keys: "own",
     paper: "Rumelhart, Hinton and Williams 1986",
-    renames: &[],
-    layouts: &[],
-    builder: build,
+    ..ModelInfo::new("mlp", 1_707_274, build).cifar()
 }];
 
 #[cfg(test)]

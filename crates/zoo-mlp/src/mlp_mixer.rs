@@ -208,16 +208,11 @@ impl Model for MlpMixer {
 
 const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     ModelInfo {
-        name,
         family: "mlp",
-        parameters,
         input: Input::inception(0.875),
-        num_classes: 1000,
         keys: "timm",
         paper: "Tolstikhin et al. 2021, arXiv:2105.01601",
-        renames: &[],
-        layouts: &[],
-        builder,
+        ..ModelInfo::new(name, parameters, builder)
     }
 }
 

@@ -20,8 +20,8 @@ use candle_core::{D, Result, Tensor, bail};
 use zoo_core::model::Builder;
 use zoo_core::tape;
 use zoo_core::{
-    Classifier, Dimensions, Init, Input, LayerNorm, Linear, MlpBlock, Model, ModelInfo, ModuleT, Residual, Sequential,
-    Stages, Transpose, VarBuilder, seq, trace,
+    Classifier, Dimensions, Init, LayerNorm, Linear, MlpBlock, Model, ModelInfo, ModuleT, Residual, Sequential, Stages,
+    Transpose, VarBuilder, seq, trace,
 };
 
 /// A Mixer of the template suite.
@@ -149,18 +149,7 @@ impl Model for TemplateMixer {
 }
 
 const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
-    ModelInfo {
-        name,
-        family: "mlp",
-        parameters,
-        input: Input::CIFAR10,
-        num_classes: 10,
-        keys: "own",
-        paper: "template suite",
-        renames: &[],
-        layouts: &[],
-        builder,
-    }
+    ModelInfo { family: "mlp", paper: "template suite", ..ModelInfo::new(name, parameters, builder).cifar() }
 }
 
 fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {

@@ -159,16 +159,11 @@ impl Model for MobileNetV1 {
 
 const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     ModelInfo {
-        name,
         family: "mobile",
-        parameters,
         input: Input::inception(0.875),
-        num_classes: 1000,
         keys: "timm",
         paper: "Howard et al. 2017, arXiv:1704.04861",
-        renames: &[],
-        layouts: &[],
-        builder,
+        ..ModelInfo::new(name, parameters, builder)
     }
 }
 

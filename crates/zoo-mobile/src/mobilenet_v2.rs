@@ -271,16 +271,11 @@ const TIMM: Layout = Layout {
 
 const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     ModelInfo {
-        name,
         family: "mobile",
-        parameters,
-        input: Input::IMAGENET,
-        num_classes: 1000,
         keys: "torchvision",
         paper: "Sandler et al. 2018, arXiv:1801.04381",
-        renames: &[],
         layouts: &[TIMM],
-        builder,
+        ..ModelInfo::new(name, parameters, builder)
     }
 }
 

@@ -21,8 +21,8 @@ use crate::{check_width, make_divisible};
 use candle_core::{Result, Tensor, bail};
 use zoo_core::model::Builder;
 use zoo_core::{
-    AvgPool2d, BatchNormConfig, ChannelShuffle, Classifier, Concat, Conv2dConfig, Dimensions, Init, Input, MaxPool2d,
-    Model, ModelInfo, ModuleT, Pointwise, Residual, Sequential, Stages, VarBuilder, conv_bn, global_avg_pool2d, seq,
+    AvgPool2d, BatchNormConfig, ChannelShuffle, Classifier, Concat, Conv2dConfig, Dimensions, Init, MaxPool2d, Model,
+    ModelInfo, ModuleT, Pointwise, Residual, Sequential, Stages, VarBuilder, conv_bn, global_avg_pool2d, seq,
 };
 
 /// The first layers.
@@ -205,21 +205,14 @@ impl Model for ShuffleNetV1 {
 
 const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     ModelInfo {
-        name,
         family: "mobile",
-        parameters,
-        input: Input::IMAGENET,
-        num_classes: 1000,
-        keys: "own",
         paper: "Zhang et al. 2017, arXiv:1707.01083",
-        renames: &[],
-        layouts: &[],
-        builder,
+        ..ModelInfo::new(name, parameters, builder)
     }
 }
 
 const fn cifar(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
-    ModelInfo { input: Input::CIFAR10, num_classes: 10, ..info(name, parameters, builder) }
+    info(name, parameters, builder).cifar()
 }
 
 fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {

@@ -24,8 +24,8 @@ use candle_core::{Result, Tensor, bail};
 use zoo_core::model::Builder;
 use zoo_core::weights::Rename;
 use zoo_core::{
-    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Init, Input, Model, ModelInfo, ModuleT, Pointwise,
-    Sequential, SqueezeExciteConfig, Stages, VarBuilder, conv_bn, global_avg_pool2d,
+    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Init, Model, ModelInfo, ModuleT, Pointwise, Sequential,
+    SqueezeExciteConfig, Stages, VarBuilder, conv_bn, global_avg_pool2d,
 };
 
 /// A CIFAR residual network of 6n + 2 layers.
@@ -195,16 +195,10 @@ pub const RENAMES: &[Rename] = &[Rename {
 
 const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     ModelInfo {
-        name,
         family: "resnet",
-        parameters,
-        input: Input::CIFAR10,
-        num_classes: 10,
-        keys: "own",
         paper: "He et al. 2015, arXiv:1512.03385, section 4.2",
         renames: RENAMES,
-        layouts: &[],
-        builder,
+        ..ModelInfo::new(name, parameters, builder).cifar()
     }
 }
 

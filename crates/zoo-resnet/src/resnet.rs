@@ -231,16 +231,11 @@ impl Model for ResNet {
 
 const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     ModelInfo {
-        name,
         family: "resnet",
-        parameters,
-        input: Input::IMAGENET,
-        num_classes: 1000,
         keys: "torchvision",
         paper: "He et al. 2015, arXiv:1512.03385",
-        renames: &[],
         layouts: &[TRANSFORMERS],
-        builder,
+        ..ModelInfo::new(name, parameters, builder)
     }
 }
 

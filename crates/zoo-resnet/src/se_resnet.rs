@@ -56,16 +56,11 @@ const fn info(
     builder: fn(&Dimensions, VarBuilder) -> Result<Box<dyn Model>>,
 ) -> ModelInfo {
     ModelInfo {
-        name,
         family: "resnet",
-        parameters,
         input: Input { interpolation: Interpolation::Bicubic, crop, ..Input::IMAGENET },
-        num_classes: 1000,
         keys: "timm",
         paper: "Hu et al. 2017, arXiv:1709.01507",
-        renames: &[],
-        layouts: &[],
-        builder,
+        ..ModelInfo::new(name, parameters, builder)
     }
 }
 

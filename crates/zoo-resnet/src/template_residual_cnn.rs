@@ -19,8 +19,8 @@
 use crate::resnet::{BlockConfig, Kind, block};
 use candle_core::{Result, Tensor, bail};
 use zoo_core::{
-    Classifier, Conv2d, Conv2dConfig, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo, ModuleT, PadChannels,
-    Sequential, Stages, VarBuilder, flatten, seq,
+    Classifier, Conv2d, Conv2dConfig, Dimensions, Init, MaxPool2d, Model, ModelInfo, ModuleT, PadChannels, Sequential,
+    Stages, VarBuilder, flatten, seq,
 };
 
 /// A residual CNN.
@@ -142,16 +142,9 @@ fn build(dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
 
 /// The registered variants.
 pub const MODELS: &[ModelInfo] = &[ModelInfo {
-    name: "template_residual_cnn",
     family: "resnet",
-    parameters: 1_134_026,
-    input: Input::CIFAR10,
-    num_classes: 10,
-    keys: "own",
     paper: "template suite",
-    renames: &[],
-    layouts: &[],
-    builder: build,
+    ..ModelInfo::new("template_residual_cnn", 1_134_026, build).cifar()
 }];
 
 #[cfg(test)]

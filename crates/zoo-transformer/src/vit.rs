@@ -340,16 +340,12 @@ const fn info(
     builder: fn(&Dimensions, VarBuilder) -> Result<Box<dyn Model>>,
 ) -> ModelInfo {
     ModelInfo {
-        name,
         family: "transformer",
-        parameters,
         input: Input::inception(0.9),
-        num_classes: 1000,
         keys: "timm",
         paper: "Dosovitskiy et al. 2020, arXiv:2010.11929",
-        renames: &[],
         layouts: &[TORCHVISION, TRANSFORMERS],
-        builder,
+        ..ModelInfo::new(name, parameters, builder)
     }
 }
 

@@ -3,7 +3,7 @@
 use super::Run;
 use super::play::State;
 use super::recording::{Gradient, Recording};
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, Layout, Result, Shape, Tensor, TensorId, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Result, Shape, Tensor, TensorId, bail};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Hangs a pass into candle's graph: its outputs there.
@@ -15,16 +15,9 @@ pub(super) fn put(run: Run) -> Result<Vec<Tensor>> {
     // each link for its variables' gradients; the first link to be asked has the gradients of all outputs.
     let (source, _) = &inputs[0];
     let mut link = Tensor::zeros((), source.dtype(), source.device())?;
-    for (source, input) in inputs.iter().filter(|(source, _)| source.track_op()) {
-        link = link.apply_op2(source, Link { tape: tape.clone(), ids: vec![input.id()] })?;
-    }
-    for pair in variables.chunks(2) {
-        let op = Link { tape: tape.clone(), ids: pair.iter().map(Tensor::id).collect() };
-        link = match pair {
-            [a, b] => link.apply_op3(a, b, op)?,
-            [a] => link.apply_op2(a, op)?,
-            _ => link,
-        };
+    let sources = inputs.iter().filter(|(source, _)| source.track_op()).map(|(source, input)| (source, input.id()));
+    for (tensor, id) in sources.chain(variables.iter().map(|variable| (variable, variable.id()))) {
+        link = link.apply_op2(tensor, Link { tape: tape.clone(), id })?;
     }
     let output = |ys: Tensor| match known.contains(&ys.id()) {
         true => link.apply_op1(Output { tape: tape.clone(), ys }),
@@ -90,16 +83,10 @@ impl CustomOp1 for Output {
     }
 }
 
-/// A link of the chain of scalars, with up to two variables.
+/// A link of the chain of scalars, with its variable.
 struct Link {
     tape: Tape,
-    ids: Vec<TensorId>,
-}
-
-impl Link {
-    fn pass(storage: &CpuStorage) -> Result<(CpuStorage, Shape)> {
-        Ok((storage.clone(), Shape::from(())))
-    }
+    id: TensorId,
 }
 
 impl CustomOp2 for Link {
@@ -108,39 +95,10 @@ impl CustomOp2 for Link {
     }
 
     fn cpu_fwd(&self, link: &CpuStorage, _: &Layout, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, Shape)> {
-        Self::pass(link)
+        Ok((link.clone(), Shape::from(())))
     }
 
     fn bwd(&self, _: &Tensor, _: &Tensor, _: &Tensor, grad: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        Ok((Some(grad.clone()), self.tape.gradient(self.ids[0])?))
-    }
-}
-
-impl CustomOp3 for Link {
-    fn name(&self) -> &'static str {
-        "tape link"
-    }
-
-    fn cpu_fwd(
-        &self,
-        link: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-        _: &CpuStorage,
-        _: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        Self::pass(link)
-    }
-
-    fn bwd(
-        &self,
-        _: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-        _: &Tensor,
-        grad: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        Ok((Some(grad.clone()), self.tape.gradient(self.ids[0])?, self.tape.gradient(self.ids[1])?))
+        Ok((Some(grad.clone()), self.tape.gradient(self.id)?))
     }
 }
