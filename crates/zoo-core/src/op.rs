@@ -7,6 +7,7 @@ use crate::storage::{elements, for_dtype, for_real, tensor, with_elements};
 use crate::tape::{self, Gradient};
 use crate::trace::shape_only;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
+use half::bf16;
 use std::sync::Arc;
 
 /// An operation on tensors of one element type: a value that holds every size, so that its passes are slices in, slices
@@ -28,6 +29,11 @@ pub(crate) trait Op: Send + Sync + 'static {
 
     /// The output's elements of the inputs'.
     fn forward<T: Real>(&self, inputs: &[&[T]]) -> Result<Vec<T>>;
+
+    /// The same of bfloat16 numbers, if there is a kernel for them on this machine; else it is done in f32, and rounded.
+    fn forward_bf16(&self, _inputs: &[&[bf16]]) -> Option<Vec<bf16>> {
+        None
+    }
 
     /// A gradient for each input, from that of the output.
     fn backward<T: Real>(&self, saved: &Saved<T>) -> Result<Vec<Passed<T>>>;
@@ -74,10 +80,23 @@ pub(crate) fn apply(op: impl Op, inputs: &[&Tensor]) -> Result<Tensor> {
         Backend::Fallback => op.fallback(&inputs.iter().map(|&xs| xs.clone()).collect::<Vec<_>>()),
         Backend::Kernel => with_kernel(op, inputs),
         Backend::KernelInF32 => {
+            if let Some(ys) = in_bf16(&op, inputs)? {
+                return Ok(ys);
+            }
             let inputs = inputs.iter().map(|xs| xs.to_dtype(DType::F32)).collect::<Result<Vec<_>>>()?;
             with_kernel(op, &inputs.iter().collect::<Vec<_>>())?.to_dtype(first.dtype())
         }
     }
+}
+
+/// The output of bfloat16 inputs that ask for no gradient, if the operation has a kernel for them.
+fn in_bf16(op: &impl Op, inputs: &[&Tensor]) -> Result<Option<Tensor>> {
+    if inputs.iter().any(|xs| xs.dtype() != DType::BF16 || xs.track_op()) {
+        return Ok(None);
+    }
+    let inputs = inputs.iter().map(|xs| xs.contiguous()).collect::<Result<Vec<_>>>()?;
+    let ys = with_elements::<bf16, _>(op.name(), &inputs.iter().collect::<Vec<_>>(), |all| Ok(op.forward_bf16(all)))?;
+    ys.map(|ys| Tensor::from_vec(ys, op.shape(), inputs[0].device())).transpose()
 }
 
 fn with_kernel<O: Op>(op: O, inputs: &[&Tensor]) -> Result<Tensor> {

@@ -3,7 +3,7 @@
 use crate::kernels::Real;
 use crate::kernels::batch_norm::add_to;
 use candle_core::backend::BackendStorage;
-use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, Device, InplaceOp2, Layout, Result, Shape, Storage, Tensor, WithDType, bail};
 use std::any::Any;
 
 /// Runs a generic kernel for the element type that a storage holds.
@@ -29,7 +29,7 @@ macro_rules! for_real {
 pub(crate) use for_real;
 
 /// The elements of a contiguous tensor, from its first.
-pub(crate) fn elements<'a, T: Real>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
+pub(crate) fn elements<'a, T: WithDType>(op: &str, storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [T]> {
     match layout.contiguous_offsets() {
         Some((start, end)) => Ok(&T::cpu_storage_as_slice(storage)?[start..end]),
         None => bail!("{op}: the kernel wants contiguous tensors, got strides {:?}", layout.stride()),
@@ -70,7 +70,7 @@ pub(crate) fn read<T: Real, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> Re
 }
 
 /// Runs `f` on the elements of contiguous tensors on the host.
-pub(crate) fn with_elements<T: Real, R>(
+pub(crate) fn with_elements<T: WithDType, R>(
     op: &str,
     tensors: &[&Tensor],
     f: impl FnOnce(&[&[T]]) -> Result<R>,

@@ -2,6 +2,7 @@
 
 use crate::ops::{Conv2dParams, Pointwise, with_fallback};
 use crate::testing::{distance, numbers};
+use crate::trace::Graph;
 use crate::vars::BatchNormSettings;
 use crate::{BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, Layer, Residual, Sequential, VarStore};
 use crate::{activate, seq, tape};
@@ -188,4 +189,29 @@ fn gradients_by_images_are_those_of_the_layers() {
             close(&key, got.get(&var).expect(&key), want.get(&var).expect(&key));
         }
     }
+}
+
+/// Which layers run as one operation, and that a sequence inside another is spliced in unless it has a name.
+#[test]
+fn sequences_find_their_operations() {
+    let vb = VarStore::new(0, DType::F32, &Device::Cpu).root();
+    let conv = |name: &str| Conv2d::new(4, 4, Conv2dConfig::new(1).no_bias(), vb.pp(name)).unwrap();
+    let norm = |name: &str| BatchNorm::new(4, vb.pp(name)).unwrap();
+    // Layers of each operation.
+    let cut = |layers: &Sequential| {
+        let xs = Tensor::zeros((1, 4, 2, 2), DType::F32, &Device::Cpu).unwrap();
+        let graph = Graph::of(&[xs.dims()], |xs| layers.forward_t(&xs[0], false)).unwrap();
+        let mut lengths = vec![0; graph.nodes.len()];
+        graph.nodes[1..].iter().for_each(|node| lengths[node.operation] += 1);
+        lengths.into_iter().filter(|&n| n > 0).collect::<Vec<usize>>()
+    };
+    assert_eq!(cut(&seq![conv("a"), norm("a"), Pointwise::Relu, conv("b"), norm("b")]), [3, 2]);
+    assert_eq!(cut(&seq![norm("c"), Pointwise::Relu6, conv("c"), norm("d"), Pointwise::Gelu]), [2, 2, 1]);
+    assert_eq!(cut(&seq![seq![conv("e")], seq![norm("e"), Pointwise::Relu]]), [3]);
+    assert_eq!(cut(&seq![conv("f"), seq![norm("f"), Pointwise::Relu].block("Unit", &vb)]), [1, 2]);
+    let block = Residual::new(seq![conv("g"), norm("g")]).activation(Pointwise::Relu);
+    assert_eq!(cut(&seq![block.clone()]), [4]);
+    // The sum alone is part of it too, an activation that does not only cut is not.
+    assert_eq!(cut(&seq![Residual::new(seq![conv("h"), norm("h")])]), [3]);
+    assert_eq!(cut(&seq![Residual::new(seq![conv("i"), norm("i")]).activation(Pointwise::Silu)]), [2, 1, 1]);
 }

@@ -76,7 +76,7 @@ pub(crate) unsafe fn written_by_tasks<T: Real>(n: usize, fill: impl FnOnce(Share
 ///
 /// # Safety
 /// `fill` writes every element.
-pub(crate) unsafe fn written<T: Real>(n: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
+pub(crate) unsafe fn written<T>(n: usize, fill: impl FnOnce(&mut [MaybeUninit<T>])) -> Vec<T> {
     let mut out = Vec::with_capacity(n);
     fill(&mut out.spare_capacity_mut()[..n]);
     // SAFETY: the capacity is there, and `fill` has written it.

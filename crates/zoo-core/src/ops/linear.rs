@@ -1,10 +1,12 @@
 //! The affine map of a fully connected layer.
 
 use super::{Real, fallback};
+use crate::kernels::bfloat16;
 use crate::kernels::linear::{self as kernel, Sizes};
 use crate::op::{Op, Passed, Saved, apply};
 use crate::trace;
 use candle_core::{Result, Tensor, bail};
+use half::bf16;
 
 /// y = x · weightᵀ + bias over the last dimension, as `torch.nn.functional.linear`.
 ///
@@ -62,6 +64,10 @@ impl Op for Linear {
 
     fn forward<T: Real>(&self, inputs: &[&[T]]) -> Result<Vec<T>> {
         Ok(kernel::forward(self.sizes, inputs[0], inputs[1], inputs.get(2).copied()))
+    }
+
+    fn forward_bf16(&self, inputs: &[&[bf16]]) -> Option<Vec<bf16>> {
+        bfloat16::linear(self.sizes, inputs[0], inputs[1], inputs.get(2).copied())
     }
 
     /// dx = dy · W, dW = dyᵀ · x, and the gradient of the bias is the column sums of dy.

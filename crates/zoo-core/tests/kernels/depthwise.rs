@@ -92,7 +92,7 @@ fn check(case: &Case, dtype: DType, rng: &mut Rng) {
 
 #[test]
 fn depthwise_convolution() {
-    for level in Level::supported() {
+    for level in Level::vectors() {
         with_level(level, check_all);
     }
 }

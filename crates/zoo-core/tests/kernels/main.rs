@@ -6,9 +6,9 @@
 //! # The rule of errors
 //!
 //! Rounding errors grow with what was summed, not with the sum. So the reference computes a second number beside each
-//! value, its scale: of an input its absolute value, of a sum the sum of the scales, of a product their product, of
-//! f(x)
-//! |f(x)| + |f'(x)| · scale(x). For a convolution the scale is the convolution of the absolute values. The rule is
+//! value, its scale: of an input its absolute value, of a sum the sum of the scales, of a product their product, and of
+//! f(x) the number `|f(x)| + |f'(x)| · scale(x)`. For a convolution the scale is the convolution of the absolute values.
+//! The rule is
 //!
 //! |ours - reference| ≤ ε · scale, with ε = 1e-5 in f32 and 1e-12 in f64,
 //!
@@ -16,6 +16,7 @@
 //!
 //! `PROPTEST_CASES` and `PROPTEST_RNG_SEED` ask for other cases than the fixed ones.
 
+mod bfloat16;
 mod compare;
 mod input;
 mod num;

@@ -123,7 +123,7 @@ fn batch_statistics() {
 /// digit here.
 #[test]
 fn a_large_mean_costs_the_variance_no_digits() {
-    for level in Level::supported() {
+    for level in Level::vectors() {
         for dims in [[4, 3, 9, 11], [2, 5, 33, 33]] {
             let mut xs = Input::new(&mut Rng::new(1, "mean"), &dims, Values::Uniform, 1.0);
             xs.values.iter_mut().for_each(|x| *x = f64::from((*x + 3000.0) as f32));

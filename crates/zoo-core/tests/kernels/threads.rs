@@ -96,7 +96,7 @@ fn the_number_of_threads_changes_no_bit() {
         Box::new(|t| ops::matmul(&t[0], &t[1])),
     ));
     let pools = [1, 2, 5].map(|n| rayon::ThreadPoolBuilder::new().num_threads(n).build().expect("threads"));
-    for level in Level::supported() {
+    for level in Level::vectors() {
         for (name, inputs, op) in &cases {
             let [one, two, five] =
                 pools.each_ref().map(|p| with_level(level, || p.install(|| bits(inputs, op.as_ref()))));

@@ -2,12 +2,15 @@
 //!
 //! A kernel is written once over `Simd`, a handful of lanes of f32 or f64, and started through `dispatch`, which picks
 //! the widest registers that the machine has: AVX-512, AVX2 with FMA, or arrays that the compiler lays into whatever
-//! the target guarantees (SSE2 on x86-64, NEON on AArch64). [`force`] and the environment variable `ZOO_SIMD` choose a
+//! the target guarantees (SSE2 on x86-64, NEON on AArch64). Two more kinds have the registers of AVX-512 and multiply
+//! bfloat16 numbers besides, in pairs or in tiles. [`force`] and the environment variable `ZOO_SIMD` choose a
 //! narrower kind, to test it or to compare.
 //!
 //! Everything on the way from `dispatch` to the instruction is `#[inline(always)]`: only so does a kernel take on the
 //! target features of the function that starts it.
 
+#[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+mod amx;
 mod portable;
 #[cfg(target_arch = "x86_64")]
 mod x86;
@@ -28,13 +31,17 @@ pub enum Level {
     Avx2 = 2,
     /// 512 bits.
     Avx512 = 3,
+    /// The same, and products of bfloat16 numbers in pairs.
+    Avx512Bf16 = 4,
+    /// The same, and products of tiles of bfloat16 numbers.
+    Amx = 5,
 }
 
 /// 0: not chosen yet.
 static LEVEL: AtomicU8 = AtomicU8::new(0);
 
 impl Level {
-    const ALL: [Self; 3] = [Self::Portable, Self::Avx2, Self::Avx512];
+    const ALL: [Self; 5] = [Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Bf16, Self::Amx];
 
     /// Whether this machine can run it.
     pub fn is_supported(self) -> bool {
@@ -44,9 +51,19 @@ impl Level {
             Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => is_x86_feature_detected!("avx512f"),
-            #[cfg(not(target_arch = "x86_64"))]
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => Self::Avx512.is_supported() && is_x86_feature_detected!("avx512bf16"),
+            #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+            Self::Amx => Self::Avx512Bf16.is_supported() && amx::is_permitted(),
+            #[cfg(not(all(target_arch = "x86_64", target_os = "linux")))]
             _ => false,
         }
+    }
+
+    /// Every kind that this machine can run whose registers are not those of a narrower one: what kernels of f32 and f64
+    /// numbers can tell apart.
+    pub fn vectors() -> impl Iterator<Item = Self> {
+        Self::supported().filter(|level| *level <= Self::Avx512)
     }
 
     /// Every kind that this machine can run, narrowest first.
@@ -54,12 +71,14 @@ impl Level {
         Self::ALL.into_iter().filter(|level| level.is_supported())
     }
 
-    /// The name that `ZOO_SIMD` takes: `portable`, `avx2` or `avx512`.
+    /// The name that `ZOO_SIMD` takes: `portable`, `avx2`, `avx512`, `avx512_bf16` or `amx`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Bf16 => "avx512_bf16",
+            Self::Amx => "amx",
         }
     }
 
@@ -69,6 +88,8 @@ impl Level {
             1 => Self::Portable,
             2 => Self::Avx2,
             3 => Self::Avx512,
+            4 => Self::Avx512Bf16,
+            5 => Self::Amx,
             _ => Self::choose(),
         }
     }
@@ -314,7 +335,7 @@ pub(crate) fn dispatch_at<T: Real, K: Kernel<T>>(level: Level, kernel: K) -> K::
         }
         match level {
             // SAFETY: `Level::current` names supported levels only.
-            Level::Avx512 => return unsafe { avx512(kernel) },
+            Level::Avx512 | Level::Avx512Bf16 | Level::Amx => return unsafe { avx512(kernel) },
             // SAFETY: as above.
             Level::Avx2 => return unsafe { avx2(kernel) },
             Level::Portable => {}
