@@ -7,7 +7,7 @@
 
 mod machine;
 
-use candle_core::{Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Result, Tensor, Var};
 use criterion::{BenchmarkGroup, Criterion, Throughput};
 use machine::Machine;
 use std::hint::black_box;
@@ -135,6 +135,12 @@ fn products(c: &mut Criterion<Machine>) {
         let inputs = [("input", random(&[rows, c_in])), ("weight", random(&[c_out, c_in])), ("", random(&[c_out]))];
         measure(&mut group, &format!("{name} {rows} {c_in}-{c_out}"), &inputs, [flops.clone(), flops], |t| {
             ops::linear(&t[0], &t[1], Some(&t[2]))
+        });
+        let narrow = |(_, var): &(&str, Var)| var.as_detached_tensor().to_dtype(DType::BF16).expect("f32 numbers");
+        let t: Vec<Tensor> = inputs.iter().map(narrow).collect();
+        group.throughput(Throughput::Elements((2 * rows * c_in * c_out) as u64));
+        group.bench_function(format!("{name} {rows} {c_in}-{c_out}/bfloat16 forward"), |b| {
+            b.iter(|| black_box(ops::linear(&t[0], &t[1], Some(&t[2])).expect("shapes fit")));
         });
     }
     group.finish();
