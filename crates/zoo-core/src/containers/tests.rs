@@ -196,7 +196,7 @@ fn gradients_by_images_are_those_of_the_layers() {
 fn sequences_find_their_operations() {
     let vb = VarStore::new(0, DType::F32, &Device::Cpu).root();
     let conv = |name: &str| Conv2d::new(4, 4, Conv2dConfig::new(1).no_bias(), vb.pp(name)).unwrap();
-    let norm = |name: &str| BatchNorm::new(4, vb.pp(name)).unwrap();
+    let norm = |name: &str| BatchNorm::new(4, vb.pp(name).pp("norm")).unwrap();
     // Layers of each operation.
     let cut = |layers: &Sequential| {
         let xs = Tensor::zeros((1, 4, 2, 2), DType::F32, &Device::Cpu).unwrap();
@@ -209,8 +209,7 @@ fn sequences_find_their_operations() {
     assert_eq!(cut(&seq![norm("c"), Pointwise::Relu6, conv("c"), norm("d"), Pointwise::Gelu]), [2, 2, 1]);
     assert_eq!(cut(&seq![seq![conv("e")], seq![norm("e"), Pointwise::Relu]]), [3]);
     assert_eq!(cut(&seq![conv("f"), seq![norm("f"), Pointwise::Relu].block("Unit", &vb)]), [1, 2]);
-    let block = Residual::new(seq![conv("g"), norm("g")]).activation(Pointwise::Relu);
-    assert_eq!(cut(&seq![block.clone()]), [4]);
+    assert_eq!(cut(&seq![Residual::new(seq![conv("g"), norm("g")]).activation(Pointwise::Relu)]), [4]);
     // The sum alone is part of it too, an activation that does not only cut is not.
     assert_eq!(cut(&seq![Residual::new(seq![conv("h"), norm("h")])]), [3]);
     assert_eq!(cut(&seq![Residual::new(seq![conv("i"), norm("i")]).activation(Pointwise::Silu)]), [2, 1, 1]);
