@@ -4,6 +4,7 @@ use super::*;
 use candle_core::{DType, Device};
 use std::collections::HashSet;
 use zoo_core::VarStore;
+use zoo_core::ops::with_fallback;
 use zoo_core::trace::Graph;
 
 fn small() -> Config {
@@ -116,5 +117,31 @@ fn the_cache_changes_nothing() {
             let parts = values(&Tensor::cat(&parts, 1).unwrap());
             assert!(whole.iter().zip(&parts).all(|(a, b)| (a - b).abs() < 1e-12), "{whole:?} {parts:?}");
         }
+    }
+}
+
+/// A training pass goes on one tape, whose gradients are those of candle's graph; inside a tape an operation that bypassed
+/// it would be an error.
+#[test]
+fn it_trains_on_the_tape() {
+    for norm_first in [false, true] {
+        let store = VarStore::new(0, DType::F64, &Device::Cpu);
+        let net = Transformer::new(&Config { norm_first, ..small() }, store.root()).unwrap();
+        store.set_dropout(false);
+        let (source, target) = (numbers(2, 3, 12), numbers(2, 4, 12));
+        let causal = causal_mask(4, 4, DType::F64, &Device::Cpu).unwrap();
+        let masks = Masks { target: Some(causal), ..Masks::default() };
+        let gradients = || {
+            let ys = net.forward(&source, &target, &masks, true).unwrap();
+            let grads = ys.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+            let parameters = store.parameters().into_iter();
+            parameters.map(|(key, var)| (values(grads.get(&var).unwrap()), key)).collect::<Vec<_>>()
+        };
+        for ((got, key), (want, _)) in gradients().iter().zip(&with_fallback(gradients)) {
+            assert!(got.iter().zip(want).all(|(a, b)| (a - b).abs() < 1e-11), "{key}: {got:?} {want:?}");
+        }
+        let pass = |xs: &[Tensor]| Ok(vec![net.forward(&xs[0], &xs[1], &masks, true)?]);
+        let ys = tape::recorded_all(&[&source, &target], true, pass).unwrap();
+        assert!(ys[0].track_op());
     }
 }
