@@ -12,15 +12,11 @@ const KERNELS: &str = "crates/zoo-core/src/kernels/";
 /// A line in the doc at a file's top that begins so, with the reason, lets it be longer.
 const REASON: &str = "//! Longer than 500 lines:";
 
-/// Files that are too long still, each with the lines that it may have. The list only shrinks: an exception that is no
-/// longer needed is a complaint.
-const EXCEPTIONS: &[(&str, usize)] = &[];
-
 /// Files that are too long, one line each; they are shown from `root` on.
 pub fn too_long(root: &Path, files: &[PathBuf]) -> Result<Vec<String>> {
     let sources = files.iter().map(|file| (super::shown(root, file), file)).filter(|(shown, _)| is_source(shown));
     let sources = sources.map(|(shown, file)| Ok((shown, super::read(file)?))).collect::<Result<Vec<_>>>()?;
-    Ok(check(&sources, EXCEPTIONS))
+    Ok(check(&sources))
 }
 
 /// Whether a file is part of a program, and no test of its own, example or benchmark.
@@ -30,27 +26,15 @@ fn is_source(shown: &str) -> bool {
 }
 
 /// The complaints about `sources`, each as it is shown and with its text.
-fn check(sources: &[(String, String)], exceptions: &[(&str, usize)]) -> Vec<String> {
-    let mut complaints = Vec::new();
-    for (shown, text) in sources {
+fn check(sources: &[(String, String)]) -> Vec<String> {
+    let complaint = |(shown, text): &(String, String)| {
         let lines = text.lines().count();
         let most = if shown.starts_with(KERNELS) { MOST_OF_A_KERNEL } else { MOST };
-        let excepted = exceptions.iter().find(|(path, _)| path == shown).map(|(_, lines)| *lines);
-        match excepted {
-            Some(_) if lines <= most => complaints.push(format!(
-                "xtask/src/tidy/lengths.rs: {shown} has no more than {most} lines: take this exception out"
-            )),
-            Some(allowed) if lines > allowed => {
-                complaints
-                    .push(format!("{shown}: {lines} lines, where its exception allows {allowed}: cut it by its jobs"));
-            }
-            None if lines > most && !has_reason(text) => complaints.push(format!(
-                "{shown}: {lines} lines, more than {most}: cut it by its jobs, or say at its top `{REASON} …`"
-            )),
-            _ => {}
-        }
-    }
-    complaints
+        (lines > most && !has_reason(text)).then(|| {
+            format!("{shown}: {lines} lines, more than {most}: cut it by its jobs, or say at its top `{REASON} …`")
+        })
+    };
+    sources.iter().filter_map(complaint).collect()
 }
 
 /// Whether the doc at the top says why the file is long.
@@ -64,9 +48,9 @@ mod tests {
     use super::*;
 
     /// The complaints about a file of so many lines, the first of which are `top`.
-    fn complaints(file: &str, top: &str, lines: usize, exceptions: &[(&str, usize)]) -> Vec<String> {
+    fn complaints(file: &str, top: &str, lines: usize) -> Vec<String> {
         let text = top.to_owned() + &"x\n".repeat(lines - top.lines().count());
-        check(&[(file.into(), text)], exceptions)
+        check(&[(file.into(), text)])
     }
 
     #[test]
@@ -77,8 +61,8 @@ mod tests {
             ("crates/zoo-train/src/kernels/x.rs", 500),
             ("xtask/src/main.rs", 500),
         ] {
-            assert_eq!(complaints(file, "", most, &[]), Vec::<String>::new());
-            let found = complaints(file, "", most + 1, &[]);
+            assert_eq!(complaints(file, "", most), Vec::<String>::new());
+            let found = complaints(file, "", most + 1);
             let words = format!("{file}: {} lines, more than {most}: ", most + 1);
             assert!(found.len() == 1 && found[0].starts_with(&words), "{found:?}");
         }
@@ -95,26 +79,9 @@ mod tests {
     #[test]
     fn a_reason_at_the_top_lets_a_file_be_longer() {
         let file = "crates/zoo-core/src/x.rs";
-        let long = |top: &str| complaints(file, top, 700, &[]).len();
+        let long = |top: &str| complaints(file, top, 700).len();
         assert_eq!(long("//! Words.\n//!\n//! Longer than 500 lines: one table.\n"), 0);
         assert_eq!(long("//! Longer than 500 lines:\n"), 1, "no reason");
         assert_eq!(long("use x;\n//! Longer than 500 lines: one table.\n"), 1, "not at the top");
-    }
-
-    #[test]
-    fn an_exception_holds_while_it_is_needed() {
-        let file = "xtask/src/main.rs";
-        let lengths = |lines: usize| complaints(file, "", lines, &[(file, 620)]);
-        assert_eq!([lengths(501), lengths(620)], [Vec::<String>::new(), Vec::new()]);
-        assert!(lengths(621)[0].contains("its exception allows 620"), "{:?}", lengths(621));
-        assert!(lengths(500)[0].ends_with("take this exception out"), "{:?}", lengths(500));
-    }
-
-    #[test]
-    fn every_exception_is_of_a_file() {
-        let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
-        for (path, _) in EXCEPTIONS {
-            assert!(root.join(path).is_file(), "{path} is gone: take its exception out");
-        }
     }
 }

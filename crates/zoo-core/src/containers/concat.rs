@@ -6,7 +6,7 @@ use crate::ops;
 use crate::ops::fused::concat_norm::ConcatView;
 use crate::pass::{self, Mode};
 use crate::trace;
-use candle_core::{Result, Tensor};
+use candle_core::{Result, Tensor, bail};
 use candle_nn::ModuleT;
 
 /// y = [f₁(x), …, fₙ(x)]: branches over one map, joined along the channels. (b, c, h, w) -> (b, Σ cᵢ, h', w')
@@ -101,10 +101,8 @@ impl Maps {
                 layers.behind_first(row.run_on_concat(layers.first_layers(), maps, train)?, train)
             }
             (Self::Joined(all), _) => layers.steps_on(all, train),
-            (Self::View(maps), None) => {
-                let maps: Vec<&Tensor> = maps.iter().map(|(map, _)| map).collect();
-                layers.steps_on(&concat(&maps, 1)?, train)
-            }
+            // A block whose layers cannot all read a view joins its maps.
+            (Self::View(_), None) => bail!("dense_block: {layers:?} cannot read maps that are not joined"),
         }
     }
 }
