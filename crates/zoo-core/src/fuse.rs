@@ -8,7 +8,7 @@ use crate::ops::fused::concat_norm::{ConcatView, concat_norm, concat_stats};
 use crate::ops::fused::conv_bn::{Scale, conv_bn_eval, conv_bn_train};
 use crate::ops::fused::residual_branch::{Inner, residual_branch};
 use crate::ops::{FusedActivation, Norm, Pointwise};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use std::any::Any;
 use std::fmt;
 use std::sync::Arc;
@@ -152,6 +152,9 @@ impl Row {
         sum: Option<(&Tensor, Option<Pointwise>)>,
         train: bool,
     ) -> Result<Option<Tensor>> {
+        if xs.dtype() == DType::BF16 {
+            return Ok(None);
+        }
         let (skip, behind) = sum.unzip();
         let own = layers.last().and_then(|last| layer_as::<Pointwise>(&**last).copied());
         match FusedActivation::of(behind.unwrap_or(own)) {
@@ -231,6 +234,9 @@ pub(crate) fn attention_of_first(layers: &[Arc<dyn Layer>], xs: &Tensor, train: 
 
 fn attend(layers: &[Arc<dyn Layer>], xs: &Tensor, train: bool, inner: fn(usize) -> Inner) -> Result<Option<Tensor>> {
     let [norm, attention] = layers else { return Ok(None) };
+    if xs.dtype() == DType::BF16 {
+        return Ok(None);
+    }
     let (norm, attention) = (layer_as::<LayerNorm>(&**norm), layer_as::<SelfAttention>(&**attention));
     match (norm, attention.and_then(|attention| attention.parts(train))) {
         (Some(norm), Some((heads, maps))) => branch(xs, inner(heads), norm, maps, train),

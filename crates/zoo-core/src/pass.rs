@@ -48,7 +48,9 @@ pub(crate) enum Backend {
     Shapes,
     /// A kernel of ours, in the tensor's own type.
     Kernel,
-    /// A kernel of ours, in f32, for the half types on the CPU.
+    /// Kernels of mixed precision, where there are such, else in f32 and rounded: bfloat16 maps on the CPU.
+    Mixed,
+    /// A kernel of ours, in f32, for f16 on the CPU.
     KernelInF32,
     /// Operations of candle's.
     Fallback,
@@ -62,7 +64,8 @@ impl Pass {
         match (xs.device().is_cpu(), xs.dtype()) {
             _ if self.fallback => Backend::Fallback,
             (true, DType::F32 | DType::F64) => Backend::Kernel,
-            (true, DType::F16 | DType::BF16) => Backend::KernelInF32,
+            (true, DType::BF16) => Backend::Mixed,
+            (true, DType::F16) => Backend::KernelInF32,
             _ => Backend::Fallback,
         }
     }
@@ -82,11 +85,16 @@ impl Pass {
 pub(crate) fn mode(xs: &Tensor, train: bool) -> Mode {
     with(|pass| match pass.backend(xs) {
         Backend::Shapes => Mode::Shapes,
-        Backend::Kernel if pass.tracer.is_some() => Mode::Layers,
-        Backend::Kernel if train && pass.knows(xs) => Mode::Tape,
-        Backend::Kernel if !train && !pass.tracks(xs) => Mode::Inference,
+        Backend::Kernel | Backend::Mixed if pass.tracer.is_some() => Mode::Layers,
+        Backend::Kernel | Backend::Mixed if train && pass.knows(xs) => Mode::Tape,
+        Backend::Kernel | Backend::Mixed if !train && !pass.tracks(xs) => Mode::Inference,
         _ => Mode::Layers,
     })
+}
+
+/// Whether a pass on `xs` can go on a tape: there are kernels for it.
+pub(crate) fn takes_tape(xs: &Tensor) -> bool {
+    matches!(backend(xs), Backend::Kernel | Backend::Mixed)
 }
 
 /// Where an operation on `xs` runs.

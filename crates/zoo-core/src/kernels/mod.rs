@@ -4,7 +4,7 @@
 
 pub(crate) mod attention;
 pub(crate) mod batch_norm;
-pub(crate) mod bfloat16;
+pub(crate) mod bf16;
 pub(crate) mod bias;
 mod blocking;
 pub(crate) mod buffer;

@@ -82,12 +82,12 @@ impl ModuleT for Dropout {
         };
         let dims: Vec<usize> = xs.dims().iter().enumerate().map(|(i, &n)| if i < together { n } else { 1 }).collect();
         let values = mask(&mut self.stream.next_mask(), self.p, dims.iter().product());
-        let mask = Tensor::from_vec(values, dims, &Device::Cpu)?.to_device(xs.device())?.to_dtype(xs.dtype())?;
+        let mask = Tensor::from_vec(values, dims, &Device::Cpu)?.to_device(xs.device())?;
         trace::op(
             "Dropout",
             || format!("{}", self.p),
             &[xs],
-            || tape::foreign_op(&[xs], |xs| xs[0].broadcast_mul(&mask)),
+            || tape::foreign_op(&[xs], |xs| xs[0].broadcast_mul(&mask.to_dtype(xs[0].dtype())?)),
         )
     }
 }

@@ -1,9 +1,11 @@
 //! The sum of two tensors: where a shortcut meets its branch.
 
 use super::Real;
+use crate::kernels::bf16::pointwise;
 use crate::kernels::copy;
-use crate::op::{Op, Passed, Saved, apply};
+use crate::op::{Op, Operand, Passed, Saved, apply};
 use candle_core::{Result, Tensor, bail};
+use half::bf16;
 
 /// a + b, element by element, of one shape and type.
 ///
@@ -48,6 +50,18 @@ impl Op for Add {
     }
 
     fn backward<T: Real>(&self, _: &Saved<T>) -> Result<Vec<Passed<T>>> {
+        Ok(vec![Passed::Whole, Passed::Whole])
+    }
+
+    fn maps(&self) -> usize {
+        2
+    }
+
+    fn forward_bf16(&self, inputs: &[Operand]) -> Result<Vec<bf16>> {
+        Ok(pointwise::add(inputs[0].map(), inputs[1].map()))
+    }
+
+    fn backward_bf16(&self, _: &Saved<bf16, Operand>) -> Result<Vec<Passed<bf16>>> {
         Ok(vec![Passed::Whole, Passed::Whole])
     }
 

@@ -40,7 +40,7 @@ pub fn batch_stats(xs: &Tensor) -> Result<BatchStats> {
             (row()?, row()?)
         }
         Backend::Fallback => fallback::batch_stats(&xs.reshape((b, c, s))?)?,
-        Backend::KernelInF32 => {
+        Backend::Mixed | Backend::KernelInF32 => {
             let stats = batch_stats(&xs.to_dtype(DType::F32)?)?;
             (stats.mean, stats.var)
         }
@@ -109,7 +109,7 @@ pub(crate) fn batch_norm_act(xs: &Tensor, norm: &Norm, activation: Option<Pointw
     let dims = dims(xs)?;
     norm.check(xs.dims())?;
     let fused = match backend(xs) {
-        Backend::Kernel | Backend::KernelInF32 => FusedActivation::of(activation),
+        Backend::Kernel | Backend::Mixed | Backend::KernelInF32 => FusedActivation::of(activation),
         Backend::Shapes | Backend::Fallback => None,
     };
     let &Norm { weight, bias, mean, var, eps, through_stats } = norm;

@@ -1,6 +1,6 @@
 //! 2-d convolution (cross-correlation, as every framework calls it) with groups, stride, padding and dilation.
 
-use super::{Real, fallback};
+use super::{Real, fallback, fits_type};
 use crate::kernels::conv::{self as kernel, Conv2dParams, Epilogue, Geometry};
 use crate::op::{Op, Passed, Saved, apply};
 use crate::{pass, trace};
@@ -43,7 +43,7 @@ pub(crate) fn geometry(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>, para
     {
         bail!("conv2d: bias {:?} does not fit weight {:?}", bias.dims(), weight.dims())
     }
-    if let Some(other) = [Some(weight), bias].into_iter().flatten().find(|t| t.dtype() != xs.dtype()) {
+    if let Some(other) = [Some(weight), bias].into_iter().flatten().find(|t| !fits_type(xs, t)) {
         bail!("conv2d: input is {:?}, weight or bias {:?}", xs.dtype(), other.dtype())
     }
     Ok(geometry)

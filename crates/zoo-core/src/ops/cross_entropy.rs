@@ -4,6 +4,7 @@ use super::{Real, fallback};
 use crate::kernels::cross_entropy::Targets;
 use crate::op::{Op, Passed, Saved, apply};
 use crate::pass::{Backend, backend};
+use crate::tape::to_dtype;
 use crate::trace::shape_only;
 use candle_core::{DType, Result, Tensor, bail};
 
@@ -40,6 +41,8 @@ pub fn cross_entropy(logits: &Tensor, targets: &Tensor, label_smoothing: f64) ->
         Backend::Shapes => return shape_only(&[], logits.dtype(), logits.device()),
         // Reading the targets back to check them would stall a GPU; candle's gather checks its indices itself.
         Backend::Fallback => return fallback::cross_entropy(logits, targets, label_smoothing),
+        // A loss is an f32 number.
+        Backend::Mixed => return cross_entropy(&to_dtype(logits, DType::F32)?, targets, label_smoothing),
         Backend::Kernel | Backend::KernelInF32 => {}
     }
     let targets = targets.to_dtype(DType::U32)?.to_vec1::<u32>()?;

@@ -1,12 +1,10 @@
 //! The affine map of a fully connected layer.
 
-use super::{Real, fallback};
-use crate::kernels::bfloat16;
+use super::{Real, fallback, fits_type};
 use crate::kernels::linear::{self as kernel, Sizes};
 use crate::op::{Op, Passed, Saved, apply};
 use crate::trace;
 use candle_core::{Result, Tensor, bail};
-use half::bf16;
 
 /// y = x · weightᵀ + bias over the last dimension, as `torch.nn.functional.linear`.
 ///
@@ -35,7 +33,7 @@ pub fn linear(xs: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Ten
     {
         bail!("linear: bias {:?} does not fit weight {w:?}", bias.dims())
     }
-    if let Some(other) = [Some(weight), bias].into_iter().flatten().find(|t| t.dtype() != xs.dtype()) {
+    if let Some(other) = [Some(weight), bias].into_iter().flatten().find(|t| !fits_type(xs, t)) {
         bail!("linear: input is {:?}, weight or bias {:?}", xs.dtype(), other.dtype())
     }
     let sizes = Sizes { rows: lead.iter().product(), c_in, c_out };
@@ -64,10 +62,6 @@ impl Op for Linear {
 
     fn forward<T: Real>(&self, inputs: &[&[T]]) -> Result<Vec<T>> {
         Ok(kernel::forward(self.sizes, inputs[0], inputs[1], inputs.get(2).copied()))
-    }
-
-    fn forward_bf16(&self, inputs: &[&[bf16]]) -> Option<Vec<bf16>> {
-        bfloat16::linear(self.sizes, inputs[0], inputs[1], inputs.get(2).copied())
     }
 
     /// dx = dy · W, dW = dyᵀ · x, and the gradient of the bias is the column sums of dy.

@@ -47,3 +47,10 @@ pub use crate::kernels::pointwise::Pointwise;
 pub use crate::kernels::simd::{self, Level};
 pub use crate::pass::with_fallback;
 pub(crate) use crate::storage::{elements, elements_mut, for_dtype, read, tensor, with_elements};
+
+use candle_core::{DType, Tensor};
+
+/// Whether an operation on `xs` can read this weight: it is of the same type, or `xs` is a bfloat16 map and it f32.
+pub(crate) fn fits_type(xs: &Tensor, weight: &Tensor) -> bool {
+    weight.dtype() == xs.dtype() || (xs.dtype() == DType::BF16 && weight.dtype() == DType::F32)
+}

@@ -15,16 +15,22 @@
 //! differentiates it by candle's own graph; an operation that does not is found out when the recording ends, and is an
 //! error.
 
+mod convert;
+mod foreign;
 mod on_graph;
 mod play;
 pub(crate) mod recording;
 
+pub(crate) use convert::in_f32;
+pub use convert::to_dtype;
+pub use foreign::foreign_op;
 pub use play::value_and_grad;
 pub(crate) use recording::Gradient;
 
-use crate::pass::{self, Backend, Mode, backend, is_on_tape, tracks};
+use crate::pass::{self, Mode, is_on_tape, takes_tape};
+use crate::storage::planes;
 use crate::trace;
-use candle_core::{Result, Shape, Tensor, TensorId, Var, bail};
+use candle_core::{DType, Result, Shape, Tensor, TensorId, bail};
 use rayon::prelude::*;
 use recording::{Backward, Gradients, Recording};
 use std::collections::HashSet;
@@ -81,11 +87,11 @@ pub fn reshape(xs: &Tensor, shape: impl Into<Shape>) -> Result<Tensor> {
     if !is_on_tape(xs) {
         return xs.reshape(shape);
     }
-    let ys = xs.contiguous()?.reshape(shape)?;
+    let ys = planes(xs)?.reshape(shape)?;
     if ys.id() != xs.id() {
         let shape = xs.shape().clone();
         push("reshape", &[xs], &ys, move |grad| {
-            let tensor = grad.tensor.contiguous()?.reshape(shape)?;
+            let tensor = planes(&grad.tensor)?.reshape(shape)?;
             Ok(vec![Some(Gradient { tensor, owned: grad.owned })])
         });
     }
@@ -98,36 +104,6 @@ pub(crate) fn contiguous(xs: &Tensor) -> Result<Tensor> {
     if ys.id() != xs.id() {
         push("contiguous", &[xs], &ys, |grad| Ok(vec![Some(grad)]));
     }
-    Ok(ys)
-}
-
-/// Runs operations of candle on tensors that may be on the tape. Off the tape it is `f(inputs)`. On it, `f` gets copies
-/// that candle's graph starts from, and its backward pass is candle's: right for any operation, and no faster than
-/// candle.
-///
-/// # Errors
-/// What `f` refuses.
-pub fn foreign_op(inputs: &[&Tensor], f: impl FnOnce(&[Tensor]) -> Result<Tensor>) -> Result<Tensor> {
-    trace::mark_foreign();
-    let owned = || inputs.iter().map(|&t| t.clone()).collect::<Vec<_>>();
-    if !inputs.iter().any(|input| is_on_tape(input)) {
-        return f(&owned());
-    }
-    let leaves: Vec<(Tensor, bool)> = inputs
-        .iter()
-        .map(|&t| match t.is_variable() {
-            false if tracks(t) => Ok((Var::from_tensor(t)?.into_inner(), true)),
-            is_variable => Ok((t.clone(), is_variable)),
-        })
-        .collect::<Result<_>>()?;
-    // `f` may call operations of ours: for them, too, there is no tape now.
-    let copies = leaves.iter().map(|(leaf, _)| leaf.clone()).collect::<Vec<_>>();
-    let inner = pass::during(|pass| &mut pass.recording, None, || f(&copies)).0?;
-    let ys = inner.detach().contiguous()?;
-    push("foreign_op", inputs, &ys, move |grad| {
-        let mut grads = (&inner * grad.tensor)?.sum_all()?.backward()?;
-        Ok(leaves.iter().map(|(leaf, wanted)| grads.remove(leaf).filter(|_| *wanted).map(Gradient::new)).collect())
-    });
     Ok(ys)
 }
 
@@ -168,7 +144,7 @@ pub fn recorded_all(
     train: bool,
     f: impl FnOnce(&[Tensor]) -> Result<Vec<Tensor>>,
 ) -> Result<Vec<Tensor>> {
-    let has_kernels = inputs.iter().all(|xs| backend(xs) == Backend::Kernel);
+    let has_kernels = inputs.iter().all(|xs| takes_tape(xs));
     if !train || inputs.is_empty() || !has_kernels || joins(inputs) {
         return f(&inputs.iter().map(|&xs| xs.clone()).collect::<Vec<_>>());
     }
@@ -217,7 +193,8 @@ impl Run {
         let mut recording = Recording::default();
         let mut pairs = Vec::with_capacity(inputs.len());
         for xs in inputs {
-            let source = xs.contiguous()?;
+            // bfloat16 maps are read as they lie.
+            let source = if xs.dtype() == DType::BF16 { (*xs).clone() } else { xs.contiguous()? };
             // To candle's graph the input of a tape is a constant. An offered one that asks for its gradient may yet be
             // candle's.
             let input = if offered { source.clone() } else { source.detach() };
@@ -260,7 +237,7 @@ impl Run {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use candle_core::{DType, Device};
+    use candle_core::{Device, Var};
     use std::sync::{Mutex, PoisonError};
 
     /// Every image in its place, the rest that fills no part too; in training all together, with gradients.

@@ -2,9 +2,9 @@
 
 use super::recording::{Backward, Gradient, Node, Recording};
 use super::{Run, is_on_tape};
-use crate::pass::{self, Backend, backend};
+use crate::pass::{self, takes_tape};
 use candle_core::backprop::GradStore;
-use candle_core::{Result, Tensor, TensorId, bail};
+use candle_core::{DType, Result, Tensor, TensorId, bail};
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
@@ -34,7 +34,7 @@ use std::sync::Arc;
 /// What `f` refuses, a loss of more than one element, and an operation of candle's own on a recorded tensor that did
 /// not go through [`foreign_op`](super::foreign_op).
 pub fn value_and_grad(xs: &Tensor, f: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<(Tensor, GradStore)> {
-    if is_on_tape(xs) || backend(xs) != Backend::Kernel {
+    if is_on_tape(xs) || !takes_tape(xs) {
         let loss = f(xs)?;
         return Ok((loss.detach(), loss.backward()?));
     }
@@ -101,7 +101,8 @@ impl State {
     fn walk(&mut self, nodes: Vec<Node>) -> Result<()> {
         for node in nodes.into_iter().rev() {
             let Some(mut grad) = self.grads.remove(&node.output) else { continue };
-            if !grad.tensor.is_contiguous() {
+            // Who reads bfloat16 maps takes them as they lie.
+            if !grad.tensor.is_contiguous() && grad.tensor.dtype() != DType::BF16 {
                 grad = Gradient::new(grad.tensor.contiguous()?);
             }
             let grads = match node.backward {

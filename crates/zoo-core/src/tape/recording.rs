@@ -1,7 +1,7 @@
 //! What a tape holds while it is recorded: plain data.
 
-use crate::storage::{add_in_place, has_whole_rows};
-use candle_core::{Result, Tensor, TensorId};
+use crate::storage::{add_in_place, add_maps, has_whole_rows};
+use candle_core::{DType, Result, Tensor, TensorId};
 use std::collections::HashSet;
 
 /// A gradient on its way down the tape.
@@ -19,6 +19,9 @@ impl Gradient {
 
     /// The sum of two, over the memory of one that is owned.
     pub fn add(self, other: Self) -> Result<Self> {
+        if self.tensor.dtype() == DType::BF16 {
+            return Ok(Self::new(add_maps(&self.tensor, &other.tensor)?));
+        }
         let (to, from) = if self.owned { (self, other) } else { (other, self) };
         if to.owned && to.tensor.is_contiguous() {
             let from = if has_whole_rows(&from.tensor) { from.tensor } else { from.tensor.contiguous()? };

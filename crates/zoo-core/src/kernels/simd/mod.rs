@@ -16,6 +16,7 @@ mod portable;
 mod x86;
 
 use candle_core::WithDType;
+use half::bf16;
 use std::error::Error;
 use std::fmt::{Display, Formatter};
 use std::ops::Neg;
@@ -276,6 +277,46 @@ pub(crate) trait Simd: Copy {
     unsafe fn interleave(self, other: Self) -> (Self, Self);
     /// `a` where self is NaN, otherwise `b`.
     unsafe fn if_nan(self, a: Self, b: Self) -> Self;
+
+    /// LANES bfloat16 numbers, widened.
+    #[inline(always)]
+    unsafe fn load_bf16(from: *const bf16) -> Self {
+        // SAFETY: as this one.
+        unsafe { Self::load_first_bf16(from, Self::LANES) }
+    }
+
+    /// Rounds every lane to bfloat16, to nearest even; a NaN stays one.
+    #[inline(always)]
+    unsafe fn store_bf16(self, to: *mut bf16) {
+        // SAFETY: as this one.
+        unsafe { self.store_first_bf16(to, Self::LANES) }
+    }
+
+    /// The first `n` of them, zeros behind; n ≤ LANES.
+    #[inline(always)]
+    unsafe fn load_first_bf16(from: *const bf16, n: usize) -> Self {
+        let mut lanes = [Self::Elem::from_f64(0.0); 16];
+        // SAFETY: the caller's pointer holds n numbers, and no register has more than sixteen lanes.
+        unsafe {
+            for (i, lane) in lanes.iter_mut().enumerate().take(n) {
+                *lane = Self::Elem::from_f64(from.add(i).read().to_f64());
+            }
+            Self::load(lanes.as_ptr())
+        }
+    }
+
+    /// Rounds and stores the first `n` lanes; n ≤ LANES.
+    #[inline(always)]
+    unsafe fn store_first_bf16(self, to: *mut bf16, n: usize) {
+        let mut lanes = [Self::Elem::from_f64(0.0); 16];
+        // SAFETY: as above.
+        unsafe {
+            self.store(lanes.as_mut_ptr());
+            for (i, lane) in lanes.iter().enumerate().take(n) {
+                to.add(i).write(bf16::from_f64(lane.to_f64()));
+            }
+        }
+    }
 }
 
 /// Asks for a cache line that is going to be read, in the second-level cache. Any address will do.
@@ -400,6 +441,37 @@ mod tests {
                 let nan = V::splat(num(f64::NAN));
                 nan.max(y).store(out.as_mut_ptr());
                 check("max of NaN", &out, &b);
+                let narrow: Vec<bf16> = xs.iter().map(|x| bf16::from_f64(x.to_f64() * 1.01)).collect();
+                let third = |x: bf16| bf16::from_f64(x.to_f64() / 3.0);
+                for part in 0..=n {
+                    let mut to = vec![bf16::ONE; n];
+                    let x = if part == n {
+                        V::load_bf16(narrow.as_ptr())
+                    } else {
+                        V::load_first_bf16(narrow.as_ptr(), part)
+                    };
+                    x.store(out.as_mut_ptr());
+                    check("load_bf16", &out, &|i| if i < part { narrow[i].to_f64() } else { 0.0 });
+                    let y = x.div(V::splat(num(3.0)));
+                    if part == n {
+                        y.store_bf16(to.as_mut_ptr())
+                    } else {
+                        y.store_first_bf16(to.as_mut_ptr(), part)
+                    };
+                    for (i, to) in to.into_iter().enumerate() {
+                        assert_eq!(to, if i < part { third(narrow[i]) } else { bf16::ONE }, "store_bf16, lane {i}");
+                    }
+                }
+                let mut special = vec![bf16::ONE; n];
+                for (x, fits) in [
+                    (f64::NAN, bf16::is_nan as fn(bf16) -> bool),
+                    (f64::INFINITY, bf16::is_infinite),
+                    (1.0 + 1.0 / 256.0, |x| x == bf16::ONE),
+                    (1.0 + 3.0 / 256.0, |x| x.to_f64() == 1.0 + 4.0 / 256.0),
+                ] {
+                    V::splat(num(x)).store_bf16(special.as_mut_ptr());
+                    assert!(special.iter().all(|&y| fits(y)), "{x}: {special:?}");
+                }
                 nan.if_nan(x, y).store(out.as_mut_ptr());
                 check("NaN is NaN", &out, &a);
                 x.if_nan(nan, y).store(out.as_mut_ptr());

@@ -1,6 +1,7 @@
 //! Registers of x86-64: AVX-512, and AVX2 with FMA.
 
 use super::Simd;
+use half::bf16;
 use std::arch::x86_64::*;
 
 macro_rules! method {
@@ -102,6 +103,48 @@ impl Simd for F32x16 {
     });
     method!(if_nan(self: Self, a: Self, b: Self) -> Self =
         Self(_mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0), b.0, a.0)));
+    method!(load_bf16(from: *const bf16) -> Self = Self(widen(_mm256_loadu_si256(from.cast()))));
+    method!(store_bf16(self: Self, to: *mut bf16) -> () = _mm256_storeu_si256(to.cast(), narrow(self.0)));
+    #[inline(always)]
+    unsafe fn load_first_bf16(from: *const bf16, n: usize) -> Self {
+        let mut lanes = [bf16::ZERO; 16];
+        // SAFETY: the caller's pointer holds n numbers, n ≤ 16.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr(), n);
+            Self::load_bf16(lanes.as_ptr())
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_first_bf16(self, to: *mut bf16, n: usize) {
+        let mut lanes = [bf16::ZERO; 16];
+        // SAFETY: as above.
+        unsafe {
+            self.store_bf16(lanes.as_mut_ptr());
+            std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, n);
+        }
+    }
+}
+
+/// Sixteen bfloat16 numbers are the upper halves of f32 ones.
+#[inline(always)]
+unsafe fn widen(x: __m256i) -> __m512 {
+    // SAFETY: AVX-512 is there.
+    unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(x))) }
+}
+
+/// To nearest even: half a unit, less one if the last bit that stays is 0, is added to the bits. A NaN is cut, and made
+/// quiet.
+#[inline(always)]
+unsafe fn narrow(x: __m512) -> __m256i {
+    // SAFETY: AVX-512 is there.
+    unsafe {
+        let bits = _mm512_castps_si512(x);
+        let last = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+        let rounded = _mm512_add_epi32(_mm512_add_epi32(bits, last), _mm512_set1_epi32(0x7fff));
+        let quiet = _mm512_or_si512(bits, _mm512_set1_epi32(0x40_0000));
+        let nan = _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(x, x);
+        _mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(_mm512_mask_blend_epi32(nan, rounded, quiet)))
+    }
 }
 
 impl Simd for F64x8 {
@@ -208,6 +251,37 @@ impl Simd for F32x8 {
     });
     method!(if_nan(self: Self, a: Self, b: Self) -> Self =
         Self(_mm256_blendv_ps(b.0, a.0, _mm256_cmp_ps::<_CMP_UNORD_Q>(self.0, self.0))));
+    method!(load_bf16(from: *const bf16) -> Self =
+        Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()))))));
+    method!(store_bf16(self: Self, to: *mut bf16) -> () = {
+        let bits = _mm256_castps_si256(self.0);
+        let last = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+        let rounded = _mm256_add_epi32(_mm256_add_epi32(bits, last), _mm256_set1_epi32(0x7fff));
+        let quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x40_0000));
+        let nan = _mm256_castps_si256(_mm256_cmp_ps::<_CMP_UNORD_Q>(self.0, self.0));
+        let halves = _mm256_srli_epi32::<16>(_mm256_blendv_epi8(rounded, quiet, nan));
+        // The instruction packs each half by itself: its results are the quarters 0 and 2.
+        let packed = _mm256_permute4x64_epi64::<0b1000>(_mm256_packus_epi32(halves, halves));
+        _mm_storeu_si128(to.cast(), _mm256_castsi256_si128(packed));
+    });
+    #[inline(always)]
+    unsafe fn load_first_bf16(from: *const bf16, n: usize) -> Self {
+        let mut lanes = [bf16::ZERO; 8];
+        // SAFETY: the caller's pointer holds n numbers, n ≤ 8.
+        unsafe {
+            std::ptr::copy_nonoverlapping(from, lanes.as_mut_ptr(), n);
+            Self::load_bf16(lanes.as_ptr())
+        }
+    }
+    #[inline(always)]
+    unsafe fn store_first_bf16(self, to: *mut bf16, n: usize) {
+        let mut lanes = [bf16::ZERO; 8];
+        // SAFETY: as above.
+        unsafe {
+            self.store_bf16(lanes.as_mut_ptr());
+            std::ptr::copy_nonoverlapping(lanes.as_ptr(), to, n);
+        }
+    }
 }
 
 impl Simd for F64x4 {

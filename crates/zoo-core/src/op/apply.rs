@@ -1,102 +1,32 @@
-//! An operation with a gradient of its own, and what puts it to work: the kernel or its stand-in, the tape or candle's
-//! graph.
+//! Where an operation runs.
 
-use crate::kernels::Real;
+use super::{Op, Passed, Saved, mixed};
 use crate::pass::{Backend, backend, is_on_tape, tracks};
 use crate::storage::{elements, for_dtype, for_real, tensor, with_elements};
-use crate::tape::{self, Gradient};
+use crate::tape::{self, Gradient, in_f32};
 use crate::trace::shape_only;
 use candle_core::{CpuStorage, CustomOp1, CustomOp2, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
-use half::bf16;
 use std::sync::Arc;
-
-/// An operation on tensors of one element type: a value that holds every size, so that its passes are slices in, slices
-/// out.
-///
-/// [`apply`] runs it. Whoever writes one states the arithmetic, and nothing of tensors, devices, the tape or candle's
-/// graph.
-pub(crate) trait Op: Send + Sync + 'static {
-    /// What errors and tapes call it.
-    fn name(&self) -> &'static str;
-
-    /// The output's shape.
-    fn shape(&self) -> Vec<usize>;
-
-    /// What the backward pass reads of the forward pass: the inputs, the output.
-    fn saves(&self) -> (bool, bool) {
-        (true, false)
-    }
-
-    /// The output's elements of the inputs'.
-    fn forward<T: Real>(&self, inputs: &[&[T]]) -> Result<Vec<T>>;
-
-    /// The same of bfloat16 numbers, if there is a kernel for them on this machine; else it is done in f32, and rounded.
-    fn forward_bf16(&self, _inputs: &[&[bf16]]) -> Option<Vec<bf16>> {
-        None
-    }
-
-    /// A gradient for each input, from that of the output.
-    fn backward<T: Real>(&self, saved: &Saved<T>) -> Result<Vec<Passed<T>>>;
-
-    /// The same out of candle's own operations, whose gradient is right, for devices and element types without a
-    /// kernel.
-    fn fallback(&self, inputs: &[Tensor]) -> Result<Tensor>;
-}
-
-/// What a backward pass reads; empty what [`Op::saves`] does not ask for.
-pub(crate) struct Saved<'a, T> {
-    pub inputs: Vec<&'a [T]>,
-    pub output: &'a [T],
-    /// The gradient of the output.
-    pub grad: &'a [T],
-    /// Which inputs ask for a gradient.
-    pub wanted: &'a [bool],
-}
-
-impl<T> Saved<'_, T> {
-    /// The gradient of input `i`, if it is asked for.
-    pub fn want(&self, i: usize, gradient: impl FnOnce() -> Vec<T>) -> Passed<T> {
-        if self.wanted[i] { Passed::Made(gradient()) } else { Passed::Nothing }
-    }
-}
-
-/// What an input gets.
-pub(crate) enum Passed<T> {
-    /// No gradient: it asks for none.
-    Nothing,
-    /// Elements that a kernel has made.
-    Made(Vec<T>),
-    /// The output's gradient itself.
-    Whole,
-    /// `len` places of the output's gradient along `dim`.
-    Slice { dim: usize, start: usize, len: usize },
-}
 
 /// Runs an operation on inputs that fit it, the first of which says where.
 pub(crate) fn apply(op: impl Op, inputs: &[&Tensor]) -> Result<Tensor> {
     let Some(first) = inputs.first() else { bail!("{}: an operation of nothing", op.name()) };
     match backend(first) {
         Backend::Shapes => shape_only(&op.shape(), first.dtype(), first.device()),
+        Backend::Fallback if inputs.iter().any(|xs| xs.dtype() != first.dtype()) => {
+            in_f32(inputs, |inputs| op.fallback(inputs))
+        }
         Backend::Fallback => op.fallback(&inputs.iter().map(|&xs| xs.clone()).collect::<Vec<_>>()),
         Backend::Kernel => with_kernel(op, inputs),
+        Backend::Mixed => match mixed::apply(op, inputs)? {
+            Ok(ys) => Ok(ys),
+            Err(op) => in_f32(inputs, |inputs| with_kernel(op, &inputs.iter().collect::<Vec<_>>())),
+        },
         Backend::KernelInF32 => {
-            if let Some(ys) = in_bf16(&op, inputs)? {
-                return Ok(ys);
-            }
             let inputs = inputs.iter().map(|xs| xs.to_dtype(DType::F32)).collect::<Result<Vec<_>>>()?;
             with_kernel(op, &inputs.iter().collect::<Vec<_>>())?.to_dtype(first.dtype())
         }
     }
-}
-
-/// The output of bfloat16 inputs that ask for no gradient, if the operation has a kernel for them.
-fn in_bf16(op: &impl Op, inputs: &[&Tensor]) -> Result<Option<Tensor>> {
-    if inputs.iter().any(|xs| xs.dtype() != DType::BF16 || xs.track_op()) {
-        return Ok(None);
-    }
-    let inputs = inputs.iter().map(|xs| xs.contiguous()).collect::<Result<Vec<_>>>()?;
-    let ys = with_elements::<bf16, _>(op.name(), &inputs.iter().collect::<Vec<_>>(), |all| Ok(op.forward_bf16(all)))?;
-    ys.map(|ys| Tensor::from_vec(ys, op.shape(), inputs[0].device())).transpose()
 }
 
 fn with_kernel<O: Op>(op: O, inputs: &[&Tensor]) -> Result<Tensor> {
@@ -160,6 +90,7 @@ fn backward(
                 _ if !wanted => None,
                 Passed::Nothing => None,
                 Passed::Made(elements) => Some(Gradient::new(tensor(elements, shape)?)),
+                Passed::InF32(elements) => Some(Gradient::new(tensor(elements, shape)?)),
                 Passed::Whole => Some(lent(grad.tensor.clone())),
                 Passed::Slice { dim, start, len } => {
                     Some(Gradient { owned: false, ..lent(grad.tensor.narrow(dim, start, len)?) })

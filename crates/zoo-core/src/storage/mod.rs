@@ -1,5 +1,9 @@
 //! From tensors to the slices that the kernels work on, and back.
 
+mod maps;
+
+pub(crate) use maps::{add_maps, convert, map, planes, rows, with_rows};
+
 use crate::kernels::Real;
 use crate::kernels::batch_norm::add_to;
 use candle_core::backend::BackendStorage;

@@ -6,8 +6,8 @@
 //!
 //! Both instructions take denormal numbers for zeros. Sums are taken in one order, whatever the number of threads.
 
-use super::linear::Sizes;
-use super::simd::Level;
+use crate::kernels::linear::Sizes;
+use crate::kernels::simd::Level;
 use half::bf16;
 use rayon::prelude::*;
 
