@@ -2,6 +2,7 @@
 
 use super::bias::add_column_sums;
 use super::buffer::written;
+use super::conv::{Conv2dParams, Geometry};
 use super::gemm::{Mat, Out, Rhs, Threads, gemm};
 use super::simd::Real;
 use rayon::prelude::*;
@@ -14,6 +15,15 @@ pub(crate) struct Sizes {
     pub rows: usize,
     pub c_in: usize,
     pub c_out: usize,
+}
+
+impl Sizes {
+    /// The same as a convolution of single taps, over a column of pixels.
+    pub fn as_conv(self) -> Geometry {
+        let Self { rows, c_in, c_out } = self;
+        let params = Conv2dParams::default();
+        Geometry { b: 1, c_in, h: rows, w: 1, c_out, kh: 1, kw: 1, oh: rows, ow: 1, params }
+    }
 }
 
 /// x · weightᵀ + bias

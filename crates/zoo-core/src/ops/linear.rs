@@ -1,10 +1,14 @@
 //! The affine map of a fully connected layer.
 
 use super::{Real, fallback, fits_type};
+use crate::kernels::bf16::bias::column_sums;
+use crate::kernels::bf16::weight_grad::weight_grad;
+use crate::kernels::bf16::{Finish, conv};
 use crate::kernels::linear::{self as kernel, Sizes};
-use crate::op::{Op, Passed, Saved, apply};
+use crate::op::{Op, Operand, Passed, Saved, apply};
 use crate::trace;
 use candle_core::{Result, Tensor, bail};
+use half::bf16;
 
 /// y = x · weightᵀ + bias over the last dimension, as `torch.nn.functional.linear`.
 ///
@@ -73,6 +77,27 @@ impl Op for Linear {
         ];
         if saved.inputs.len() > 2 {
             all.push(saved.want(2, || kernel::bias_grad(self.sizes, grad)));
+        }
+        Ok(all)
+    }
+
+    fn maps(&self) -> usize {
+        1
+    }
+
+    fn forward_bf16(&self, inputs: &[Operand]) -> Result<Vec<bf16>> {
+        let finish = Finish::bias(inputs.get(2).map(|bias| bias.weight()));
+        Ok(conv::forward(&self.sizes.as_conv(), inputs[0].map(), inputs[1].weight(), &finish))
+    }
+
+    fn backward_bf16(&self, saved: &Saved<bf16, Operand>) -> Result<Vec<Passed<bf16>>> {
+        let (g, xs, weight, grad) = (&self.sizes.as_conv(), saved.inputs[0].map(), saved.inputs[1].weight(), saved.grad);
+        let mut all = vec![
+            saved.want(0, || conv::input_grad(g, grad, weight)),
+            saved.want_weight(1, || weight_grad(g, xs, grad)),
+        ];
+        if saved.inputs.len() > 2 {
+            all.push(saved.want_weight(2, || column_sums(grad, g.c_out)));
         }
         Ok(all)
     }

@@ -64,7 +64,10 @@ impl CustomOp1 for Output {
             (candle_core::Storage::Cpu(CpuStorage::F64(all)), Some((a, b))) => {
                 Ok((CpuStorage::F64(all[a..b].to_vec()), ys.shape().clone()))
             }
-            _ => bail!("tape: an output must be f32 or f64 on the CPU, got {:?}", ys.dtype()),
+            (candle_core::Storage::Cpu(CpuStorage::BF16(all)), Some((a, b))) => {
+                Ok((CpuStorage::BF16(all[a..b].to_vec()), ys.shape().clone()))
+            }
+            _ => bail!("tape: an output must be f32, f64 or bfloat16 on the CPU, got {:?}", ys.dtype()),
         }
     }
 

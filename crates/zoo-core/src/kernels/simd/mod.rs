@@ -285,6 +285,25 @@ pub(crate) trait Simd: Copy {
         unsafe { Self::load_first_bf16(from, Self::LANES) }
     }
 
+    /// LANES pairs of bfloat16 numbers: the first and the second of each pair, widened.
+    #[inline(always)]
+    unsafe fn load_pairs_bf16(from: *const bf16) -> (Self, Self) {
+        // SAFETY: the caller's pointer holds 2 · LANES numbers.
+        unsafe { Self::load_bf16(from).deinterleave(Self::load_bf16(from.add(Self::LANES))) }
+    }
+
+    /// a\[0\], b\[0\], a\[1\], b\[1\], … of LANES bfloat16 numbers each.
+    #[inline(always)]
+    unsafe fn interleave_bf16(a: *const bf16, b: *const bf16, to: *mut bf16) {
+        // SAFETY: the caller's pointers hold LANES numbers, `to` twice as many.
+        unsafe {
+            for i in 0..Self::LANES {
+                to.add(2 * i).write(a.add(i).read());
+                to.add(2 * i + 1).write(b.add(i).read());
+            }
+        }
+    }
+
     /// Rounds every lane to bfloat16, to nearest even; a NaN stays one.
     #[inline(always)]
     unsafe fn store_bf16(self, to: *mut bf16) {
@@ -462,6 +481,15 @@ mod tests {
                         assert_eq!(to, if i < part { third(narrow[i]) } else { bf16::ONE }, "store_bf16, lane {i}");
                     }
                 }
+                let wide: Vec<bf16> = (0..2 * n).map(|i| bf16::from_f64(i as f64 * 0.75 - 3.0)).collect();
+                let (first, second) = V::load_pairs_bf16(wide.as_ptr());
+                first.store(out.as_mut_ptr());
+                check("first of pairs", &out, &|i| wide[2 * i].to_f64());
+                second.store(out.as_mut_ptr());
+                check("second of pairs", &out, &|i| wide[2 * i + 1].to_f64());
+                let mut mixed = vec![bf16::ZERO; 2 * n];
+                V::interleave_bf16(wide.as_ptr(), wide.as_ptr().add(n), mixed.as_mut_ptr());
+                assert!((0..n).all(|i| mixed[2 * i] == wide[i] && mixed[2 * i + 1] == wide[n + i]), "{mixed:?}");
                 let mut special = vec![bf16::ONE; n];
                 for (x, fits) in [
                     (f64::NAN, bf16::is_nan as fn(bf16) -> bool),

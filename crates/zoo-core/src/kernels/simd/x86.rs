@@ -104,6 +104,16 @@ impl Simd for F32x16 {
     method!(if_nan(self: Self, a: Self, b: Self) -> Self =
         Self(_mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_UNORD_Q>(self.0, self.0), b.0, a.0)));
     method!(load_bf16(from: *const bf16) -> Self = Self(widen(_mm256_loadu_si256(from.cast()))));
+    method!(interleave_bf16(a: *const bf16, b: *const bf16, to: *mut bf16) -> () = {
+        let first = _mm512_cvtepu16_epi32(_mm256_loadu_si256(a.cast()));
+        let second = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(b.cast())));
+        _mm512_storeu_si512(to.cast(), _mm512_or_si512(first, second));
+    });
+    method!(load_pairs_bf16(from: *const bf16) -> (Self, Self) = {
+        let pairs = _mm512_loadu_si512(from.cast());
+        let second = _mm512_and_si512(pairs, _mm512_set1_epi32(0xffff_0000_u32 as i32));
+        (Self(_mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs))), Self(_mm512_castsi512_ps(second)))
+    });
     method!(store_bf16(self: Self, to: *mut bf16) -> () = _mm256_storeu_si256(to.cast(), narrow(self.0)));
     #[inline(always)]
     unsafe fn load_first_bf16(from: *const bf16, n: usize) -> Self {
@@ -253,6 +263,16 @@ impl Simd for F32x8 {
         Self(_mm256_blendv_ps(b.0, a.0, _mm256_cmp_ps::<_CMP_UNORD_Q>(self.0, self.0))));
     method!(load_bf16(from: *const bf16) -> Self =
         Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(from.cast()))))));
+    method!(interleave_bf16(a: *const bf16, b: *const bf16, to: *mut bf16) -> () = {
+        let first = _mm256_cvtepu16_epi32(_mm_loadu_si128(a.cast()));
+        let second = _mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(b.cast())));
+        _mm256_storeu_si256(to.cast(), _mm256_or_si256(first, second));
+    });
+    method!(load_pairs_bf16(from: *const bf16) -> (Self, Self) = {
+        let pairs = _mm256_loadu_si256(from.cast());
+        let second = _mm256_and_si256(pairs, _mm256_set1_epi32(0xffff_0000_u32 as i32));
+        (Self(_mm256_castsi256_ps(_mm256_slli_epi32::<16>(pairs))), Self(_mm256_castsi256_ps(second)))
+    });
     method!(store_bf16(self: Self, to: *mut bf16) -> () = {
         let bits = _mm256_castps_si256(self.0);
         let last = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));

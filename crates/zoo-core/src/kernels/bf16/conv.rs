@@ -1,0 +1,131 @@
+//! Convolutions of bfloat16 maps with f32 weights: the forward pass, and the gradient of the input.
+
+use super::correlation::{Channels, Correlation, Plan, Tap, map_of, zeroed};
+use super::store::Finish;
+use crate::kernels::buffer::Shared;
+use crate::kernels::conv::{Conv2dParams, Geometry};
+use half::bf16;
+
+/// act(conv(x, w) + shift + skip).
+pub(crate) fn forward(g: &Geometry, x: &[bf16], w: &[f32], finish: &Finish) -> Vec<bf16> {
+    correlate(g, x, w, &Finish { with_sums: false, ..*finish }).0
+}
+
+/// conv(x, w) + bias, and the mean and the biased variance of each output channel.
+pub(crate) fn forward_with_stats(
+    g: &Geometry,
+    x: &[bf16],
+    w: &[f32],
+    bias: Option<&[f32]>,
+) -> (Vec<bf16>, Vec<f32>, Vec<f32>) {
+    let (ys, sums) = correlate(g, x, w, &Finish { with_sums: true, ..Finish::bias(bias) });
+    let n = (g.b * g.output_plane()) as f64;
+    let mean = sums.iter().map(|sums| (sums[0] / n) as f32);
+    let var = sums.iter().map(|sums| (sums[1] / n - (sums[0] / n).powi(2)).max(0.0) as f32);
+    (ys, mean.collect(), var.collect())
+}
+
+fn correlate(g: &Geometry, x: &[bf16], w: &[f32], finish: &Finish) -> (Vec<bf16>, Vec<[f64; 2]>) {
+    let (each, outputs, taps) = (g.group_in(), g.group_out(), g.kh * g.kw);
+    assert_eq!(w.len(), g.c_out * each * taps);
+    let mut sums = Vec::with_capacity(g.c_out);
+    let fill = |out: Shared<bf16>| {
+        for group in 0..g.params.groups {
+            let sizes = Correlation {
+                images: g.b,
+                source: (g.h, g.w),
+                out: (g.oh, g.ow),
+                stride: g.params.stride,
+                taps: window(g),
+                from: Channels { all: g.c_in, first: group * each, used: each },
+                to: Channels { all: g.c_out, first: group * outputs, used: outputs },
+                target: (g.oh, g.ow),
+                start: (0, 0),
+                step: (1, 1),
+            };
+            let plan = Plan::new(sizes, |output, channel, tap| {
+                w[((group * outputs + output) * each + channel) * taps + tap]
+            });
+            // SAFETY: each group writes its channels of all outputs.
+            sums.extend(unsafe { plan.run(x, out, finish) });
+        }
+    };
+    // SAFETY: the groups are all channels.
+    (unsafe { map_of(g.b * g.output_plane() * g.c_out, fill) }, sums)
+}
+
+/// The taps of the forward pass.
+pub(super) fn window(g: &Geometry) -> Vec<Tap> {
+    let Conv2dParams { padding, dilation, .. } = g.params;
+    let places = (0..g.kh).flat_map(|ky| (0..g.kw).map(move |kx| (ky, kx)));
+    let tap = |(ky, kx): (usize, usize)| Tap {
+        dy: (ky * dilation.0) as isize - padding.0 as isize,
+        dx: (kx * dilation.1) as isize - padding.1 as isize,
+        index: ky * g.kw + kx,
+    };
+    places.map(tap).collect()
+}
+
+/// The gradient of the input: pixels that are a step apart read the same taps, so that each residue of the stride is a
+/// correlation of its own.
+pub(crate) fn input_grad(g: &Geometry, grad: &[bf16], w: &[f32]) -> Vec<bf16> {
+    let (each, outputs, taps) = (g.group_in(), g.group_out(), g.kh * g.kw);
+    assert_eq!(w.len(), g.c_out * each * taps);
+    let stride = g.params.stride;
+    let phases: Vec<((usize, usize), Vec<Tap>)> = (0..stride.0.min(g.h))
+        .flat_map(|py| (0..stride.1.min(g.w)).map(move |px| (py, px)))
+        .map(|start| (start, phase(g, start)))
+        .collect();
+    let run = |out: Shared<bf16>| {
+        for (start, taps_of_phase) in phases.iter().filter(|(_, taps)| !taps.is_empty()) {
+            for group in 0..g.params.groups {
+                let sizes = Correlation {
+                    images: g.b,
+                    source: (g.oh, g.ow),
+                    out: ((g.h - start.0).div_ceil(stride.0), (g.w - start.1).div_ceil(stride.1)),
+                    stride: (1, 1),
+                    taps: taps_of_phase.clone(),
+                    from: Channels { all: g.c_out, first: group * outputs, used: outputs },
+                    to: Channels { all: g.c_in, first: group * each, used: each },
+                    target: (g.h, g.w),
+                    start: *start,
+                    step: stride,
+                };
+                let plan = Plan::new(sizes, |channel, output, tap| {
+                    w[((group * outputs + output) * each + channel) * taps + tap]
+                });
+                // SAFETY: a phase has its own pixels, a group its own channels.
+                unsafe { plan.run(grad, out, &Finish::bias(None)) };
+            }
+        }
+    };
+    let n = g.b * g.input_plane() * g.c_in;
+    if phases.iter().any(|(_, taps)| taps.is_empty()) {
+        let mut out = zeroed(n);
+        run(Shared::new(&mut out));
+        return out;
+    }
+    // SAFETY: the phases are all pixels, the groups all channels.
+    unsafe { map_of(n, run) }
+}
+
+/// The taps by which the pixels at `start`, a stride apart, get their gradient.
+fn phase(g: &Geometry, start: (usize, usize)) -> Vec<Tap> {
+    let Conv2dParams { stride, padding, dilation, .. } = g.params;
+    let offset = |start: usize, k: usize, padding: usize, dilation: usize, stride: usize| {
+        let from = (start + padding) as isize - (k * dilation) as isize;
+        (from.rem_euclid(stride as isize) == 0).then(|| from.div_euclid(stride as isize))
+    };
+    let mut taps = Vec::new();
+    for ky in 0..g.kh {
+        for kx in 0..g.kw {
+            let dy = offset(start.0, ky, padding.0, dilation.0, stride.0);
+            let dx = offset(start.1, kx, padding.1, dilation.1, stride.1);
+            if let (Some(dy), Some(dx)) = (dy, dx) {
+                taps.push(Tap { dy, dx, index: ky * g.kw + kx });
+            }
+        }
+    }
+    taps.sort_by_key(|tap| (tap.dy, tap.dx));
+    taps
+}

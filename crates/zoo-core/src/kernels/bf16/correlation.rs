@@ -1,0 +1,308 @@
+//! A cross-correlation of bfloat16 maps: what the forward pass of a convolution is, the gradient of its input, and a matrix
+//! product.
+//!
+//! out\[y, x\] = Σ over taps of source\[y · stride + dy, x · stride + dx\] · weight\[tap\]
+//!
+//! An output is a row of the products in `tiles.rs`, its taps are their steps. Three ways lead to such rows. A single tap
+//! at the pixel itself reads the source where it lies. Else a task copies its images into a frame of zeros in the
+//! second-level cache, where a tap is a fixed distance, across the ends of image rows too. Where windows jump, or the frame
+//! would be most of it, a task copies every window out.
+
+use super::frame::{Frame, Windows};
+use super::store::{Finish, Sums, store};
+use super::tiles::{BLOCK, Block, DEPTH, Product, SIDE, Tiles};
+use crate::kernels::buffer::{Shared, with_scratch, written};
+use crate::kernels::simd::{Kernel, Level, Simd, dispatch_at};
+use half::bf16;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Rows of a task that reads the source where it lies, or copies windows.
+const TASK_ROWS: usize = 1024;
+
+/// Where one tap stands, from the output's place in the source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Tap {
+    pub dy: isize,
+    pub dx: isize,
+    /// Its place in the kernel.
+    pub index: usize,
+}
+
+/// Channels of a map that a group reads or writes.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Channels {
+    pub all: usize,
+    pub first: usize,
+    pub used: usize,
+}
+
+/// The sizes of a correlation.
+#[derive(Debug, Clone)]
+pub(super) struct Correlation {
+    pub images: usize,
+    /// Height and width of the source, and of the outputs that are computed.
+    pub source: (usize, usize),
+    pub out: (usize, usize),
+    pub stride: (usize, usize),
+    /// Row by row, from left to right.
+    pub taps: Vec<Tap>,
+    pub from: Channels,
+    pub to: Channels,
+    /// Height and width of the map that is written, and the place of the first output in it and the step to the next.
+    pub target: (usize, usize),
+    pub start: (usize, usize),
+    pub step: (usize, usize),
+}
+
+/// Whose row a number of the packed weights belongs to: tap and channel, or nothing.
+type Depths = Vec<Option<(usize, usize)>>;
+
+/// How rows come about.
+enum Way {
+    /// They lie in the source.
+    InPlace,
+    Framed(Frame),
+    Copied(Windows),
+}
+
+/// A correlation, prepared.
+pub(super) struct Plan {
+    sizes: Correlation,
+    way: Way,
+    level: Level,
+    depth: usize,
+    stride: usize,
+    steps: Vec<usize>,
+    /// \[column of 16 outputs\]\[step\]\[pair\]\[16\]\[2\]
+    weights: Vec<bf16>,
+}
+
+impl Plan {
+    /// With weights by output channel, channel and tap.
+    pub fn new(sizes: Correlation, weight: impl Fn(usize, usize, usize) -> f32 + Sync) -> Self {
+        let (way, depth, stride, steps, depths) = rows_of(&sizes);
+        let weights = pack(sizes.to.used, &depths, &sizes.taps, weight);
+        Self { sizes, way, level: Level::current(), depth, stride, steps, weights }
+    }
+
+    /// The parts that tasks take: images of a frame, or rows.
+    fn tasks(&self) -> Vec<Part> {
+        match &self.way {
+            Way::Framed(frame) => frame.parts(self.sizes.images, self.sizes.out),
+            Way::InPlace | Way::Copied(_) => {
+                let rows = self.sizes.images * self.sizes.out.0 * self.sizes.out.1;
+                (0..rows)
+                    .step_by(TASK_ROWS)
+                    .map(|first| Part::Rows(first..(first + TASK_ROWS).min(rows)))
+                    .collect()
+            }
+        }
+    }
+
+    /// Writes its places of `out`, a whole map, and returns the sums that `finish` asks for.
+    ///
+    /// # Safety
+    /// `out` has room for the target map, whose places of this correlation no other task writes.
+    pub unsafe fn run(&self, source: &[bf16], out: Shared<bf16>, finish: &Finish) -> Vec<[f64; 2]> {
+        let sizes = &self.sizes;
+        assert_eq!(source.len(), sizes.images * sizes.source.0 * sizes.source.1 * sizes.from.all);
+        finish.check(sizes.to, sizes.images * sizes.target.0 * sizes.target.1);
+        let tasks = self.tasks();
+        let run = |part: &Part| dispatch_at(self.level, Task { plan: self, part, source, out, finish });
+        let parts: Vec<Sums> = tasks.par_iter().map(run).collect();
+        let mut total = vec![[0.0; 2]; if finish.with_sums { sizes.to.used } else { 0 }];
+        for part in &parts {
+            for (total, part) in total.iter_mut().zip(part) {
+                *total = [total[0] + part[0], total[1] + part[1]];
+            }
+        }
+        total
+    }
+
+    /// The pixel of the target that a row is.
+    fn place(&self, row: usize) -> usize {
+        let (height, width) = self.sizes.out;
+        let (image, y, x) = (row / (height * width), row / width % height, row % width);
+        self.sizes.place(image, y, x)
+    }
+}
+
+impl Correlation {
+    pub fn place(&self, image: usize, y: usize, x: usize) -> usize {
+        (image * self.target.0 + self.start.0 + y * self.step.0) * self.target.1 + self.start.1 + x * self.step.1
+    }
+
+    /// Whether rows and outputs are pixels of one map, and nothing lies between.
+    fn is_in_place(&self) -> bool {
+        self.stride == (1, 1) && self.out == self.source && matches!(self.taps[..], [Tap { dy: 0, dx: 0, .. }])
+    }
+}
+
+/// What one task computes.
+#[derive(Debug, Clone)]
+pub(super) enum Part {
+    Rows(Range<usize>),
+    /// Images, and rows of their outputs.
+    Images(Range<usize>, Range<usize>),
+}
+
+/// How the rows of a correlation are taken, the numbers of a step, from one row to the next, where the steps begin, and what
+/// they hold.
+fn rows_of(sizes: &Correlation) -> (Way, usize, usize, Vec<usize>, Depths) {
+    let channels = sizes.from.used;
+    let rows = sizes.images * sizes.out.0 * sizes.out.1;
+    // The same for few rows as for many: a row's sums are in one order.
+    let divisor = sizes.is_in_place().then(|| divisor(channels)).flatten();
+    if let Some(depth) = divisor.filter(|_| rows >= BLOCK) {
+        let steps = (0..channels).step_by(depth).map(|step| sizes.from.first + step).collect();
+        let depths = (0..channels).map(|channel| Some((0, channel))).collect();
+        return (Way::InPlace, depth, sizes.from.all, steps, depths);
+    }
+    let frame = if sizes.is_in_place() { None } else { Frame::new(sizes) };
+    if let Some((frame, depth, steps, depths)) = frame {
+        let stride = frame.channels;
+        return (Way::Framed(frame), depth, stride, steps, depths);
+    }
+    let numbers = sizes.taps.len() * channels;
+    let depth = divisor.unwrap_or_else(|| numbers.div_ceil(numbers.div_ceil(DEPTH)).next_multiple_of(2));
+    let steps: Vec<usize> = (0..numbers).step_by(depth).collect();
+    let stride = steps.len() * depth;
+    let depths = (0..stride).map(|k| (k < numbers).then(|| (k / channels, k % channels))).collect();
+    (Way::Copied(Windows { row: stride }), depth, stride, steps, depths)
+}
+
+/// The numbers of a step that cut channels into steps without a rest, if those are hardly more than the fewest.
+fn divisor(channels: usize) -> Option<usize> {
+    let depth = (1..=DEPTH / 2).rev().map(|half| 2 * half).find(|&depth| channels.is_multiple_of(depth))?;
+    (channels / depth <= channels.div_ceil(DEPTH) * 4 / 3).then_some(depth)
+}
+
+/// The weights as columns of tiles.
+fn pack(
+    outputs: usize,
+    depths: &Depths,
+    taps: &[Tap],
+    weight: impl Fn(usize, usize, usize) -> f32 + Sync,
+) -> Vec<bf16> {
+    let column = depths.len() * SIDE;
+    let mut packed = vec![bf16::ZERO; outputs.div_ceil(SIDE) * column];
+    packed.par_chunks_exact_mut(column).enumerate().for_each(|(block, column)| {
+        let outputs = block * SIDE..outputs.min((block + 1) * SIDE);
+        for (pair, two) in depths.chunks(2).zip(column.chunks_exact_mut(2 * SIDE)) {
+            for (half, of) in pair.iter().enumerate() {
+                let Some((tap, channel)) = *of else { continue };
+                for (i, output) in outputs.clone().enumerate() {
+                    two[2 * i + half] = bf16::from_f32(weight(output, channel, taps[tap].index));
+                }
+            }
+        }
+    });
+    packed
+}
+
+struct Task<'a> {
+    plan: &'a Plan,
+    part: &'a Part,
+    source: &'a [bf16],
+    out: Shared<bf16>,
+    finish: &'a Finish<'a>,
+}
+
+/// A row that is no output.
+pub(super) const NOWHERE: u32 = u32::MAX;
+
+impl Kernel<f32> for Task<'_> {
+    type Output = Sums;
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = f32>>(self) -> Sums {
+        let Self { plan, part, source, .. } = self;
+        // SAFETY: run by `dispatch`; each way gives rows with all of their steps behind them, a whole number of blocks.
+        unsafe {
+            match (&plan.way, part) {
+                (Way::Framed(frame), Part::Images(images, ys)) => {
+                    let (rows, numbers) = frame.room(images, ys);
+                    with_scratch::<f32, _>(numbers.div_ceil(2), |to| {
+                        let room = std::slice::from_raw_parts_mut(to.cast::<bf16>(), numbers);
+                        frame.fill(&plan.sizes, source, (images, ys), room);
+                        let places = frame.places(&plan.sizes, (images, ys), rows);
+                        self.blocks::<V>(|block| room.as_ptr().add(block * BLOCK * plan.stride), &places)
+                    })
+                }
+                (Way::Copied(windows), Part::Rows(rows)) => {
+                    let count = rows.len().next_multiple_of(BLOCK);
+                    with_scratch::<f32, _>((count * windows.row).div_ceil(2), |to| {
+                        let room = std::slice::from_raw_parts_mut(to.cast::<bf16>(), count * windows.row);
+                        windows.copy(&plan.sizes, source, rows.clone(), room);
+                        let mut places: Vec<u32> = rows.clone().map(|row| plan.place(row) as u32).collect();
+                        places.resize(count, NOWHERE);
+                        self.blocks::<V>(|block| room.as_ptr().add(block * BLOCK * plan.stride), &places)
+                    })
+                }
+                (_, Part::Rows(rows)) => {
+                    // The last block is moved up to end with the rows; what it computes once more is not stored.
+                    let rest = rows.len() % BLOCK;
+                    let mut places: Vec<u32> = rows.clone().map(|row| plan.place(row) as u32).collect();
+                    if rest > 0 {
+                        let at = places.len() - rest;
+                        places.splice(at..at, std::iter::repeat_n(NOWHERE, BLOCK - rest));
+                    }
+                    let start = |block: usize| (rows.start + block * BLOCK).min(rows.end - BLOCK);
+                    self.blocks::<V>(|block| source.as_ptr().add(start(block) * plan.stride), &places)
+                }
+                (_, Part::Images(..)) => unreachable!("images are a frame's"),
+            }
+        }
+    }
+}
+
+impl Task<'_> {
+    /// # Safety
+    /// As [`Product::multiply`], for every block of rows, which begins at `rows` of it; one row for each place.
+    #[inline(always)]
+    unsafe fn blocks<V: Simd<Elem = f32>>(&self, rows: impl Fn(usize) -> *const bf16, places: &[u32]) -> Sums {
+        let Self { plan, out, finish, .. } = self;
+        let product = Product { level: plan.level, depth: plan.depth, stride: plan.stride, steps: &plan.steps };
+        let (outputs, column) = (plan.sizes.to.used, product.column());
+        let _tiles = Tiles::new(plan.level, plan.depth);
+        let mut sums = Block::new();
+        let mut totals = vec![[0.0; 2]; if finish.with_sums { outputs } else { 0 }];
+        for first in (0..outputs).step_by(BLOCK) {
+            let width = BLOCK.min(outputs - first);
+            let mut own = [[0f32; BLOCK]; 2];
+            for (block, places) in places.chunks_exact(BLOCK).enumerate() {
+                // SAFETY: the caller's rows; two columns of weights or the last one; the places are the target's.
+                unsafe {
+                    let a = rows(block);
+                    let b = plan.weights.as_ptr().add(first / SIDE * column);
+                    let b = (b, (width > SIDE).then(|| b.add(column)));
+                    product.multiply::<V>([a, a.add(SIDE * plan.stride)], b, &mut sums);
+                    store::<V>(&sums, places, (plan.sizes.to, first, width), *out, finish, &mut own);
+                }
+                // f32 sums stay short.
+                if finish.with_sums && (block % 32 == 31 || (block + 1) * BLOCK == places.len()) {
+                    for (i, total) in totals[first..first + width].iter_mut().enumerate() {
+                        *total = [total[0] + f64::from(own[0][i]), total[1] + f64::from(own[1][i])];
+                    }
+                    own = [[0.0; BLOCK]; 2];
+                }
+            }
+        }
+        totals
+    }
+}
+
+/// The places of `outputs` maps that several correlations fill, zeros where none does.
+pub(super) fn zeroed(n: usize) -> Vec<bf16> {
+    vec![bf16::ZERO; n]
+}
+
+/// A map that correlations write in every place.
+///
+/// # Safety
+/// `fill` writes all.
+pub(super) unsafe fn map_of(n: usize, fill: impl FnOnce(Shared<bf16>)) -> Vec<bf16> {
+    // SAFETY: the caller's.
+    unsafe { written(n, |out| fill(Shared::from_uninit(out))) }
+}

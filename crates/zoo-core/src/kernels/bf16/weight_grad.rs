@@ -1,0 +1,355 @@
+//! The gradient of a convolution's weights in mixed precision: f32 sums of bfloat16 products over all pixels.
+//!
+//! dw\[o, i, tap\] = Σ over outputs q of dy\[q, o\] · x\[q + tap, i\]
+//!
+//! A product's left rows are input channels, its steps run over pixels. So a task turns its pixels: those of x to rows of
+//! one channel each, those of dy to the packed columns of `tiles.rs`, pairs of pixels side by side. Where windows do not
+//! jump, x lies in a frame of zeros as in `frame.rs`, and a tap is a distance along its rows; else each tap has rows of its
+//! own.
+
+use super::conv::window;
+use super::correlation::{NOWHERE, Tap};
+use super::tiles::{BLOCK, Block, DEPTH, Product, SIDE, Tiles};
+use crate::kernels::buffer::with_scratch;
+use crate::kernels::conv::Geometry;
+use crate::kernels::simd::{Kernel, Level, Simd, dispatch_at};
+use half::bf16;
+use rayon::prelude::*;
+use std::ops::Range;
+
+/// Bytes of a task's turned pixels: they stay in the second-level cache.
+const ROOM: usize = 640 << 10;
+/// Pairs of a tap and 16 input channels of one task, at the most: their sums are written once for every chunk.
+const ROWS_OF_TILES: usize = 36;
+/// Tasks that a gradient is cut into at least, if there are pixels enough: its sums depend on it.
+const TASKS: usize = 16;
+/// A frame is worth it while this part of it are outputs.
+const LEAST_SHARE: f64 = 0.6;
+
+/// dw, in the order of the weights, of dy and x.
+pub(crate) fn weight_grad(g: &Geometry, x: &[bf16], grad: &[bf16]) -> Vec<f32> {
+    assert_eq!((x.len(), grad.len()), (g.b * g.input_image(), g.b * g.output_image()));
+    let (each, outputs, taps) = (g.group_in(), g.group_out(), g.kh * g.kw);
+    let mut all = vec![0f32; g.c_out * each * taps];
+    let level = Level::current();
+    for (group, all) in all.chunks_exact_mut(outputs * each * taps).enumerate() {
+        let turn = Turn::new(g, group);
+        let tiles = each.div_ceil(SIDE);
+        let together = (ROWS_OF_TILES / taps).clamp(1, tiles);
+        let groups: Vec<Range<usize>> =
+            (0..tiles).step_by(together).map(|first| first..(first + together).min(tiles)).collect();
+        let chunks = turn.chunks(together * SIDE);
+        let each_part = chunks.len().div_ceil(TASKS.div_ceil(groups.len()));
+        let parts: Vec<&[Chunk]> = chunks.chunks(each_part).collect();
+        let tasks: Vec<(usize, usize)> =
+            (0..groups.len()).flat_map(|group| (0..parts.len()).map(move |part| (group, part))).collect();
+        let sums: Vec<Vec<f32>> = tasks
+            .par_iter()
+            .map(|&(group, part)| {
+                let (tiles, chunks) = (groups[group].clone(), parts[part]);
+                dispatch_at(level, Task { turn: &turn, level, x, grad, tiles, chunks })
+            })
+            .collect();
+        let width = outputs.next_multiple_of(SIDE);
+        all.par_chunks_exact_mut(each * taps).enumerate().for_each(|(output, to)| {
+            for (&(group, _), sums) in tasks.iter().zip(&sums) {
+                let tiles = &groups[group];
+                for channel in tiles.start * SIDE..(tiles.end * SIDE).min(each) {
+                    let row = channel - tiles.start * SIDE;
+                    let (tile, row) = (row / SIDE, row % SIDE);
+                    for tap in 0..taps {
+                        to[channel * taps + tap] += sums[((tile * taps + tap) * SIDE + row) * width + output];
+                    }
+                }
+            }
+        });
+    }
+    all
+}
+
+/// Outputs whose products one pass over the steps sums.
+#[derive(Debug, Clone)]
+struct Chunk {
+    images: Range<usize>,
+    ys: Range<usize>,
+}
+
+/// How pixels are turned.
+struct Turn<'a> {
+    g: &'a Geometry,
+    taps: Vec<Tap>,
+    /// Channels of x and of dy: the first one of the group, and how many.
+    from: (usize, usize),
+    to: (usize, usize),
+    frame: Option<Frame>,
+}
+
+/// Rows of pixels with zeros beside them; see `frame.rs`.
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    pitch: usize,
+    left: usize,
+    above: isize,
+    span: usize,
+}
+
+impl Frame {
+    fn new(g: &Geometry, taps: &[Tap]) -> Option<Self> {
+        if g.params.stride != (1, 1) {
+            return None;
+        }
+        let (above, below) = (taps.iter().map(|tap| tap.dy).min()?, taps.iter().map(|tap| tap.dy).max()?);
+        let left = (-taps.iter().map(|tap| tap.dx).min()?).max(0) as usize;
+        let reach = g.ow as isize - 1 + taps.iter().map(|tap| tap.dx).max()? - (g.w as isize - 1);
+        let pitch = (g.w + left.max(reach.max(0) as usize)).max(g.ow);
+        let span = (below - above) as usize;
+        let share = g.output_plane() as f64 / ((g.oh + span) * pitch) as f64;
+        (share >= LEAST_SHARE).then_some(Self { pitch, left, above, span })
+    }
+
+    fn offset(&self, tap: &Tap) -> usize {
+        (tap.dy - self.above) as usize * self.pitch + (tap.dx + self.left as isize) as usize
+    }
+}
+
+impl<'a> Turn<'a> {
+    fn new(g: &'a Geometry, group: usize) -> Self {
+        let taps = window(g);
+        let (each, outputs) = (g.group_in(), g.group_out());
+        let frame = Frame::new(g, &taps);
+        Self { g, taps, from: (group * each, each), to: (group * outputs, outputs), frame }
+    }
+
+    /// Copies of x's rows: one for all taps, or one for each.
+    fn copies(&self) -> usize {
+        if self.frame.is_some() { 1 } else { self.taps.len() }
+    }
+
+    /// Pixels of a row of outputs in the turned order, and rows beyond the outputs of an image.
+    fn line(&self) -> (usize, usize) {
+        self.frame.map_or((self.g.ow, 0), |frame| (frame.pitch, frame.span))
+    }
+
+    /// The parts of all outputs that fit into a task's cache, with `channels` of x.
+    fn chunks(&self, channels: usize) -> Vec<Chunk> {
+        let (line, span) = self.line();
+        let bytes = (self.copies() * channels + self.to.1.next_multiple_of(SIDE)) * size_of::<bf16>();
+        let pixels = (ROOM / bytes).max(8 * DEPTH);
+        let (b, oh) = (self.g.b, self.g.oh);
+        let image = (oh + span) * line;
+        if image > pixels {
+            let fits = (pixels / line).saturating_sub(span).max(1);
+            let band = oh.div_ceil(oh.div_ceil(fits));
+            let bands = |image: usize| {
+                (0..oh)
+                    .step_by(band)
+                    .map(move |y| Chunk { images: image..image + 1, ys: y..(y + band).min(oh) })
+            };
+            return (0..b).flat_map(bands).collect();
+        }
+        let together = pixels / image;
+        (0..b)
+            .step_by(together)
+            .map(|first| Chunk { images: first..(first + together).min(b), ys: 0..oh })
+            .collect()
+    }
+
+    /// The pixel of dy at each place of the turned order, a whole number of steps.
+    fn outputs(&self, chunk: &Chunk) -> Vec<u32> {
+        let (line, span) = self.line();
+        let lines = chunk.ys.len() + span;
+        let count = (chunk.images.len() * lines - span) * line;
+        let mut places = vec![NOWHERE; count.next_multiple_of(DEPTH)];
+        for (i, image) in chunk.images.clone().enumerate() {
+            for (at, y) in chunk.ys.clone().enumerate() {
+                let first = (i * lines + at) * line;
+                for (x, place) in places[first..][..self.g.ow].iter_mut().enumerate() {
+                    *place = ((image * self.g.oh + y) * self.g.ow + x) as u32;
+                }
+            }
+        }
+        places
+    }
+
+    /// The pixel of x at each place of copy `copy`, for `outputs` places and what the taps reach beyond.
+    fn inputs(&self, chunk: &Chunk, copy: usize, outputs: usize) -> Vec<u32> {
+        let g = self.g;
+        let pixel = |image: usize, y: isize, x: isize| {
+            let inside = (0..g.h as isize).contains(&y) && (0..g.w as isize).contains(&x);
+            if inside { ((image * g.h + y as usize) * g.w + x as usize) as u32 } else { NOWHERE }
+        };
+        if let Some(frame) = &self.frame {
+            let reach = self.taps.iter().map(|tap| frame.offset(tap)).max().unwrap_or(0);
+            let mut places = vec![NOWHERE; (outputs + reach).next_multiple_of(DEPTH)];
+            let lines = chunk.ys.len() + frame.span;
+            for (i, image) in chunk.images.clone().enumerate() {
+                for line in 0..lines {
+                    let y = (chunk.ys.start + line) as isize + frame.above;
+                    let first = (i * lines + line) * frame.pitch + frame.left;
+                    for (x, place) in places.iter_mut().skip(first).take(g.w).enumerate() {
+                        *place = pixel(image, y, x as isize);
+                    }
+                }
+            }
+            return places;
+        }
+        let (tap, stride) = (self.taps[copy], g.params.stride);
+        let mut places = Vec::with_capacity(outputs);
+        for image in chunk.images.clone() {
+            for y in chunk.ys.clone() {
+                let row = |x: usize| pixel(image, (y * stride.0) as isize + tap.dy, (x * stride.1) as isize + tap.dx);
+                places.extend((0..g.ow).map(row));
+            }
+        }
+        places.resize(outputs, NOWHERE);
+        places
+    }
+}
+
+struct Task<'a> {
+    turn: &'a Turn<'a>,
+    level: Level,
+    x: &'a [bf16],
+    grad: &'a [bf16],
+    /// Input channels, by sixteens.
+    tiles: Range<usize>,
+    chunks: &'a [Chunk],
+}
+
+impl Kernel<f32> for Task<'_> {
+    /// \[tile\]\[tap\]\[16\]\[outputs\]
+    type Output = Vec<f32>;
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = f32>>(self) -> Vec<f32> {
+        let Self { turn, level, x, grad, tiles, chunks } = self;
+        let taps = turn.taps.len();
+        let columns = turn.to.1.div_ceil(SIDE);
+        let width = columns * SIDE;
+        let mut sums = vec![0f32; tiles.len() * taps * SIDE * width];
+        let _tiles = Tiles::new(level, DEPTH);
+        let mut block = Block::new();
+        for chunk in chunks {
+            let outputs = turn.outputs(chunk);
+            let inputs: Vec<Vec<u32>> =
+                (0..turn.copies()).map(|copy| turn.inputs(chunk, copy, outputs.len())).collect();
+            // Rows an odd number of cache lines apart spread over all sets of a cache.
+            let stride = (inputs[0].len() / DEPTH | 1) * DEPTH;
+            let (copy, column) = (tiles.len() * SIDE * stride, outputs.len() * SIDE);
+            let steps: Vec<usize> = (0..outputs.len()).step_by(DEPTH).collect();
+            let room = copy * inputs.len() + columns * column;
+            // SAFETY: run by `dispatch`. The scratch holds the copies of x and the columns of dy, each written where it is
+            // read; a row's steps and its tap's distance stay inside the row.
+            unsafe {
+                with_scratch::<f32, _>(room.div_ceil(2), |scratch| {
+                    let rows = scratch.cast::<bf16>();
+                    let right = rows.add(copy * inputs.len());
+                    for (i, places) in inputs.iter().enumerate() {
+                        for tile in tiles.clone() {
+                            let to = rows.add(i * copy + (tile - tiles.start) * SIDE * stride);
+                            let first = tile * SIDE;
+                            let from = (x, turn.g.c_in, turn.from.0 + first, SIDE.min(turn.from.1 - first));
+                            turned::<V>(from, places, (to, stride));
+                        }
+                    }
+                    for tile in 0..columns {
+                        let first = tile * SIDE;
+                        let from = (grad, turn.g.c_out, turn.to.0 + first, SIDE.min(turn.to.1 - first));
+                        paired::<V>(from, &outputs, right.add(tile * column));
+                    }
+                    let product = Product { level, depth: DEPTH, stride, steps: &steps };
+                    let left = |row: usize| {
+                        let (tile, tap) = (row / taps, row % taps);
+                        let tile = tile * SIDE * stride;
+                        match &turn.frame {
+                            Some(frame) => rows.add(tile + frame.offset(&turn.taps[tap])).cast_const(),
+                            None => rows.add(tap * copy + tile).cast_const(),
+                        }
+                    };
+                    let count = tiles.len() * taps;
+                    for first in (0..columns).step_by(2) {
+                        let b = right.add(first * column).cast_const();
+                        let b = (b, (first + 1 < columns).then(|| b.add(column)));
+                        let wide = if b.1.is_some() { BLOCK } else { SIDE };
+                        for row in (0..count).step_by(2) {
+                            product.multiply::<V>([left(row), left((row + 1).min(count - 1))], b, &mut block);
+                            let to = &mut sums[row * SIDE * width..];
+                            for (to, from) in to.chunks_exact_mut(width).zip(block.0.chunks_exact(BLOCK)) {
+                                for lane in (0..wide).step_by(V::LANES) {
+                                    let to = to[first * SIDE..].as_mut_ptr().add(lane);
+                                    V::load(to).add(V::load(from.as_ptr().add(lane))).store(to);
+                                }
+                            }
+                        }
+                    }
+                });
+            }
+        }
+        sums
+    }
+}
+
+const ZEROS: [bf16; SIDE] = [bf16::ZERO; SIDE];
+
+/// A map, its channels, the first one of a tile, and how many the tile has.
+type From<'a> = (&'a [bf16], usize, usize, usize);
+
+/// The tile's channels of a pair of pixels, interleaved.
+///
+/// # Safety
+/// Below `dispatch`; `to` has room for 32 numbers.
+#[inline(always)]
+unsafe fn pair<V: Simd<Elem = f32>>((map, channels, first, n): From, places: &[u32], to: *mut bf16) {
+    let mut short = [ZEROS; 2];
+    let rows: [*const bf16; 2] = std::array::from_fn(|i| {
+        if places[i] == NOWHERE {
+            return ZEROS.as_ptr();
+        }
+        let row = &map[places[i] as usize * channels + first..][..n];
+        if n == SIDE {
+            return row.as_ptr();
+        }
+        short[i][..n].copy_from_slice(row);
+        short[i].as_ptr()
+    });
+    for lane in (0..SIDE).step_by(V::LANES) {
+        // SAFETY: sixteen numbers in each row, 32 in `to`.
+        unsafe { V::interleave_bf16(rows[0].add(lane), rows[1].add(lane), to.add(2 * lane)) };
+    }
+}
+
+/// Columns of pairs of pixels.
+///
+/// # Safety
+/// Below `dispatch`; `to` has room for 16 numbers a place.
+#[inline(always)]
+unsafe fn paired<V: Simd<Elem = f32>>(from: From, places: &[u32], to: *mut bf16) {
+    for (i, two) in places.chunks_exact(2).enumerate() {
+        // SAFETY: the caller's.
+        unsafe { pair::<V>(from, two, to.add(2 * SIDE * i)) };
+    }
+}
+
+/// Rows of one channel each.
+///
+/// # Safety
+/// Below `dispatch`; sixteen rows of `to`, a stride apart, have room for a number a place.
+#[inline(always)]
+unsafe fn turned<V: Simd<Elem = f32>>(from: From, places: &[u32], (to, stride): (*mut bf16, usize)) {
+    let mut pairs = Pairs([bf16::ZERO; SIDE * DEPTH]);
+    for (step, places) in places.chunks_exact(DEPTH).enumerate() {
+        // SAFETY: sixteen pairs of sixteen channels are a square of 32-bit numbers, which are moved and not looked at.
+        unsafe {
+            paired::<V>(from, places, pairs.0.as_mut_ptr());
+            let (pairs, to) = (pairs.0.as_ptr().cast::<f32>(), to.add(step * DEPTH).cast::<f32>());
+            for row in (0..SIDE).step_by(V::LANES) {
+                for column in (0..SIDE).step_by(V::LANES) {
+                    V::transpose(pairs.add(row * SIDE + column), SIDE, to.add(column * (stride / 2) + row), stride / 2);
+                }
+            }
+        }
+    }
+}
+
+#[repr(C, align(64))]
+struct Pairs([bf16; SIDE * DEPTH]);
