@@ -1,6 +1,6 @@
 //! Convolutions of bfloat16 maps with f32 weights: the forward pass, and the gradient of the input.
 
-use super::correlation::{Channels, Correlation, Plan, Tap, map_of, zeroed};
+use super::correlation::{Channels, Correlation, Plan, Tap, Weights, map_of, zeroed};
 use super::store::Finish;
 use crate::kernels::buffer::Shared;
 use crate::kernels::conv::{Conv2dParams, Geometry};
@@ -43,9 +43,8 @@ fn correlate(g: &Geometry, x: &[bf16], w: &[f32], finish: &Finish) -> (Vec<bf16>
                 start: (0, 0),
                 step: (1, 1),
             };
-            let plan = Plan::new(sizes, |output, channel, tap| {
-                w[((group * outputs + output) * each + channel) * taps + tap]
-            });
+            let all = &w[group * outputs * each * taps..];
+            let plan = Plan::new(sizes, Weights { all, output: each * taps, channel: taps });
             // SAFETY: each group writes its channels of all outputs.
             sums.extend(unsafe { plan.run(x, out, finish) });
         }
@@ -91,9 +90,8 @@ pub(crate) fn input_grad(g: &Geometry, grad: &[bf16], w: &[f32]) -> Vec<bf16> {
                     start: *start,
                     step: stride,
                 };
-                let plan = Plan::new(sizes, |channel, output, tap| {
-                    w[((group * outputs + output) * each + channel) * taps + tap]
-                });
+                let all = &w[group * outputs * each * taps..];
+                let plan = Plan::new(sizes, Weights { all, output: taps, channel: each * taps });
                 // SAFETY: a phase has its own pixels, a group its own channels.
                 unsafe { plan.run(grad, out, &Finish::bias(None)) };
             }

@@ -79,10 +79,10 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    /// With weights by output channel, channel and tap.
-    pub fn new(sizes: Correlation, weight: impl Fn(usize, usize, usize) -> f32 + Sync) -> Self {
+    /// With weights that begin with those of the group.
+    pub fn new(sizes: Correlation, weights: Weights) -> Self {
         let (way, depth, stride, steps, depths) = rows_of(&sizes);
-        let weights = pack(sizes.to.used, &depths, &sizes.taps, weight);
+        let weights = pack(sizes.to.used, sizes.from.used, &depths, &sizes.taps, weights);
         Self { sizes, way, level: Level::current(), depth, stride, steps, weights }
     }
 
@@ -109,7 +109,20 @@ impl Plan {
         assert_eq!(source.len(), sizes.images * sizes.source.0 * sizes.source.1 * sizes.from.all);
         finish.check(sizes.to, sizes.images * sizes.target.0 * sizes.target.1);
         let tasks = self.tasks();
-        let run = |part: &Part| dispatch_at(self.level, Task { plan: self, part, source, out, finish });
+        let run = |part: &Part| {
+            let (numbers, places) = self.bring(part);
+            // Outside of `dispatch`: what a closure holds does not take on the features of the function around it.
+            with_scratch::<f32, _>(numbers.div_ceil(2), |room| {
+                // SAFETY: the scratch has room for as many 16-bit numbers, and any bits are such.
+                let room = unsafe { std::slice::from_raw_parts_mut(room.cast::<bf16>(), numbers) };
+                match (&self.way, part) {
+                    (Way::Framed(frame), Part::Images(images, ys)) => frame.fill(sizes, source, (images, ys), room),
+                    (Way::Copied(windows), Part::Rows(rows)) => windows.copy(sizes, source, rows.clone(), room),
+                    _ => {}
+                }
+                dispatch_at(self.level, Task { plan: self, part, source, room, places: &places, out, finish })
+            })
+        };
         let parts: Vec<Sums> = tasks.par_iter().map(run).collect();
         let mut total = vec![[0.0; 2]; if finish.with_sums { sizes.to.used } else { 0 }];
         for part in &parts {
@@ -118,6 +131,30 @@ impl Plan {
             }
         }
         total
+    }
+
+    /// The numbers that a task copies, and the pixel of the target that each of its rows is: a whole number of blocks.
+    fn bring(&self, part: &Part) -> (usize, Vec<u32>) {
+        match (&self.way, part) {
+            (Way::Framed(frame), Part::Images(images, ys)) => {
+                let (rows, numbers) = frame.room(images, ys);
+                (numbers, frame.places(&self.sizes, (images, ys), rows))
+            }
+            (way, Part::Rows(rows)) => {
+                let mut places: Vec<u32> = rows.clone().map(|row| self.place(row) as u32).collect();
+                let count = rows.len().next_multiple_of(BLOCK);
+                let nowhere = std::iter::repeat_n(NOWHERE, count - rows.len());
+                if let Way::Copied(windows) = way {
+                    places.extend(nowhere);
+                    return (count * windows.row, places);
+                }
+                // The last block is moved up to end with the rows; what it computes once more is not stored.
+                let rest = rows.len() - rows.len() % BLOCK;
+                places.splice(rest..rest, nowhere);
+                (0, places)
+            }
+            (_, Part::Images(..)) => unreachable!("images are a frame's"),
+        }
     }
 
     /// The pixel of the target that a row is.
@@ -178,24 +215,39 @@ fn divisor(channels: usize) -> Option<usize> {
     (channels / depth <= channels.div_ceil(DEPTH) * 4 / 3).then_some(depth)
 }
 
-/// The weights as columns of tiles.
-fn pack(
-    outputs: usize,
-    depths: &Depths,
-    taps: &[Tap],
-    weight: impl Fn(usize, usize, usize) -> f32 + Sync,
-) -> Vec<bf16> {
+/// f32 weights, those of all taps side by side.
+#[derive(Clone, Copy)]
+pub(super) struct Weights<'a> {
+    pub all: &'a [f32],
+    /// From an output channel's weights to the next one's, and from a channel's.
+    pub output: usize,
+    pub channel: usize,
+}
+
+/// The weights as columns of tiles. They are read in the order in which they lie.
+fn pack(outputs: usize, channels: usize, depths: &Depths, taps: &[Tap], weights: Weights) -> Vec<bf16> {
     let column = depths.len() * SIDE;
+    // Where a tap of a channel goes in a column, for the first of its outputs.
+    let mut places = vec![0u32; channels * taps.len()];
+    for (k, of) in depths.iter().enumerate() {
+        if let Some((tap, channel)) = *of {
+            places[channel * taps.len() + tap] = (k / 2 * 2 * SIDE + k % 2) as u32;
+        }
+    }
     let mut packed = vec![bf16::ZERO; outputs.div_ceil(SIDE) * column];
     packed.par_chunks_exact_mut(column).enumerate().for_each(|(block, column)| {
         let outputs = block * SIDE..outputs.min((block + 1) * SIDE);
-        for (pair, two) in depths.chunks(2).zip(column.chunks_exact_mut(2 * SIDE)) {
-            for (half, of) in pair.iter().enumerate() {
-                let Some((tap, channel)) = *of else { continue };
-                for (i, output) in outputs.clone().enumerate() {
-                    two[2 * i + half] = bf16::from_f32(weight(output, channel, taps[tap].index));
-                }
+        let mut put = |output: usize, channel: usize| {
+            let from = &weights.all[output * weights.output + channel * weights.channel..];
+            let places = &places[channel * taps.len()..][..taps.len()];
+            for (tap, &place) in taps.iter().zip(places) {
+                column[place as usize + 2 * (output - outputs.start)] = bf16::from_f32(from[tap.index]);
             }
+        };
+        if weights.output > weights.channel {
+            outputs.clone().for_each(|output| (0..channels).for_each(|channel| put(output, channel)));
+        } else {
+            (0..channels).for_each(|channel| outputs.clone().for_each(|output| put(output, channel)));
         }
     });
     packed
@@ -205,6 +257,9 @@ struct Task<'a> {
     plan: &'a Plan,
     part: &'a Part,
     source: &'a [bf16],
+    /// The copied rows, if any are.
+    room: &'a [bf16],
+    places: &'a [u32],
     out: Shared<bf16>,
     finish: &'a Finish<'a>,
 }
@@ -217,41 +272,15 @@ impl Kernel<f32> for Task<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Simd<Elem = f32>>(self) -> Sums {
-        let Self { plan, part, source, .. } = self;
-        // SAFETY: run by `dispatch`; each way gives rows with all of their steps behind them, a whole number of blocks.
+        let stride = self.plan.stride;
+        // SAFETY: run by `dispatch`; each way gives rows with all of their steps behind them.
         unsafe {
-            match (&plan.way, part) {
-                (Way::Framed(frame), Part::Images(images, ys)) => {
-                    let (rows, numbers) = frame.room(images, ys);
-                    with_scratch::<f32, _>(numbers.div_ceil(2), |to| {
-                        let room = std::slice::from_raw_parts_mut(to.cast::<bf16>(), numbers);
-                        frame.fill(&plan.sizes, source, (images, ys), room);
-                        let places = frame.places(&plan.sizes, (images, ys), rows);
-                        self.blocks::<V>(|block| room.as_ptr().add(block * BLOCK * plan.stride), &places)
-                    })
-                }
-                (Way::Copied(windows), Part::Rows(rows)) => {
-                    let count = rows.len().next_multiple_of(BLOCK);
-                    with_scratch::<f32, _>((count * windows.row).div_ceil(2), |to| {
-                        let room = std::slice::from_raw_parts_mut(to.cast::<bf16>(), count * windows.row);
-                        windows.copy(&plan.sizes, source, rows.clone(), room);
-                        let mut places: Vec<u32> = rows.clone().map(|row| plan.place(row) as u32).collect();
-                        places.resize(count, NOWHERE);
-                        self.blocks::<V>(|block| room.as_ptr().add(block * BLOCK * plan.stride), &places)
-                    })
-                }
-                (_, Part::Rows(rows)) => {
-                    // The last block is moved up to end with the rows; what it computes once more is not stored.
-                    let rest = rows.len() % BLOCK;
-                    let mut places: Vec<u32> = rows.clone().map(|row| plan.place(row) as u32).collect();
-                    if rest > 0 {
-                        let at = places.len() - rest;
-                        places.splice(at..at, std::iter::repeat_n(NOWHERE, BLOCK - rest));
-                    }
+            match (&self.plan.way, self.part) {
+                (Way::InPlace, Part::Rows(rows)) => {
                     let start = |block: usize| (rows.start + block * BLOCK).min(rows.end - BLOCK);
-                    self.blocks::<V>(|block| source.as_ptr().add(start(block) * plan.stride), &places)
+                    self.blocks::<V>(|block| self.source.as_ptr().add(start(block) * stride))
                 }
-                (_, Part::Images(..)) => unreachable!("images are a frame's"),
+                _ => self.blocks::<V>(|block| self.room.as_ptr().add(block * BLOCK * stride)),
             }
         }
     }
@@ -261,8 +290,8 @@ impl Task<'_> {
     /// # Safety
     /// As [`Product::multiply`], for every block of rows, which begins at `rows` of it; one row for each place.
     #[inline(always)]
-    unsafe fn blocks<V: Simd<Elem = f32>>(&self, rows: impl Fn(usize) -> *const bf16, places: &[u32]) -> Sums {
-        let Self { plan, out, finish, .. } = self;
+    unsafe fn blocks<V: Simd<Elem = f32>>(&self, rows: impl Fn(usize) -> *const bf16) -> Sums {
+        let Self { plan, places, out, finish, .. } = self;
         let product = Product { level: plan.level, depth: plan.depth, stride: plan.stride, steps: &plan.steps };
         let (outputs, column) = (plan.sizes.to.used, product.column());
         let _tiles = Tiles::new(plan.level, plan.depth);

@@ -182,19 +182,33 @@ impl Windows {
     pub fn copy(&self, sizes: &Correlation, source: &[bf16], rows: Range<usize>, room: &mut [bf16]) {
         let ((height, width), (oh, ow)) = (sizes.source, sizes.out);
         let (all, first, used) = (sizes.from.all, sizes.from.first, sizes.from.used);
+        let runs = if all == used { runs(&sizes.taps) } else { sizes.taps.chunks(1).collect() };
         for (row, to) in rows.zip(room.chunks_exact_mut(self.row)) {
             let (image, y, x) = (row / (oh * ow), row / ow % oh, row % ow);
-            let (taps, zeros) = to.split_at_mut(sizes.taps.len() * used);
-            zeros.fill(bf16::ZERO);
-            for (tap, to) in sizes.taps.iter().zip(taps.chunks_exact_mut(used)) {
-                let (sy, sx) = ((y * sizes.stride.0) as isize + tap.dy, (x * sizes.stride.1) as isize + tap.dx);
-                if (0..height as isize).contains(&sy) && (0..width as isize).contains(&sx) {
-                    let pixel = (image * height + sy as usize) * width + sx as usize;
-                    to.copy_from_slice(&source[pixel * all + first..][..used]);
-                } else {
+            let (y, x) = ((y * sizes.stride.0) as isize, (x * sizes.stride.1) as isize);
+            let mut rest = to;
+            for run in &runs {
+                let (to, behind) = std::mem::take(&mut rest).split_at_mut(run.len() * used);
+                rest = behind;
+                let (sy, sx) = (y + run[0].dy, x + run[0].dx);
+                if !(0..height as isize).contains(&sy) {
                     to.fill(bf16::ZERO);
+                    continue;
+                }
+                let line = (image * height + sy as usize) * width;
+                // The taps inside the image.
+                let inside = (-sx).clamp(0, run.len() as isize)..(width as isize - sx).clamp(0, run.len() as isize);
+                let inside = inside.start as usize..(inside.end as usize).max(inside.start as usize);
+                let (zeros, to) = to.split_at_mut(inside.start * used);
+                let (to, more) = to.split_at_mut(inside.len() * used);
+                zeros.fill(bf16::ZERO);
+                more.fill(bf16::ZERO);
+                if !inside.is_empty() {
+                    let pixel = line + (sx + inside.start as isize) as usize;
+                    to.copy_from_slice(&source[pixel * all + first..][..inside.len() * used]);
                 }
             }
+            rest.fill(bf16::ZERO);
         }
     }
 }

@@ -47,18 +47,21 @@ pub(crate) fn weight_grad(g: &Geometry, x: &[bf16], grad: &[bf16]) -> Vec<f32> {
             .par_iter()
             .map(|&(group, part)| {
                 let (tiles, chunks) = (groups[group].clone(), parts[part]);
-                dispatch_at(level, Task { turn: &turn, level, x, grad, tiles, chunks })
+                Task { turn: &turn, level, x, grad, tiles, chunks }.run()
             })
             .collect();
         let width = outputs.next_multiple_of(SIDE);
-        all.par_chunks_exact_mut(each * taps).enumerate().for_each(|(output, to)| {
+        // Sixteen outputs at a time: a cache line of each part.
+        all.par_chunks_mut(SIDE * each * taps).enumerate().for_each(|(block, to)| {
             for (&(group, _), sums) in tasks.iter().zip(&sums) {
                 let tiles = &groups[group];
                 for channel in tiles.start * SIDE..(tiles.end * SIDE).min(each) {
                     let row = channel - tiles.start * SIDE;
-                    let (tile, row) = (row / SIDE, row % SIDE);
                     for tap in 0..taps {
-                        to[channel * taps + tap] += sums[((tile * taps + tap) * SIDE + row) * width + output];
+                        let row = (row / SIDE * taps + tap) * SIDE + row % SIDE;
+                        let from = &sums[row * width + block * SIDE..][..SIDE];
+                        let at = channel * taps + tap;
+                        to[at..].iter_mut().step_by(each * taps).zip(from).for_each(|(to, from)| *to += from);
                     }
                 }
             }
@@ -216,76 +219,108 @@ struct Task<'a> {
     chunks: &'a [Chunk],
 }
 
-impl Kernel<f32> for Task<'_> {
-    /// \[tile\]\[tap\]\[16\]\[outputs\]
-    type Output = Vec<f32>;
-
-    #[inline(always)]
-    unsafe fn run<V: Simd<Elem = f32>>(self) -> Vec<f32> {
+impl Task<'_> {
+    /// Adds the chunks' products: \[tile\]\[tap\]\[16\]\[outputs\].
+    fn run(&self) -> Vec<f32> {
         let Self { turn, level, x, grad, tiles, chunks } = self;
-        let taps = turn.taps.len();
         let columns = turn.to.1.div_ceil(SIDE);
-        let width = columns * SIDE;
-        let mut sums = vec![0f32; tiles.len() * taps * SIDE * width];
-        let _tiles = Tiles::new(level, DEPTH);
-        let mut block = Block::new();
-        for chunk in chunks {
+        let mut sums = vec![0f32; tiles.len() * turn.taps.len() * SIDE * columns * SIDE];
+        for chunk in *chunks {
             let outputs = turn.outputs(chunk);
             let inputs: Vec<Vec<u32>> =
                 (0..turn.copies()).map(|copy| turn.inputs(chunk, copy, outputs.len())).collect();
             // Rows an odd number of cache lines apart spread over all sets of a cache.
             let stride = (inputs[0].len() / DEPTH | 1) * DEPTH;
-            let (copy, column) = (tiles.len() * SIDE * stride, outputs.len() * SIDE);
             let steps: Vec<usize> = (0..outputs.len()).step_by(DEPTH).collect();
+            let (copy, column) = (tiles.len() * SIDE * stride, outputs.len() * SIDE);
             let room = copy * inputs.len() + columns * column;
-            // SAFETY: run by `dispatch`. The scratch holds the copies of x and the columns of dy, each written where it is
-            // read; a row's steps and its tap's distance stay inside the row.
-            unsafe {
-                with_scratch::<f32, _>(room.div_ceil(2), |scratch| {
-                    let rows = scratch.cast::<bf16>();
-                    let right = rows.add(copy * inputs.len());
-                    for (i, places) in inputs.iter().enumerate() {
-                        for tile in tiles.clone() {
-                            let to = rows.add(i * copy + (tile - tiles.start) * SIDE * stride);
-                            let first = tile * SIDE;
-                            let from = (x, turn.g.c_in, turn.from.0 + first, SIDE.min(turn.from.1 - first));
-                            turned::<V>(from, places, (to, stride));
-                        }
-                    }
-                    for tile in 0..columns {
-                        let first = tile * SIDE;
-                        let from = (grad, turn.g.c_out, turn.to.0 + first, SIDE.min(turn.to.1 - first));
-                        paired::<V>(from, &outputs, right.add(tile * column));
-                    }
-                    let product = Product { level, depth: DEPTH, stride, steps: &steps };
-                    let left = |row: usize| {
-                        let (tile, tap) = (row / taps, row % taps);
-                        let tile = tile * SIDE * stride;
-                        match &turn.frame {
-                            Some(frame) => rows.add(tile + frame.offset(&turn.taps[tap])).cast_const(),
-                            None => rows.add(tap * copy + tile).cast_const(),
-                        }
-                    };
-                    let count = tiles.len() * taps;
-                    for first in (0..columns).step_by(2) {
-                        let b = right.add(first * column).cast_const();
-                        let b = (b, (first + 1 < columns).then(|| b.add(column)));
-                        let wide = if b.1.is_some() { BLOCK } else { SIDE };
-                        for row in (0..count).step_by(2) {
-                            product.multiply::<V>([left(row), left((row + 1).min(count - 1))], b, &mut block);
-                            let to = &mut sums[row * SIDE * width..];
-                            for (to, from) in to.chunks_exact_mut(width).zip(block.0.chunks_exact(BLOCK)) {
-                                for lane in (0..wide).step_by(V::LANES) {
-                                    let to = to[first * SIDE..].as_mut_ptr().add(lane);
-                                    V::load(to).add(V::load(from.as_ptr().add(lane))).store(to);
-                                }
-                            }
-                        }
-                    }
-                });
-            }
+            with_scratch::<f32, _>(room.div_ceil(2), |scratch| {
+                let rows = scratch.cast::<bf16>();
+                // SAFETY: the room is that of all copies, then that of all columns.
+                let right = unsafe { rows.add(copy * inputs.len()) };
+                let (inputs, outputs, steps) = (&inputs, &outputs, &steps);
+                let sums = &mut sums;
+                let tiles = tiles.clone();
+                let product = Product { level: *level, depth: DEPTH, stride, steps };
+                dispatch_at(
+                    *level,
+                    Pass { turn, product, maps: (x, grad), tiles, inputs, outputs, rows, right, copy, column, sums },
+                );
+            });
         }
         sums
+    }
+}
+
+/// One chunk of a task.
+struct Pass<'a> {
+    turn: &'a Turn<'a>,
+    product: Product<'a>,
+    /// x and dy
+    maps: (&'a [bf16], &'a [bf16]),
+    tiles: Range<usize>,
+    /// The pixels of x in each copy of its rows, and those of dy.
+    inputs: &'a [Vec<u32>],
+    outputs: &'a [u32],
+    /// Where the rows and the columns go, with the numbers of a copy and of a column.
+    rows: *mut bf16,
+    right: *mut bf16,
+    copy: usize,
+    column: usize,
+    sums: &'a mut [f32],
+}
+
+impl Kernel<f32> for Pass<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = f32>>(self) {
+        let Self { turn, product, maps: (x, grad), tiles, inputs, outputs, rows, right, copy, column, sums } = self;
+        let (stride, taps, columns) = (product.stride, turn.taps.len(), turn.to.1.div_ceil(SIDE));
+        let width = columns * SIDE;
+        // SAFETY: run by `dispatch`. The room holds the copies of x and the columns of dy, each written before it is read;
+        // a row's steps and its tap's distance stay inside the row.
+        unsafe {
+            for (i, places) in inputs.iter().enumerate() {
+                for tile in tiles.clone() {
+                    let to = rows.add(i * copy + (tile - tiles.start) * SIDE * stride);
+                    let first = tile * SIDE;
+                    let from = (x, turn.g.c_in, turn.from.0 + first, SIDE.min(turn.from.1 - first));
+                    turned::<V>(from, places, (to, stride));
+                }
+            }
+            for tile in 0..columns {
+                let first = tile * SIDE;
+                let from = (grad, turn.g.c_out, turn.to.0 + first, SIDE.min(turn.to.1 - first));
+                paired::<V>(from, outputs, right.add(tile * column));
+            }
+            let _tiles = Tiles::new(product.level, DEPTH);
+            let mut block = Block::new();
+            let left = |row: usize| {
+                let (tile, tap) = (row / taps, row % taps);
+                let tile = tile * SIDE * stride;
+                match &turn.frame {
+                    Some(frame) => rows.add(tile + frame.offset(&turn.taps[tap])).cast_const(),
+                    None => rows.add(tap * copy + tile).cast_const(),
+                }
+            };
+            let count = tiles.len() * taps;
+            for first in (0..columns).step_by(2) {
+                let b = right.add(first * column).cast_const();
+                let b = (b, (first + 1 < columns).then(|| b.add(column)));
+                let wide = if b.1.is_some() { BLOCK } else { SIDE };
+                for row in (0..count).step_by(2) {
+                    product.multiply::<V>([left(row), left((row + 1).min(count - 1))], b, &mut block);
+                    let to = &mut sums[row * SIDE * width..];
+                    for (to, from) in to.chunks_exact_mut(width).zip(block.0.chunks_exact(BLOCK)) {
+                        for lane in (0..wide).step_by(V::LANES) {
+                            let to = to[first * SIDE..].as_mut_ptr().add(lane);
+                            V::load(to).add(V::load(from.as_ptr().add(lane))).store(to);
+                        }
+                    }
+                }
+            }
+        }
     }
 }
 
