@@ -17,6 +17,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+use zoo_core::Precision;
 use zoo_train::checkpoint::{self, Checkpoints, Unwritable};
 use zoo_train::data::{DataError, DataSource, DataSpec, Dataset, Synthetic};
 use zoo_train::errors::{self, Interrupted};
@@ -82,6 +83,9 @@ pub struct Args {
     /// Leave BatchNorm out: only its weight and bias stay
     #[arg(long)]
     no_batch_norm: bool,
+    /// What to compute in: f32, or bf16 for mixed precision (on the CPU). With both, every network is trained in each
+    #[arg(long, value_name = "f32|bf16", value_delimiter = ',', default_value = "f32")]
+    precision: Vec<Precision>,
     /// Seeds: every network is trained once with each
     #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1")]
     seeds: Vec<u64>,
@@ -119,6 +123,7 @@ pub fn run(args: &Args) -> Result<()> {
     let begin = Instant::now();
     let threads = set_threads(args.threads)?;
     let device = device(&args.device)?;
+    args.precision.iter().try_for_each(|precision| precision.check(&device)).context("--precision")?;
     let data = load_data(args)?;
     let runs = plan(args, data.train.len())?;
     let (out, _lock) = prepare_folder(args)?;
@@ -168,7 +173,10 @@ pub fn run(args: &Args) -> Result<()> {
         match record.status {
             Status::Finished => checkpoint::remove(&out.join(&planned.folder))?,
             Status::Interrupted => left += 1,
-            Status::Failed { message } => failures.push(format!("{} seed {}: {message}", record.model, record.seed)),
+            Status::Failed { message } => {
+                let precision = record.precision.unusual().map_or(String::new(), |precision| format!(" {precision}"));
+                failures.push(format!("{}{precision} seed {}: {message}", record.model, record.seed));
+            }
         }
         // After every run, so that there is a report to look at while the next one trains, and after a crash.
         suite.report()?;
@@ -375,6 +383,7 @@ impl Suite<'_> {
         add("bn-momentum", bn_momentum.map(|x| x.to_string()));
         add("bn-eps", bn_eps.map(|x| x.to_string()));
         add("no-batch-norm", (batch_norm == Some(false)).then(String::new));
+        add("precision", recipe.precision.unusual().map(str::to_owned));
         add("seeds", Some(planned.seed.to_string()));
         add("limit", args.limit.map(|n| n.to_string()));
         add("device", (args.device != "cpu").then(|| args.device.clone()));

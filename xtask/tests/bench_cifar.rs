@@ -61,6 +61,57 @@ fn a_suite_leaves_records_curves_weights_and_a_report() {
     assert_eq!(lines(&out.join("results.jsonl")).len(), 1);
 }
 
+/// f32 and bf16 of one network in one suite: two runs, two rows, two curves.
+#[test]
+fn a_suite_compares_precisions() {
+    let folder = tempfile::tempdir().unwrap();
+    let out = folder.path().join("suite");
+    let succeeds = |out: &Path, more: &[&str]| {
+        let output = bench(out, more);
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert!(output.status.success(), "{said}");
+        said
+    };
+    succeeds(&out, &["--precision", "f32"]);
+    // More of the same suite: what is there is not done again, and not taken for the other.
+    let said = succeeds(&out, &["--precision", "f32,bf16", "--seeds", "1,2", "--resume"]);
+    assert_eq!(said.matches("finished already").count(), 1, "{said}");
+    let records = lines(&out.join("results.jsonl"));
+    let told = |record: &Value| (record["precision"].clone(), record["seed"].clone(), record["folder"].clone());
+    let run = |precision: &str, seed: u64, folder: &str| (precision.into(), seed.into(), folder.into());
+    assert_eq!(
+        records.iter().map(told).collect::<Vec<(Value, Value, Value)>>(),
+        [
+            run("f32", 1, "runs/mlp-quick-2epochs-seed1"),
+            run("f32", 2, "runs/mlp-quick-2epochs-seed2"),
+            run("bf16", 1, "runs/mlp-quick-2epochs-bf16-seed1"),
+            run("bf16", 2, "runs/mlp-quick-2epochs-bf16-seed2"),
+        ]
+    );
+    for record in &records {
+        let is_mixed = record["precision"] == "bf16";
+        assert_eq!(record["command"].as_str().unwrap().contains(" --precision bf16"), is_mixed);
+        assert_eq!(record["hyperparameters"].get("precision").is_some(), is_mixed);
+    }
+    let loss = |run: &str| lines(&out.join("runs").join(run).join("metrics.jsonl"))[1]["train_loss"].as_f64().unwrap();
+    let (whole, mixed) = (loss("mlp-quick-2epochs-seed1"), loss("mlp-quick-2epochs-bf16-seed1"));
+    assert!(whole != mixed && (whole - mixed).abs() < 0.1 * whole, "{whole} {mixed}");
+    let html = fs::read_to_string(out.join("report.html")).unwrap();
+    assert!(html.contains("mlp · bf16</li>") && html.contains("mlp · f32</li>"), "{html}");
+    let text = fs::read_to_string(out.join("report.md")).unwrap();
+    assert_eq!(text.matches("| quick, 2 epochs, bf16 | 1, 2 |").count(), 1, "{text}");
+    assert_eq!(text.matches("| quick, 2 epochs | 1, 2 |").count(), 1, "{text}");
+
+    // The bits of f32 are those of a suite that knows of nothing else.
+    let alone = folder.path().join("alone");
+    succeeds(&alone, &[]);
+    let weights = |out: &Path| fs::read(out.join("runs/mlp-quick-2epochs-seed1/model.safetensors")).unwrap();
+    assert!(weights(&out) == weights(&alone));
+    let unknown = bench(&folder.path().join("never"), &["--precision", "f16"]);
+    let message = String::from_utf8_lossy(&unknown.stderr).into_owned();
+    assert!(unknown.status.code() == Some(2) && message.contains("f32, or bf16"), "{message}");
+}
+
 #[test]
 fn one_seed_gives_the_same_metrics_bit_by_bit() {
     let folder = tempfile::tempdir().unwrap();

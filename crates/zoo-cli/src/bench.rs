@@ -1,10 +1,12 @@
 //! `zoo bench`: how many images a second a network trains and classifies here.
 
 use crate::text::print_line;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use std::time::{Duration, Instant};
 use zoo::{Model, ModelInfo, ModelOptions, VarStore};
+use zoo_core::Precision;
+use zoo_core::ops::Level;
 use zoo_core::rng::Rng;
 use zoo_core::tape::value_and_grad;
 use zoo_core::threads::in_pool;
@@ -32,6 +34,9 @@ pub struct Args {
     /// Threads to compute with. Default: one for each processor core
     #[arg(long)]
     threads: Option<usize>,
+    /// What to compute in: f32, or bf16 for mixed precision (on the CPU)
+    #[arg(long, value_name = "f32|bf16", default_value_t)]
+    precision: Precision,
     /// Device to compute on: cpu, cuda:N or metal
     #[arg(long, default_value = "cpu")]
     device: String,
@@ -73,6 +78,7 @@ pub fn run(args: &Args) -> Result<()> {
 fn measure(args: &Args, threads: usize) -> Result<()> {
     let info = zoo::find(&args.model)?;
     let device = device(&args.device)?;
+    args.precision.check(&device).context("--precision")?;
     let (batch, side) = (args.batch.unwrap_or_else(|| default_batch(info)), args.image.unwrap_or(info.input.size));
     let sizes = 1..=100_000;
     ensure!(sizes.contains(&batch) && sizes.contains(&side), "--batch and --image must be from 1 to 100,000");
@@ -97,25 +103,28 @@ fn measure(args: &Args, threads: usize) -> Result<()> {
     if args.mode != Mode::Infer {
         let groups = vec![Group::new(store.parameters(), 5e-4)];
         let mut optimizer = Sgd::new(groups, 0.01).momentum(0.9);
-        let mut step = || training_step(net.as_ref(), &images, &labels, &mut optimizer);
+        let mut step = || training_step(net.as_ref(), &args.precision.cast(&images)?, &labels, &mut optimizer);
         train = Some(per_second(&mut step, args.seconds)?);
     }
     let mut infer = None;
     if args.mode != Mode::Train {
-        let mut step = || Ok(net.forward_t(&images, false).map(drop)?);
+        let mut step = || Ok(net.forward_t(&args.precision.cast(&images)?, false).map(drop)?);
         infer = Some(per_second(&mut step, args.seconds / 2.0)?);
     }
     let parameters = store.parameter_count();
+    // Other devices run no kernel of ours.
+    let simd = device.is_cpu().then(|| Level::current().name());
     if args.json {
         let rounded = |x: Option<f64>| x.map(|x| (x * 10.0).round() / 10.0);
         let object = serde_json::json!({
             "model": info.name, "parameters": parameters, "batch": batch, "image": side, "threads": threads,
             "device": args.device, "train_images_per_s": rounded(train), "infer_images_per_s": rounded(infer),
-            "peak_rss_mb": peak_rss_mb().map(f64::round),
+            "peak_rss_mb": peak_rss_mb().map(f64::round), "precision": args.precision, "simd": simd,
         });
         return print_line(object);
     }
-    print_line(format_args!("{}: batch {batch}, {side}x{side}, {}, {threads} threads", info.name, args.device))?;
+    let on = [Some(args.device.as_str()), simd, Some(args.precision.name())].into_iter().flatten().collect::<Vec<_>>();
+    print_line(format_args!("{}: batch {batch}, {side}x{side}, {}, {threads} threads", info.name, on.join(", ")))?;
     for (what, figure) in [("training", train), ("inference", infer)] {
         if let Some(figure) = figure {
             print_line(format_args!("{what:10} {figure:8.1} images/s"))?;

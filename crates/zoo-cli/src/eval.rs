@@ -22,7 +22,8 @@ pub struct Args {
     /// Batch size: images that go through the network together. Default: 250 up to 32 pixels, 32 of larger ones
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
-    /// Print one JSON object instead of text: images, correct, top1, top5, loss, images_per_s, left_out
+    /// Print one JSON object instead of text: images, correct, top1, top5, loss, images_per_s, left_out,
+    /// precision
     #[arg(long)]
     json: bool,
 }
@@ -47,6 +48,7 @@ pub fn run(args: &Args) -> Result<()> {
             "loss": result.loss,
             "images_per_s": result.images_per_s(),
             "left_out": images.left_out().len(),
+            "precision": trained.precision(),
         }));
     }
     say(format_args!("{:.1} s, {:.0} images/s", result.seconds, result.images_per_s()));

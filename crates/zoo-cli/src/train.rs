@@ -9,6 +9,7 @@ use clap::builder::PossibleValuesParser;
 use std::fs;
 use std::path::{Path, PathBuf};
 use zoo::{ModelInfo, ModelOptions, VarStore};
+use zoo_core::Precision;
 use zoo_core::weights::{LoadOptions, ensure_fit};
 use zoo_train::augment::Normalize;
 use zoo_train::checkpoint::{self, Checkpoints};
@@ -85,6 +86,9 @@ pub struct Args {
     /// Train on the first N images only; the classes of an image folder are mixed before
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
+    /// What to compute in: f32, or bf16 for mixed precision (on the CPU). The weights that are left are f32 in either case
+    #[arg(long, value_name = "f32|bf16", default_value_t)]
+    precision: Precision,
     /// Device to compute on: cpu, cuda:N or metal
     #[arg(long, default_value = "cpu")]
     device: String,
@@ -134,6 +138,7 @@ impl NormalizeFrom {
 pub fn run(args: &Args) -> Result<()> {
     let threads = set_threads(args.threads)?;
     let device = device(&args.device)?;
+    args.precision.check(&device).context("--precision")?;
     let model = zoo::find(&args.model)?;
     may_leave_a_run(args)?;
     let data = load_data(args, model)?;
@@ -144,13 +149,14 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let stop = Stop::on_signals()?;
     say(format_args!(
-        "{}: {}, {} classes; {}, recipe {}, batch {}; {}, {threads} threads",
+        "{}: {}, {} classes; {}, recipe {}, batch {}; {}, {}, {threads} threads",
         args.data.display(),
         job.recipe.images_in_words(data.train.len(), data.test.len()),
         data.classes.len(),
         model.name,
         job.recipe.name,
         job.recipe.batch,
+        args.precision,
         args.device
     ));
 
@@ -285,7 +291,7 @@ fn plan(args: &Args, model: &'static ModelInfo, data: &Dataset, device: Device) 
     let recipe = recipe.adapted_to(model.name).for_side(side);
     let changes = Overrides { epochs: args.epochs, batch: args.batch, lr: args.lr, ..Overrides::NONE };
     let mut overrides = RunOverrides::from(changes.that_change(&recipe));
-    let mut recipe = recipe.with(&changes)?;
+    let mut recipe = Recipe { precision: args.precision, ..recipe.with(&changes)? };
 
     let start = args.weights.as_deref().map(|file| start(args, model, data, file)).transpose()?;
     let usual = if data.source.is_cifar10() { NormalizeFrom::Recipe } else { NormalizeFrom::Model };

@@ -1,10 +1,10 @@
 //! Arguments of `predict` and `eval`: a network with its weights, and how its images are normalised.
 
 use crate::network::Wanted;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::path::PathBuf;
 use zoo::ModelInfo;
-use zoo_core::Interpolation;
+use zoo_core::{Interpolation, Precision};
 use zoo_train::augment::Normalize;
 use zoo_train::data::photo::Framing;
 use zoo_train::machine::{device, set_threads};
@@ -28,6 +28,9 @@ pub struct Network {
     /// Mean and standard deviation by which pixels are normalised. Default: what the weights' file says, else `model`
     #[arg(long, value_enum, value_name = "FROM")]
     normalize: Option<NormalizeFrom>,
+    /// What to compute in: f32, or bf16 for mixed precision (on the CPU), whichever the network was trained in
+    #[arg(long, value_name = "f32|bf16", default_value_t)]
+    precision: Precision,
     /// Device to compute on: cpu, cuda:N or metal
     #[arg(long, default_value = "cpu")]
     device: String,
@@ -64,14 +67,16 @@ impl Network {
         });
         let overrides =
             Overrides { normalize, image_size, in_chans: self.in_chans, selection: self.wanted.selection() };
-        let trained = Trained::open(model, &self.weights, &overrides, &device)?;
+        self.precision.check(&device).context("--precision")?;
+        let trained = Trained::open(model, &self.weights, &overrides, &device)?.with_precision(self.precision)?;
         for note in trained.notes() {
             say(format_args!("{}: {note}", self.weights.display()));
         }
         let (framing, normalized) = (cut(&trained.framing()), trained.normalize());
         let assumed = trained.assumed().map(|why| format!(" ({why})")).unwrap_or_default();
+        let in_precision = self.precision.unusual().map_or(String::new(), |precision| format!(" in {precision}"));
         say(format_args!(
-            "{}: {} with {} classes; images of {framing}, {normalized}{assumed}",
+            "{}: {} with {} classes{in_precision}; images of {framing}, {normalized}{assumed}",
             self.weights.display(),
             model.name,
             trained.num_classes()

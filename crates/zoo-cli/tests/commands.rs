@@ -215,6 +215,48 @@ fn bench_measures_what_it_is_asked_for() {
     assert!(fails(folder.path(), &["bench", "template_mixer_s4", "--batch", "0"]).contains("batch"));
 }
 
+#[test]
+fn bench_says_what_it_computed_in() {
+    let folder = TempDir::new().unwrap();
+    let bench = ["bench", "mlp", "--batch", "2", "--seconds", "0.01"];
+    let json = |more: &[&str]| -> serde_json::Value {
+        serde_json::from_str(&succeeds(folder.path(), &[&bench[..], &["--json"], more].concat())).unwrap()
+    };
+    let level = zoo_core::ops::Level::current().name();
+    for (more, precision) in [(&[][..], "f32"), (&["--precision", "f32"], "f32"), (&["--precision", "bf16"], "bf16")] {
+        let line = json(more);
+        assert_eq!((&line["precision"], &line["simd"]), (&precision.into(), &level.into()), "{more:?}");
+        assert!(
+            line["train_images_per_s"].as_f64().unwrap() > 0.0 && line["infer_images_per_s"].as_f64().unwrap() > 0.0
+        );
+    }
+    let text = succeeds(folder.path(), &[&bench[..], &["--precision", "bf16", "--mode", "infer"]].concat());
+    assert!(text.starts_with("mlp: batch 2, 32x32, cpu, ") && text.contains(", bf16, "), "{text}");
+    let mut portable = Command::new(env!("CARGO_BIN_EXE_zoo"));
+    portable.args(bench).args(["--json", "--mode", "infer", "--precision", "bf16"]).env("ZOO_SIMD", "portable");
+    let line: serde_json::Value = serde_json::from_slice(&portable.output().unwrap().stdout).unwrap();
+    assert_eq!((&line["precision"], &line["simd"]), (&"bf16".into(), &"portable".into()));
+}
+
+/// Wrong arguments, with what is right in the message.
+#[test]
+fn an_unknown_precision_is_refused() {
+    let folder = TempDir::new().unwrap();
+    for command in [
+        &["bench", "mlp"][..],
+        &["train", "mlp", "--data", "photos", "--out", "run"],
+        &["eval", "mlp", "--weights", "w.pth", "--data", "photos"],
+        &["predict", "mlp", "--weights", "w.pth", "image.png"],
+    ] {
+        for name in ["f16", "BF16", "bfloat16", ""] {
+            let output = zoo(folder.path(), &[command, &["--precision", name]].concat());
+            let message = String::from_utf8_lossy(&output.stderr);
+            assert_eq!(output.status.code(), Some(2), "{command:?} {name}: {message}");
+            assert!(message.contains("--precision") && message.contains("f32, or bf16"), "{message}");
+        }
+    }
+}
+
 /// Products of such numbers overflow, and what they ask for fits no memory.
 #[test]
 fn numbers_beyond_reason_are_refused() {

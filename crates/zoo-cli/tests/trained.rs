@@ -193,6 +193,48 @@ fn eval_measures_what_training_measured() {
     assert!(out.contains(" of 10 images right: top-1 "), "{out}");
 }
 
+/// The weights are f32 whatever they were trained in, and either precision reads them.
+#[test]
+fn a_network_of_bf16_is_used_in_both_precisions() {
+    let root = colours();
+    let path = root.path();
+    let (_, err) = succeeds(path, &[&["train"], &COLOURS[..], &["--precision", "bf16"]].concat());
+    assert!(err.contains("batch 6; bf16, cpu, ") && err.contains("mlp mlp-sgd bf16 seed 1 epoch   4/4"), "{err}");
+    let trained = record(&path.join("run"));
+    assert_eq!((&trained["precision"], &trained["overrides"]), (&"bf16".into(), &json!({"batch": 6})));
+    assert_eq!(trained["hyperparameters"]["precision"], "bf16");
+    assert!(trained["command"].as_str().unwrap().ends_with(" --precision bf16"), "{trained}");
+    assert!(trained["test_acc_last"].as_f64().unwrap() > 0.9, "{trained}");
+    let weights = candle_core::safetensors::load(path.join("run/model.safetensors"), &Device::Cpu).unwrap();
+    assert!(weights.values().all(|tensor| tensor.dtype() == candle_core::DType::F32));
+
+    let eval = |more: &[&str]| {
+        let (out, _) = succeeds(path, &[&["eval", "--json", "--data", "photos"], &MODEL[..], more].concat());
+        objects(&out).swap_remove(0)
+    };
+    let (whole, mixed) = (eval(&[]), eval(&["--precision", "bf16"]));
+    assert_eq!((&whole["precision"], &mixed["precision"]), (&"f32".into(), &"bf16".into()));
+    assert_eq!(mixed["loss"], trained["test_loss_last"]);
+    assert_eq!(mixed["top1"], trained["test_acc_last"]);
+    let [whole, mixed] = [whole, mixed].map(|line| line["loss"].as_f64().unwrap());
+    assert!(whole != mixed && (whole - mixed).abs() < 0.02, "{whole} {mixed}");
+
+    let image = "photos/val/red/0.png";
+    let (out, err) = succeeds(path, &[&["predict", "--precision", "bf16"], &MODEL[..], &[image]].concat());
+    assert!(out.lines().nth(1).unwrap().ends_with("%  red"), "{out}");
+    assert!(err.contains("mlp with 3 classes in bf16; images of"), "{err}");
+
+    // Neither is taken for the other.
+    let resume = |more: &[&'static str]| [&["train"], &COLOURS[..], &["--resume"], more].concat();
+    let (_, error) = fails(path, &resume(&[]));
+    assert!(error.contains(r#"recipe.precision: "bf16" there, "f32" here"#), "{error}");
+    let (_, err) = succeeds(path, &resume(&["--precision", "bf16"]));
+    assert!(err.contains("this run is finished"), "{err}");
+    std::fs::remove_file(path.join("run/run.json")).unwrap();
+    let (_, error) = fails(path, &resume(&[]));
+    assert!(error.contains(r#"precision: "bf16" there, "f32" here"#), "{error}");
+}
+
 #[test]
 fn classes_are_matched_by_name_where_they_have_one() {
     let root = colours();

@@ -74,6 +74,11 @@
 //! rest of the zoo take your network: `forward_features`, `pre_logits` and the classifier are yours, the pass as a
 //! whole is the trait's.
 //!
+//! # bfloat16 in one word
+//!
+//! [`Precision::Bf16`]`.cast(&images)?` makes every network run in mixed precision, in training and in evaluation: its
+//! maps are bfloat16, its weights stay f32. Cast before [`tape::value_and_grad`].
+//!
 //! # What must go through `foreign_op`
 //!
 //! In training a network runs on a tape, which knows the operations of this crate. An operation of candle's own on a
@@ -103,6 +108,7 @@ mod kernels;
 mod layers;
 mod op;
 mod pass;
+mod precision;
 mod storage;
 #[cfg(test)]
 mod testing;
@@ -119,4 +125,5 @@ pub use model::{
     Auxiliary, Dimensions, Input, Interpolation, Model, ModelInfo, ModelOptions, ModuleT, SequenceInfo, SequenceModel,
 };
 pub use ops::Pointwise;
+pub use precision::{Precision, UnknownPrecision};
 pub use vars::{BatchNormSettings, Slot, VarBuilder, VarKind, VarStore, weight_for};

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
+use zoo_core::Precision;
 use zoo_core::rng::Rng;
 
 /// Batches that wait ready. One would do for a steady step; two more cover a step that is quicker than the average.
@@ -16,7 +17,7 @@ const DEPTH: usize = 3;
 /// What one step reads.
 #[derive(Debug, Clone)]
 pub struct Batch {
-    /// (b, c, h, w) f32 on the loader's device.
+    /// (b, c, h, w) on the loader's device: f32, or of the loader's [`precision`](Loader::precision).
     pub images: Tensor,
     /// (b) u32 on the loader's device.
     pub labels: Tensor,
@@ -62,6 +63,7 @@ pub struct Loader {
     training: Option<(Augment, u64)>,
     drop_last: bool,
     device: Device,
+    precision: Precision,
 }
 
 impl Loader {
@@ -108,13 +110,29 @@ impl Loader {
             let (images, expected) = (split.shape(), transform.shape());
             return Err(DataError::Mismatch(format!("images of shape {images:?} for a transform of {expected:?}")));
         }
-        Ok(Self { split, transform, batch, training, drop_last: false, device: device.clone() })
+        Ok(Self {
+            split,
+            transform,
+            batch,
+            training,
+            drop_last: false,
+            device: device.clone(),
+            precision: Precision::F32,
+        })
     }
 
     /// Whether an epoch ends before a batch that would be smaller than the others.
     #[must_use]
     pub fn drop_last(mut self, yes: bool) -> Self {
         self.drop_last = yes;
+        self
+    }
+
+    /// Casts images to what a network computes in. One that the device does not compute in is an error of the first
+    /// batch.
+    #[must_use]
+    pub fn precision(mut self, precision: Precision) -> Self {
+        self.precision = precision;
         self
     }
 
@@ -149,7 +167,8 @@ impl Loader {
             let indices = order[start..order.len().min(start + loader.batch)].to_vec();
             loader.prepare(epoch, indices)
         };
-        Batches::start(self.len().saturating_sub(skip), self.split.shape(), self.device.clone(), make)
+        let to = Destination { shape: self.split.shape(), device: self.device.clone(), precision: self.precision };
+        Batches::start(self.len().saturating_sub(skip), to, make)
     }
 
     /// The index of every image of `epoch`, in the order in which they come.
@@ -184,6 +203,15 @@ struct HostBatch {
     indices: Vec<usize>,
 }
 
+/// What a batch becomes on the thread that computes.
+#[derive(Debug)]
+struct Destination {
+    /// (c, h, w)
+    shape: [usize; 3],
+    device: Device,
+    precision: Precision,
+}
+
 /// The batches of one epoch: an iterator over `Result<Batch, DataError>` that ends after the first error.
 ///
 /// Dropping it ends its thread.
@@ -193,16 +221,14 @@ pub struct Batches {
     receiver: Option<Receiver<HostBatch>>,
     worker: Option<JoinHandle<()>>,
     remaining: usize,
-    shape: [usize; 3],
-    device: Device,
+    to: Destination,
     waited: Duration,
 }
 
 impl Batches {
     fn start(
         count: usize,
-        shape: [usize; 3],
-        device: Device,
+        to: Destination,
         mut make: impl FnMut(usize) -> HostBatch + Send + 'static,
     ) -> Result<Self, DataError> {
         let (sender, receiver) = sync_channel(DEPTH - 1);
@@ -219,7 +245,7 @@ impl Batches {
             .spawn(work)
             .map_err(|e| DataError::Worker(format!("could not be started: {e}")))?;
         let (receiver, worker) = (Some(receiver), Some(worker));
-        Ok(Self { receiver, worker, remaining: count, shape, device, waited: Duration::ZERO })
+        Ok(Self { receiver, worker, remaining: count, to, waited: Duration::ZERO })
     }
 
     /// Seconds that [`next`](Iterator::next) has waited for the thread so far: the time that data cost the step.
@@ -233,9 +259,9 @@ impl Batches {
         self.waited += begin.elapsed();
         // The channel closes early only if the thread panicked.
         let HostBatch { pixels, labels, indices } = received.ok_or_else(|| DataError::Worker(self.join()))?;
-        let [c, h, w] = self.shape;
-        let images = Tensor::from_vec(pixels, (labels.len(), c, h, w), &self.device)?;
-        Ok(Batch { images, labels: Tensor::new(labels.as_slice(), &self.device)?, host_labels: labels, indices })
+        let Destination { shape: [c, h, w], device, precision } = &self.to;
+        let images = precision.cast(&Tensor::from_vec(pixels, (labels.len(), *c, *h, *w), device)?)?;
+        Ok(Batch { images, labels: Tensor::new(labels.as_slice(), device)?, host_labels: labels, indices })
     }
 
     /// Lets the thread go and waits for its end; what it said if it panicked.
@@ -283,6 +309,7 @@ mod tests {
     use super::*;
     use crate::augment::Normalize;
     use crate::data::Synthetic;
+    use candle_core::DType;
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     /// 50 images.
@@ -396,12 +423,27 @@ mod tests {
     }
 
     #[test]
+    fn a_precision_casts_the_images_alone() {
+        let batch = |loader: Loader| loader.epoch(1).unwrap().next().unwrap().unwrap();
+        let (whole, mixed) = (batch(train(16, 1)), batch(train(16, 1).precision(Precision::Bf16)));
+        assert_eq!((mixed.images.dtype(), mixed.images.dims()), (DType::BF16, whole.images.dims()));
+        let rounded = whole.images.to_dtype(DType::BF16).unwrap().to_dtype(DType::F32).unwrap();
+        let widened = Batch { images: mixed.images.to_dtype(DType::F32).unwrap(), ..mixed };
+        assert!(pixels(&widened) == rounded.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+        assert_eq!((widened.host_labels, widened.indices), (whole.host_labels, whole.indices));
+    }
+
+    fn destination() -> Destination {
+        Destination { shape: [3, 2, 2], device: Device::Cpu, precision: Precision::F32 }
+    }
+
+    #[test]
     fn a_panic_on_the_thread_arrives_as_an_error() {
         let make = |position: usize| {
             assert!(position < 2, "image {position} exploded");
             HostBatch { pixels: vec![0.0; 12], labels: vec![0], indices: vec![0] }
         };
-        let mut batches = Batches::start(5, [3, 2, 2], Device::Cpu, make).unwrap();
+        let mut batches = Batches::start(5, destination(), make).unwrap();
         assert!(batches.next().unwrap().is_ok() && batches.next().unwrap().is_ok());
         let error = batches.next().unwrap().unwrap_err().to_string();
         assert_eq!(error, "the data loader's thread failed: image 2 exploded");
@@ -416,7 +458,7 @@ mod tests {
             counter.fetch_add(1, Ordering::SeqCst);
             HostBatch { pixels: vec![0.0; 12], labels: vec![0], indices: vec![0] }
         };
-        let mut batches = Batches::start(1_000_000, [3, 2, 2], Device::Cpu, make).unwrap();
+        let mut batches = Batches::start(1_000_000, destination(), make).unwrap();
         assert!(batches.next().is_some());
         assert!(batches.wait_seconds() > 0.0);
         drop(batches);

@@ -14,7 +14,7 @@ use crate::optim::OptimizerConfig;
 use crate::schedule::{Schedule, StepCount};
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
-use zoo_core::BatchNormSettings;
+use zoo_core::{BatchNormSettings, Precision};
 
 /// Side of CIFAR-10's images.
 const CIFAR_SIDE: usize = 32;
@@ -74,6 +74,14 @@ pub struct Recipe {
     /// What is changed in the network's BatchNorm layers.
     #[serde(default, skip_serializing_if = "BatchNormOverride::is_none")]
     pub batch_norm: BatchNormOverride,
+    /// What the network computes in, in training and in evaluation. f32 is not written: a recipe that says nothing, as
+    /// none did before there was a choice, is the same one.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub precision: Precision,
+}
+
+fn is_default(precision: &Precision) -> bool {
+    *precision == Precision::default()
 }
 
 /// What a recipe changes in every BatchNorm of a network, for ablations; by default nothing.
@@ -269,6 +277,22 @@ mod tests {
         let settings = BatchNormSettings { momentum: Some(0.01), eps: Some(1e-3), normalize: false };
         assert_eq!(BatchNormSettings::from(changed.batch_norm), settings);
         assert_eq!(BatchNormSettings::from(recipe.batch_norm), BatchNormSettings::default());
+    }
+
+    #[test]
+    fn precision_is_data_and_f32_the_default() {
+        let recipe = Recipe::named("modern-200").unwrap();
+        let json = serde_json::to_string(&recipe).unwrap();
+        assert!(recipe.precision == Precision::F32 && !json.contains("precision"), "{json}");
+        let mixed = Recipe { precision: Precision::Bf16, ..recipe.clone() };
+        let json = serde_json::to_string(&mixed).unwrap();
+        assert!(json.contains(r#""precision":"bf16""#), "{json}");
+        assert_eq!(serde_json::from_str::<Recipe>(&json).unwrap(), mixed);
+        assert_eq!(serde_json::from_str::<Recipe>(&json.replace("bf16", "f32")).unwrap(), recipe);
+        let error = serde_json::from_str::<Recipe>(&json.replace("bf16", "f16")).unwrap_err().to_string();
+        assert!(error.contains("f16") && error.contains("bf16"), "{error}");
+        // What else is changed leaves it.
+        assert_eq!(mixed.with(&Overrides { lr: Some(0.5), ..Overrides::NONE }).unwrap().precision, Precision::Bf16);
     }
 
     #[test]

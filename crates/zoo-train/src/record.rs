@@ -18,6 +18,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::SystemTime;
 use std::{fmt, fs};
+use zoo_core::Precision;
 
 /// File of the suite's folder that holds one [`RunRecord`] a line.
 pub const RESULTS_FILE: &str = "results.jsonl";
@@ -33,9 +34,12 @@ pub struct RunRecord {
     pub model: String,
     /// The recipe's name.
     pub recipe: String,
-    /// Settings that differ from the named recipe; epochs and images have fields of their own.
+    /// Settings that differ from the named recipe; epochs, precision and images have fields of their own.
     #[serde(default, deserialize_with = "overrides::fields_or_list")]
     pub overrides: RunOverrides,
+    /// What the network computed in; records from before there was a choice are of f32.
+    #[serde(default)]
+    pub precision: Precision,
     /// The recipe as it was followed, every setting of it; records from before the field was added have none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hyperparameters: Option<Recipe>,
@@ -267,6 +271,7 @@ pub(crate) mod tests {
             model: model.into(),
             recipe: recipe.into(),
             overrides: RunOverrides::default(),
+            precision: Precision::F32,
             hyperparameters: None,
             seed,
             epochs: 20,
@@ -319,6 +324,19 @@ pub(crate) mod tests {
         line.as_object_mut().unwrap().remove("rss_mb");
         let read: EpochMetrics = serde_json::from_value(line).unwrap();
         assert_eq!(read, EpochMetrics { rss_mb: None, ..epoch(1, 0.1) });
+    }
+
+    #[test]
+    fn every_record_says_its_precision_and_older_ones_are_of_f32() {
+        let whole = record("mlp", "fast", 1, 0.5);
+        let mut line = serde_json::to_value(&whole).unwrap();
+        assert_eq!(line["precision"], "f32");
+        line.as_object_mut().unwrap().remove("precision");
+        assert_eq!(serde_json::from_value::<RunRecord>(line).unwrap(), whole);
+        let mixed = RunRecord { precision: Precision::Bf16, ..whole };
+        let line = serde_json::to_value(&mixed).unwrap();
+        assert_eq!(line["precision"], "bf16");
+        assert_eq!(serde_json::from_value::<RunRecord>(line).unwrap(), mixed);
     }
 
     #[test]

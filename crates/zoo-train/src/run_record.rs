@@ -81,6 +81,7 @@ impl RunRecord {
             model: job.model.name.into(),
             recipe: job.recipe.name.clone(),
             overrides,
+            precision: recipe.precision,
             hyperparameters: Some(recipe),
             seed: job.seed,
             epochs: job.recipe.epochs(data.train.len())?,
@@ -128,11 +129,11 @@ impl RunRecord {
         Ok(checkpoint::differences(
             &json!({
                 "model": self.model, "recipe": self.recipe, "seed": self.seed, "epochs": self.epochs, "batch": self.batch,
-                "data": told(&self.data),
+                "precision": self.precision, "data": told(&self.data),
             }),
             &json!({
                 "model": job.model.name, "recipe": job.recipe.name, "seed": job.seed, "epochs": epochs, "batch": job.recipe.batch,
-                "data": told(&ours),
+                "precision": job.recipe.precision, "data": told(&ours),
             }),
         ))
     }
@@ -172,6 +173,7 @@ mod tests {
     use crate::recipe::{Overrides, Recipe};
     use crate::record::tests::epoch;
     use candle_core::Device;
+    use zoo_core::Precision;
 
     fn job(model: &str) -> Job {
         let recipe = Recipe::named("quick").unwrap();
@@ -215,8 +217,15 @@ mod tests {
         assert!(record.differences(&job("mlp"), &data).unwrap().is_empty());
         let mut other = job("mlp");
         other.seed = 8;
-        let told = record.differences(&other, &data.limit(30)).unwrap();
+        let told = record.differences(&other, &data.clone().limit(30)).unwrap();
         assert_eq!(told, ["data.train_images: 64 there, 30 here", "seed: 7 there, 8 here"]);
+
+        let mut mixed = job("mlp");
+        mixed.recipe.precision = Precision::Bf16;
+        assert_eq!(record.differences(&mixed, &data).unwrap(), [r#"precision: "f32" there, "bf16" here"#]);
+        let recorded = RunRecord::of(&mixed, &data, &outcome, context()).unwrap();
+        assert_eq!(recorded.precision, Precision::Bf16);
+        assert!(recorded.differences(&mixed, &data).unwrap().is_empty());
     }
 
     #[test]

@@ -21,9 +21,9 @@ use metadata::{FileMetadata, Origin, assumption};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use zoo::{ModelInfo, ModelOptions, VarStore};
-use zoo_core::Model;
 use zoo_core::threads::in_pool;
 use zoo_core::weights::{KeyReport, LoadReport, Selection, Weights, check, load, shown};
+use zoo_core::{Model, Precision};
 
 /// The file of a run's folder that holds the trained network.
 pub const WEIGHTS_FILE: &str = "model.safetensors";
@@ -81,6 +81,7 @@ pub struct Trained {
     notes: Vec<String>,
     transform: Arc<Transform>,
     device: Device,
+    precision: Precision,
 }
 
 impl Trained {
@@ -158,7 +159,23 @@ impl Trained {
             notes: notes(&weights, &report, origin),
             transform: transform.into(),
             device: device.clone(),
+            precision: Precision::F32,
         })
+    }
+
+    /// Computes in `precision` from now on, whatever the network was trained in: its weights are f32 in any case.
+    ///
+    /// # Errors
+    /// One that the network's device does not compute in.
+    pub fn with_precision(mut self, precision: Precision) -> Result<Self> {
+        precision.check(&self.device)?;
+        self.precision = precision;
+        Ok(self)
+    }
+
+    /// What the network computes in: f32, if nothing else was asked for.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Gives the classes names, in the order of the outputs, whatever the file calls them.
@@ -217,7 +234,7 @@ impl Trained {
     }
 
     /// One batch for [`model`](Self::model) of `images` as [`Framing::read`] gives them: grey where the network sees
-    /// grey, and normalised. (n, channels, size, size) on the network's device.
+    /// grey, normalised, and of its precision. (n, channels, size, size) on the network's device.
     ///
     /// # Errors
     /// No images, or images of another size.
@@ -225,6 +242,7 @@ impl Trained {
         let [channels, height, width] = self.transform.shape();
         let split = Split::new(images.concat(), vec![0; images.len()], [3, height, width])?.with_channels(channels)?;
         let loader = Loader::eval(split.into(), self.transform.clone(), images.len().max(1), &self.device)?;
+        let loader = loader.precision(self.precision);
         Ok(loader.epoch(0)?.next().context("there are no images to look at")??.images)
     }
 
@@ -271,7 +289,8 @@ impl Trained {
             false => Arc::unwrap_or_clone(split).with_channels(channels).map(Arc::new),
         };
         let loader = |split: Result<Arc<Split>, _>| {
-            Ok(Loader::eval(grey(split?)?, self.transform.clone(), batch, &self.device)?)
+            let loader = Loader::eval(grey(split?)?, self.transform.clone(), batch, &self.device)?;
+            Ok(loader.precision(self.precision))
         };
         in_pool(|| {
             evaluate_parts(self.net.as_ref(), images.parts().map(loader), |batch, _| {

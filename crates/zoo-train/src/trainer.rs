@@ -23,7 +23,7 @@ use crate::schedule::LearningRate;
 use crate::trained::{WEIGHTS_FILE, metadata, taken};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Var};
-use identity::{differences_to, ensure_same, identity};
+use identity::{differences_between, differences_to, ensure_same, identity};
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -106,7 +106,8 @@ fn train_here(
 ) -> Result<Outcome> {
     let mut run = Run::new(job, data)?;
     run.enter(folder, checkpoints)?;
-    let name = format!("{} {} seed {}", job.model.name, job.recipe.name, job.seed);
+    let precision = job.recipe.precision.unusual().map_or(String::new(), |precision| format!(" {precision}"));
+    let name = format!("{} {}{precision} seed {}", job.model.name, job.recipe.name, job.seed);
     let progress = Progress::new(&name, run.epochs, (run.epochs * run.train.len()) as u64);
     progress.resume(run.at.steps, run.at.seconds);
     run.notes.iter().for_each(|note| progress.say(&format!("{name}: {note}")));
@@ -197,6 +198,7 @@ impl<'a> Run<'a> {
         let began = Instant::now();
         let mut recipe = job.recipe.clone();
         let mut notes = Vec::new();
+        recipe.precision.check(&job.device)?;
         let [channels, height, width] = data.train.shape();
         let side = job.model.input.size;
         // Networks for 224 pixels take smaller images too, as their published CIFAR-10 runs do; never larger ones.
@@ -237,8 +239,9 @@ impl<'a> Run<'a> {
         let metadata = metadata(job.model, &recipe, &transform, &data.classes)?;
         let extent = recipe.step_count(images)?;
         let train = Loader::train(data.train, transform.clone(), recipe.augment, recipe.batch, job.seed, &job.device)?
-            .drop_last(recipe.drop_last);
-        let test = Loader::eval(data.test, transform, EVAL_BATCH, &job.device)?;
+            .drop_last(recipe.drop_last)
+            .precision(recipe.precision);
+        let test = Loader::eval(data.test, transform, EVAL_BATCH, &job.device)?.precision(recipe.precision);
         let parameters = store.parameters();
         let optimizer = recipe.optimizer.build(parameters.clone(), recipe.lr, recipe.decay_all);
         let lr = recipe.schedule.over(recipe.lr, extent);
@@ -283,7 +286,7 @@ impl<'a> Run<'a> {
         let found = checkpoint::newest(folder)?;
         self.notes.extend(found.notes);
         let Some(checkpoint) = found.checkpoint else { return Ok(()) };
-        ensure_same(&checkpoint::differences(&checkpoint.position.identity, &self.at.identity), folder)?;
+        ensure_same(&differences_between(&checkpoint.position.identity, &self.at.identity), folder)?;
         self.restore(checkpoint).with_context(|| format!("the checkpoint in {}", folder.display()))?;
         self.notes.push(match self.at.epoch {
             epoch if epoch > self.epochs => "all epochs are done already".to_owned(),
@@ -443,6 +446,7 @@ mod tests {
     use crate::data::Synthetic;
     use crate::recipe::{Length, Recipe};
     use candle_core::Device;
+    use zoo_core::Precision;
 
     /// The learning rate is infinite as f32, so that weights stop being finite in the first epoch. That ends the run,
     /// and ends it again when it is resumed; no weights are left.
@@ -451,8 +455,8 @@ mod tests {
         let data = Synthetic { train: 64, test: 20, seed: 0 }.generate();
         let mut job = Job::new(zoo::find("mlp")?, Recipe::named("quick")?, 1, Device::Cpu);
         job.recipe.lr = 1e300;
-        for length in [1, 3] {
-            job.recipe.length = Length::Epochs(length);
+        for (length, precision) in [(1, Precision::F32), (3, Precision::F32), (2, Precision::Bf16)] {
+            (job.recipe.length, job.recipe.precision) = (Length::Epochs(length), precision);
             let folder = tempfile::tempdir()?;
             for resume in [false, true] {
                 let checkpoints = Checkpoints { resume, ..Checkpoints::default() };

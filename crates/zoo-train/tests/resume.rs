@@ -14,8 +14,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 use zoo::ModelInfo;
 use zoo::mobile::mobilenet_v1::{Config, MobileNetV1};
-use zoo_core::Input;
 use zoo_core::rng::Rng;
+use zoo_core::{Input, Precision};
 use zoo_train::augment::Augment;
 use zoo_train::checkpoint::{self, Checkpoints};
 use zoo_train::data::{Dataset, Synthetic};
@@ -25,8 +25,8 @@ use zoo_train::trainer::{Job, train};
 
 /// Names the folder in which the child trains.
 const CHILD: &str = "ZOO_TEST_RESUME_FOLDER";
-/// How often the run is killed.
-const KILLS: usize = 12;
+/// Names the precision in which it does.
+const PRECISION: &str = "ZOO_TEST_RESUME_PRECISION";
 
 fn data() -> Dataset {
     Synthetic { train: 480, test: 100, seed: 0 }.generate()
@@ -50,21 +50,21 @@ static NETWORK: ModelInfo = ModelInfo {
 };
 
 /// With momentum, warm-up, crop and flip: everything that a checkpoint has to hold or that has to come back without it.
-fn job() -> Result<Job> {
+fn job(precision: Precision) -> Result<Job> {
     let recipe = Recipe::named("quick")?.with(&Overrides {
         epochs: Some(3),
         batch: Some(16),
         lr: Some(0.02),
         ..Overrides::NONE
     })?;
-    let recipe = Recipe { augment: Augment::STANDARD, ..recipe };
+    let recipe = Recipe { augment: Augment::STANDARD, precision, ..recipe };
     Ok(Job::new(&NETWORK, recipe, 7, Device::Cpu))
 }
 
-fn run(folder: &Path, resume: bool) -> Result<()> {
+fn run(folder: &Path, precision: Precision) -> Result<()> {
     // A checkpoint after every step, so that many of the kills fall into the writing of one.
-    let checkpoints = Checkpoints { every: Duration::ZERO, resume };
-    let outcome = train(&job()?, &data(), folder, &checkpoints, &AtomicBool::new(false))?;
+    let checkpoints = Checkpoints { every: Duration::ZERO, resume: true };
+    let outcome = train(&job(precision)?, &data(), folder, &checkpoints, &AtomicBool::new(false))?;
     ensure!(outcome.status == Status::Finished, "{:?}", outcome.status);
     Ok(())
 }
@@ -72,13 +72,15 @@ fn run(folder: &Path, resume: bool) -> Result<()> {
 /// What the parent starts; on its own it does nothing.
 #[test]
 fn child() -> Result<()> {
-    std::env::var_os(CHILD).map_or(Ok(()), |folder| run(Path::new(&folder), true))
+    let Some(folder) = std::env::var_os(CHILD) else { return Ok(()) };
+    run(Path::new(&folder), std::env::var(PRECISION)?.parse()?)
 }
 
-/// The child, training in `folder`.
-fn spawn(folder: &Path) -> Result<Child> {
+/// The child, training in `folder` on so many threads.
+fn spawn(folder: &Path, precision: Precision, threads: &str) -> Result<Child> {
     let mut command = Command::new(std::env::current_exe()?);
-    command.args(["child", "--exact", "--nocapture"]).env(CHILD, folder);
+    command.args(["child", "--exact", "--nocapture"]).env("RAYON_NUM_THREADS", threads);
+    command.env(CHILD, folder).env(PRECISION, precision.name());
     Ok(command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn()?)
 }
 
@@ -99,9 +101,19 @@ fn newest_file(folder: &Path) -> Result<PathBuf> {
 
 #[test]
 fn a_killed_run_comes_to_the_same_bits() -> Result<()> {
+    comes_to_the_same_bits(Precision::F32, 12)
+}
+
+#[test]
+fn a_killed_run_in_bf16_comes_to_the_same_bits() -> Result<()> {
+    comes_to_the_same_bits(Precision::Bf16, 6)
+}
+
+/// A run on two threads that nobody disturbs, and one on one thread that is killed so often.
+fn comes_to_the_same_bits(precision: Precision, wanted: usize) -> Result<()> {
     let (whole, killed) = (tempfile::tempdir()?, tempfile::tempdir()?);
     let begin = Instant::now();
-    let status = spawn(whole.path())?.wait()?;
+    let status = spawn(whole.path(), precision, "2")?.wait()?;
     ensure!(status.success(), "the undisturbed run failed");
     let length = begin.elapsed();
 
@@ -109,8 +121,8 @@ fn a_killed_run_comes_to_the_same_bits() -> Result<()> {
     let seed = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH)?.as_nanos() as u64;
     let mut rng = Rng::new(seed, "kills");
     let (mut kills, mut inside) = (0, 0);
-    while kills < KILLS {
-        let mut child = spawn(killed.path())?;
+    while kills < wanted {
+        let mut child = spawn(killed.path(), precision, "1")?;
         std::thread::sleep(length.mul_f64(rng.uniform() * 0.4));
         child.kill()?;
         let ended = child.wait()?;
@@ -138,9 +150,9 @@ fn a_killed_run_comes_to_the_same_bits() -> Result<()> {
             fs::write(&path, bytes)?;
         }
     }
-    let output = spawn(killed.path())?.wait_with_output()?;
+    let output = spawn(killed.path(), precision, "1")?.wait_with_output()?;
     ensure!(output.status.success(), "the resumed run failed: {}", String::from_utf8_lossy(&output.stderr));
-    println!("{KILLS} kills with seed {seed}, {inside} of them inside a write");
+    println!("{precision}: {kills} kills with seed {seed}, {inside} of them inside a write");
 
     let ((weights, metrics), (resumed_weights, resumed_metrics)) = (result(whole.path())?, result(killed.path())?);
     ensure!(metrics.len() == 3);
@@ -154,7 +166,7 @@ fn a_damaged_checkpoint_is_passed_over_and_said_so() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let stopped = AtomicBool::new(true);
     let every = Duration::ZERO;
-    train(&job()?, &data(), folder.path(), &Checkpoints { every, resume: false }, &stopped)?;
+    train(&job(Precision::F32)?, &data(), folder.path(), &Checkpoints { every, resume: false }, &stopped)?;
     let path = newest_file(folder.path())?;
     let whole = fs::read(&path)?;
     assert!(checkpoint::newest(folder.path())?.checkpoint.is_some());
@@ -175,17 +187,26 @@ fn another_run_cannot_go_on_from_it() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let stopped = AtomicBool::new(true);
     let resume = Checkpoints { resume: true, ..Checkpoints::default() };
-    train(&job()?, &data(), folder.path(), &resume, &stopped)?;
-    let mut other = job()?;
+    train(&job(Precision::F32)?, &data(), folder.path(), &resume, &stopped)?;
+    let mut other = job(Precision::F32)?;
     other.recipe.lr = 0.5;
     other.seed = 8;
     let error = format!("{:#}", train(&other, &data(), folder.path(), &resume, &stopped).unwrap_err());
     assert!(error.contains("recipe.lr: 0.02 there, 0.5 here") && error.contains("seed: 7 there, 8 here"), "{error}");
     let less = data().limit(470);
-    let error = format!("{:#}", train(&job()?, &less, folder.path(), &resume, &stopped).unwrap_err());
+    let error = format!("{:#}", train(&job(Precision::F32)?, &less, folder.path(), &resume, &stopped).unwrap_err());
     assert!(error.contains("480 images") && error.contains("470 images"), "{error}");
+    let mixed = format!("{:#}", train(&job(Precision::Bf16)?, &data(), folder.path(), &resume, &stopped).unwrap_err());
+    assert!(mixed.contains(r#"recipe.precision: "f32" there, "bf16" here"#), "{mixed}");
+    // Not even where only its checkpoints say which run it is.
+    fs::remove_file(folder.path().join("run.json"))?;
+    let mixed = format!("{:#}", train(&job(Precision::Bf16)?, &data(), folder.path(), &resume, &stopped).unwrap_err());
+    assert!(mixed.contains(r#"recipe.precision: "f32" there, "bf16" here"#), "{mixed}");
     // Nor is it overwritten.
-    let error = format!("{:#}", train(&job()?, &data(), folder.path(), &Checkpoints::default(), &stopped).unwrap_err());
+    let error = format!(
+        "{:#}",
+        train(&job(Precision::F32)?, &data(), folder.path(), &Checkpoints::default(), &stopped).unwrap_err()
+    );
     assert!(error.contains("holds an earlier run"), "{error}");
     Ok(())
 }
@@ -194,7 +215,8 @@ fn another_run_cannot_go_on_from_it() -> Result<()> {
 fn a_folder_that_cannot_be_written_is_an_error_before_training() -> Result<()> {
     let absent = Path::new("absent/folder");
     let begin = Instant::now();
-    let error = train(&job()?, &data(), absent, &Checkpoints::default(), &AtomicBool::new(false)).unwrap_err();
+    let error =
+        train(&job(Precision::F32)?, &data(), absent, &Checkpoints::default(), &AtomicBool::new(false)).unwrap_err();
     assert!(error.downcast_ref::<checkpoint::Unwritable>().is_some(), "{error:#}");
     assert!(format!("{error:#}").contains("absent/folder") && begin.elapsed() < Duration::from_secs(30));
 

@@ -1,6 +1,7 @@
 //! Ablation charts: each answers one question, what depth does, what a setting does, what a layer does, and is drawn
 //! from rows that differ in this one thing.
 
+use zoo_core::Precision;
 use zoo_train::format::{duration, percent};
 use zoo_train::recipe::Overrides;
 use zoo_train::record::{RunOverrides, RunRecord};
@@ -58,19 +59,29 @@ fn charts(section: &Section) -> Vec<Chart> {
     charts
 }
 
-/// How rows were trained that may be compared, but for their model: recipe, epochs, batch, device, and the overrides
-/// without what `leave_out` takes away.
-type Training<'a> = (&'a str, usize, usize, &'a str, RunOverrides);
-
-fn training(record: &RunRecord, leave_out: impl Fn(&mut Overrides)) -> Training<'_> {
-    let mut overrides = record.overrides.clone();
-    leave_out(&mut overrides.recipe);
-    (&record.recipe, record.epochs, record.batch, &record.device, overrides)
+/// How rows were trained that may be compared, but for their model.
+#[derive(PartialEq)]
+struct Training<'a> {
+    recipe: &'a str,
+    epochs: usize,
+    precision: Precision,
+    batch: usize,
+    device: &'a str,
+    overrides: RunOverrides,
 }
 
-/// `recipe, overrides`, for titles.
-fn named((recipe, _, _, _, overrides): &Training) -> String {
-    overrides.settings().iter().fold((*recipe).to_owned(), |name, setting| format!("{name}, {setting}"))
+/// The training of a record, the overrides without what `leave_out` takes away.
+fn training(record: &RunRecord, leave_out: impl Fn(&mut Overrides)) -> Training<'_> {
+    let RunRecord { recipe, epochs, precision, batch, device, overrides, .. } = record;
+    let mut overrides = overrides.clone();
+    leave_out(&mut overrides.recipe);
+    Training { recipe, epochs: *epochs, precision: *precision, batch: *batch, device, overrides }
+}
+
+/// `recipe, precision, overrides`, for titles; f32 is not said.
+fn named(Training { recipe, precision, overrides, .. }: &Training) -> String {
+    let settings = precision.unusual().map(str::to_owned).into_iter().chain(overrides.settings());
+    settings.fold((*recipe).to_owned(), |name, setting| format!("{name}, {setting}"))
 }
 
 /// Puts items of equal keys together, in the order of their first ones.
@@ -246,11 +257,12 @@ fn batch_norm(section: &Section) -> Vec<Chart> {
 fn frontier(section: &Section) -> Vec<Chart> {
     let rows = section.rows.iter().filter(|row| row.last().is_some() && is_fast(&row.record().recipe));
     let rows = rows.filter_map(|row| {
-        let (_, _, batch, device, overrides) = training(row.record(), |_| ());
-        Some(((batch, device, overrides), (row.seconds()?.mean, row)))
+        // What is compared is how long a run is: of several recipes, and of any number of epochs.
+        let training = Training { recipe: "fast", epochs: 0, ..training(row.record(), |_| ()) };
+        Some((training, (row.seconds()?.mean, row)))
     });
     let mut charts = Vec::new();
-    for ((_, _, overrides), mut rows) in grouped(rows) {
+    for (training, mut rows) in grouped(rows) {
         rows.sort_by(|a, b| a.0.total_cmp(&b.0));
         let mut lines = grouped(rows.into_iter().map(|(seconds, row)| (row.record().model.as_str(), (seconds, row))));
         lines.retain(|(_, points)| points.len() > 1);
@@ -266,9 +278,8 @@ fn frontier(section: &Section) -> Vec<Chart> {
         };
         let lines = lines.into_iter().enumerate();
         let series: Vec<Series> = lines.map(|(index, (_, points))| line(index, points, |acc| acc, told)).collect();
-        let settings = overrides.settings().iter().map(|setting| format!(", {setting}")).collect::<String>();
         charts.push(Chart {
-            title: format!("Test accuracy against a run's time · fast{settings} · {}", section.name()),
+            title: format!("Test accuracy against a run's time · {} · {}", named(&training), section.name()),
             x: Axis::time(seconds.into_iter()),
             y: reach(&series),
             series,
@@ -400,6 +411,27 @@ mod tests {
         );
         assert_eq!(drawn(&runs), [by_momentum, by_eps]);
         assert_eq!([1e-5, 5e-4, 0.001, 0.1].map(short), ["1e-5", "5e-4", "0.001", "0.1"]);
+    }
+
+    /// Runs of two precisions differ in two things: no line goes from one to the other.
+    #[test]
+    fn precisions_are_not_mixed() {
+        let mixed = |mut run: Run| {
+            run.record.precision = Precision::Bf16;
+            run
+        };
+        let titles = |runs: &[Run]| drawn(runs).into_iter().map(|(title, ..)| title).collect::<Vec<_>>();
+        let (slow, fast) = (run("cifar_resnet20", "fast-60", 1, 0.9), run("cifar_resnet20", "fast-5", 1, 0.8));
+        let without = with(WITHOUT_BATCH_NORM, run("cifar_resnet20", "fast-60", 1, 0.7));
+        let lower = with(momentum(0.01), run("cifar_resnet20", "fast-60", 1, 0.7));
+        let deep = run("cifar_resnet56", "fast-60", 1, 0.9);
+        for other in [&fast, &without, &lower, &deep] {
+            assert_eq!(titles(&[slow.clone(), mixed(other.clone())]), [""; 0]);
+            let same = titles(&[slow.clone(), other.clone()]);
+            assert!(same.len() == 1 && !same[0].contains("bf16"), "{same:?}");
+            let both = titles(&[mixed(slow.clone()), mixed(other.clone())]);
+            assert!(both.len() == 1 && both[0].contains(", bf16 · CIFAR-10"), "{both:?}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use super::Args;
 use super::model_sets::{Choice, choose};
 use anyhow::{Result, ensure};
+use zoo_core::Precision;
 use zoo_train::data::Dataset;
 use zoo_train::recipe::{Overrides, Recipe};
 
@@ -36,7 +37,8 @@ pub struct Planned {
     pub folder: String,
 }
 
-/// Every model under its recipe with every seed, seeds innermost: a model's row is complete before the next begins.
+/// Every model under its recipe in every precision with every seed, seeds innermost: a model's row is complete before
+/// the next begins.
 pub fn plan(args: &Args, images: usize) -> Result<Vec<Planned>> {
     let (models, recipe) = match (&args.models, args.quick) {
         (Some(models), _) => (models.as_str(), None),
@@ -56,6 +58,7 @@ pub fn plan(args: &Args, images: usize) -> Result<Vec<Planned>> {
     seeds.sort_unstable();
     seeds.dedup();
     ensure!(!seeds.is_empty(), "--seeds names no seed");
+    let precisions = Precision::ALL.into_iter().filter(|precision| args.precision.contains(precision));
     let mut planned = Vec::new();
     for choice in choose(models, recipe)? {
         let changes = overrides.that_change(&choice.recipe);
@@ -69,12 +72,16 @@ pub fn plan(args: &Args, images: usize) -> Result<Vec<Planned>> {
         let mut name = format!("{}-{}", choice.model.name, choice.recipe.name);
         epochs.iter().for_each(|epochs| name += &format!("-{epochs}epochs"));
         settings.iter().for_each(|setting| name += &format!("-{setting}"));
-        planned.extend(seeds.iter().map(|&seed| Planned {
-            choice: choice.clone(),
-            epochs,
-            seed,
-            folder: format!("runs/{name}-seed{seed}"),
-        }));
+        for precision in precisions.clone() {
+            let own = precision.unusual().map_or_else(|| name.clone(), |precision| format!("{name}-{precision}"));
+            let choice = Choice { recipe: Recipe { precision, ..choice.recipe.clone() }, ..choice };
+            planned.extend(seeds.iter().map(|&seed| Planned {
+                choice: choice.clone(),
+                epochs,
+                seed,
+                folder: format!("runs/{own}-seed{seed}"),
+            }));
+        }
     }
     Ok(planned)
 }
@@ -82,7 +89,43 @@ pub fn plan(args: &Args, images: usize) -> Result<Vec<Planned>> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use clap::Parser;
     use zoo_train::data::Synthetic;
+
+    #[derive(Parser)]
+    struct Command {
+        #[command(flatten)]
+        args: Args,
+    }
+
+    fn planned(arguments: &str) -> Vec<Planned> {
+        let command = Command::try_parse_from(["bench-cifar"].into_iter().chain(arguments.split_whitespace())).unwrap();
+        plan(&command.args, 50_000).unwrap()
+    }
+
+    /// A suite that goes on finds each run by its folder: f32 where it always was, bf16 beside it.
+    #[test]
+    fn precisions_are_runs_of_their_own() {
+        let folders = |arguments: &str| planned(arguments).into_iter().map(|run| run.folder).collect::<Vec<_>>();
+        let with = |precision: &str| format!("--models mlp --epochs 2 --lr 0.5 --seeds 1,2 {precision}");
+        let f32 = folders(&with(""));
+        assert_eq!(f32, ["runs/mlp-mlp-sgd-2epochs-lr=0.5-seed1", "runs/mlp-mlp-sgd-2epochs-lr=0.5-seed2"]);
+        assert_eq!(folders(&with("--precision f32")), f32);
+        let bf16 = folders(&with("--precision bf16"));
+        assert_eq!(bf16, ["runs/mlp-mlp-sgd-2epochs-lr=0.5-bf16-seed1", "runs/mlp-mlp-sgd-2epochs-lr=0.5-bf16-seed2"]);
+        for both in ["--precision f32,bf16", "--precision bf16,f32,bf16"] {
+            assert_eq!(folders(&with(both)), [&f32[..], &bf16[..]].concat());
+        }
+        let runs = planned("--models mlp,cifar_resnet20 --precision f32,bf16");
+        let told = runs.iter().map(|run| (run.choice.model.name, run.choice.recipe.precision.name()));
+        let expected = ["mlp", "cifar_resnet20"].map(|model| [(model, "f32"), (model, "bf16")]);
+        assert_eq!(told.collect::<Vec<_>>(), expected.concat());
+        for unknown in ["f16", "F32", ""] {
+            let wrong = Command::try_parse_from(["bench-cifar", "--precision", unknown]);
+            let error = wrong.err().expect(unknown).to_string();
+            assert!(error.contains("--precision") && error.contains("f32") && error.contains("bf16"), "{error}");
+        }
+    }
 
     /// The report's heading counts what was trained on: the console must not say more.
     #[test]

@@ -198,6 +198,7 @@ impl Ours<'_> {
 mod tests {
     use super::*;
     use crate::bench_cifar::testing::{run, synthetic};
+    use zoo_core::Precision;
 
     /// The lines of the table that name `model`.
     fn lines<'a>(text: &'a str, model: &str) -> Vec<&'a str> {
@@ -304,6 +305,21 @@ mod tests {
         // Every line of the table has its eight cells.
         let cells = |line: &str| line.replace("\\|", "").matches('|').count();
         assert!(text.lines().filter(|line| line.starts_with('|')).all(|line| cells(line) == 9), "{text}");
+    }
+
+    /// Each precision has its line, neither is part of the other's mean, and both are ours beside what was published.
+    #[test]
+    fn precisions_have_lines_of_their_own() {
+        let mut mixed = run("cifar_alexnet", "review-20", 2, 0.67);
+        mixed.record.precision = Precision::Bf16;
+        let text = table(&[run("cifar_alexnet", "review-20", 1, 0.66), mixed]);
+        assert_eq!(
+            lines(&text, "cifar_alexnet"),
+            [
+                "review-20, 20 epochs, bf16 | 67.00 % (68.00 %) | 66.5 % | +0.50 | 1,000 | 17 min | CIFAR-10 |",
+                "review-20, 20 epochs | 66.00 % (67.00 %) | 66.5 % | −0.50 | 1,000 | 17 min | CIFAR-10 |"
+            ]
+        );
     }
 
     #[test]

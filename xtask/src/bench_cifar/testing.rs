@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use zoo_core::Precision;
 use zoo_train::record::{DataRecord, EpochMetrics, Platform, RunOverrides, RunRecord, Status};
 use zoo_train::report::Run;
 
@@ -11,6 +12,7 @@ pub fn record(model: &str, recipe: &str, seed: u64, acc: f64) -> RunRecord {
         model: model.into(),
         recipe: recipe.into(),
         overrides: RunOverrides::default(),
+        precision: Precision::F32,
         hyperparameters: None,
         seed,
         epochs: 20,

@@ -17,7 +17,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("pass", &["pass"]),
     ("trace", &["trace"]),
     ("tape and op", &["tape", "op", "threads"]),
-    ("operations", &["ops"]),
+    ("operations", &["ops", "precision"]),
     ("variables", &["vars"]),
     ("layers", &["layers", "loss"]),
     ("fusion", &["fuse"]),

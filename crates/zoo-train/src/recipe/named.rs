@@ -6,6 +6,7 @@ use crate::optim::OptimizerConfig;
 use crate::schedule::{Decay, Every, Schedule, Warmup, When};
 use anyhow::{Result, bail};
 use zoo::ModelInfo;
+use zoo_core::Precision;
 
 impl Recipe {
     /// All names, in the order of [`RECIPES`](super::RECIPES).
@@ -46,6 +47,7 @@ impl Recipe {
             clip_norm: None,
             hold_out: 0.0,
             batch_norm: BatchNormOverride::default(),
+            precision: Precision::F32,
         };
         let warmup = Some(Warmup { length: When::Fraction(0.1), factor: None });
         Ok(match name {

@@ -5,6 +5,7 @@ use crate::augment::Augment;
 use crate::format::thousands;
 use crate::optim::OptimizerConfig;
 use crate::schedule::{Decay, Every, Schedule, Warmup, When};
+use zoo_core::Precision;
 
 /// What a recipe is, in a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,6 +78,7 @@ impl Recipe {
             ("Normalisation", self.normalize.to_string()),
             ("Held out", self.held_out_in_words()),
             ("BatchNorm", batch_norm(self.batch_norm)),
+            ("Precision", precision(self.precision)),
         ]
     }
 
@@ -200,6 +202,13 @@ fn batch_norm(changed: BatchNormOverride) -> String {
     if changes.is_empty() { "the network's own".into() } else { changes.join(", ") }
 }
 
+fn precision(precision: Precision) -> String {
+    match precision {
+        Precision::F32 => "f32".into(),
+        Precision::Bf16 => "bf16: bfloat16 between layers and in products, f32 weights, norms, sums and loss".into(),
+    }
+}
+
 /// A number without a row of zeros: `0.0005`, `1e-8`.
 fn number(value: f64) -> String {
     if value != 0.0 && value.abs() < 1e-4 { format!("{value:e}") } else { value.to_string() }
@@ -242,7 +251,8 @@ mod tests {
             Augmentation: random crop after 4 black pixels around, random flip, left and right\n\
             Normalisation: less the mean image of the training images\n\
             Held out: the last 10 % of the training images\n\
-            BatchNorm: the network's own\n";
+            BatchNorm: the network's own\n\
+            Precision: f32\n";
         assert_eq!(paper, expected);
     }
 
@@ -268,6 +278,7 @@ mod tests {
         );
         let off = fast.with(&Overrides { batch_norm: Some(false), ..Overrides::NONE }).unwrap();
         assert!(told(&off).contains("BatchNorm: left out"));
+        assert!(told(&Recipe { precision: Precision::Bf16, ..fast }).contains("Precision: bf16: "));
         assert!(
             told(&Recipe::named("template-600").unwrap()).contains("Batch: 500; an epoch's last batch is left out")
         );

@@ -104,10 +104,11 @@ impl Row<'_> {
         Cell::new(text, stat.map(|stat| stat.mean))
     }
 
-    /// The recipe, its epochs, and what was changed in it.
+    /// The recipe, its epochs, the precision where that is not f32, and what was changed in it.
     pub fn recipe(&self) -> Cell {
         let record = self.record();
         let mut text = format!("{}, {}", record.recipe, count(record.epochs, "epoch"));
+        record.precision.unusual().iter().for_each(|precision| text = format!("{text}, {precision}"));
         record.overrides.settings().iter().for_each(|setting| text = format!("{text}, {setting}"));
         Cell::new(Some(text), None)
     }

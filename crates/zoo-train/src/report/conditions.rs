@@ -32,6 +32,7 @@ const FACTS: &[Fact] = &[
         format!("{source}; {train} images to train on, {test} to test on")
     }),
     ("Batch", |record| record.batch.to_string()),
+    ("Precision", |record| record.precision.to_string()),
     ("Device", |record| format!("{}, {}", record.device, count(record.threads, "thread"))),
     ("Platform", |record| record.platform.to_string()),
     ("Versions", |record| {
@@ -59,8 +60,9 @@ pub(super) fn conditions<'a>(sections: &[Section<'a>]) -> Conditions<'a> {
             );
             course.extend(memory(run).map(|memory| ("Resident memory", memory)));
             course.extend(ending(record).map(|ended| ("Ended", ended)));
-            let overrides: String = record.overrides.settings().iter().map(|setting| format!(" · {setting}")).collect();
-            let title = format!("{} · {}{overrides}", record.model, record.recipe);
+            let settings = record.precision.unusual().map(str::to_owned).into_iter().chain(record.overrides.settings());
+            let settings: String = settings.map(|setting| format!(" · {setting}")).collect();
+            let title = format!("{} · {}{settings}", record.model, record.recipe);
             let title = format!("{} · seed {}", shortened(&title, MESSAGE), record.seed);
             RunConditions { title, conditions: told(&own, record), course, command: &record.command }
         })

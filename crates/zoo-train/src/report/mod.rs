@@ -21,6 +21,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::Result;
+use zoo_core::Precision;
 
 use crate::error_analysis::{self, ErrorAnalysis};
 use crate::errors;
@@ -89,8 +90,8 @@ pub struct Run {
 }
 
 /// What tells the run of a record from others.
-fn identity(record: &RunRecord) -> (&str, &str, &str, &RunOverrides, u64) {
-    (&record.folder, &record.model, &record.recipe, &record.overrides, record.seed)
+fn identity(record: &RunRecord) -> (&str, &str, &str, &RunOverrides, Precision, u64) {
+    (&record.folder, &record.model, &record.recipe, &record.overrides, record.precision, record.seed)
 }
 
 /// Reads the runs of the suite in the folder `out`: `results.jsonl`, and from each run's own folder its `metrics.jsonl`
@@ -247,6 +248,41 @@ pub(crate) mod tests {
         assert_eq!((loaded[0].record.model.as_str(), loaded[0].epochs.len()), ("mlp", 0));
         assert_eq!(loaded[1], runs[1]);
         assert!(warnings.len() == 1 && warnings[0].contains("runs/same holds a later run"), "{warnings:?}");
+    }
+
+    /// One model in both precisions: both curves of the loss, each with its name; and records of before the field read
+    /// as f32.
+    #[test]
+    fn both_precisions_have_their_curves() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut runs = [run("mlp", "fast", 1, 0.5), run("mlp", "fast", 1, 0.6)];
+        runs[1].record.precision = Precision::Bf16;
+        runs[1].record.folder = "mlp-fast-bf16-1".into();
+        let lines = runs.iter().map(|run| serde_json::to_value(&run.record).unwrap());
+        let mut lines: Vec<serde_json::Value> = lines.collect();
+        lines[0].as_object_mut().unwrap().remove("precision");
+        for (line, run) in lines.iter().zip(&runs) {
+            append_jsonl(&dir.path().join(RESULTS_FILE), line).unwrap();
+            fs::create_dir_all(dir.path().join(&run.record.folder)).unwrap();
+            let path = dir.path().join(&run.record.folder).join(METRICS_FILE);
+            run.epochs.iter().for_each(|epoch| append_jsonl(&path, epoch).unwrap());
+        }
+        let (loaded, warnings) = load(dir.path()).unwrap();
+        assert_eq!((&loaded[..], warnings), (&runs[..], vec![]));
+        let page = html(&loaded, &Additions::NONE);
+        let legend = page.split("<ul class=\"legend\">").nth(1).unwrap().split("</ul>").next().unwrap();
+        assert!(legend.contains("mlp · bf16</li>") && legend.contains("mlp · f32</li>"), "{legend}");
+        for caption in ["Training loss · CIFAR-10", "Test loss · CIFAR-10"] {
+            let figure = page.split(&format!("<figcaption>{caption}</figcaption>")).nth(1).unwrap();
+            let figure = figure.split("</figure>").next().unwrap();
+            let titles = |label: &str| figure.matches(&format!("<title>{label} · epoch ")).count();
+            // On the wide and on the narrow drawing.
+            assert_eq!([titles("mlp · f32"), titles("mlp · bf16")], [40, 40], "{caption}");
+        }
+        let text = markdown(&loaded, &Additions::NONE);
+        for part in ["| fast, 20 epochs, bf16 |", "| fast, 20 epochs |", "precision: bf16", "precision: f32"] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
     }
 
     #[test]

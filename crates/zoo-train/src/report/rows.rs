@@ -3,6 +3,7 @@
 use super::Run;
 use crate::format::{count, shortened, thousands};
 use crate::record::{CIFAR10, DataRecord, RunOverrides, RunRecord, Status};
+use zoo_core::Precision;
 
 /// Characters of a name that are shown.
 const NAME: usize = 48;
@@ -74,24 +75,30 @@ pub fn sections(runs: &[Run]) -> Vec<Section<'_>> {
 }
 
 /// What the runs of one row share.
-fn kind(record: &RunRecord) -> (&str, &str, &RunOverrides, usize, usize, &str) {
-    (&record.model, &record.recipe, &record.overrides, record.epochs, record.batch, &record.device)
+fn kind(record: &RunRecord) -> (&str, &str, &RunOverrides, Precision, usize, usize, &str) {
+    let RunRecord { model, recipe, overrides, precision, epochs, batch, device, .. } = record;
+    (model, recipe, overrides, *precision, *epochs, *batch, device)
 }
 
-/// The model's name, whatever differs among the rows of that model, and always the overrides: a network without its
-/// BatchNorm must not pass for the network itself, even where that one is not in the report.
+/// The model's name, whatever differs among the rows of that model, and always the overrides and a precision that is
+/// not f32: a network without its BatchNorm must not pass for the network itself, even where that one is not in the
+/// report.
 fn label(row: &Row, rows: &[Row]) -> String {
     const OVERRIDES: usize = 2;
+    const PRECISION: usize = 3;
     let details = |row: &Row| {
         let record = row.record();
         let (epochs, batch) = (format!("{} epochs", record.epochs), format!("batch {}", record.batch));
-        [record.recipe.clone(), epochs, record.overrides.settings().join(" "), batch, record.device.clone()]
+        let (overrides, precision) = (record.overrides.settings().join(" "), record.precision.to_string());
+        [record.recipe.clone(), epochs, overrides, precision, batch, record.device.clone()]
     };
+    let is_unusual = row.record().precision.unusual().is_some();
     let siblings: Vec<_> =
         rows.iter().filter(|other| other.record().model == row.record().model).map(details).collect();
     let mut label = shortened(&row.record().model, NAME);
     for (index, detail) in details(row).into_iter().enumerate() {
-        let tells = index == OVERRIDES || siblings.iter().any(|other| other[index] != detail);
+        let always = index == OVERRIDES || index == PRECISION && is_unusual;
+        let tells = always || siblings.iter().any(|other| other[index] != detail);
         if tells && !detail.is_empty() {
             label = format!("{label} · {}", shortened(&detail, 2 * NAME));
         }
@@ -213,6 +220,38 @@ mod tests {
         assert_eq!(cell(row, "Status"), "finished");
         assert_eq!(sections[1].rows[0].label, "mlp");
         assert_eq!(cell(&sections[1].rows[0], "Accuracy, last epoch"), "99.0 %");
+    }
+
+    /// Neither in one mean nor under one name, and a lone bf16 run does not pass for f32.
+    #[test]
+    fn precisions_stay_apart() {
+        let mixed = |model: &str, seed: u64, acc: f64| {
+            let mut run = run(model, "fast", seed, acc);
+            run.record.precision = Precision::Bf16;
+            run
+        };
+        let runs = [
+            run("mlp", "fast", 1, 0.50),
+            mixed("mlp", 1, 0.60),
+            mixed("mlp", 2, 0.70),
+            run("mlp", "fast", 2, 0.52),
+            mixed("vgg", 1, 0.4),
+            run("lenet", "fast", 1, 0.3),
+        ];
+        let sections = sections(&runs);
+        let told = |row: &Row| (row.label.clone(), cell(row, "Recipe"), cell(row, "Accuracy, last epoch"));
+        let rows: Vec<_> = sections[0].rows.iter().map(told).collect();
+        let expected = [
+            ("mlp · bf16", "fast, 20 epochs, bf16", "65.00 ± 7.07 %"),
+            ("mlp · f32", "fast, 20 epochs", "51.00 ± 1.41 %"),
+            ("vgg · bf16", "fast, 20 epochs, bf16", "40.00 %"),
+            ("lenet", "fast, 20 epochs", "30.00 %"),
+        ];
+        assert_eq!(rows, expected.map(|(label, recipe, acc)| (label.into(), recipe.into(), acc.into())));
+        let conditions = crate::report::conditions::conditions(&sections);
+        assert_eq!(conditions.own[0].title, "mlp · fast · bf16 · seed 1");
+        let precision = ("Precision", "bf16".to_owned());
+        assert!(conditions.own[0].conditions.contains(&precision), "{:?}", conditions.own[0].conditions);
     }
 
     #[test]

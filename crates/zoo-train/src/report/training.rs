@@ -46,6 +46,7 @@ fn named(run: &Run) -> Option<Recipe> {
     // Neither whose figures pixels were normalised by nor what a run started from is a recipe's to say.
     let RunOverrides { recipe: changes, normalize: None, weights: None } = &record.overrides else { return None };
     let mut recipe = Recipe::named(&record.recipe).ok()?.adapted_to(&record.model).with(changes).ok()?;
+    recipe.precision = record.precision;
     let images = record.data.train_images;
     recipe.drop_last |= recipe.leaves_one_image(images);
     let extent = recipe.step_count(images).ok()?;
@@ -212,6 +213,7 @@ mod tests {
     use crate::report::rows::sections;
     use crate::report::tests::run;
     use crate::report::{Additions, html, markdown};
+    use zoo_core::Precision;
 
     /// A run whose epochs have the rates of the recipe that its record names.
     fn followed(model: &str, recipe: &str, epochs: usize) -> Run {
@@ -242,6 +244,10 @@ mod tests {
         assert!(matches!(Known::of(&old), Known::Named(recipe) if recipe == Recipe::named("fast-15").unwrap()));
         let short = followed("cifar_resnet20", "modern-200", 20);
         assert!(matches!(Known::of(&short), Known::Named(recipe) if recipe.length == Length::Epochs(20)));
+
+        let mut mixed = followed("cifar_resnet20", "fast-15", 11);
+        mixed.record.precision = Precision::Bf16;
+        assert!(matches!(Known::of(&mixed), Known::Named(recipe) if recipe.precision == Precision::Bf16));
 
         let unlike = |change: fn(&mut Run)| {
             let mut run = followed("cifar_resnet20", "fast-15", 11);

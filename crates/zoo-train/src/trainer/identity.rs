@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use std::fs;
 use std::io::{ErrorKind, Read};
 use std::path::Path;
+use zoo_core::Precision;
 use zoo_core::weights::{Selection, open_regular};
 
 /// File of a run's folder that says which run it is: everything that changes its numbers.
@@ -32,7 +33,19 @@ pub(super) fn differences_to(identity: &Value, folder: &Path) -> Result<Vec<Stri
         Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => return Err(error).with_context(|| format!("cannot read {}", path.display())),
     };
-    Ok(checkpoint::differences(&theirs, identity))
+    Ok(differences_between(&theirs, identity))
+}
+
+/// The differences between two identities. f32 is not written in a recipe, to read it is.
+pub(super) fn differences_between(theirs: &Value, ours: &Value) -> Vec<String> {
+    let told = |identity: &Value| {
+        let mut identity = identity.clone();
+        if let Some(recipe) = identity.get_mut("recipe").and_then(Value::as_object_mut) {
+            recipe.entry("precision").or_insert_with(|| Precision::default().name().into());
+        }
+        identity
+    };
+    checkpoint::differences(&told(theirs), &told(ours))
 }
 
 pub(super) fn ensure_same(differences: &[String], folder: &Path) -> Result<()> {
