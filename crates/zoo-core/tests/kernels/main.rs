@@ -16,6 +16,8 @@
 //!
 //! `PROPTEST_CASES` and `PROPTEST_RNG_SEED` ask for other cases than the fixed ones.
 
+mod bf16;
+mod bf16_norm;
 mod bfloat16;
 mod compare;
 mod input;

@@ -4,6 +4,8 @@
 //! are exact in f32; sums are taken in f32, and what a kernel makes is rounded once, to nearest even.
 
 pub(crate) mod layout;
+pub(crate) mod norm;
 pub(crate) mod pointwise;
 #[expect(dead_code, reason = "the linear map takes it up next")]
 mod product;
+pub(crate) mod walk;
