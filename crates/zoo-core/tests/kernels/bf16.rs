@@ -60,9 +60,8 @@ pub fn channels() -> impl Strategy<Value = usize> {
 /// Sizes (b, c, h, w), and whatever else a case has.
 pub fn maps() -> impl Strategy<Value = ([usize; 4], Setting)> {
     let sides = || select(vec![1usize, 2, 3, 5, 7, 8, 13]);
-    (1..=4usize, channels(), (sides(), sides()), crate::input::setting(), any::<u64>()).prop_map(
-        |(b, c, (h, w), setting, seed)| ([b, c, h, w], Setting { seed, ..setting }),
-    )
+    (1..=4usize, channels(), (sides(), sides()), crate::input::setting(), any::<u64>())
+        .prop_map(|(b, c, (h, w), setting, seed)| ([b, c, h, w], Setting { seed, ..setting }))
 }
 
 /// The same tensor with its channels innermost in memory.
@@ -130,7 +129,11 @@ pub fn compare(
                 };
                 let wanted = if i < maps { DType::BF16 } else { DType::F32 };
                 if grad.dtype() != wanted || !input.tracked {
-                    return Err(fail(format!("a gradient of input {i} of {:?}, tracked: {}", grad.dtype(), input.tracked)));
+                    return Err(fail(format!(
+                        "a gradient of input {i} of {:?}, tracked: {}",
+                        grad.dtype(),
+                        input.tracked
+                    )));
                 }
                 close(&format!("gradient of input {i}, {level:?}"), grad, &expected.grads[i], rule)?;
             }

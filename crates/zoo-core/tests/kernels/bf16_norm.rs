@@ -92,7 +92,8 @@ fn batch_normalisation_and_an_activation() {
 /// A mean that is many times the spread, in many blocks; and what is no number stays in its channel.
 #[test]
 fn statistics_of_many_blocks() {
-    for (dims, large) in [([3, 5, 61, 67], 30.0), ([7, 16, 40, 40], 0.0), ([2, 300, 9, 9], 8.0), ([513, 33, 1, 1], 1.0)] {
+    for (dims, large) in [([3, 5, 61, 67], 30.0), ([7, 16, 40, 40], 0.0), ([2, 300, 9, 9], 8.0), ([513, 33, 1, 1], 1.0)]
+    {
         let mut xs = map(&mut Rng::new(1, "statistics"), &dims, Values::Uniform, 1.0);
         xs.values.iter_mut().for_each(|x| *x += large);
         xs.values = crate::bf16::rounded(&xs.values);

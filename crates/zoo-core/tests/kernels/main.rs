@@ -18,6 +18,7 @@
 
 mod bf16;
 mod bf16_norm;
+mod bf16_pointwise;
 mod bfloat16;
 mod compare;
 mod input;
