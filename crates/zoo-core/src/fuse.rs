@@ -152,9 +152,6 @@ impl Row {
         sum: Option<(&Tensor, Option<Pointwise>)>,
         train: bool,
     ) -> Result<Option<Tensor>> {
-        if xs.dtype() == DType::BF16 {
-            return Ok(None);
-        }
         let (skip, behind) = sum.unzip();
         let own = layers.last().and_then(|last| layer_as::<Pointwise>(&**last).copied());
         match FusedActivation::of(behind.unwrap_or(own)) {
@@ -186,6 +183,9 @@ impl Call<'_> {
 fn conv_norm(call: &Call) -> Result<Option<Tensor>> {
     let &Call { xs, skip, activation, train, .. } = call;
     let (Some(conv), Some(norm)) = (call.layer::<Conv2d>(0), call.layer::<BatchNorm>(1)) else { return Ok(None) };
+    if xs.dtype() == DType::BF16 {
+        return Ok(None);
+    }
     let (weight, bias, params) = conv.parts(train);
     if !train {
         return conv_bn_eval(xs, &weight, bias.as_ref(), params, &norm.running(), skip, activation).map(Some);
@@ -258,6 +258,9 @@ fn mlp_of_normed_tokens(call: &Call) -> Result<Option<Tensor>> {
 
 fn mlp_branch(call: &Call, inner: Inner, norm: usize, mlp: usize) -> Result<Option<Tensor>> {
     let (norm, mlp) = (call.layer::<LayerNorm>(norm), call.layer::<MlpBlock>(mlp));
+    if call.xs.dtype() == DType::BF16 {
+        return Ok(None);
+    }
     match (norm, mlp.and_then(|mlp| mlp.parts(call.train))) {
         (Some(norm), Some(maps)) if call.is_plain_sum() => branch(call.xs, inner, norm, maps, call.train),
         _ => Ok(None),

@@ -3,7 +3,9 @@
 use super::buffer::{written, zeroed};
 use super::math::num;
 use super::simd::{Kernel, Real, Simd, dispatch};
+use super::stored::Stored;
 use candle_core::WithDType;
+use half::bf16;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
@@ -12,20 +14,20 @@ const ROWS: usize = 64;
 
 /// A register's load of lanes i.., fewer at the end of n.
 #[inline(always)]
-unsafe fn part<V: Simd>(from: *const V::Elem, i: usize, n: usize) -> V {
+unsafe fn part<V: Simd>(from: *const impl Stored<Elem = V::Elem>, i: usize, n: usize) -> V {
     // SAFETY: the caller stands below `dispatch`, with n elements behind `from`.
-    unsafe { if i + V::LANES <= n { V::load(from.add(i)) } else { V::load_first(from.add(i), n - i) } }
+    unsafe { if i + V::LANES <= n { Stored::load(from.add(i)) } else { Stored::load_first(from.add(i), n - i) } }
 }
 
 #[inline(always)]
-unsafe fn store_part<V: Simd>(x: V, to: *mut V::Elem, i: usize, n: usize) {
+unsafe fn store_part<V: Simd, E: Stored<Elem = V::Elem>>(x: V, to: *mut E, i: usize, n: usize) {
     // SAFETY: as above.
-    unsafe { if i + V::LANES <= n { x.store(to.add(i)) } else { x.store_first(to.add(i), n - i) } }
+    unsafe { if i + V::LANES <= n { E::store(x, to.add(i)) } else { E::store_first(x, to.add(i), n - i) } }
 }
 
 /// Mean and 1 / √(σ² + eps) of a row, in two passes, so that a large mean costs no digits.
 #[inline(always)]
-unsafe fn stats<V: Simd>(x: *const V::Elem, n: usize, eps: f64) -> (V, V) {
+unsafe fn stats<V: Simd>(x: *const impl Stored<Elem = V::Elem>, n: usize, eps: f64) -> (V, V) {
     let (whole, rest) = (n - n % V::LANES, n % V::LANES);
     // SAFETY: as above.
     unsafe {
@@ -37,27 +39,31 @@ unsafe fn stats<V: Simd>(x: *const V::Elem, n: usize, eps: f64) -> (V, V) {
         let mean = V::splat(mean_of_row);
         let mut squares = V::zero();
         for i in (0..whole).step_by(V::LANES) {
-            let d = V::load(x.add(i)).sub(mean);
+            let d = part::<V>(x, i, n).sub(mean);
             squares = d.mul_add(d, squares);
         }
         let mut squares = squares.sum().to_f64();
-        for i in n - rest..n {
-            let d = (*x.add(i) - mean_of_row).to_f64();
-            squares += d * d;
+        if rest > 0 {
+            let mut lanes = [mean_of_row; 16];
+            part::<V>(x, whole, n).store(lanes.as_mut_ptr());
+            for &x in &lanes[..rest] {
+                let d = (x - mean_of_row).to_f64();
+                squares += d * d;
+            }
         }
         (mean, num(1.0 / (squares / n as f64 + eps).sqrt()))
     }
 }
 
-struct Forward<'a, T> {
-    xs: &'a [T],
-    weight: &'a [T],
-    bias: &'a [T],
+struct Forward<'a, E: Stored> {
+    xs: &'a [E],
+    weight: &'a [E::Elem],
+    bias: &'a [E::Elem],
     eps: f64,
-    ys: *mut T,
+    ys: *mut E,
 }
 
-impl<T: Real> Kernel<T> for Forward<'_, T> {
+impl<T: Real, E: Stored<Elem = T>> Kernel<T> for Forward<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -78,19 +84,19 @@ impl<T: Real> Kernel<T> for Forward<'_, T> {
     }
 }
 
-struct Backward<'a, T> {
-    xs: &'a [T],
-    grad: &'a [T],
-    weight: &'a [T],
+struct Backward<'a, E: Stored> {
+    xs: &'a [E],
+    grad: &'a [E],
+    weight: &'a [E::Elem],
     eps: f64,
     /// What dx is added to; it may be dx.
-    onto: Option<*const T>,
-    dx: *mut T,
-    dw: &'a mut [T],
-    db: &'a mut [T],
+    onto: Option<*const E>,
+    dx: *mut E,
+    dw: &'a mut [E::Elem],
+    db: &'a mut [E::Elem],
 }
 
-impl<T: Real> Kernel<T> for Backward<'_, T> {
+impl<T: Real, E: Stored<Elem = T>> Kernel<T> for Backward<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -132,7 +138,7 @@ impl<T: Real> Kernel<T> for Backward<'_, T> {
 }
 
 /// Rows as long as the weight.
-pub(crate) fn forward<T: Real>(xs: &[T], weight: &[T], bias: &[T], eps: f64, ys: &mut [MaybeUninit<T>]) {
+pub(crate) fn forward<E: Stored>(xs: &[E], weight: &[E::Elem], bias: &[E::Elem], eps: f64, ys: &mut [MaybeUninit<E>]) {
     let n = weight.len();
     assert!(bias.len() == n && xs.len() == ys.len() && xs.len().is_multiple_of(n));
     ys.par_chunks_mut(n * ROWS).zip(xs.par_chunks(n * ROWS)).for_each(|(ys, xs)| {
@@ -141,9 +147,18 @@ pub(crate) fn forward<T: Real>(xs: &[T], weight: &[T], bias: &[T], eps: f64, ys:
 }
 
 /// [`forward`] to an output of its own.
-pub(crate) fn normalized<T: Real>(xs: &[T], weight: &[T], bias: &[T], eps: f64) -> Vec<T> {
+pub(crate) fn normalized<E: Stored>(xs: &[E], weight: &[E::Elem], bias: &[E::Elem], eps: f64) -> Vec<E> {
     // SAFETY: `forward` writes every row.
     unsafe { written(xs.len(), |ys| forward(xs, weight, bias, eps, ys)) }
+}
+
+/// The gradients of input, weight and bias.
+pub(crate) fn mixed_gradients(xs: &[bf16], grad: &[bf16], weight: &[f32], eps: f64) -> (Vec<bf16>, [Vec<f32>; 2]) {
+    let mut sums = [(); 2].map(|()| vec![0f32; weight.len()]);
+    let [dw, db] = &mut sums;
+    // SAFETY: `backward` writes every row.
+    let dx = unsafe { written(xs.len(), |dx| backward((xs, grad), weight, eps, None, dx, (dw, db))) };
+    (dx, sums)
 }
 
 /// The gradients of input, weight and bias below each other.
@@ -159,13 +174,13 @@ pub(crate) fn gradients<T: Real>(xs: &[T], grad: &[T], weight: &[T], eps: f64) -
 
 /// dx = `onto` + the gradient of the input, and Σ dy·x̂ and Σ dy over the rows, added to `dw` and `db`. Each block sums
 /// its rows, then the blocks are added in order.
-pub(crate) fn backward<T: Real>(
-    (xs, grad): (&[T], &[T]),
-    weight: &[T],
+pub(crate) fn backward<E: Stored>(
+    (xs, grad): (&[E], &[E]),
+    weight: &[E::Elem],
     eps: f64,
-    onto: Option<&[T]>,
-    dx: &mut [MaybeUninit<T>],
-    (dw, db): (&mut [T], &mut [T]),
+    onto: Option<&[E]>,
+    dx: &mut [MaybeUninit<E>],
+    (dw, db): (&mut [E::Elem], &mut [E::Elem]),
 ) {
     let n = weight.len();
     assert!(xs.len() == grad.len() && xs.len() == dx.len() && xs.len().is_multiple_of(n));
@@ -173,8 +188,9 @@ pub(crate) fn backward<T: Real>(
     let block = n * ROWS;
     let blocks = dx.par_chunks_mut(block).enumerate().zip(xs.par_chunks(block)).zip(grad.par_chunks(block));
     let sums = blocks.map(|(((i, dx), xs), grad)| {
-        let (mut dw, mut db) = (vec![T::zero(); n], vec![T::zero(); n]);
-        let onto = onto.map(|onto| onto[i * block..].as_ptr());
+        let zero = <E::Elem as WithDType>::from_f64(0.0);
+        let (mut dw, mut db) = (vec![zero; n], vec![zero; n]);
+        let onto = onto.map(|onto: &[E]| onto[i * block..].as_ptr());
         let dx = dx.as_mut_ptr().cast();
         dispatch(Backward { xs, grad, weight, eps, onto, dx, dw: &mut dw, db: &mut db });
         (dw, db)
@@ -208,7 +224,7 @@ unsafe fn column_stats<V: Simd>(x: *const V::Elem, j: usize, (rows, cols): (usiz
     }
 }
 
-struct ColumnsForward<'a, T>(Forward<'a, T>);
+struct ColumnsForward<'a, T: Real>(Forward<'a, T>);
 
 impl<T: Real> Kernel<T> for ColumnsForward<'_, T> {
     type Output = ();
@@ -231,7 +247,7 @@ impl<T: Real> Kernel<T> for ColumnsForward<'_, T> {
     }
 }
 
-struct ColumnsBackward<'a, T>(Backward<'a, T>);
+struct ColumnsBackward<'a, T: Real>(Backward<'a, T>);
 
 impl<T: Real> Kernel<T> for ColumnsBackward<'_, T> {
     type Output = ();

@@ -23,6 +23,7 @@ pub(crate) mod pool;
 pub(crate) mod residual_block;
 pub mod simd;
 pub(crate) mod softmax;
+mod stored;
 
 pub(crate) use simd::Real;
 

@@ -3,6 +3,7 @@
 use super::buffer::written;
 use super::math::{NORMAL_DENSITY, normal, num, sigmoid, tanh};
 use super::simd::{Kernel, Real, Simd, dispatch};
+use super::stored::Stored;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
@@ -56,12 +57,12 @@ macro_rules! each {
     ($V:ident, $n:expr, [$($x:ident = $from:expr),*] -> $to:expr, $body:expr) => {{
         let whole = $n - $n % $V::LANES;
         for i in (0..whole).step_by($V::LANES) {
-            $(let $x = $V::load($from.add(i));)*
-            $V::store($body, $to.add(i));
+            $(let $x = Stored::load::<$V>($from.add(i));)*
+            Stored::store::<$V>($body, $to.add(i));
         }
         if whole < $n {
-            $(let $x = $V::load_first($from.add(whole), $n - whole);)*
-            $V::store_first($body, $to.add(whole), $n - whole);
+            $(let $x = Stored::load_first::<$V>($from.add(whole), $n - whole);)*
+            Stored::store_first::<$V>($body, $to.add(whole), $n - whole);
         }
     }};
 }
@@ -87,9 +88,9 @@ unsafe fn gelu_inner<V: Simd>(x: V) -> V {
     }
 }
 
-struct Forward<'a, T>(Pointwise, &'a [T], *mut T);
+struct Forward<'a, E>(Pointwise, &'a [E], *mut E);
 
-impl<T: Real> Kernel<T> for Forward<'_, T> {
+impl<T: Real, E: Stored<Elem = T>> Kernel<T> for Forward<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -124,9 +125,9 @@ impl<T: Real> Kernel<T> for Forward<'_, T> {
     }
 }
 
-struct Backward<'a, T>(Pointwise, &'a [T], &'a [T], *mut T);
+struct Backward<'a, E>(Pointwise, &'a [E], &'a [E], *mut E);
 
-impl<T: Real> Kernel<T> for Backward<'_, T> {
+impl<T: Real, E: Stored<Elem = T>> Kernel<T> for Backward<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -237,8 +238,8 @@ pub(crate) fn gelu<T: Real>(xs: &[T], ys: &mut [MaybeUninit<T>]) {
 const BLOCK: usize = 1 << 14;
 
 /// ys = f(xs)
-pub(crate) fn forward<T: Real>(function: Pointwise, xs: &[T]) -> Vec<T> {
-    let fill = |ys: &mut [MaybeUninit<T>]| {
+pub(crate) fn forward<E: Stored>(function: Pointwise, xs: &[E]) -> Vec<E> {
+    let fill = |ys: &mut [MaybeUninit<E>]| {
         let blocks = ys.par_chunks_mut(BLOCK).zip(xs.par_chunks(BLOCK));
         blocks.for_each(|(ys, xs)| dispatch(Forward(function, xs, ys.as_mut_ptr().cast())));
     };
@@ -247,9 +248,9 @@ pub(crate) fn forward<T: Real>(function: Pointwise, xs: &[T]) -> Vec<T> {
 }
 
 /// dx = f'(xs) · grad
-pub(crate) fn backward<T: Real>(function: Pointwise, xs: &[T], grad: &[T]) -> Vec<T> {
+pub(crate) fn backward<E: Stored>(function: Pointwise, xs: &[E], grad: &[E]) -> Vec<E> {
     assert_eq!(xs.len(), grad.len());
-    let fill = |dx: &mut [MaybeUninit<T>]| {
+    let fill = |dx: &mut [MaybeUninit<E>]| {
         let blocks = dx.par_chunks_mut(BLOCK).zip(xs.par_chunks(BLOCK)).zip(grad.par_chunks(BLOCK));
         blocks.for_each(|((dx, xs), dy)| dispatch(Backward(function, xs, dy, dx.as_mut_ptr().cast())));
     };

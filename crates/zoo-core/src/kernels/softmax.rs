@@ -1,9 +1,11 @@
 //! Softmax of rows on the host.
 
-use super::buffer::written;
+use super::buffer::{with_scratch, written};
 use super::math::{exp, num};
 use super::simd::{Kernel, Real, Simd, dispatch};
+use super::stored::Stored;
 use candle_core::WithDType;
+use half::bf16;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
@@ -62,16 +64,16 @@ impl<T: Real> Kernel<T> for Softmax<T> {
 }
 
 /// dx = y · (dy - Σ dy·y) · scale; dx may be dy.
-struct Gradient<T> {
+struct Gradient<E> {
     n: usize,
     rows: usize,
-    y: *const T,
-    dy: *const T,
-    dx: *mut T,
+    y: *const E,
+    dy: *const E,
+    dx: *mut E,
     scale: f64,
 }
 
-impl<T: Real> Kernel<T> for Gradient<T> {
+impl<T: Real, E: Stored<Elem = T>> Kernel<T> for Gradient<E> {
     type Output = ();
 
     #[inline(always)]
@@ -84,19 +86,20 @@ impl<T: Real> Kernel<T> for Gradient<T> {
                 let (y, dy, dx) = (self.y.add(row * n), self.dy.add(row * n), self.dx.add(row * n));
                 let mut along = V::zero();
                 for i in (0..whole).step_by(V::LANES) {
-                    along = V::load(y.add(i)).mul_add(V::load(dy.add(i)), along);
+                    along = E::load::<V>(y.add(i)).mul_add(E::load(dy.add(i)), along);
                 }
                 if rest > 0 {
-                    along = V::load_first(y.add(whole), rest).mul_add(V::load_first(dy.add(whole), rest), along);
+                    along = E::load_first::<V>(y.add(whole), rest).mul_add(E::load_first(dy.add(whole), rest), along);
                 }
                 let (along, scale) = (V::splat(along.sum()), num::<V>(self.scale));
                 for i in (0..whole).step_by(V::LANES) {
-                    V::load(dy.add(i)).sub(along).mul(V::load(y.add(i))).mul(scale).store(dx.add(i));
+                    let dx_i = E::load::<V>(dy.add(i)).sub(along).mul(E::load(y.add(i))).mul(scale);
+                    E::store(dx_i, dx.add(i));
                 }
                 if rest > 0 {
-                    let y = V::load_first(y.add(whole), rest);
-                    let dx_rest = V::load_first(dy.add(whole), rest).sub(along).mul(y).mul(scale);
-                    dx_rest.store_first(dx.add(whole), rest);
+                    let y = E::load_first::<V>(y.add(whole), rest);
+                    let dx_rest = E::load_first::<V>(dy.add(whole), rest).sub(along).mul(y).mul(scale);
+                    E::store_first(dx_rest, dx.add(whole), rest);
                 }
             }
         }
@@ -118,6 +121,46 @@ pub(crate) fn forward<T: Real>(n: usize, xs: &[T]) -> Vec<T> {
     unsafe { written(xs.len(), fill) }
 }
 
+/// The same of bfloat16 numbers, in f32 but for what goes in and out.
+pub(crate) fn mixed_forward(n: usize, xs: &[bf16]) -> Vec<bf16> {
+    assert!(xs.len().is_multiple_of(n));
+    let fill = |ys: &mut [MaybeUninit<bf16>]| {
+        ys.par_chunks_mut(n * ROWS).zip(xs.par_chunks(n * ROWS)).for_each(|(ys, xs)| {
+            with_scratch(xs.len(), |wide: *mut f32| {
+                dispatch(Copy { n: xs.len(), from: xs.as_ptr(), to: wide });
+                dispatch(Softmax { n, rows: xs.len() / n, from: wide, to: wide });
+                dispatch(Copy { n: xs.len(), from: wide, to: ys.as_mut_ptr().cast::<bf16>() });
+            });
+        });
+    };
+    // SAFETY: the blocks cover the output, and each is written whole.
+    unsafe { written(xs.len(), fill) }
+}
+
+/// Numbers from one kind of memory to another.
+struct Copy<A, B> {
+    n: usize,
+    from: *const A,
+    to: *mut B,
+}
+
+impl<A: Stored<Elem = f32>, B: Stored<Elem = f32>> Kernel<f32> for Copy<A, B> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = f32>>(self) {
+        let Self { n, from, to } = self;
+        // SAFETY: run by `dispatch`; both pointers hold n numbers.
+        unsafe {
+            for i in (0..n - n % V::LANES).step_by(V::LANES) {
+                B::store(A::load::<V>(from.add(i)), to.add(i));
+            }
+            let (whole, rest) = (n - n % V::LANES, n % V::LANES);
+            B::store_first(A::load_first::<V>(from.add(whole), rest), to.add(whole), rest);
+        }
+    }
+}
+
 /// The same over what it reads.
 pub(crate) fn in_place<T: Real>(n: usize, xs: &mut [T]) {
     assert!(xs.len().is_multiple_of(n));
@@ -125,9 +168,9 @@ pub(crate) fn in_place<T: Real>(n: usize, xs: &mut [T]) {
 }
 
 /// From the output and its gradient, the gradient of the input.
-pub(crate) fn backward<T: Real>(n: usize, ys: &[T], grad: &[T]) -> Vec<T> {
+pub(crate) fn backward<E: Stored>(n: usize, ys: &[E], grad: &[E]) -> Vec<E> {
     assert!(ys.len() == grad.len() && ys.len().is_multiple_of(n));
-    let fill = |dx: &mut [MaybeUninit<T>]| {
+    let fill = |dx: &mut [MaybeUninit<E>]| {
         let blocks = dx.par_chunks_mut(n * ROWS).zip(ys.par_chunks(n * ROWS)).zip(grad.par_chunks(n * ROWS));
         blocks.for_each(|((dx, ys), grad)| {
             let (y, dy, dx) = (ys.as_ptr(), grad.as_ptr(), dx.as_mut_ptr().cast());

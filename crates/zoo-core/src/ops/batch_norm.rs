@@ -3,11 +3,14 @@
 
 use super::{Pointwise, Real, fallback, for_dtype, pointwise, read, tensor};
 use crate::kernels::batch_norm::{self as kernel, Coefficients, Dims, Window};
+use crate::kernels::bf16::norm as mixed;
 use crate::kernels::fused_activation::FusedActivation;
-use crate::op::{Op, Passed, Saved, apply};
+use crate::op::{Op, Operand, Passed, Saved, apply};
 use crate::pass::{Backend, backend};
+use crate::storage::with_rows;
 use crate::trace::shape_only;
 use candle_core::{DType, Result, Tensor, bail};
+use half::bf16;
 
 /// Mean and biased variance of each channel over batch and pixels, both (c), off the graph.
 #[derive(Debug, Clone)]
@@ -27,6 +30,11 @@ fn dims(xs: &Tensor) -> Result<Dims> {
     }
 }
 
+/// Whether a bfloat16 map of these dimensions has its channels innermost.
+fn has_rows(dims: &[usize]) -> bool {
+    matches!(dims.len(), 2 | 4)
+}
+
 /// The statistics that training normalises with; input (b, c) or (b, c, …).
 ///
 /// # Errors
@@ -40,6 +48,10 @@ pub fn batch_stats(xs: &Tensor) -> Result<BatchStats> {
             (row()?, row()?)
         }
         Backend::Fallback => fallback::batch_stats(&xs.reshape((b, c, s))?)?,
+        Backend::Mixed if has_rows(xs.dims()) => {
+            let (mean, var) = with_rows(&[&xs], |all| Ok(mixed::stats(all[0], c)))?;
+            (tensor(mean, c)?, tensor(var, c)?)
+        }
         Backend::Mixed | Backend::KernelInF32 => {
             let stats = batch_stats(&xs.to_dtype(DType::F32)?)?;
             (stats.mean, stats.var)
@@ -92,6 +104,13 @@ impl Norm<'_> {
         }
     }
 
+    /// The numbers for kernels of mixed precision.
+    pub(crate) fn mixed_coefficients(&self) -> Result<mixed::Coefficients> {
+        let [weight, bias] = [row::<f32>(self.weight)?, row(self.bias)?];
+        let stats = (row(self.mean)?, row(self.var)?);
+        Ok(mixed::Coefficients::new(&weight, &bias, (&stats.0, &stats.1), self.eps, self.through_stats))
+    }
+
     /// The numbers themselves.
     pub(crate) fn coefficients<T: Real>(&self) -> Result<Coefficients<T>> {
         let [weight, bias] = [row::<T>(self.weight)?, row(self.bias)?];
@@ -137,6 +156,12 @@ impl BatchNorm {
         let (mean, var) = (row::<T>(&self.stats.0)?, row::<T>(&self.stats.1)?);
         Ok(Coefficients::new(weight, bias, (&mean, &var), self.eps, self.through_stats))
     }
+
+    fn mixed_coefficients(&self, inputs: &[Operand]) -> Result<mixed::Coefficients> {
+        let (mean, var) = (row::<f32>(&self.stats.0)?, row::<f32>(&self.stats.1)?);
+        let (weight, bias) = (inputs[1].weight(), inputs[2].weight());
+        Ok(mixed::Coefficients::new(weight, bias, (&mean, &var), self.eps, self.through_stats))
+    }
 }
 
 impl Op for BatchNorm {
@@ -160,6 +185,24 @@ impl Op for BatchNorm {
         };
         let (dx, grads) = by.gradients(self.dims, saved.inputs[0], saved.grad, (self.activation, None), false, input);
         Ok(vec![dx, saved.want(1, || grads.weight), saved.want(2, || grads.bias)])
+    }
+
+    fn maps(&self) -> usize {
+        usize::from(has_rows(&self.shape))
+    }
+
+    fn forward_bf16(&self, inputs: &[Operand]) -> Result<Vec<bf16>> {
+        let by = self.mixed_coefficients(inputs)?;
+        Ok(mixed::affine(inputs[0].map(), self.dims.1, &by.scale, &by.shift, None, self.activation))
+    }
+
+    fn backward_bf16(&self, saved: &Saved<bf16, Operand>) -> Result<Vec<Passed<bf16>>> {
+        let (by, xs) = (self.mixed_coefficients(&saved.inputs)?, saved.inputs[0].map());
+        let (sums, _) = mixed::gradient_sums(xs, None, saved.grad, &by, self.activation, false);
+        let pixels = self.dims.0 * self.dims.2;
+        let input = || mixed::InputGrad::new(&by, &sums, pixels, self.activation).all(xs, None, saved.grad);
+        let dx = saved.want(0, input);
+        Ok(vec![dx, saved.want_weight(1, || sums.weight), saved.want_weight(2, || sums.bias)])
     }
 
     fn fallback(&self, inputs: &[Tensor]) -> Result<Tensor> {

@@ -2,8 +2,9 @@
 
 use super::{Real, fallback};
 use crate::kernels::layer_norm as kernel;
-use crate::op::{Op, Passed, Saved, apply};
+use crate::op::{Op, Operand, Passed, Saved, apply};
 use candle_core::{Result, Tensor, bail};
+use half::bf16;
 
 /// y = (x - μ) / √(σ² + eps) · weight + bias, with mean and biased variance over the last dimensions, those of
 /// `weight`: as `torch.nn.functional.layer_norm`. Input (…, *weight's shape), bias of weight's shape.
@@ -61,6 +62,21 @@ impl Op for LayerNorm {
         let mut dw = dx.split_off(xs.len());
         let db = dw.split_off(self.n);
         Ok(vec![saved.want(0, || dx), saved.want(1, || dw), saved.want(2, || db)])
+    }
+
+    /// A map (b, c, h, w) has its channels innermost, and not what ends its shape.
+    fn maps(&self) -> usize {
+        usize::from(self.shape.len() != 4)
+    }
+
+    fn forward_bf16(&self, inputs: &[Operand]) -> Result<Vec<bf16>> {
+        Ok(kernel::normalized(inputs[0].map(), inputs[1].weight(), inputs[2].weight(), self.eps))
+    }
+
+    fn backward_bf16(&self, saved: &Saved<bf16, Operand>) -> Result<Vec<Passed<bf16>>> {
+        let (xs, weight) = (saved.inputs[0].map(), saved.inputs[1].weight());
+        let (dx, [dw, db]) = kernel::mixed_gradients(xs, saved.grad, weight, self.eps);
+        Ok(vec![saved.want(0, || dx), saved.want_weight(1, || dw), saved.want_weight(2, || db)])
     }
 
     fn fallback(&self, inputs: &[Tensor]) -> Result<Tensor> {

@@ -2,8 +2,9 @@
 
 use super::{Real, fallback};
 use crate::kernels::pointwise::{self as kernel, Pointwise};
-use crate::op::{Op, Passed, Saved, apply};
+use crate::op::{Op, Operand, Passed, Saved, apply};
 use candle_core::{Result, Tensor};
+use half::bf16;
 
 /// Applies the function to every element; the shape stays.
 ///
@@ -41,6 +42,18 @@ impl Op for Activation {
 
     fn backward<T: Real>(&self, saved: &Saved<T>) -> Result<Vec<Passed<T>>> {
         Ok(vec![Passed::Made(kernel::backward(self.function, saved.inputs[0], saved.grad))])
+    }
+
+    fn maps(&self) -> usize {
+        1
+    }
+
+    fn forward_bf16(&self, inputs: &[Operand]) -> Result<Vec<bf16>> {
+        Ok(kernel::forward(self.function, inputs[0].map()))
+    }
+
+    fn backward_bf16(&self, saved: &Saved<bf16, Operand>) -> Result<Vec<Passed<bf16>>> {
+        Ok(vec![Passed::Made(kernel::backward(self.function, saved.inputs[0].map(), saved.grad))])
     }
 
     fn fallback(&self, inputs: &[Tensor]) -> Result<Tensor> {

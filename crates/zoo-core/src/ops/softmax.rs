@@ -2,8 +2,9 @@
 
 use super::Real;
 use crate::kernels::softmax as kernel;
-use crate::op::{Op, Passed, Saved, apply};
+use crate::op::{Op, Operand, Passed, Saved, apply};
 use candle_core::{D, Result, Tensor, bail};
+use half::bf16;
 
 /// yₖ = exp(xₖ - max x) / Σⱼ exp(xⱼ - max x) over the last dimension, as `torch.softmax(x, -1)`: any shape, the same
 /// shape.
@@ -54,6 +55,19 @@ impl Op for Softmax {
 
     /// dx = y · (dy - Σ dy·y)
     fn backward<T: Real>(&self, saved: &Saved<T>) -> Result<Vec<Passed<T>>> {
+        Ok(vec![Passed::Made(kernel::backward(self.row(), saved.output, saved.grad))])
+    }
+
+    /// A map (b, c, h, w) has its channels innermost, and not what ends its shape.
+    fn maps(&self) -> usize {
+        usize::from(self.shape.len() != 4)
+    }
+
+    fn forward_bf16(&self, inputs: &[Operand]) -> Result<Vec<bf16>> {
+        Ok(kernel::mixed_forward(self.row(), inputs[0].map()))
+    }
+
+    fn backward_bf16(&self, saved: &Saved<bf16, Operand>) -> Result<Vec<Passed<bf16>>> {
         Ok(vec![Passed::Made(kernel::backward(self.row(), saved.output, saved.grad))])
     }
 

@@ -1,8 +1,8 @@
 //! bfloat16 maps: (b, c, h, w) in shape, channels innermost in memory.
 
-use super::{read, with_elements};
+use super::{elements, read, with_elements};
 use crate::kernels::bf16::{layout, pointwise};
-use candle_core::{DType, Device, Result, Shape, Tensor};
+use candle_core::{CpuStorage, DType, Device, InplaceOp2, Layout, Result, Shape, Tensor, bail};
 use half::bf16;
 
 /// A tensor in another type, off every graph. f32 maps have their pixels innermost, bfloat16 ones their channels.
@@ -54,6 +54,35 @@ pub(crate) fn planes(xs: &Tensor) -> Result<Tensor> {
 pub(crate) fn with_rows<R>(maps: &[&Tensor], f: impl FnOnce(&[&[bf16]]) -> Result<R>) -> Result<R> {
     let rows = maps.iter().map(|xs| rows(xs)).collect::<Result<Vec<_>>>()?;
     with_elements("mixed precision", &rows.iter().collect::<Vec<_>>(), f)
+}
+
+/// Lends a map's rows to write to, and another's to read; false if the first has its pixels innermost.
+pub(crate) fn update_map(to: &Tensor, from: &Tensor, f: impl Fn(&mut [bf16], &[bf16])) -> Result<bool> {
+    struct Update<F>(F);
+    impl<F: Fn(&mut [bf16], &[bf16])> InplaceOp2 for Update<F> {
+        fn name(&self) -> &'static str {
+            "map in place"
+        }
+
+        fn cpu_fwd(&self, to: &mut CpuStorage, to_at: &Layout, from: &CpuStorage, from_at: &Layout) -> Result<()> {
+            let (CpuStorage::BF16(to), Some((start, end))) = (to, to_at.contiguous_offsets()) else {
+                bail!("{}: wants rows of bfloat16 numbers, got strides {:?}", self.name(), to_at.stride())
+            };
+            (self.0)(&mut to[start..end], elements(self.name(), from, from_at)?);
+            Ok(())
+        }
+    }
+    let to = if to.rank() == 4 { to.detach().permute((0, 2, 3, 1))? } else { to.detach() };
+    if !to.is_contiguous() {
+        return Ok(false);
+    }
+    to.inplace_op2(&rows(from)?, &Update(f))?;
+    Ok(true)
+}
+
+/// The second map added to the first in its memory; false if that has its pixels innermost.
+pub(crate) fn add_to_map(to: &Tensor, from: &Tensor) -> Result<bool> {
+    update_map(to, from, pointwise::add_to)
 }
 
 /// The sum of two maps of one shape.

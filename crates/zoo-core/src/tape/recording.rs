@@ -1,6 +1,6 @@
 //! What a tape holds while it is recorded: plain data.
 
-use crate::storage::{add_in_place, add_maps, has_whole_rows};
+use crate::storage::{add_in_place, add_maps, add_to_map, has_whole_rows};
 use candle_core::{DType, Result, Tensor, TensorId};
 use std::collections::HashSet;
 
@@ -19,10 +19,13 @@ impl Gradient {
 
     /// The sum of two, over the memory of one that is owned.
     pub fn add(self, other: Self) -> Result<Self> {
-        if self.tensor.dtype() == DType::BF16 {
-            return Ok(Self::new(add_maps(&self.tensor, &other.tensor)?));
-        }
         let (to, from) = if self.owned { (self, other) } else { (other, self) };
+        if to.tensor.dtype() == DType::BF16 {
+            return match to.owned && add_to_map(&to.tensor, &from.tensor)? {
+                true => Ok(to),
+                false => Ok(Self::new(add_maps(&to.tensor, &from.tensor)?)),
+            };
+        }
         if to.owned && to.tensor.is_contiguous() {
             let from = if has_whole_rows(&from.tensor) { from.tensor } else { from.tensor.contiguous()? };
             add_in_place(&to.tensor, &from)?;

@@ -17,6 +17,9 @@
 //! `PROPTEST_CASES` and `PROPTEST_RNG_SEED` ask for other cases than the fixed ones.
 
 mod bf16_conv;
+mod bf16;
+mod bf16_norm;
+mod bf16_pointwise;
 mod bfloat16;
 mod compare;
 mod input;

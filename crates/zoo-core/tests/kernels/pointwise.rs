@@ -23,7 +23,7 @@ pub const FUNCTIONS: [Pointwise; 11] = [
 ];
 
 /// f(x) and f'(x), with PyTorch's derivative at the kinks.
-fn function(f: Pointwise, at: f64) -> (Num, Num) {
+pub fn function(f: Pointwise, at: f64) -> (Num, Num) {
     let (x, one, half) = (num(at), num(1.0), num(0.5));
     // Not min and max, which would swallow a NaN.
     let six = |y: f64| y.clamp(0.0, 6.0);

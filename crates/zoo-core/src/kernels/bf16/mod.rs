@@ -8,9 +8,11 @@ pub(crate) mod conv;
 mod correlation;
 mod frame;
 pub(crate) mod layout;
+pub(crate) mod norm;
 pub(crate) mod pointwise;
 mod store;
 mod tiles;
+pub(crate) mod walk;
 pub(crate) mod weight_grad;
 
 pub(crate) use store::Finish;

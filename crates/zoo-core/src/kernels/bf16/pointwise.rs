@@ -14,27 +14,39 @@ pub(crate) fn add(a: &[bf16], b: &[bf16]) -> Vec<bf16> {
     assert_eq!(a.len(), b.len());
     let fill = |out: &mut [MaybeUninit<bf16>]| {
         let parts = out.par_chunks_mut(TASK).zip(a.par_chunks(TASK)).zip(b.par_chunks(TASK));
-        parts.for_each(|((out, a), b)| dispatch(Add { out, a, b }));
+        parts.for_each(|((out, a), b)| {
+            dispatch(Add { n: a.len(), to: out.as_mut_ptr().cast(), a: a.as_ptr(), b: b.as_ptr() });
+        });
     };
     // SAFETY: the chunks have the same lengths, and every element is written.
     unsafe { written(a.len(), fill) }
 }
 
-struct Add<'a> {
-    out: &'a mut [MaybeUninit<bf16>],
-    a: &'a [bf16],
-    b: &'a [bf16],
+/// a + b over a.
+pub(crate) fn add_to(a: &mut [bf16], b: &[bf16]) {
+    assert_eq!(a.len(), b.len());
+    a.par_chunks_mut(TASK).zip(b.par_chunks(TASK)).for_each(|(a, b)| {
+        let (to, n) = (a.as_mut_ptr(), a.len());
+        dispatch(Add { n, to, a: to, b: b.as_ptr() });
+    });
 }
 
-impl Kernel<f32> for Add<'_> {
+/// A sum of n numbers, which may be written over the first of its terms.
+struct Add {
+    n: usize,
+    to: *mut bf16,
+    a: *const bf16,
+    b: *const bf16,
+}
+
+impl Kernel<f32> for Add {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<V: Simd<Elem = f32>>(self) {
-        let (n, to) = (self.a.len(), self.out.as_mut_ptr().cast::<bf16>());
-        let (a, b) = (self.a.as_ptr(), self.b.as_ptr());
+        let Self { n, to, a, b } = self;
         let whole = n - n % V::LANES;
-        // SAFETY: `add` gives three slices of n numbers; the last vector is cut to what is left.
+        // SAFETY: n numbers behind every pointer; a vector is read before it is written, the last one cut to what is left.
         unsafe {
             for i in (0..whole).step_by(V::LANES) {
                 V::load_bf16(a.add(i)).add(V::load_bf16(b.add(i))).store_bf16(to.add(i));

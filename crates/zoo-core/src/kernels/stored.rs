@@ -1,0 +1,75 @@
+//! Numbers as they lie in memory: those that kernels compute with, and bfloat16 ones, which they widen on the way.
+
+use super::simd::{Real, Simd};
+use half::bf16;
+
+/// A number in memory, for kernels whose formulas are the same whatever the memory holds.
+pub(crate) trait Stored: Copy + Send + Sync {
+    /// What it is in a register.
+    type Elem: Real;
+
+    /// # Safety
+    /// Below `dispatch`; a vector of numbers behind the pointer.
+    unsafe fn load<V: Simd<Elem = Self::Elem>>(from: *const Self) -> V;
+    /// The first `n` lanes, zeros behind.
+    ///
+    /// # Safety
+    /// As [`load`](Self::load), of n numbers.
+    unsafe fn load_first<V: Simd<Elem = Self::Elem>>(from: *const Self, n: usize) -> V;
+    /// # Safety
+    /// As [`load`](Self::load).
+    unsafe fn store<V: Simd<Elem = Self::Elem>>(x: V, to: *mut Self);
+    /// # Safety
+    /// As [`load_first`](Self::load_first).
+    unsafe fn store_first<V: Simd<Elem = Self::Elem>>(x: V, to: *mut Self, n: usize);
+}
+
+impl<T: Real> Stored for T {
+    type Elem = T;
+
+    #[inline(always)]
+    unsafe fn load<V: Simd<Elem = T>>(from: *const T) -> V {
+        // SAFETY: the caller's.
+        unsafe { V::load(from) }
+    }
+    #[inline(always)]
+    unsafe fn load_first<V: Simd<Elem = T>>(from: *const T, n: usize) -> V {
+        // SAFETY: the caller's.
+        unsafe { V::load_first(from, n) }
+    }
+    #[inline(always)]
+    unsafe fn store<V: Simd<Elem = T>>(x: V, to: *mut T) {
+        // SAFETY: the caller's.
+        unsafe { x.store(to) }
+    }
+    #[inline(always)]
+    unsafe fn store_first<V: Simd<Elem = T>>(x: V, to: *mut T, n: usize) {
+        // SAFETY: the caller's.
+        unsafe { x.store_first(to, n) }
+    }
+}
+
+impl Stored for bf16 {
+    type Elem = f32;
+
+    #[inline(always)]
+    unsafe fn load<V: Simd<Elem = f32>>(from: *const bf16) -> V {
+        // SAFETY: the caller's.
+        unsafe { V::load_bf16(from) }
+    }
+    #[inline(always)]
+    unsafe fn load_first<V: Simd<Elem = f32>>(from: *const bf16, n: usize) -> V {
+        // SAFETY: the caller's.
+        unsafe { V::load_first_bf16(from, n) }
+    }
+    #[inline(always)]
+    unsafe fn store<V: Simd<Elem = f32>>(x: V, to: *mut bf16) {
+        // SAFETY: the caller's.
+        unsafe { x.store_bf16(to) }
+    }
+    #[inline(always)]
+    unsafe fn store_first<V: Simd<Elem = f32>>(x: V, to: *mut bf16, n: usize) {
+        // SAFETY: the caller's.
+        unsafe { x.store_first_bf16(to, n) }
+    }
+}
