@@ -1,10 +1,12 @@
 //! 2-d convolution (cross-correlation, as every framework calls it) with groups, stride, padding and dilation.
 
 use super::{Real, fallback, fits_type};
+use crate::kernels::bf16::{bias, depthwise};
 use crate::kernels::conv::{self as kernel, Conv2dParams, Epilogue, Geometry};
-use crate::op::{Op, Passed, Saved, apply};
+use crate::op::{Op, Operand, Passed, Saved, apply};
 use crate::{pass, trace};
 use candle_core::{Error, Result, Tensor, bail};
+use half::bf16;
 
 /// y\[n, o\] = bias\[o\] + Σ over i in o's group of weight\[o, i\] ⋆ x\[n, i\], where ⋆ is 2-d cross-correlation.
 ///
@@ -79,6 +81,27 @@ impl Op for Conv2d {
         ];
         if saved.inputs.len() > 2 {
             all.push(saved.want(2, || kernel::bias_grad(g, grad)));
+        }
+        Ok(all)
+    }
+
+    fn maps(&self) -> usize {
+        usize::from(depthwise::fits(&self.geometry))
+    }
+
+    fn forward_bf16(&self, inputs: &[Operand]) -> Result<Vec<bf16>> {
+        let epilogue = depthwise::Epilogue::bias(inputs.get(2).map(|bias| bias.weight()));
+        Ok(depthwise::forward(&self.geometry, inputs[0].map(), inputs[1].weight(), &epilogue))
+    }
+
+    fn backward_bf16(&self, saved: &Saved<bf16, Operand>) -> Result<Vec<Passed<bf16>>> {
+        let (g, xs, weight, grad) = (&self.geometry, saved.inputs[0].map(), saved.inputs[1].weight(), saved.grad);
+        let mut all = vec![
+            saved.want(0, || depthwise::input_grad(g, grad, weight)),
+            saved.want_weight(1, || depthwise::weight_grad(g, xs, grad)),
+        ];
+        if saved.inputs.len() > 2 {
+            all.push(saved.want_weight(2, || bias::gradient(grad, g.c_out)));
         }
         Ok(all)
     }

@@ -3,6 +3,8 @@
 //! A map (b, c, h, w) lies in memory as rows of c channels, one row a pixel, image by image. Products of bfloat16 numbers
 //! are exact in f32; sums are taken in f32, and what a kernel makes is rounded once, to nearest even.
 
+pub(crate) mod bias;
+pub(crate) mod depthwise;
 pub(crate) mod layout;
 pub(crate) mod pointwise;
 #[expect(dead_code, reason = "the linear map takes it up next")]
