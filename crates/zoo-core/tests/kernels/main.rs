@@ -16,6 +16,7 @@
 //!
 //! `PROPTEST_CASES` and `PROPTEST_RNG_SEED` ask for other cases than the fixed ones.
 
+mod bf16_depthwise;
 mod bfloat16;
 mod compare;
 mod input;

@@ -15,9 +15,7 @@ pub(super) struct Reach {
 impl Reach {
     /// Of a convolution's outputs: place o·stride + tap·dilation - padding.
     pub fn forward((out, n): (usize, usize), kernel: usize, stride: usize, padding: usize, dilation: usize) -> Self {
-        Self::new(out, kernel, |o, tap| {
-            (o * stride + tap * dilation).checked_sub(padding).filter(|place| *place < n)
-        })
+        Self::new(out, kernel, |o, tap| (o * stride + tap * dilation).checked_sub(padding).filter(|place| *place < n))
     }
 
     /// Of its inputs: the outputs whose tap lies there.

@@ -20,7 +20,13 @@ impl Finish<'_> {
     /// # Safety
     /// Below `dispatch`; the numbers lie in the map, and belong to the task.
     #[inline(always)]
-    pub unsafe fn put<V: Simd<Elem = f32>, const WHOLE: bool>(&self, sum: V, at: usize, n: usize, stats: &mut Stats<V>) {
+    pub unsafe fn put<V: Simd<Elem = f32>, const WHOLE: bool>(
+        &self,
+        sum: V,
+        at: usize,
+        n: usize,
+        stats: &mut Stats<V>,
+    ) {
         // SAFETY: the caller's.
         unsafe {
             let mut y = sum;
@@ -29,7 +35,11 @@ impl Finish<'_> {
             }
             y = self.activation.apply(y);
             let to = self.ys.at(at);
-            if WHOLE { y.store_bf16(to) } else { y.store_first_bf16(to, n) }
+            if WHOLE {
+                y.store_bf16(to)
+            } else {
+                y.store_first_bf16(to, n)
+            }
             if self.stats {
                 stats.take(load::<V, WHOLE>(to, n));
             }

@@ -86,13 +86,8 @@ fn with_stats(
 
 /// The gradient of the input from that of the output.
 pub(crate) fn input_grad(g: &Geometry, grad: &[bf16], weight: &[f32]) -> Vec<bf16> {
-    let windows = Windows::backward(g);
-    let mut taps = rows_of_taps(g, weight, None);
-    if windows.way == Way::ThreeByOne {
-        // The same walk, from the last tap to the first.
-        taps = taps.chunks_exact(g.c_in).rev().flatten().copied().collect();
-    }
-    run(Level::current(), &windows, (g, grad), &taps, &Epilogue::bias(None), false).0
+    let taps = rows_of_taps(g, weight, None);
+    run(Level::current(), &Windows::backward(g), (g, grad), &taps, &Epilogue::bias(None), false).0
 }
 
 /// (c, 1, kh, kw) -> (kh·kw, c), scaled by channel.
@@ -128,6 +123,8 @@ struct Windows {
     c: usize,
     input: (usize, usize),
     output: (usize, usize),
+    /// Whether `ThreeByOne` goes from the last tap to the first.
+    is_turned: bool,
     /// Of `ThreeByOne` and `ThreeByTwo`: output o sees the inputs from o·stride - padding on. Of `ThreeByTwoBack`: the
     /// convolution's own.
     padding: (isize, isize),
@@ -150,7 +147,7 @@ impl Windows {
         );
         let padding = (p.padding.0 as isize, p.padding.1 as isize);
         let (input, output, kernel) = ((g.h, g.w), (g.oh, g.ow), (g.kh, g.kw));
-        Self { way, c: g.c_in, input, output, padding, kernel, reach }
+        Self { way, c: g.c_in, input, output, is_turned: false, padding, kernel, reach }
     }
 
     fn backward(g: &Geometry) -> Self {
@@ -166,7 +163,7 @@ impl Windows {
             Reach::backward((g.w, g.ow), g.kw, p.stride.1, p.padding.1, p.dilation.1),
         );
         let (input, output, kernel) = ((g.oh, g.ow), (g.h, g.w), (g.kh, g.kw));
-        Self { way, c: g.c_in, input, output, padding, kernel, reach }
+        Self { way, c: g.c_in, input, output, is_turned: true, padding, kernel, reach }
     }
 
     /// Rows that are made at a time, where `row` is the next and `left` are left.

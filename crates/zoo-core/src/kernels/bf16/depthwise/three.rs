@@ -55,16 +55,17 @@ pub(super) fn column_at(i: usize, padding: isize, width: usize) -> Option<usize>
 /// # Safety
 /// Below `dispatch`; nine rows of c channels, a vector from `channel` on.
 #[inline(always)]
-unsafe fn load_taps<V: Simd<Elem = f32>>(p: &Piece, channel: usize) -> [[V; 3]; 3] {
+unsafe fn load_taps<V: Simd<Elem = f32>>(p: &Piece, channel: usize, is_turned: bool) -> [[V; 3]; 3] {
     let c = p.windows.c;
-    let mut taps = [[unsafe { V::zero() }; 3]; 3];
-    for (ky, taps) in taps.iter_mut().enumerate() {
-        for (kx, tap) in taps.iter_mut().enumerate() {
-            // SAFETY: the caller's.
-            *tap = unsafe { V::load(p.taps.as_ptr().add((3 * ky + kx) * c + channel)) };
+    // SAFETY: the caller's.
+    unsafe {
+        let mut taps = [[V::zero(); 3]; 3];
+        for (i, tap) in taps.as_flattened_mut().iter_mut().enumerate() {
+            let row = if is_turned { 8 - i } else { i };
+            *tap = V::load(p.taps.as_ptr().add(row * c + channel));
         }
+        taps
     }
-    taps
 }
 
 /// # Safety
@@ -134,7 +135,7 @@ pub(super) unsafe fn by_one<V: Simd<Elem = f32>, const R: usize>(p: &Piece, to: 
     // SAFETY: columns are cut at the image's edges.
     unsafe {
         let rows = Rows::new(w, p.xs.as_ptr(), to, 1, R + 2);
-        let (taps, shift) = (load_taps::<V>(p, to.channel), load_shift::<V>(p, to.channel));
+        let (taps, shift) = (load_taps::<V>(p, to.channel, w.is_turned), load_shift::<V>(p, to.channel));
         let mut stats_here = *stats;
         // Those of the outputs i, i - 1 and i - 2, of which those that do not exist are never stored.
         let mut sums = [[shift; R]; 3];
@@ -161,7 +162,7 @@ pub(super) unsafe fn by_two<V: Simd<Elem = f32>, const R: usize>(p: &Piece, to: 
     // SAFETY: columns are cut at the image's edges.
     unsafe {
         let rows = Rows::new(w, p.xs.as_ptr(), to, 2, 2 * R + 1);
-        let (taps, shift) = (load_taps::<V>(p, to.channel), load_shift::<V>(p, to.channel));
+        let (taps, shift) = (load_taps::<V>(p, to.channel, false), load_shift::<V>(p, to.channel));
         let mut stats_here = *stats;
         let mut before = [shift; R];
         for j in 0..=w.output.1 {
@@ -196,7 +197,7 @@ pub(super) unsafe fn by_two_back<V: Simd<Elem = f32>>(p: &Piece, to: Place, coun
     // SAFETY: rows and columns are cut at the edges of both maps.
     unsafe {
         let mut stats = Stats::<V>::new();
-        let taps = load_taps::<V>(p, to.channel);
+        let taps = load_taps::<V>(p, to.channel, false);
         // Rows m and m - 1.
         let rows = [Some(pair), pair.checked_sub(1)].map(|row| {
             let row = row.filter(|row| *row < w.input.0)?;

@@ -209,7 +209,9 @@ impl Task<'_> {
                         column::<V, R, 2>(&rows, at * w.c, &grad, &mut sums, [j < width, false, j > 0]);
                     }
                 }
-                if j < width && let Some(at) = column_at(2 * j + 1, w.padding.1, w.input.1) {
+                if j < width
+                    && let Some(at) = column_at(2 * j + 1, w.padding.1, w.input.1)
+                {
                     column::<V, R, 2>(&rows, at * w.c, &grad, &mut sums, [false, true, false]);
                 }
                 before = here;
