@@ -1,9 +1,7 @@
 //! 2-d convolution (cross-correlation, as every framework calls it) with groups, stride, padding and dilation.
 
 use super::{Real, fallback, fits_type};
-use crate::kernels::bf16::bias::column_sums;
-use crate::kernels::bf16::weight_grad::weight_grad;
-use crate::kernels::bf16::{Finish, conv as mixed};
+use crate::kernels::bf16::{Finish, bias, conv as mixed};
 use crate::kernels::conv::{self as kernel, Conv2dParams, Epilogue, Geometry};
 use crate::op::{Op, Operand, Passed, Saved, apply};
 use crate::{pass, trace};
@@ -100,10 +98,10 @@ impl Op for Conv2d {
         let (g, xs, weight, grad) = (&self.geometry, saved.inputs[0].map(), saved.inputs[1].weight(), saved.grad);
         let mut all = vec![
             saved.want(0, || mixed::input_grad(g, grad, weight)),
-            saved.want_weight(1, || weight_grad(g, xs, grad)),
+            saved.want_weight(1, || mixed::weight_grad(g, xs, grad)),
         ];
         if saved.inputs.len() > 2 {
-            all.push(saved.want_weight(2, || column_sums(grad, g.c_out)));
+            all.push(saved.want_weight(2, || bias::gradient(grad, g.c_out)));
         }
         Ok(all)
     }

@@ -1,9 +1,7 @@
 //! The affine map of a fully connected layer.
 
 use super::{Real, fallback, fits_type};
-use crate::kernels::bf16::bias::column_sums;
-use crate::kernels::bf16::weight_grad::weight_grad;
-use crate::kernels::bf16::{Finish, conv};
+use crate::kernels::bf16::{Finish, bias, conv};
 use crate::kernels::linear::{self as kernel, Sizes};
 use crate::op::{Op, Operand, Passed, Saved, apply};
 use crate::trace;
@@ -94,10 +92,10 @@ impl Op for Linear {
         let (g, xs, weight, grad) = (&self.sizes.as_conv(), saved.inputs[0].map(), saved.inputs[1].weight(), saved.grad);
         let mut all = vec![
             saved.want(0, || conv::input_grad(g, grad, weight)),
-            saved.want_weight(1, || weight_grad(g, xs, grad)),
+            saved.want_weight(1, || conv::weight_grad(g, xs, grad)),
         ];
         if saved.inputs.len() > 2 {
-            all.push(saved.want_weight(2, || column_sums(grad, g.c_out)));
+            all.push(saved.want_weight(2, || bias::gradient(grad, g.c_out)));
         }
         Ok(all)
     }

@@ -20,6 +20,7 @@ mod bf16_conv;
 mod bf16;
 mod bf16_norm;
 mod bf16_pointwise;
+mod bf16_depthwise;
 mod bfloat16;
 mod compare;
 mod input;

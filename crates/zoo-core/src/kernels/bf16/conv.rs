@@ -1,13 +1,19 @@
-//! Convolutions of bfloat16 maps with f32 weights: the forward pass, and the gradient of the input.
+//! Convolutions of bfloat16 maps with f32 weights: the forward pass and both gradients. Those of one channel a group go to
+//! `depthwise`; the others are products.
 
 use super::correlation::{Channels, Correlation, Plan, Tap, Weights, map_of, zeroed};
 use super::store::Finish;
+use super::{depthwise, weight_grad as sums_of_products};
 use crate::kernels::buffer::Shared;
 use crate::kernels::conv::{Conv2dParams, Geometry};
 use half::bf16;
 
 /// act(conv(x, w) + shift + skip).
 pub(crate) fn forward(g: &Geometry, x: &[bf16], w: &[f32], finish: &Finish) -> Vec<bf16> {
+    if depthwise::fits(g) {
+        let &Finish { shift, skip, activation, .. } = finish;
+        return depthwise::forward(g, x, w, &depthwise::Epilogue { scale: None, shift, skip, activation });
+    }
     correlate(g, x, w, &Finish { with_sums: false, ..*finish }).0
 }
 
@@ -18,6 +24,9 @@ pub(crate) fn forward_with_stats(
     w: &[f32],
     bias: Option<&[f32]>,
 ) -> (Vec<bf16>, Vec<f32>, Vec<f32>) {
+    if depthwise::fits(g) {
+        return depthwise::forward_with_stats(g, x, w, bias);
+    }
     let (ys, sums) = correlate(g, x, w, &Finish { with_sums: true, ..Finish::bias(bias) });
     let n = (g.b * g.output_plane()) as f64;
     let mean = sums.iter().map(|sums| (sums[0] / n) as f32);
@@ -68,6 +77,9 @@ pub(super) fn window(g: &Geometry) -> Vec<Tap> {
 /// The gradient of the input: pixels that are a step apart read the same taps, so that each residue of the stride is a
 /// correlation of its own.
 pub(crate) fn input_grad(g: &Geometry, grad: &[bf16], w: &[f32]) -> Vec<bf16> {
+    if depthwise::fits(g) {
+        return depthwise::input_grad(g, grad, w);
+    }
     let (each, outputs, taps) = (g.group_in(), g.group_out(), g.kh * g.kw);
     assert_eq!(w.len(), g.c_out * each * taps);
     let stride = g.params.stride;
@@ -105,6 +117,14 @@ pub(crate) fn input_grad(g: &Geometry, grad: &[bf16], w: &[f32]) -> Vec<bf16> {
     }
     // SAFETY: the phases are all pixels, the groups all channels.
     unsafe { map_of(n, run) }
+}
+
+/// The gradient of the weights, in their order.
+pub(crate) fn weight_grad(g: &Geometry, x: &[bf16], grad: &[bf16]) -> Vec<f32> {
+    if depthwise::fits(g) {
+        return depthwise::weight_grad(g, x, grad);
+    }
+    sums_of_products::weight_grad(g, x, grad)
 }
 
 /// The taps by which the pixels at `start`, a stride apart, get their gradient.

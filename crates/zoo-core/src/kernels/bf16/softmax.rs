@@ -1,0 +1,193 @@
+//! Softmax between two products of attention: f32 scores in, bfloat16 probabilities out, and back. One thread: the scores
+//! are those of a head, and stay in its cache.
+
+use crate::kernels::math::{exp, num};
+use crate::kernels::simd::{Kernel, Simd, dispatch};
+use half::bf16;
+use std::mem::MaybeUninit;
+
+/// Softmax of each row of n scores; the scores are written over.
+pub(crate) fn rows(n: usize, scores: &mut [f32], probabilities: &mut [MaybeUninit<bf16>]) {
+    assert!(scores.len() == probabilities.len() && scores.len().is_multiple_of(n));
+    dispatch(Rows { n, scores, probabilities });
+}
+
+/// The gradient of `scale` · scores: scale · p · (dp - Σ p·dp), with the probabilities as they were rounded.
+pub(crate) fn rows_backward(n: usize, probabilities: &[bf16], grad: &[f32], scale: f32, to: &mut [MaybeUninit<bf16>]) {
+    assert!(probabilities.len() == grad.len() && grad.len() == to.len() && grad.len().is_multiple_of(n));
+    dispatch(Gradient { n, probabilities, grad, scale, to });
+}
+
+struct Rows<'a> {
+    n: usize,
+    scores: &'a mut [f32],
+    probabilities: &'a mut [MaybeUninit<bf16>],
+}
+
+impl Kernel<f32> for Rows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = f32>>(self) {
+        let n = self.n;
+        let (whole, rest) = (n - n % V::LANES, n % V::LANES);
+        for (x, p) in self.scores.chunks_exact_mut(n).zip(self.probabilities.chunks_exact_mut(n)) {
+            let (x, p) = (x.as_mut_ptr(), p.as_mut_ptr().cast::<bf16>());
+            // SAFETY: run by `dispatch`; rows of n numbers, vectors are cut at n.
+            unsafe {
+                // A NaN gets past the maximum, and from the exponential into the sum.
+                let mut max = V::splat(f32::NEG_INFINITY);
+                for i in (0..whole).step_by(V::LANES) {
+                    max = V::load(x.add(i)).max(max);
+                }
+                let mut max = max.largest();
+                for i in whole..n {
+                    max = if *x.add(i) > max { *x.add(i) } else { max };
+                }
+                let (max, mut total) = (V::splat(max), V::zero());
+                for i in (0..whole).step_by(V::LANES) {
+                    let e = exp(V::load(x.add(i)).sub(max));
+                    e.store(x.add(i));
+                    total = total.add(e);
+                }
+                let mut total = total.sum();
+                if rest > 0 {
+                    exp(V::load_first(x.add(whole), rest).sub(max)).store_first(x.add(whole), rest);
+                    for i in whole..n {
+                        total += *x.add(i);
+                    }
+                }
+                let scale = num::<V>(1.0).div(V::splat(total));
+                for i in (0..whole).step_by(V::LANES) {
+                    V::load(x.add(i)).mul(scale).store_bf16(p.add(i));
+                }
+                if rest > 0 {
+                    V::load_first(x.add(whole), rest).mul(scale).store_first_bf16(p.add(whole), rest);
+                }
+            }
+        }
+    }
+}
+
+struct Gradient<'a> {
+    n: usize,
+    probabilities: &'a [bf16],
+    grad: &'a [f32],
+    scale: f32,
+    to: &'a mut [MaybeUninit<bf16>],
+}
+
+impl Kernel<f32> for Gradient<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = f32>>(self) {
+        let n = self.n;
+        let (whole, rest) = (n - n % V::LANES, n % V::LANES);
+        let rows = self.probabilities.chunks_exact(n).zip(self.grad.chunks_exact(n)).zip(self.to.chunks_exact_mut(n));
+        for ((p, grad), to) in rows {
+            let (p, grad, to) = (p.as_ptr(), grad.as_ptr(), to.as_mut_ptr().cast::<bf16>());
+            // SAFETY: run by `dispatch`; rows of n numbers, vectors are cut at n.
+            unsafe {
+                let mut along = V::zero();
+                for i in (0..whole).step_by(V::LANES) {
+                    along = V::load_bf16(p.add(i)).mul_add(V::load(grad.add(i)), along);
+                }
+                if rest > 0 {
+                    let grad = V::load_first(grad.add(whole), rest);
+                    along = V::load_first_bf16(p.add(whole), rest).mul_add(grad, along);
+                }
+                let (along, scale) = (V::splat(along.sum()), V::splat(self.scale));
+                for i in (0..whole).step_by(V::LANES) {
+                    let p = V::load_bf16(p.add(i)).mul(scale);
+                    V::load(grad.add(i)).sub(along).mul(p).store_bf16(to.add(i));
+                }
+                if rest > 0 {
+                    let p = V::load_first_bf16(p.add(whole), rest).mul(scale);
+                    V::load_first(grad.add(whole), rest).sub(along).mul(p).store_first_bf16(to.add(whole), rest);
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::buffer::written;
+    use crate::kernels::simd::{Level, dispatch_at};
+    use crate::testing::values;
+
+    const WIDTHS: [usize; 9] = [1, 3, 5, 15, 16, 17, 33, 65, 197];
+
+    fn forward(level: Level, n: usize, scores: &[f32]) -> Vec<bf16> {
+        let mut scores = scores.to_vec();
+        // SAFETY: the rows cover the output.
+        unsafe { written(scores.len(), |to| dispatch_at(level, Rows { n, scores: &mut scores, probabilities: to })) }
+    }
+
+    fn backward(level: Level, n: usize, probabilities: &[bf16], grad: &[f32], scale: f32) -> Vec<bf16> {
+        // SAFETY: the rows cover the output.
+        unsafe { written(grad.len(), |to| dispatch_at(level, Gradient { n, probabilities, grad, scale, to })) }
+    }
+
+    /// To one rounding of eight bits, and that of n sums in f32; the exponential is right to four units.
+    #[test]
+    fn rows_are_right_to_one_rounding_at_every_level() {
+        for (n, level) in WIDTHS.into_iter().flat_map(|n| Level::supported().map(move |level| (n, level))) {
+            for size in [1.0, 30.0] {
+                let scores: Vec<f32> = values("scores", 3 * n).into_iter().map(|x| (x * size) as f32).collect();
+                let got = forward(level, n, &scores);
+                for (scores, got) in scores.chunks_exact(n).zip(got.chunks_exact(n)) {
+                    let max = scores.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+                    let exps: Vec<f64> = scores.iter().map(|x| (f64::from(*x) - f64::from(max)).exp()).collect();
+                    let total: f64 = exps.iter().sum();
+                    for (e, got) in exps.iter().zip(got) {
+                        let want = e / total;
+                        // A difference of scores is rounded as well: half a unit of its size.
+                        let bound = want * (2f64.powi(-8) + (n as f64 + 8.0 + 2.0 * size) * 2f64.powi(-23));
+                        assert!((got.to_f64() - want).abs() <= bound, "{level:?} {n}: {got} for {want}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn gradients_are_right_to_one_rounding_at_every_level() {
+        for (n, level) in WIDTHS.into_iter().flat_map(|n| Level::supported().map(move |level| (n, level))) {
+            let scores: Vec<f32> = values("scores", 3 * n).into_iter().map(|x| (x * 3.0) as f32).collect();
+            let (p, scale) = (forward(level, n, &scores), 0.125);
+            let grad: Vec<f32> = values("grad", 3 * n).into_iter().map(|x| x as f32).collect();
+            let got = backward(level, n, &p, &grad, scale);
+            for ((p, grad), got) in p.chunks_exact(n).zip(grad.chunks_exact(n)).zip(got.chunks_exact(n)) {
+                let products = || p.iter().zip(grad).map(|(p, grad)| p.to_f64() * f64::from(*grad));
+                let (along, size): (f64, f64) = (products().sum(), products().map(f64::abs).sum());
+                for ((p, grad), got) in p.iter().zip(grad).zip(got) {
+                    let (p, grad) = (p.to_f64() * f64::from(scale), f64::from(*grad));
+                    let want = p * (grad - along);
+                    let sums = p * (grad.abs() + size) * (n + 2) as f64 * 2f64.powi(-23);
+                    let bound = want.abs() * 2f64.powi(-8) + sums;
+                    assert!((got.to_f64() - want).abs() <= bound, "{level:?} {n}: {got} for {want}");
+                }
+            }
+        }
+    }
+
+    /// As in f32: a NaN spoils its row, minus infinity has no probability, and a row of nothing else is no number.
+    #[test]
+    fn special_values_stay_in_their_rows() {
+        for (n, level) in [5, 17, 33].into_iter().flat_map(|n| Level::supported().map(move |level| (n, level))) {
+            let mut scores = vec![0f32; 4 * n];
+            scores[n - 1] = f32::NAN;
+            scores[n] = f32::NEG_INFINITY;
+            scores[2 * n..3 * n].fill(f32::NEG_INFINITY);
+            let p = forward(level, n, &scores);
+            assert!(p[..n].iter().chain(&p[2 * n..3 * n]).all(|p| p.is_nan()), "{level:?} {n}: {p:?}");
+            assert!(p[n] == bf16::ZERO && p[n + 1..2 * n].iter().chain(&p[3 * n..]).all(|p| *p > bf16::ZERO));
+            let grad = vec![1f32; 4 * n];
+            let ds = backward(level, n, &p, &grad, 1.0);
+            assert!(ds[..n].iter().all(|ds| ds.is_nan()) && ds[n..2 * n].iter().all(|ds| ds.is_finite()));
+        }
+    }
+}
