@@ -6,6 +6,7 @@
 use crate::layers::{BatchNorm, Conv2d, Layer, LayerNorm, MlpBlock, SelfAttention, Transpose};
 use crate::ops::fused::concat_norm::{ConcatView, concat_norm, concat_stats};
 use crate::ops::fused::conv_bn::{Scale, conv_bn_eval, conv_bn_train};
+use crate::ops::fused::conv_bn_mixed;
 use crate::ops::fused::residual_branch::{Inner, residual_branch};
 use crate::ops::{FusedActivation, Norm, Pointwise};
 use candle_core::{DType, Result, Tensor, bail};
@@ -183,10 +184,12 @@ impl Call<'_> {
 fn conv_norm(call: &Call) -> Result<Option<Tensor>> {
     let &Call { xs, skip, activation, train, .. } = call;
     let (Some(conv), Some(norm)) = (call.layer::<Conv2d>(0), call.layer::<BatchNorm>(1)) else { return Ok(None) };
-    if xs.dtype() == DType::BF16 {
-        return Ok(None);
-    }
     let (weight, bias, params) = conv.parts(train);
+    let mixed = xs.dtype() == DType::BF16;
+    if !train && mixed {
+        let weights = (&weight, bias.as_ref());
+        return conv_bn_mixed::conv_bn_eval(xs, weights, params, &norm.running(), skip, activation).map(Some);
+    }
     if !train {
         return conv_bn_eval(xs, &weight, bias.as_ref(), params, &norm.running(), skip, activation).map(Some);
     }
@@ -195,7 +198,8 @@ fn conv_norm(call: &Call) -> Result<Option<Tensor>> {
     }
     let Norm { weight: scale, bias: shift, eps, .. } = norm.running();
     let scale = Scale { weight: scale, bias: shift, eps };
-    let (ys, stats) = conv_bn_train(xs, (&weight, bias.as_ref()), params, &scale, skip, activation)?;
+    let train = if mixed { conv_bn_mixed::conv_bn_train } else { conv_bn_train };
+    let (ys, stats) = train(xs, (&weight, bias.as_ref()), params, &scale, skip, activation)?;
     norm.update_running_stats(&stats, ys.dims())?;
     Ok(Some(ys))
 }

@@ -133,7 +133,7 @@ fn train<T: Real>(
 }
 
 /// A shortcut is of the convolution's output shape and of the input's type.
-fn check_skip(skip: Option<&Tensor>, xs: &Tensor, g: &Geometry) -> Result<()> {
+pub(super) fn check_skip(skip: Option<&Tensor>, xs: &Tensor, g: &Geometry) -> Result<()> {
     match skip {
         Some(skip) if skip.dims() != [g.b, g.c_out, g.oh, g.ow] || skip.dtype() != xs.dtype() => bail!(
             "conv_bn: a shortcut of {:?} {:?} cannot be added to an output of {:?} {:?}",

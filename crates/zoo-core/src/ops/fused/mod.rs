@@ -3,4 +3,5 @@
 
 pub(crate) mod concat_norm;
 pub(crate) mod conv_bn;
+pub(crate) mod conv_bn_mixed;
 pub(crate) mod residual_branch;

@@ -61,7 +61,6 @@ pub(crate) fn forward(g: &Geometry, xs: &[bf16], weight: &[f32], epilogue: &Epil
 }
 
 /// The same, and mean and biased variance of each of its channels, as they are rounded.
-#[cfg_attr(not(test), expect(dead_code, reason = "the normalisation behind a convolution takes it up next"))]
 pub(crate) fn forward_with_stats(
     g: &Geometry,
     xs: &[bf16],
