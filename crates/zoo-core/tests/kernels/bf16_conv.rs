@@ -10,6 +10,7 @@ use candle_core::{DType, Device, Result, Tensor, Var};
 use zoo_core::ops::{Conv2dParams, Level, conv2d, linear};
 use zoo_core::rng::Rng;
 use zoo_core::tape::recorded;
+use zoo_core::{BatchNorm, Conv2d, Conv2dConfig, ModuleT, Pointwise, Residual, VarStore, seq};
 
 fn numbers(rng: &mut Rng, dims: &[usize]) -> Result<Tensor> {
     let values = (0..dims.iter().product()).map(|_| 2.0 * rng.uniform() - 1.0);
@@ -153,6 +154,80 @@ fn nan_and_infinity_stay_in_their_windows() -> Result<()> {
                     _ => y.is_finite(),
                 };
                 assert!(right, "{level:?} {c}x{side}: {y} at {i}");
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Convolution, norm, sum and activation as one operation: output and gradients beside those of its layers in f64. What is
+/// kept of the convolution is rounded, and again what the norm makes of it. An activation's input close to zero may change
+/// sign, and with it the gradient there: so the distance of the whole counts, a few units of 2⁻⁸.
+#[test]
+fn fused_layers_are_right_at_every_level() -> Result<()> {
+    let device = Device::Cpu;
+    for (c_in, c_out, side, stride, groups, bias) in [
+        (3, 16, 8, 1, 1, false),
+        (16, 16, 8, 1, 1, false),
+        (16, 33, 7, 2, 1, true),
+        (24, 24, 6, 1, 24, false),
+        (5, 16, 5, 1, 1, true),
+    ] {
+        for (activation, with_sum) in [(None, false), (Some(Pointwise::Relu), false), (Some(Pointwise::Relu), true)] {
+            if with_sum && (c_in != c_out || stride != 1) {
+                continue;
+            }
+            let run = |mixed: bool, train: bool| -> Result<Vec<Tensor>> {
+                let mut rng = Rng::new(13, "fused");
+                let (map, dtype) = if mixed { (DType::BF16, DType::F32) } else { (DType::F64, DType::F64) };
+                let store = VarStore::new(5, dtype, &device);
+                let vb = store.root();
+                let mut config = Conv2dConfig::new(3).padding(1).stride(stride).groups(groups);
+                if !bias {
+                    config = config.no_bias();
+                }
+                let conv = Conv2d::new(c_in, c_out, config, vb.pp("conv"))?;
+                let norm = BatchNorm::new(c_out, vb.pp("norm"))?;
+                for (_, var) in store.parameters() {
+                    var.set(&numbers(&mut rng, var.dims())?.to_dtype(dtype)?)?;
+                }
+                let xs = Var::from_tensor(&numbers(&mut rng, &[6, c_in, side, side])?.to_dtype(map)?)?;
+                let layer: Box<dyn ModuleT> = match (with_sum, activation) {
+                    (true, Some(activation)) => Box::new(Residual::new(seq![conv, norm]).activation(activation)),
+                    (false, Some(activation)) => Box::new(seq![conv, norm, activation]),
+                    _ => Box::new(seq![conv, norm]),
+                };
+                if !train {
+                    return Ok(vec![
+                        layer.forward_t(&xs.as_detached_tensor(), false)?.contiguous()?.to_dtype(DType::F64)?,
+                    ]);
+                }
+                let ys = recorded(&xs, true, |xs| layer.forward_t(xs, true))?;
+                let upstream = numbers(&mut rng, ys.dims())?.to_dtype(map)?;
+                let grads = (&ys * upstream)?.sum_all()?.backward()?;
+                let mut all = vec![ys.detach(), grads.get(&xs).expect("a gradient").clone()];
+                for (key, var) in store.parameters() {
+                    if key != "conv.bias" {
+                        all.push(grads.get(&var).expect("a gradient").clone());
+                    }
+                }
+                all.extend(store.buffers().into_iter().map(|(_, var)| var.as_detached_tensor()));
+                all.into_iter().map(|t| t.contiguous()?.to_dtype(DType::F64)).collect()
+            };
+            for train in [true, false] {
+                let want = run(false, train)?;
+                for level in Level::supported() {
+                    let got = with_level(level, || run(true, train))?;
+                    for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+                        let norm = |t: &Tensor| t.sqr()?.sum_all()?.to_scalar::<f64>();
+                        let error = (norm(&(got - want)?)? / norm(want)?).sqrt();
+                        let what = format!("{c_in}-{c_out} {side} {stride} {groups} {activation:?} {with_sum} {train}");
+                        assert!(
+                            error <= if activation.is_some() { 0.05 } else { 0.01 },
+                            "{what} {level:?}, result {i}: {error}"
+                        );
+                    }
+                }
             }
         }
     }

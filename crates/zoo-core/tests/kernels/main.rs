@@ -16,11 +16,11 @@
 //!
 //! `PROPTEST_CASES` and `PROPTEST_RNG_SEED` ask for other cases than the fixed ones.
 
-mod bf16_conv;
 mod bf16;
+mod bf16_conv;
+mod bf16_depthwise;
 mod bf16_norm;
 mod bf16_pointwise;
-mod bf16_depthwise;
 mod bfloat16;
 mod compare;
 mod input;

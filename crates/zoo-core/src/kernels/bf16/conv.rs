@@ -147,3 +147,34 @@ fn phase(g: &Geometry, start: (usize, usize)) -> Vec<Tap> {
     taps.sort_by_key(|tap| (tap.dy, tap.dx));
     taps
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kernels::bf16::norm;
+    use crate::testing::values;
+
+    /// The sums that the kernel takes on the way are those of its output, to rounding.
+    #[test]
+    fn statistics_are_those_of_the_output() {
+        let numbers = |name: &str, n: usize| values(name, n).into_iter().map(|x| x as f32).collect::<Vec<_>>();
+        for (x, w, params) in [
+            ([6, 3, 8, 8], [16, 3, 3, 3], Conv2dParams { padding: (1, 1), ..Default::default() }),
+            ([40, 16, 9, 8], [33, 16, 3, 3], Conv2dParams { padding: (1, 1), ..Default::default() }),
+            ([5, 32, 9, 7], [48, 16, 1, 1], Conv2dParams { groups: 2, ..Default::default() }),
+        ] {
+            let g = Geometry::new(&x, &w, params).unwrap();
+            let xs: Vec<bf16> = numbers("x", g.b * g.input_image()).into_iter().map(bf16::from_f32).collect();
+            let ws = numbers("w", w.iter().product());
+            let bias = numbers("b", g.c_out);
+            let (ys, mean, var) = forward_with_stats(&g, &xs, &ws, Some(&bias));
+            assert_eq!(ys, forward(&g, &xs, &ws, &Finish::bias(Some(&bias))));
+            let (want_mean, want_var) = norm::stats(&ys, g.c_out);
+            for c in 0..g.c_out {
+                let scale = want_var[c].sqrt();
+                assert!((mean[c] - want_mean[c]).abs() < 1e-3 * scale, "{c}: mean {} for {}", mean[c], want_mean[c]);
+                assert!((var[c] / want_var[c] - 1.0).abs() < 2e-3, "{c}: variance {} for {}", var[c], want_var[c]);
+            }
+        }
+    }
+}

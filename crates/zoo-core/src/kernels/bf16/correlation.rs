@@ -92,10 +92,7 @@ impl Plan {
             Way::Framed(frame) => frame.parts(self.sizes.images, self.sizes.out),
             Way::InPlace | Way::Copied(_) => {
                 let rows = self.sizes.images * self.sizes.out.0 * self.sizes.out.1;
-                (0..rows)
-                    .step_by(TASK_ROWS)
-                    .map(|first| Part::Rows(first..(first + TASK_ROWS).min(rows)))
-                    .collect()
+                (0..rows).step_by(TASK_ROWS).map(|first| Part::Rows(first..(first + TASK_ROWS).min(rows))).collect()
             }
         }
     }
@@ -310,7 +307,7 @@ impl Task<'_> {
                     store::<V>(&sums, places, (plan.sizes.to, first, width), *out, finish, &mut own);
                 }
                 // f32 sums stay short.
-                if finish.with_sums && (block % 32 == 31 || (block + 1) * BLOCK == places.len()) {
+                if finish.with_sums && (block % 32 == 31 || (block + 1) * BLOCK == self.places.len()) {
                     for (i, total) in totals[first..first + width].iter_mut().enumerate() {
                         *total = [total[0] + f64::from(own[0][i]), total[1] + f64::from(own[1][i])];
                     }
