@@ -1,7 +1,7 @@
 //! Precision: whether a network computes in f32 alone, or in mixed precision with bfloat16 maps between its layers.
 
 use crate::tape::to_dtype;
-use candle_core::{DType, Device, Result, Tensor, bail};
+use candle_core::{DType, Device, DeviceLocation, Result, Tensor, bail};
 use serde::{Deserialize, Serialize};
 use std::error::Error;
 use std::fmt::{self, Display, Formatter};
@@ -82,10 +82,17 @@ impl Precision {
     /// # Errors
     /// [`Bf16`](Self::Bf16) on anything but the CPU: candle's operations, which run there, do not mix types.
     pub fn check(self, device: &Device) -> Result<()> {
-        if self != Self::F32 && !device.is_cpu() {
-            bail!("precision {self} is for the CPU: on {:?} networks compute in f32", device.location())
-        }
-        Ok(())
+        self.check_at(device.location())
+    }
+
+    fn check_at(self, location: DeviceLocation) -> Result<()> {
+        let device = match location {
+            _ if self == Self::F32 => return Ok(()),
+            DeviceLocation::Cpu => return Ok(()),
+            DeviceLocation::Cuda { gpu_id } => format!("cuda:{gpu_id}"),
+            DeviceLocation::Metal { .. } => "metal".into(),
+        };
+        bail!("{self} is for the CPU: on {device} networks compute in f32")
     }
 
     /// Its name where it is not f32: what labels of runs need to say.
@@ -141,6 +148,19 @@ mod tests {
         }
         assert_eq!(Precision::default(), Precision::F32);
         assert_eq!(Precision::ALL.map(Precision::unusual), [None, Some("bf16")]);
+    }
+
+    #[test]
+    fn bf16_is_refused_where_types_do_not_mix() {
+        let (cuda, metal) = (DeviceLocation::Cuda { gpu_id: 1 }, DeviceLocation::Metal { gpu_id: 0 });
+        for precision in Precision::ALL {
+            assert!(precision.check_at(DeviceLocation::Cpu).is_ok());
+        }
+        for (location, name) in [(cuda, "cuda:1"), (metal, "metal")] {
+            assert!(Precision::F32.check_at(location).is_ok());
+            let error = Precision::Bf16.check_at(location).unwrap_err().to_string();
+            assert!(error.contains(&format!("bf16 is for the CPU: on {name} networks compute in f32")), "{error}");
+        }
     }
 
     #[test]
