@@ -17,8 +17,11 @@
 //! `PROPTEST_CASES` and `PROPTEST_RNG_SEED` ask for other cases than the fixed ones.
 
 mod bf16;
+mod bf16_channels;
+mod bf16_dense;
 mod bf16_norm;
 mod bf16_pointwise;
+mod bf16_pool;
 mod bfloat16;
 mod compare;
 mod input;

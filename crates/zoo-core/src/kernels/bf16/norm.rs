@@ -18,7 +18,7 @@ const TASK: usize = 1 << 14;
 const PIXELS: usize = 128;
 
 /// Numbers of a block that is summed in f32. A lane gets no more than a thousand of them.
-fn block(c: usize) -> usize {
+pub(crate) fn block(c: usize) -> usize {
     walk::part(c, (PIXELS * c).max(1 << 15))
 }
 
@@ -164,6 +164,13 @@ impl Affine {
         assert!(rows.len().min(self.period) <= self.scale.len());
         let skip = skip.map(<[bf16]>::as_ptr);
         dispatch(AffineRun { by: self, n: rows.len(), rows: rows.as_ptr(), skip, to: to.as_mut_ptr().cast() });
+    }
+
+    /// The same over rows that nothing is added to.
+    pub fn over(&self, rows: &mut [bf16]) {
+        assert!(rows.len().min(self.period) <= self.scale.len());
+        let to = rows.as_mut_ptr();
+        dispatch(AffineRun { by: self, n: rows.len(), rows: to, skip: None, to });
     }
 }
 
