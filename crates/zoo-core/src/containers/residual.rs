@@ -117,6 +117,7 @@ mod tests {
     use super::*;
     use crate::init::Init;
     use crate::ops::with_fallback;
+    use crate::tape;
     use crate::testing::{distance, numbers};
     use crate::vars::{VarBuilder, VarStore};
     use crate::{LayerNorm, MlpBlock, SelfAttention, Transpose, seq};

@@ -22,6 +22,16 @@ pub(crate) struct Grid {
 }
 
 impl Grid {
+    /// One window: `count` of n rows from the `first` on.
+    fn of_rows((n, first, count): (usize, usize, usize)) -> Self {
+        Self {
+            h: n,
+            w: 1,
+            rows: std::iter::once(first..first + count).collect(),
+            cols: std::iter::once(0..1).collect(),
+        }
+    }
+
     /// The windows whose ranges hold each place of 0..n: neighbours, where starts and ends only grow.
     fn over(ranges: &[Range<usize>], n: usize) -> Vec<Range<usize>> {
         let holders = |place: usize| {
@@ -184,14 +194,14 @@ impl Kernel<f32> for Gather<'_> {
     #[inline(always)]
     unsafe fn run<V: Simd<Elem = f32>>(self) {
         let Self { grid, c, over: [rows, cols], y, grad, shares, dx } = self;
-        for x in 0..grid.w {
+        for (x, cols) in cols.iter().enumerate() {
             for at in (0..c).step_by(V::LANES) {
                 let (at, count) = place(at, c, V::LANES);
                 // SAFETY: below `dispatch`; the windows over a pixel are among those of the gradient.
                 unsafe {
                     let mut sum = V::zero();
                     for oy in rows[y].clone() {
-                        for ox in cols[x].clone() {
+                        for ox in cols.clone() {
                             let window = oy * grid.cols.len() + ox;
                             let dy = load::<V>(grad.as_ptr(), window * c + at, count);
                             sum = match shares {
@@ -283,12 +293,10 @@ pub(crate) fn avg_backward(grid: &Grid, parts: &[f32], c: usize, grad: &[bf16]) 
 
 /// The mean of `count` rows from the `first` on, of each image of `n` rows of c numbers.
 pub(crate) fn mean_rows((n, first, count): (usize, usize, usize), c: usize, xs: &[bf16]) -> Vec<bf16> {
-    let grid = Grid { h: n, w: 1, rows: vec![first..first + count], cols: vec![0..1] };
-    avg_forward(&grid, &[1.0 / count as f32], c, xs)
+    avg_forward(&Grid::of_rows((n, first, count)), &[1.0 / count as f32], c, xs)
 }
 
 /// The gradient of [`mean_rows`].
 pub(crate) fn mean_rows_backward((n, first, count): (usize, usize, usize), c: usize, grad: &[bf16]) -> Vec<bf16> {
-    let grid = Grid { h: n, w: 1, rows: vec![first..first + count], cols: vec![0..1] };
-    avg_backward(&grid, &[1.0 / count as f32], c, grad)
+    avg_backward(&Grid::of_rows((n, first, count)), &[1.0 / count as f32], c, grad)
 }
