@@ -74,7 +74,7 @@ impl Window {
     /// What rows and columns of windows cover, for rows of channels.
     pub(crate) fn grid(&self) -> Grid {
         let rows = (0..self.oh).map(|oy| self.inside(oy, 0).0).collect();
-        Grid { h: self.h, w: self.w, rows, cols: (0..self.ow).map(|ox| self.inside(0, ox).1).collect() }
+        Grid::new((self.h, self.w), rows, (0..self.ow).map(|ox| self.inside(0, ox).1).collect())
     }
 
     /// Whether windows of 2x2 tile the image and leave nothing out.

@@ -136,7 +136,7 @@ pub fn adaptive_avg_pool2d(xs: &Tensor, size: (usize, usize)) -> Result<Tensor> 
 fn cells(xs: &Tensor, (oh, ow): (usize, usize)) -> Result<Option<Tensor>> {
     let (b, c, h, w) = xs.dims4()?;
     let ranges = |n: usize, cells: usize| (0..cells).map(|i| i * n / cells..((i + 1) * n).div_ceil(cells)).collect();
-    let grid = Grid { h, w, rows: ranges(h, oh), cols: ranges(w, ow) };
+    let grid = Grid::new((h, w), ranges(h, oh), ranges(w, ow));
     let part = |rows: usize, cols: usize| 1.0 / (rows * cols) as f32;
     let parts = grid.rows.iter().flat_map(|rows| grid.cols.iter().map(|cols| part(rows.len(), cols.len())));
     let parts: Vec<f32> = parts.collect();

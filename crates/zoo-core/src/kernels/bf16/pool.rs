@@ -19,17 +19,20 @@ pub(crate) struct Grid {
     pub w: usize,
     pub rows: Vec<Range<usize>>,
     pub cols: Vec<Range<usize>>,
+    /// Columns of the widest window.
+    width: usize,
 }
 
 impl Grid {
+    /// Over an image of h by w pixels.
+    pub fn new((h, w): (usize, usize), rows: Vec<Range<usize>>, cols: Vec<Range<usize>>) -> Self {
+        let width = cols.iter().map(Range::len).max().unwrap_or(1);
+        Self { h, w, rows, cols, width }
+    }
+
     /// One window: `count` of n rows from the `first` on.
     fn of_rows((n, first, count): (usize, usize, usize)) -> Self {
-        Self {
-            h: n,
-            w: 1,
-            rows: std::iter::once(first..first + count).collect(),
-            cols: std::iter::once(0..1).collect(),
-        }
+        Self::new((n, 1), std::iter::once(first..first + count).collect(), std::iter::once(0..1).collect())
     }
 
     /// The windows whose ranges hold each place of 0..n: neighbours, where starts and ends only grow.
@@ -52,7 +55,7 @@ impl Grid {
 
     /// The number of a pixel within a window: rows of the widest window behind each other.
     fn tap(&self, (y, x): (usize, usize), (rows, cols): (&Range<usize>, &Range<usize>)) -> usize {
-        (y - rows.start) * self.cols.iter().map(Range::len).max().unwrap_or(1) + x - cols.start
+        (y - rows.start) * self.width + x - cols.start
     }
 
     /// Runs `f` for every row of windows of every image, with its place in the output.
