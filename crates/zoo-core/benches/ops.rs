@@ -228,6 +228,56 @@ fn memory_bound(c: &mut Criterion<Machine>) {
     group.finish();
 }
 
+/// bfloat16 maps, channels innermost. A step is an operation and the mean over each channel's pixels on a tape, forwards and
+/// backwards: bytes are those of the operation, and of the mean's gradient, which it reads, once written.
+fn mixed(c: &mut Criterion<Machine>) {
+    let mut group = c.benchmark_group("bfloat16");
+    let pair = |n| (n, n);
+    // Passes over the map, forwards and in the step.
+    type Line = (&'static str, [usize; 2], fn(&Tensor, &[Tensor]) -> Result<Tensor>);
+    let lines: &[Line] = &[
+        ("mean of pixels", [0, 2], |xs, _| Ok(xs.clone())),
+        ("batch_norm", [3, 10], |xs, t| {
+            let stats = ops::batch_stats(xs)?;
+            ops::batch_norm(xs, &t[0], &t[1], (&stats.mean, &stats.var), 1e-5, true)
+        }),
+        ("relu", [2, 7], |xs, _| ops::pointwise(xs, Pointwise::Relu)),
+        ("silu", [2, 7], |xs, _| ops::pointwise(xs, Pointwise::Silu)),
+        ("concat", [4, 9], |xs, _| ops::concat(&[xs, xs], 1)),
+        ("shuffle", [2, 6], |xs, _| ops::channel_shuffle(xs, 4)),
+        ("max 3x3 s1 p1", [2, 7], |xs, _| ops::max_pool2d(xs, (3, 3), (1, 1), (1, 1), false)),
+    ];
+    for dims in [[128, 16, 32, 32], [64, 64, 32, 32], [32, 24, 32, 32], [64, 512, 4, 4]] {
+        let n: usize = dims.iter().product();
+        let xs = random(&dims).permute((0, 2, 3, 1)).and_then(|xs| xs.contiguous()?.to_dtype(DType::BF16));
+        let xs = xs.and_then(|xs| Var::from_tensor(&xs.permute((0, 3, 1, 2))?)).expect("four dimensions");
+        let weights = [random(&[dims[1]]), random(&[dims[1]])];
+        let weights: Vec<Tensor> = weights.iter().map(|var| var.as_tensor().clone()).collect();
+        let plain: Vec<Tensor> = weights.iter().map(Tensor::detach).collect();
+        for &(name, [forward, step], op) in lines {
+            let still = xs.as_detached_tensor();
+            if forward > 0 {
+                group.throughput(Throughput::Bytes((2 * n * forward) as u64));
+                group.bench_function(format!("{name} {dims:?}/forward"), |b| {
+                    b.iter(|| black_box(op(&still, &plain).expect("shapes fit")));
+                });
+            }
+            group.throughput(Throughput::Bytes((2 * n * step) as u64));
+            group.bench_function(format!("{name} {dims:?}/step"), |b| {
+                let run = |xs: &Tensor| {
+                    let ys = ops::avg_pool2d(&op(xs, &weights)?, (dims[2], dims[3]), pair(1), pair(0), false, true)?;
+                    zoo_core::tape::to_dtype(&ys, DType::F32)
+                };
+                b.iter(|| {
+                    let ys = zoo_core::tape::recorded(&xs, true, run).expect("shapes fit");
+                    black_box(ys.backward().expect("tracked"))
+                });
+            });
+        }
+    }
+    group.finish();
+}
+
 fn main() {
     let mut c = Criterion::default()
         .with_measurement(Machine::measure())
@@ -238,5 +288,6 @@ fn main() {
     convolutions(&mut c);
     products(&mut c);
     memory_bound(&mut c);
+    mixed(&mut c);
     c.final_summary();
 }

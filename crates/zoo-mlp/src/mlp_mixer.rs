@@ -19,7 +19,6 @@
 
 use candle_core::{Result, Tensor, bail};
 use zoo_core::model::Builder;
-use zoo_core::tape;
 use zoo_core::{
     Classifier, Dimensions, Dropout, Init, Input, LayerNorm, MlpBlock, Model, ModelInfo, ModuleT, PatchEmbed, Residual,
     Sequential, Stages, Transpose, VarBuilder, seq, trace,
@@ -192,7 +191,7 @@ impl Model for MlpMixer {
             "AvgPool",
             || "over tokens".to_string(),
             &[features],
-            || tape::foreign_op(&[features], |t| t[0].mean(1)),
+            || zoo_core::ops::mean_tokens(features, 0),
         )?;
         self.head_dropout.forward_t(&mean, train)
     }

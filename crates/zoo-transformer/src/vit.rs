@@ -242,7 +242,7 @@ impl VisionTransformer {
 
     /// Equation 1: the patches' tokens behind the class token, each with its position. (b, c, h, w) -> (b, n, dim)
     fn embed(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        let (b, _, h, w) = xs.dims4()?;
+        let (_, _, h, w) = xs.dims4()?;
         if (h, w) != (self.image_size, self.image_size) {
             bail!(
                 "vit: the positions are those of an image of {0}x{0}, got {h}x{w}; set `image_size` to build it for another",
@@ -253,14 +253,13 @@ impl VisionTransformer {
         if let Some(token) = &self.cls_token {
             tokens =
                 trace::layer("ClassToken", &self.path("cls_token"), &[Some(token)], String::new, &[&tokens], || {
-                    let token = weight_for(token, train).broadcast_as((b, 1, token.dim(2)?))?;
-                    zoo_core::ops::concat(&[&token, &tokens], 1)
+                    zoo_core::ops::prepend_token(&tokens, &weight_for(token, train))
                 })?;
         }
         let (weights, path) = ([Some(&self.pos_embed)], self.path("pos_embed"));
         let placed = trace::layer("PositionEmbedding", &path, &weights, String::new, &[&tokens], || {
             let positions = weight_for(&self.pos_embed, train);
-            tape::foreign_op(&[&tokens, &positions], |t| t[0].broadcast_add(&t[1]))
+            zoo_core::ops::add_positions(&tokens, &positions)
         })?;
         self.dropout.forward_t(&placed, train)
     }
@@ -301,12 +300,11 @@ impl Model for VisionTransformer {
     fn pre_logits(&self, features: &Tensor, train: bool) -> Result<Tensor> {
         let pooled = match self.pooling {
             Pooling::ClassToken => trace::op("ClassToken", String::new, &[features], || {
-                tape::foreign_op(&[features], |t| t[0].get_on_dim(1, 0))
+                tape::reshape(&zoo_core::ops::first_token(features)?, (features.dim(0)?, features.dim(2)?))
             })?,
             Pooling::Mean => {
                 let first = usize::from(self.cls_token.is_some());
-                let n = features.dim(1)? - first;
-                let mean = || tape::foreign_op(&[features], |t| t[0].narrow(1, first, n)?.mean(1));
+                let mean = || zoo_core::ops::mean_tokens(features, first);
                 self.norm.forward_t(&trace::op("MeanTokens", String::new, &[features], mean)?, train)?
             }
         };

@@ -6,7 +6,7 @@ use crate::ops;
 use crate::ops::fused::concat_norm::ConcatView;
 use crate::pass::{self, Mode};
 use crate::trace;
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use candle_nn::ModuleT;
 
 /// y = [f₁(x), …, fₙ(x)]: branches over one map, joined along the channels. (b, c, h, w) -> (b, Σ cᵢ, h', w')
@@ -51,7 +51,7 @@ impl ModuleT for DenseBlock {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         let readers = self.layers.iter().chain([&self.reader]);
         let fused = readers.clone().all(|layers| layers.first_on_concat().is_some()) && xs.rank() == 4;
-        let has_kernels = matches!(pass::mode(xs, train), Mode::Tape | Mode::Inference) && xs.dtype() != DType::BF16;
+        let has_kernels = matches!(pass::mode(xs, train), Mode::Tape | Mode::Inference);
         let mut maps = Maps::new(xs, fused && has_kernels && !trace::is_watched(), train)?;
         for layer in &self.layers {
             layer.in_block(|| {
@@ -114,7 +114,7 @@ mod tests {
     use crate::testing::numbers;
     use crate::vars::VarStore;
     use crate::{BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, Init, Pointwise, seq, tape};
-    use candle_core::{Device, Var};
+    use candle_core::{DType, Device, Var};
 
     /// Two layers and a reader, which all begin with a norm and an activation.
     fn dense(store: &VarStore, activation: Pointwise) -> DenseBlock {

@@ -1,5 +1,6 @@
 //! Pooling on the host, plane by plane.
 
+use super::bf16::pool::Grid;
 use super::blocking::PLANE_TASK;
 use super::buffer::written;
 use super::simd::{Kernel, Real, Simd, dispatch};
@@ -60,7 +61,7 @@ impl Window {
 
 impl Window {
     /// The part of window `(oy, ox)` that lies inside the image.
-    fn inside(&self, oy: usize, ox: usize) -> (Range<usize>, Range<usize>) {
+    pub(crate) fn inside(&self, oy: usize, ox: usize) -> (Range<usize>, Range<usize>) {
         let clip = |o: usize, kernel: usize, stride: usize, padding: usize, n: usize| {
             (o * stride).saturating_sub(padding)..(o * stride + kernel).saturating_sub(padding).min(n)
         };
@@ -68,6 +69,12 @@ impl Window {
             clip(oy, self.kernel.0, self.stride.0, self.padding.0, self.h),
             clip(ox, self.kernel.1, self.stride.1, self.padding.1, self.w),
         )
+    }
+
+    /// What rows and columns of windows cover, for rows of channels.
+    pub(crate) fn grid(&self) -> Grid {
+        let rows = (0..self.oh).map(|oy| self.inside(oy, 0).0).collect();
+        Grid::new((self.h, self.w), rows, (0..self.ow).map(|ox| self.inside(0, ox).1).collect())
     }
 
     /// Whether windows of 2x2 tile the image and leave nothing out.

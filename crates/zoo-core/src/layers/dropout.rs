@@ -1,8 +1,9 @@
 //! Layers that drop at random in training, from seeded streams: the same masks on every device.
 
+use crate::ops::scale;
 use crate::rng::Rng;
+use crate::trace;
 use crate::vars::{DropoutStream, VarBuilder};
-use crate::{tape, trace};
 use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::ModuleT;
 
@@ -64,9 +65,14 @@ impl Dropout {
     }
 }
 
+/// What is not dropped is multiplied by this.
+fn kept(p: f64) -> f32 {
+    (1.0 / (1.0 - p)) as f32
+}
+
 /// `count` values that are 0 with probability `p` and 1 / (1 - p) otherwise.
 fn mask(rng: &mut Rng, p: f64, count: usize) -> Vec<f32> {
-    let (threshold, kept) = ((p * 2f64.powi(32)) as u64, (1.0 / (1.0 - p)) as f32);
+    let (threshold, kept) = ((p * 2f64.powi(32)) as u64, kept(p));
     (0..count).map(|_| if u64::from(rng.next_u32()) < threshold { 0.0 } else { kept }).collect()
 }
 
@@ -83,12 +89,7 @@ impl ModuleT for Dropout {
         let dims: Vec<usize> = xs.dims().iter().enumerate().map(|(i, &n)| if i < together { n } else { 1 }).collect();
         let values = mask(&mut self.stream.next_mask(), self.p, dims.iter().product());
         let mask = Tensor::from_vec(values, dims, &Device::Cpu)?.to_device(xs.device())?;
-        trace::op(
-            "Dropout",
-            || format!("{}", self.p),
-            &[xs],
-            || tape::foreign_op(&[xs], |xs| xs[0].broadcast_mul(&mask.to_dtype(xs[0].dtype())?)),
-        )
+        trace::op("Dropout", || format!("{}", self.p), &[xs], || scale::mask(xs, &mask, kept(self.p)))
     }
 }
 

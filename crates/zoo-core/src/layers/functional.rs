@@ -25,7 +25,7 @@ pub fn concat(parts: &[&Tensor], dim: usize) -> Result<Tensor> {
 /// # Errors
 /// An input of fewer than three dimensions.
 pub fn transpose(xs: &Tensor) -> Result<Tensor> {
-    trace::op("Transpose", String::new, &[xs], || tape::foreign_op(&[xs], |xs| xs[0].transpose(1, 2)?.contiguous()))
+    trace::op("Transpose", String::new, &[xs], || ops::transpose(xs))
 }
 
 /// [`transpose`] as a layer.

@@ -3,9 +3,9 @@
 use super::activation::{activate, relu};
 use super::conv::{Conv2d, Conv2dConfig};
 use crate::init::Init;
-use crate::ops::{Pointwise, avg_pool2d};
+use crate::ops::{Pointwise, avg_pool2d, scale};
+use crate::trace;
 use crate::vars::VarBuilder;
-use crate::{tape, trace};
 use candle_core::{Result, Tensor};
 use candle_nn::ModuleT;
 
@@ -77,9 +77,7 @@ impl ModuleT for SqueezeExcite {
             )?;
             let gate = self.fc2.forward_t(&relu(&self.fc1.forward_t(&pooled, train)?)?, train)?;
             let gate = activate(&gate, Pointwise::Sigmoid)?;
-            trace::op("Scale", String::new, &[xs, &gate], || {
-                tape::foreign_op(&[xs, &gate], |t| t[0].broadcast_mul(&t[1]))
-            })
+            trace::op("Scale", String::new, &[xs, &gate], || scale::gate(xs, &gate))
         })
     }
 }

@@ -5,6 +5,7 @@ mod apply;
 mod mixed;
 
 pub(crate) use apply::apply;
+pub(crate) use mixed::on_maps;
 
 use crate::kernels::Real;
 use candle_core::{Result, Tensor, bail};
@@ -90,6 +91,13 @@ impl<T, I> Saved<'_, T, I> {
     /// The gradient of input `i`, if it is asked for.
     pub fn want(&self, i: usize, gradient: impl FnOnce() -> Vec<T>) -> Passed<T> {
         if self.wanted[i] { Passed::Made(gradient()) } else { Passed::Nothing }
+    }
+}
+
+impl Passed<bf16> {
+    /// What a kernel has made, if it was asked.
+    pub fn of(made: Option<Vec<bf16>>) -> Self {
+        made.map_or(Self::Nothing, Self::Made)
     }
 }
 

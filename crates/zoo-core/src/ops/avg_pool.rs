@@ -1,12 +1,14 @@
 //! Average pooling for any kernel, stride, padding and `ceil_mode`.
 
 use super::{Real, fallback};
+use crate::kernels::bf16::pool::{self as mixed, Grid};
 use crate::kernels::pool::{self as kernel, Window};
-use crate::op::{Op, Passed, Saved, apply};
+use crate::op::{Op, Operand, Passed, Saved, apply, on_maps};
 use crate::pass::{Backend, backend};
 use crate::tape::foreign_op;
 use crate::trace::shape_only;
 use candle_core::{Error, Result, Tensor, bail};
+use half::bf16;
 
 /// The mean under each window: (b, c, h, w) -> (b, c, oh, ow), as `torch.nn.functional.avg_pool2d`.
 ///
@@ -40,6 +42,15 @@ struct AvgPool {
     count_include_pad: bool,
 }
 
+impl AvgPool {
+    /// What the sum under each window is multiplied by.
+    fn parts(&self) -> Vec<f32> {
+        let Window { oh, ow, .. } = self.window;
+        let windows = (0..oh).flat_map(|oy| (0..ow).map(move |ox| (oy, ox)));
+        windows.map(|(oy, ox)| 1.0 / self.window.divisor(oy, ox, self.count_include_pad) as f32).collect()
+    }
+}
+
 impl Op for AvgPool {
     fn name(&self) -> &'static str {
         "avg_pool2d"
@@ -59,6 +70,19 @@ impl Op for AvgPool {
 
     fn backward<T: Real>(&self, saved: &Saved<T>) -> Result<Vec<Passed<T>>> {
         Ok(vec![Passed::Made(kernel::avg_backward(&self.window, self.count_include_pad, saved.grad))])
+    }
+
+    fn maps(&self) -> usize {
+        1
+    }
+
+    fn forward_bf16(&self, inputs: &[Operand]) -> Result<Vec<bf16>> {
+        Ok(mixed::avg_forward(&self.window.grid(), &self.parts(), self.window.output[1], inputs[0].map()))
+    }
+
+    fn backward_bf16(&self, saved: &Saved<bf16, Operand>) -> Result<Vec<Passed<bf16>>> {
+        let (grid, parts, c) = (self.window.grid(), self.parts(), self.window.output[1]);
+        Ok(vec![saved.want(0, || mixed::avg_backward(&grid, &parts, c, saved.grad))])
     }
 
     fn fallback(&self, inputs: &[Tensor]) -> Result<Tensor> {
@@ -88,6 +112,9 @@ pub fn adaptive_avg_pool2d(xs: &Tensor, size: (usize, usize)) -> Result<Tensor> 
     if backend(xs) == Backend::Shapes {
         return shape_only(&[b, c, oh, ow], xs.dtype(), xs.device());
     }
+    if let Some(ys) = cells(xs, size)? {
+        return Ok(ys);
+    }
     // Cells of several sizes: a matrix of means for each direction.
     let means = |n: usize, cells: usize| -> Result<Tensor> {
         let mut matrix = vec![0.0; n * cells];
@@ -103,4 +130,21 @@ pub fn adaptive_avg_pool2d(xs: &Tensor, size: (usize, usize)) -> Result<Tensor> 
         let cells = cols.matmul(&means(h, oh)?)?.reshape((b * c, ow, oh))?;
         cells.transpose(1, 2)?.contiguous()?.reshape((b, c, oh, ow))
     })
+}
+
+/// [`adaptive_avg_pool2d`] of bfloat16 maps.
+fn cells(xs: &Tensor, (oh, ow): (usize, usize)) -> Result<Option<Tensor>> {
+    let (b, c, h, w) = xs.dims4()?;
+    let ranges = |n: usize, cells: usize| (0..cells).map(|i| i * n / cells..((i + 1) * n).div_ceil(cells)).collect();
+    let grid = Grid::new((h, w), ranges(h, oh), ranges(w, ow));
+    let part = |rows: usize, cols: usize| 1.0 / (rows * cols) as f32;
+    let parts = grid.rows.iter().flat_map(|rows| grid.cols.iter().map(|cols| part(rows.len(), cols.len())));
+    let parts: Vec<f32> = parts.collect();
+    let (behind, shares) = (grid.clone(), parts.clone());
+    on_maps(
+        ("adaptive_avg_pool2d", &[b, c, oh, ow], (false, false)),
+        (&[xs], 1),
+        |inputs| Ok(mixed::avg_forward(&grid, &parts, c, inputs[0].map())),
+        move |saved| Ok(vec![saved.want(0, || mixed::avg_backward(&behind, &shares, c, saved.grad))]),
+    )
 }

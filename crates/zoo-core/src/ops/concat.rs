@@ -2,10 +2,12 @@
 //! thread, are not.
 
 use super::Real;
+use crate::kernels::bf16::channels;
 use crate::kernels::copy as kernel;
-use crate::op::{Op, Passed, Saved, apply};
+use crate::op::{Op, Operand, Passed, Saved, apply};
 use crate::pass::is_on_tape;
 use candle_core::{Result, Tensor, bail};
+use half::bf16;
 
 /// Tensors one behind the other along `dim`, as `Tensor::cat`.
 ///
@@ -46,6 +48,15 @@ struct Concat {
     shape: Vec<usize>,
 }
 
+/// The rows of a bfloat16 tensor that are cut along `dim`, and the numbers of one for each place of it: a map's channels are
+/// innermost in memory.
+fn rows_along(shape: &[usize], dim: usize) -> (usize, usize) {
+    let order = |i: usize| if shape.len() == 4 { [0, 2, 3, 1][i] } else { i };
+    let at = (0..shape.len()).position(|i| order(i) == dim).unwrap_or(dim);
+    let product = |of: std::ops::Range<usize>| of.map(|i| shape[order(i)]).product::<usize>();
+    (product(0..at), product(at + 1..shape.len()))
+}
+
 impl Op for Concat {
     fn name(&self) -> &'static str {
         "concat"
@@ -71,6 +82,21 @@ impl Op for Concat {
             Passed::Slice { dim: self.dim, start: start - len, len }
         };
         Ok(self.widths.iter().map(slice).collect())
+    }
+
+    fn maps(&self) -> usize {
+        self.widths.len()
+    }
+
+    fn forward_bf16(&self, inputs: &[Operand]) -> Result<Vec<bf16>> {
+        let parts: Vec<&[bf16]> = inputs.iter().map(|input| input.map()).collect();
+        Ok(channels::join(rows_along(&self.shape, self.dim).0, &parts, (0, 0)))
+    }
+
+    fn backward_bf16(&self, saved: &Saved<bf16, Operand>) -> Result<Vec<Passed<bf16>>> {
+        let (_, each) = rows_along(&self.shape, self.dim);
+        let widths: Vec<usize> = self.widths.iter().map(|width| width * each).collect();
+        Ok(channels::split(saved.grad, &widths, saved.wanted).into_iter().map(Passed::of).collect())
     }
 
     fn fallback(&self, inputs: &[Tensor]) -> Result<Tensor> {
@@ -121,6 +147,22 @@ impl Op for PadChannels {
         Ok(vec![Passed::Slice { dim: 1, start: self.below, len: self.input[1] }])
     }
 
+    fn maps(&self) -> usize {
+        1
+    }
+
+    fn forward_bf16(&self, inputs: &[Operand]) -> Result<Vec<bf16>> {
+        let (rows, each) = rows_along(&self.input, 1);
+        Ok(channels::join(rows, &[inputs[0].map()], (self.below * each, self.above * each)))
+    }
+
+    fn backward_bf16(&self, saved: &Saved<bf16, Operand>) -> Result<Vec<Passed<bf16>>> {
+        let (_, each) = rows_along(&self.input, 1);
+        let widths = [self.below, self.input[1], self.above].map(|width| width * each);
+        let mut parts = channels::split(saved.grad, &widths, &[false, saved.wanted[0], false]);
+        Ok(vec![Passed::of(parts.swap_remove(1))])
+    }
+
     fn fallback(&self, inputs: &[Tensor]) -> Result<Tensor> {
         inputs[0].pad_with_zeros(1, self.below, self.above)
     }
@@ -155,6 +197,13 @@ impl ChannelShuffle {
         let source = |plane: usize| plane - plane % c + plane % groups * each + plane % c / groups;
         kernel::arrange(xs, h * w, source)
     }
+
+    /// The same on rows of channels.
+    fn deal_rows(&self, rows: &[bf16], groups: usize) -> Vec<bf16> {
+        let c = self.sizes[1];
+        let each = c / groups;
+        channels::arrange(rows, &(0..c).map(|i| i % groups * each + i / groups).collect::<Vec<_>>())
+    }
 }
 
 impl Op for ChannelShuffle {
@@ -177,6 +226,18 @@ impl Op for ChannelShuffle {
     /// Dealing in by the other count undoes dealing out.
     fn backward<T: Real>(&self, saved: &Saved<T>) -> Result<Vec<Passed<T>>> {
         Ok(vec![Passed::Made(self.deal(saved.grad, self.sizes[1] / self.groups))])
+    }
+
+    fn maps(&self) -> usize {
+        1
+    }
+
+    fn forward_bf16(&self, inputs: &[Operand]) -> Result<Vec<bf16>> {
+        Ok(self.deal_rows(inputs[0].map(), self.groups))
+    }
+
+    fn backward_bf16(&self, saved: &Saved<bf16, Operand>) -> Result<Vec<Passed<bf16>>> {
+        Ok(vec![Passed::Made(self.deal_rows(saved.grad, self.sizes[1] / self.groups))])
     }
 
     fn fallback(&self, inputs: &[Tensor]) -> Result<Tensor> {

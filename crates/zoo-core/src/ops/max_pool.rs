@@ -1,9 +1,11 @@
 //! Max pooling for any kernel, stride, padding and `ceil_mode`, with the gradient that PyTorch gives.
 
 use super::{Real, fallback};
+use crate::kernels::bf16::pool as mixed;
 use crate::kernels::pool::{self as kernel, Window};
-use crate::op::{Op, Passed, Saved, apply};
+use crate::op::{Op, Operand, Passed, Saved, apply};
 use candle_core::{Error, Result, Tensor};
+use half::bf16;
 
 /// The largest element under each window: (b, c, h, w) -> (b, c, oh, ow), as `torch.nn.functional.max_pool2d`.
 ///
@@ -50,6 +52,19 @@ impl Op for MaxPool {
     /// The winners are found again: cheaper than keeping them.
     fn backward<T: Real>(&self, saved: &Saved<T>) -> Result<Vec<Passed<T>>> {
         Ok(vec![Passed::Made(kernel::max_backward(&self.0, saved.inputs[0], saved.grad))])
+    }
+
+    fn maps(&self) -> usize {
+        1
+    }
+
+    fn forward_bf16(&self, inputs: &[Operand]) -> Result<Vec<bf16>> {
+        Ok(mixed::max_forward(&self.0.grid(), self.0.output[1], inputs[0].map()))
+    }
+
+    fn backward_bf16(&self, saved: &Saved<bf16, Operand>) -> Result<Vec<Passed<bf16>>> {
+        let (grid, c) = (self.0.grid(), self.0.output[1]);
+        Ok(vec![saved.want(0, || mixed::max_backward(&grid, c, saved.inputs[0].map(), saved.grad))])
     }
 
     fn fallback(&self, inputs: &[Tensor]) -> Result<Tensor> {

@@ -24,7 +24,9 @@ mod matmul;
 mod max_pool;
 pub mod optim;
 pub(crate) mod pointwise;
+pub(crate) mod scale;
 mod softmax;
+mod tokens;
 
 pub use add::add;
 pub use avg_pool::{adaptive_avg_pool2d, avg_pool2d};
@@ -39,6 +41,7 @@ pub use matmul::matmul;
 pub use max_pool::max_pool2d;
 pub use pointwise::pointwise;
 pub use softmax::softmax;
+pub use tokens::{add_positions, first_token, mean_tokens, prepend_token, transpose};
 
 pub(crate) use crate::kernels::Real;
 pub use crate::kernels::conv::Conv2dParams;

@@ -57,7 +57,7 @@ pub(crate) fn with_rows<R>(maps: &[&Tensor], f: impl FnOnce(&[&[bf16]]) -> Resul
 }
 
 /// Lends a map's rows to write to, and another's to read; false if the first has its pixels innermost.
-pub(crate) fn update_map(to: &Tensor, from: &Tensor, f: impl Fn(&mut [bf16], &[bf16])) -> Result<bool> {
+fn update_map(to: &Tensor, from: &Tensor, f: impl Fn(&mut [bf16], &[bf16])) -> Result<bool> {
     struct Update<F>(F);
     impl<F: Fn(&mut [bf16], &[bf16])> InplaceOp2 for Update<F> {
         fn name(&self) -> &'static str {

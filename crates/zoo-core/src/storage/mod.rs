@@ -2,7 +2,7 @@
 
 mod maps;
 
-pub(crate) use maps::{add_maps, add_to_map, convert, map, planes, rows, update_map, with_rows};
+pub(crate) use maps::{add_maps, add_to_map, convert, map, planes, rows, with_rows};
 
 use crate::kernels::Real;
 use crate::kernels::batch_norm::add_to;

@@ -142,6 +142,29 @@ pub fn compare(
     Ok(())
 }
 
+/// What an operation that is linear in each input gives in f64, and its scale: what it gives of absolute values.
+pub fn multilinear(inputs: &[Input], upstream: Vec<f64>, op: &dyn Fn(&[Tensor]) -> Result<Tensor>) -> Result<Expected> {
+    let run = |f: &dyn Fn(f64) -> f64| -> Result<(Tensor, Vec<Vec<f64>>)> {
+        let of = |values: &[f64], dims: &[usize]| {
+            Tensor::from_vec(values.iter().map(|&x| f(x)).collect::<Vec<_>>(), dims, &Device::Cpu)
+        };
+        let vars = inputs.iter().map(|i| Var::from_tensor(&of(&i.values, &i.dims)?)).collect::<Result<Vec<_>>>()?;
+        let ys = op(&vars.iter().map(|var| var.as_tensor().clone()).collect::<Vec<_>>())?;
+        let grads = (&ys * of(&upstream, ys.dims())?)?.sum_all()?.backward()?;
+        let zeros = |var: &Var| grads.get(var).map_or_else(|| var.zeros_like(), |grad| Ok(grad.clone()));
+        let grads = vars.iter().map(|var| zeros(var)?.flatten_all()?.to_vec1()).collect::<Result<_>>()?;
+        Ok((ys, grads))
+    };
+    let ((ys, grads), (scale, scales)) = (run(&|x| x)?, run(&f64::abs)?);
+    let nums = |values: Vec<f64>, scales: Vec<f64>| -> Vec<Num> {
+        values.into_iter().zip(scales).map(|(value, scale)| Num { value, scale }).collect()
+    };
+    let dims = ys.dims().to_vec();
+    let output = nums(ys.flatten_all()?.to_vec1()?, scale.flatten_all()?.to_vec1()?);
+    let grads = grads.into_iter().zip(scales).map(|(grad, scale)| nums(grad, scale)).collect();
+    Ok(Expected { dims, upstream, output, grads })
+}
+
 /// Holds numbers against what is expected, by the [`Rule`].
 pub fn close(what: &str, got: &Tensor, want: &[Num], rule: Rule) -> std::result::Result<(), TestCaseError> {
     let got: Vec<f64> =

@@ -19,8 +19,11 @@
 mod bf16;
 mod bf16_conv;
 mod bf16_depthwise;
+mod bf16_channels;
+mod bf16_dense;
 mod bf16_norm;
 mod bf16_pointwise;
+mod bf16_pool;
 mod bfloat16;
 mod compare;
 mod input;

@@ -36,11 +36,16 @@ impl Pool {
     }
 
     pub fn expected(&self, kind: Kind, input: &Input, rng: &mut Rng) -> Expected {
+        self.expected_of(kind, input, |n| draw(rng, n, Values::Uniform, 1.0))
+    }
+
+    /// With an upstream gradient of so many numbers.
+    pub fn expected_of(&self, kind: Kind, input: &Input, upstream: impl FnOnce(usize) -> Vec<f64>) -> Expected {
         let &[b, c, h, w] = input.dims.as_slice() else { unreachable!("four dimensions") };
         let rows = self.windows(h, self.kernel.0, self.stride.0, self.padding.0);
         let cols = self.windows(w, self.kernel.1, self.stride.1, self.padding.1);
         let dims = vec![b, c, rows.len(), cols.len()];
-        let upstream = draw(rng, dims.iter().product(), Values::Uniform, 1.0);
+        let upstream = upstream(dims.iter().product());
         let xs = input.nums();
         let (mut output, mut dx) = (Vec::new(), vec![ZERO; xs.len()]);
         for plane in 0..b * c {
@@ -90,7 +95,7 @@ impl Pool {
     }
 }
 
-fn pool() -> impl Strategy<Value = Pool> {
+pub fn pool() -> impl Strategy<Value = Pool> {
     let usual = |kernel, stride, padding| Pool {
         kernel: (kernel, kernel),
         stride: (stride, stride),

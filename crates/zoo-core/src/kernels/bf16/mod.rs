@@ -4,6 +4,8 @@
 //! are exact in f32; sums are taken in f32, and what a kernel makes is rounded once, to nearest even.
 
 pub(crate) mod bias;
+pub(crate) mod channels;
+pub(crate) mod concat_norm;
 pub(crate) mod conv;
 mod correlation;
 pub(crate) mod depthwise;
@@ -11,6 +13,8 @@ mod frame;
 pub(crate) mod layout;
 pub(crate) mod norm;
 pub(crate) mod pointwise;
+pub(crate) mod pool;
+pub(crate) mod scale;
 #[cfg_attr(not(test), expect(dead_code, reason = "attention takes it up next"))]
 pub(crate) mod softmax;
 mod store;

@@ -4,13 +4,17 @@
 //! gradient is added to those that the block's later layers have sent.
 
 use crate::kernels::batch_norm::{self as kernel, Affine, Coefficients, CutBy, InputGrad, Sums, Window};
+use crate::kernels::bf16::concat_norm::Maps;
+use crate::kernels::bf16::norm as mixed;
 use crate::kernels::buffer::written_by_tasks;
 use crate::kernels::fused_activation::FusedActivation;
 use crate::ops::batch_norm::{BatchStats, Norm, batch_stats};
 use crate::ops::{Real, elements, elements_mut, for_dtype, read, tensor, with_elements};
 use crate::pass::tracks;
+use crate::storage::{map, rows, with_rows};
 use crate::tape::{self, Gradient};
-use candle_core::{CpuStorage, InplaceOp2, Layout, Result, Tensor, bail};
+use candle_core::{CpuStorage, DType, InplaceOp2, Layout, Result, Tensor, bail};
+use half::bf16;
 
 /// Maps that stand one behind the other along the channels and are not put together, in training with their statistics.
 pub(crate) type ConcatView = Vec<(Tensor, Option<BatchStats>)>;
@@ -38,6 +42,9 @@ pub(crate) fn concat_norm(maps: &[&Tensor], norm: &Norm, activation: FusedActiva
     }
     let dims = [b, widths.iter().sum(), h, w];
     norm.check(&dims)?;
+    if first.dtype() == DType::BF16 {
+        return run_mixed(maps, widths, dims, norm, activation);
+    }
     for_dtype!("batch_norm", first.dtype(), T => {
         let maps = maps.iter().map(|xs| tape::contiguous(xs)).collect::<Result<Vec<_>>>()?;
         run::<T>(maps, widths, dims, norm, activation)
@@ -57,6 +64,56 @@ fn run<T: Real>(
     let inputs: Vec<&Tensor> = maps.iter().chain([&weight, &bias]).collect();
     let owned = maps.clone();
     tape::push_accumulating("batch_norm", &inputs, &ys, move |grad, earlier| parts.backward(&owned, grad, earlier));
+    Ok(ys)
+}
+
+/// [`concat_norm`] of bfloat16 maps.
+fn run_mixed(
+    maps: &[&Tensor],
+    widths: Vec<usize>,
+    [b, c, h, w]: [usize; 4],
+    norm: &Norm,
+    activation: FusedActivation,
+) -> Result<Tensor> {
+    let by = norm.mixed_coefficients()?;
+    let ys = with_rows(maps, |all| Ok(Maps::new(all, &widths).affine(&by, activation)))?;
+    let ys = map(ys, &(b, c, h, w).into())?;
+    let inputs: Vec<&Tensor> = maps.iter().copied().chain([norm.weight, norm.bias]).collect();
+    let owned: Vec<Tensor> = maps.iter().map(|&xs| xs.clone()).collect();
+    let types = [norm.weight.dtype(), norm.bias.dtype()];
+    tape::push_accumulating("batch_norm", &inputs, &ys, move |grad, mut earlier| {
+        let of_weights = earlier.split_off(owned.len());
+        let wanted: Vec<bool> = owned.iter().map(tracks).collect();
+        let earlier_rows = earlier.iter().flatten().map(|earlier| rows(&earlier.tensor)).collect::<Result<Vec<_>>>()?;
+        let mut tensors: Vec<&Tensor> = vec![&grad.tensor];
+        tensors.extend(&owned);
+        let (sums, grads) = with_rows(&tensors, |all| {
+            with_elements("batch_norm", &earlier_rows.iter().collect::<Vec<_>>(), |sent| {
+                let mut sent = sent.iter().copied();
+                let earlier: Vec<Option<&[bf16]>> =
+                    earlier.iter().map(|earlier| earlier.as_ref().and_then(|_| sent.next())).collect();
+                let (maps, grad) = (Maps::new(&all[1..], &widths), all[0]);
+                let sums = maps.gradient_sums(grad, &by, activation);
+                let dx = mixed::InputGrad::new(&by, &sums, b * h * w, activation);
+                Ok((sums, maps.input_grads(grad, &dx, &earlier, &wanted)))
+            })
+        })?;
+        let mut all = Vec::with_capacity(owned.len() + 2);
+        for ((made, xs), earlier) in grads.into_iter().zip(&owned).zip(earlier) {
+            all.push(match made {
+                Some(made) => Some(Gradient::new(map(made, xs.shape())?)),
+                None => earlier,
+            });
+        }
+        for ((row, dtype), earlier) in [sums.weight, sums.bias].into_iter().zip(types).zip(of_weights) {
+            let row = Gradient::new(tensor(row, c)?.to_dtype(dtype)?);
+            all.push(Some(match earlier {
+                Some(earlier) => earlier.add(row)?,
+                None => row,
+            }));
+        }
+        Ok(all)
+    });
     Ok(ys)
 }
 
