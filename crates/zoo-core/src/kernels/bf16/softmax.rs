@@ -174,6 +174,18 @@ mod tests {
         }
     }
 
+    /// As attention calls them: a row of equal scores is uniform, and moves with no gradient of equal numbers.
+    #[test]
+    fn equal_scores_have_equal_shares() {
+        let (n, mut scores) = (16, vec![3f32; 32]);
+        // SAFETY: the rows cover the output.
+        let p = unsafe { written(32, |to| rows(n, &mut scores, to)) };
+        assert!(p.iter().all(|p| p.to_f32() == 1.0 / 16.0));
+        // SAFETY: as above.
+        let ds = unsafe { written(32, |to| rows_backward(n, &p, &[2.0; 32], 0.5, to)) };
+        assert!(ds.iter().all(|ds| *ds == bf16::ZERO));
+    }
+
     /// As in f32: a NaN spoils its row, minus infinity has no probability, and a row of nothing else is no number.
     #[test]
     fn special_values_stay_in_their_rows() {

@@ -90,6 +90,14 @@ fn statistics_are_those_of_the_output() {
 }
 
 #[test]
+fn statistics_come_with_the_output() {
+    let g = geometry(3, 33, 8, 3, 1);
+    let (xs, weight) = (maps("x", g.b * g.input_image()), weights("w", 33 * 9));
+    let (ys, mean, variance) = forward_with_stats(&g, &xs, &weight, None);
+    assert_eq!((ys.len(), mean.len(), variance.len()), (g.b * g.output_image(), 33, 33));
+}
+
+#[test]
 fn statistics_of_no_numbers_are_none() {
     let g = geometry(2, 20, 5, 1, 1);
     let mut xs = maps("x", g.b * g.input_image());

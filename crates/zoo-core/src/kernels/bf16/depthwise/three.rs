@@ -193,7 +193,7 @@ pub(super) unsafe fn by_two<V: Simd<Elem = f32>, const R: usize>(p: &Piece, to: 
 pub(super) unsafe fn by_two_back<V: Simd<Elem = f32>>(p: &Piece, to: Place, count: usize) {
     let w = p.windows;
     let padding = (w.padding.0 as usize, w.padding.1 as usize);
-    let (pair, second) = ((to.row + padding.0) / 2, (to.row + padding.0) % 2);
+    let (pair, is_second) = ((to.row + padding.0) / 2, (to.row + padding.0) % 2 == 1);
     // SAFETY: rows and columns are cut at the edges of both maps.
     unsafe {
         let mut stats = Stats::<V>::new();
@@ -227,12 +227,13 @@ pub(super) unsafe fn by_two_back<V: Simd<Elem = f32>>(p: &Piece, to: Place, coun
                     before[r] = x;
                 }
             }
-            for i in 0..2 {
+            let [first, next] = sums;
+            for (i, (first, next)) in first.into_iter().zip(next).enumerate() {
                 let Some(column) = column_at(2 * j + i, w.padding.1, w.output.1) else { continue };
                 let at = ((to.image * w.output.0 + to.row) * w.output.1 + column) * w.c + to.channel;
-                p.finish.put::<V, true>(if second == 1 { sums[1][i] } else { sums[0][i] }, at, V::LANES, &mut stats);
+                p.finish.put::<V, true>(if is_second { next } else { first }, at, V::LANES, &mut stats);
                 if count == 2 {
-                    p.finish.put::<V, true>(sums[1][i], at + w.output.1 * w.c, V::LANES, &mut stats);
+                    p.finish.put::<V, true>(next, at + w.output.1 * w.c, V::LANES, &mut stats);
                 }
             }
         }
