@@ -228,8 +228,8 @@ fn memory_bound(c: &mut Criterion<Machine>) {
     group.finish();
 }
 
-/// bfloat16 maps, channels innermost. A step is an operation and the mean over each channel's pixels on a tape, forwards and
-/// backwards: bytes are those of the operation, and of the mean's gradient, which it reads, once written.
+/// bfloat16 maps, channels innermost. A step is an operation and the mean over each channel's pixels on a tape,
+/// forwards and backwards: bytes are those of the operation, and of the mean's gradient, which it reads, once written.
 fn mixed(c: &mut Criterion<Machine>) {
     let mut group = c.benchmark_group("bfloat16");
     let pair = |n| (n, n);

@@ -1,8 +1,8 @@
 //! Mixed precision on the CPU: bfloat16 maps between the layers; weights, statistics and sums in f32.
 //!
-//! The type of the map decides: a network whose weights are f32 and whose input is [`DType::BF16`] runs in mixed precision,
-//! forwards and backwards, and the gradients of its weights are f32. An operation without a kernel for it runs in f32 at
-//! its place, and its output is rounded.
+//! The type of the map decides: a network whose weights are f32 and whose input is [`DType::BF16`] runs in mixed
+//! precision, forwards and backwards, and the gradients of its weights are f32. An operation without a kernel for it
+//! runs in f32 at its place, and its output is rounded.
 
 use super::{Op, Operand, Passed, Saved};
 use crate::pass::{Backend, backend, is_on_tape, tracks};
@@ -12,8 +12,8 @@ use candle_core::{DType, Device, Result, Shape, Tensor};
 use half::bf16;
 use std::sync::Arc;
 
-/// Runs an operation on bfloat16 maps and f32 weights, or hands it back: it has no kernel of mixed precision, or candle's
-/// graph is to have its gradient.
+/// Runs an operation on bfloat16 maps and f32 weights, or hands it back: it has no kernel of mixed precision, or
+/// candle's graph is to have its gradient.
 pub(super) fn apply<O: Op>(op: O, inputs: &[&Tensor]) -> Result<std::result::Result<Tensor, O>> {
     let on_tape = inputs.iter().any(|xs| is_on_tape(xs));
     let on_graph = !on_tape && inputs.iter().any(|xs| xs.track_op());
@@ -29,8 +29,9 @@ pub(super) fn apply<O: Op>(op: O, inputs: &[&Tensor]) -> Result<std::result::Res
 }
 
 /// An operation that has kernels of mixed precision besides candle's own: `forward` makes the rows of an output of this
-/// shape, `backward` the gradients; `saves` says what of inputs and output that reads. The first `maps` inputs are bfloat16
-/// maps, the others f32 weights. `None` where the first is no map on the CPU, or candle's graph is to have the gradient.
+/// shape, `backward` the gradients; `saves` says what of inputs and output that reads. The first `maps` inputs are
+/// bfloat16 maps, the others f32 weights. `None` where the first is no map on the CPU, or candle's graph is to have the
+/// gradient.
 pub(crate) fn on_maps(
     (name, shape, saves): (&'static str, &[usize], (bool, bool)),
     (inputs, maps): (&[&Tensor], usize),

@@ -48,8 +48,8 @@ struct Concat {
     shape: Vec<usize>,
 }
 
-/// The rows of a bfloat16 tensor that are cut along `dim`, and the numbers of one for each place of it: a map's channels are
-/// innermost in memory.
+/// The rows of a bfloat16 tensor that are cut along `dim`, and the numbers of one for each place of it: a map's
+/// channels are innermost in memory.
 fn rows_along(shape: &[usize], dim: usize) -> (usize, usize) {
     let order = |i: usize| if shape.len() == 4 { [0, 2, 3, 1][i] } else { i };
     let at = (0..shape.len()).position(|i| order(i) == dim).unwrap_or(dim);

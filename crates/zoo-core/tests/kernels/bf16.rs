@@ -2,12 +2,14 @@
 //!
 //! # The rule of errors
 //!
-//! What a kernel makes is rounded once to eight bits: half a unit in its last place is at most 2⁻⁸ of it. Before that, f32
-//! arithmetic over k terms is off by at most k · 2⁻²³ of its scale, the sum of the absolute values of what was summed:
+//! What a kernel makes is rounded once to eight bits: half a unit in its last place is at most 2⁻⁸ of it. Before that,
+//! f32 arithmetic over k terms is off by at most k · 2⁻²³ of its scale, the sum of the absolute values of what was
+//! summed:
 //!
 //! |ours - reference| ≤ r · 2⁻⁸ · |reference| + k · 2⁻²³ · scale
 //!
-//! with r = 1. Where an intermediate is stored as a bfloat16 map, r is one more and the scale takes 2⁻⁸ of that map's share.
+//! with r = 1. Where an intermediate is stored as a bfloat16 map, r is one more and the scale takes 2⁻⁸ of that map's
+//! share.
 
 use crate::compare::{Expected, fail, with_level};
 use crate::input::{Input, Lies, Setting, Values, draw};
@@ -72,8 +74,9 @@ pub fn channels_last(xs: &Tensor) -> Result<Tensor> {
     }
 }
 
-/// Runs `op` at every level on inputs of which the first `maps` are bfloat16 maps and the others f32 weights, on a tape, and
-/// holds output and gradients against what is expected. Maps lie as they are told, contiguous ones channels last too.
+/// Runs `op` at every level on inputs of which the first `maps` are bfloat16 maps and the others f32 weights, on a
+/// tape, and holds output and gradients against what is expected. Maps lie as they are told, contiguous ones channels
+/// last too.
 pub fn compare(
     inputs: &[Input],
     maps: usize,

@@ -60,7 +60,7 @@ fn padded_and_shuffled_channels() {
         let xs = map(&mut Rng::new(setting.seed, "channels"), &dims, Values::Uniform, 1.0).lying(setting.lies[0]);
         if below + above > 0 {
             let out = [dims[0], dims[1] + below + above, dims[2], dims[3]];
-            linear(&[xs.clone()], 1, &out, (1, &setting), |t| ops::pad_channels(&t[0], below, above))?;
+            linear(std::slice::from_ref(&xs), 1, &out, (1, &setting), |t| ops::pad_channels(&t[0], below, above))?;
         }
         if !dims[1].is_multiple_of(groups) {
             return Ok(());
@@ -100,9 +100,10 @@ fn a_gate_on_the_channels() {
         let xs = map(&mut Rng::new(setting.seed, "gate"), &dims, Values::Uniform, 1.0);
         let layer = |dtype: DType| SqueezeExcite::new(dims[1], 4, VarStore::new(5, dtype, &Device::Cpu).root());
         let up = upstream(&mut Rng::new(setting.seed, "upstream"), &dims);
-        let mut expected = multilinear(&[xs.clone()], up, &|t| layer(DType::F64)?.forward_t(&t[0], true))
+        let mut expected = multilinear(std::slice::from_ref(&xs), up, &|t| layer(DType::F64)?.forward_t(&t[0], true))
             .map_err(|e| fail(e.to_string()))?;
-        // A gate that is off by some of its eight bits moves the output as much, and its gradient by what flows through it.
+        // A gate that is off by some of its eight bits moves the output as much, and its gradient by what flows through
+        // it.
         let pixels = (dims[2] * dims[3]) as f64;
         for num in expected.output.iter_mut().chain(&mut expected.grads[0]) {
             num.scale = num.value.abs() + 1.0 + 1.0 / pixels;
@@ -122,7 +123,7 @@ fn dropout_draws_the_masks_of_f32() {
             let layer = [Dropout::new, Dropout::channels, Dropout::path][unit](0.3, &vb)?;
             layer.forward_t(&t[0], true)
         };
-        linear(&[xs.clone()], 1, &dims, (2, &setting), drop)?;
+        linear(std::slice::from_ref(&xs), 1, &dims, (2, &setting), drop)?;
         // Tokens.
         let dims = [dims[0], dims[1], dims[2] * dims[3]];
         let tokens = Input { dims: dims.to_vec(), lies: Lies::Contiguous, ..xs };

@@ -1,9 +1,9 @@
 //! Dense blocks of bfloat16 maps, which are not joined, against those of f64 whose maps are.
 //!
-//! Several layers stand behind each other, each of which rounds what it makes to eight bits, and a rounding next to zero opens
-//! or shuts a ReLU. So a tensor as a whole is held, in the Euclidean norm, and against what rounding costs in any case: the
-//! same block out of candle's operations, each in f32 and rounded, is off by e, and ours is off by 1.5 · e + 2⁻⁸ · |reference|
-//! at the most.
+//! Several layers stand behind each other, each of which rounds what it makes to eight bits, and a rounding next to
+//! zero opens or shuts a ReLU. So a tensor as a whole is held, in the Euclidean norm, and against what rounding costs
+//! in any case: the same block out of candle's operations, each in f32 and rounded, is off by e, and ours is off by 1.5
+//! · e + 2⁻⁸ · |reference| at the most.
 
 use crate::bf16::{channels_last, map};
 use crate::compare::with_level;

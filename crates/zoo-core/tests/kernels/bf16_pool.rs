@@ -39,7 +39,7 @@ fn adaptive_averages() {
             // The same size hands the input on; a tape wants an operation.
             ops::add(&ops::adaptive_avg_pool2d(&t[0], size)?, &ops::adaptive_avg_pool2d(&t[0], size)?)
         };
-        let expected = multilinear(&[xs.clone()], up, &op).map_err(|e| fail(e.to_string()))?;
+        let expected = multilinear(std::slice::from_ref(&xs), up, &op).map_err(|e| fail(e.to_string()))?;
         let rule = crate::bf16::Rule { terms: 200, roundings: 3 };
         compare(&[xs], 1, &expected, (rule, &setting), op)
     });

@@ -34,7 +34,8 @@ unsafe fn copy_row(from: *const bf16, to: *mut bf16, n: usize) {
     }
 }
 
-/// Rows of these numbers of several tensors side by side, on this thread: `count` rows of all of them from row `first` on.
+/// Rows of these numbers of several tensors side by side, on this thread: `count` rows of all of them from row `first`
+/// on.
 ///
 /// # Safety
 /// The parts hold the rows, and `to` holds them side by side.
@@ -54,8 +55,8 @@ pub(crate) unsafe fn join_block(parts: &[(&[bf16], usize)], (first, count): (usi
     }
 }
 
-/// What stands side by side in rows, to the places of each part: the reverse of [`join_block`]. A part without a place is
-/// left out.
+/// What stands side by side in rows, to the places of each part: the reverse of [`join_block`]. A part without a place
+/// is left out.
 ///
 /// # Safety
 /// `from` holds the rows, and each place those from row `first` on, nobody else's.

@@ -1,5 +1,5 @@
-//! Batch normalisation of maps that stand side by side and are never put together: their rows are joined a task at a time,
-//! in the cache.
+//! Batch normalisation of maps that stand side by side and are never put together: their rows are joined a task at a
+//! time, in the cache.
 
 use super::channels::{join_block, split_block};
 use super::norm::{Affine, Coefficients, InputGrad, Sums, SumsOf, block};

@@ -1,7 +1,7 @@
 //! Batch normalisation of rows of channels: y = act(x · scale + shift + skip), with statistics and gradients.
 //!
-//! Sums go over blocks of pixels whose sizes follow from the tensor alone: in f32 within a block, in f64 over the blocks, in
-//! their order. The number of threads changes no bit.
+//! Sums go over blocks of pixels whose sizes follow from the tensor alone: in f32 within a block, in f64 over the
+//! blocks, in their order. The number of threads changes no bit.
 
 mod stats;
 
@@ -155,11 +155,11 @@ pub(crate) struct Sums {
     pub weight: Vec<f32>,
 }
 
-/// Σ g and Σ g · x̂, where g is the part of `grad` that passes the activation; and with `keep` g itself, the gradient of what
-/// was added behind the normalisation.
+/// Σ g and Σ g · x̂, where g is the part of `grad` that passes the activation; and with `keep` g itself, the gradient
+/// of what was added behind the normalisation.
 ///
-/// What the activation cut is seen from its output, or without one from its input, computed again: for a normalisation that
-/// nothing was added to.
+/// What the activation cut is seen from its output, or without one from its input, computed again: for a normalisation
+/// that nothing was added to.
 pub(crate) fn gradient_sums(
     rows: &[bf16],
     output: Option<&[bf16]>,
@@ -207,7 +207,8 @@ impl SumsOf {
         Self { c: by.channels(), mean, scale, shift, activation }
     }
 
-    /// Σ g, then Σ g · (x - mean), of each channel, of rows that begin with a pixel, on this thread; g itself to `keep`.
+    /// Σ g, then Σ g · (x - mean), of each channel, of rows that begin with a pixel, on this thread; g itself to
+    /// `keep`.
     ///
     /// # Safety
     /// As many places behind `keep` as rows have numbers.
@@ -322,8 +323,8 @@ unsafe fn passed<V: Simd<Elem = f32>>(
     }
 }
 
-/// dx = scale · g + b · x + d, which is scale · (g - (Σ g + x̂ · Σ g·x̂) / n); scale · g where the statistics are constants.
-/// Its coefficients are laid out for vectors.
+/// dx = scale · g + b · x + d, which is scale · (g - (Σ g + x̂ · Σ g·x̂) / n); scale · g where the statistics are
+/// constants. Its coefficients are laid out for vectors.
 pub(crate) struct InputGrad {
     c: usize,
     scale: Vec<f32>,

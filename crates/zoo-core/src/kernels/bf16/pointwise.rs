@@ -46,7 +46,8 @@ impl Kernel<f32> for Add {
     unsafe fn run<V: Simd<Elem = f32>>(self) {
         let Self { n, to, a, b } = self;
         let whole = n - n % V::LANES;
-        // SAFETY: n numbers behind every pointer; a vector is read before it is written, the last one cut to what is left.
+        // SAFETY: n numbers behind every pointer; a vector is read before it is written, the last one cut to what is
+        // left.
         unsafe {
             for i in (0..whole).step_by(V::LANES) {
                 V::load_bf16(a.add(i)).add(V::load_bf16(b.add(i))).store_bf16(to.add(i));

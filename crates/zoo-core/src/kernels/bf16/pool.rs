@@ -68,8 +68,8 @@ impl Grid {
     }
 }
 
-/// Where a vector of c channels begins that is to hold channel `at`, and how many it holds: the last one reaches back to
-/// channels that were done before, unless all together are fewer than its lanes.
+/// Where a vector of c channels begins that is to hold channel `at`, and how many it holds: the last one reaches back
+/// to channels that were done before, unless all together are fewer than its lanes.
 #[inline(always)]
 fn place(at: usize, c: usize, lanes: usize) -> (usize, usize) {
     if at + lanes <= c {

@@ -1,8 +1,8 @@
 //! A walk over rows of channels in whole vectors, whatever their number.
 //!
-//! A vector takes the numbers as they lie, those of neighbouring channels and pixels. After a period, the least common multiple
-//! of the channels and of [`GROUP`] numbers, its lanes meet the same channels again. So what belongs to a channel is repeated
-//! once for a period, and no vector but the last of all is cut.
+//! A vector takes the numbers as they lie, those of neighbouring channels and pixels. After a period, the least common
+//! multiple of the channels and of [`GROUP`] numbers, its lanes meet the same channels again. So what belongs to a
+//! channel is repeated once for a period, and no vector but the last of all is cut.
 
 use crate::kernels::simd::Simd;
 use half::bf16;
@@ -53,8 +53,8 @@ pub(crate) trait Step<V: Simd<Elem = f32>> {
     unsafe fn end(&self, _state: Self::State, _at: usize, _count: usize) {}
 }
 
-/// Walks over `n` numbers of rows that begin with a period of this length. A place of the period ends once for all of its
-/// repetitions, and once more for the rest that fills no period.
+/// Walks over `n` numbers of rows that begin with a period of this length. A place of the period ends once for all of
+/// its repetitions, and once more for the rest that fills no period.
 ///
 /// # Safety
 /// Below `dispatch`, where `step` may touch n numbers.
