@@ -64,6 +64,7 @@ struct Forward<'a, E: Stored> {
 }
 
 impl<T: Real, E: Stored<Elem = T>> Kernel<T> for Forward<'_, E> {
+    const NARROWS: bool = E::NARROWS;
     type Output = ();
 
     #[inline(always)]
@@ -97,6 +98,7 @@ struct Backward<'a, E: Stored> {
 }
 
 impl<T: Real, E: Stored<Elem = T>> Kernel<T> for Backward<'_, E> {
+    const NARROWS: bool = E::NARROWS;
     type Output = ();
 
     #[inline(always)]

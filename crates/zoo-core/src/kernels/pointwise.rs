@@ -91,6 +91,7 @@ unsafe fn gelu_inner<V: Simd>(x: V) -> V {
 struct Forward<'a, E>(Pointwise, &'a [E], *mut E);
 
 impl<T: Real, E: Stored<Elem = T>> Kernel<T> for Forward<'_, E> {
+    const NARROWS: bool = E::NARROWS;
     type Output = ();
 
     #[inline(always)]
@@ -128,6 +129,7 @@ impl<T: Real, E: Stored<Elem = T>> Kernel<T> for Forward<'_, E> {
 struct Backward<'a, E>(Pointwise, &'a [E], &'a [E], *mut E);
 
 impl<T: Real, E: Stored<Elem = T>> Kernel<T> for Backward<'_, E> {
+    const NARROWS: bool = E::NARROWS;
     type Output = ();
 
     #[inline(always)]

@@ -74,6 +74,7 @@ struct Gradient<E> {
 }
 
 impl<T: Real, E: Stored<Elem = T>> Kernel<T> for Gradient<E> {
+    const NARROWS: bool = E::NARROWS;
     type Output = ();
 
     #[inline(always)]
@@ -145,6 +146,7 @@ struct Copy<A, B> {
 }
 
 impl<A: Stored<Elem = f32>, B: Stored<Elem = f32>> Kernel<f32> for Copy<A, B> {
+    const NARROWS: bool = B::NARROWS;
     type Output = ();
 
     #[inline(always)]

@@ -5,6 +5,8 @@ use half::bf16;
 
 /// A number in memory, for kernels whose formulas are the same whatever the memory holds.
 pub(crate) trait Stored: Copy + Send + Sync {
+    /// Whether storing rounds to bfloat16.
+    const NARROWS: bool;
     /// What it is in a register.
     type Elem: Real;
 
@@ -25,6 +27,7 @@ pub(crate) trait Stored: Copy + Send + Sync {
 }
 
 impl<T: Real> Stored for T {
+    const NARROWS: bool = false;
     type Elem = T;
 
     #[inline(always)]
@@ -50,6 +53,7 @@ impl<T: Real> Stored for T {
 }
 
 impl Stored for bf16 {
+    const NARROWS: bool = true;
     type Elem = f32;
 
     #[inline(always)]

@@ -32,6 +32,10 @@ fn results(dtype: DType, xs: &Tensor, upstream: &Tensor) -> Result<Vec<Tensor>> 
     let weights = if dtype == DType::BF16 { DType::F32 } else { dtype };
     let store = VarStore::new(3, weights, &Device::Cpu);
     let block = block(&store);
+    // A product's operands are bfloat16 numbers: so are the weights that all read.
+    for (_, var) in store.parameters() {
+        var.set(&var.to_dtype(DType::BF16)?.to_dtype(weights)?)?;
+    }
     let xs = Var::from_tensor(&channels_last(&xs.to_dtype(dtype)?)?)?;
     let ys = tape::recorded(&xs, true, |xs| tape::to_dtype(&block.forward_t(xs, true)?, weights))?;
     let grads = (&ys * upstream.to_dtype(weights)?)?.sum_all()?.backward()?;

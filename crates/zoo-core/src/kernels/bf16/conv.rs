@@ -1,7 +1,8 @@
 //! Convolutions of bfloat16 maps with f32 weights: the forward pass and both gradients. Those of one channel a group go to
 //! `depthwise`; the others are products.
 
-use super::correlation::{Channels, Correlation, Plan, Tap, Weights, map_of, zeroed};
+use super::correlation::{Channels, Correlation, Plan, Tap, map_of, zeroed};
+use super::pack::Weights;
 use super::store::Finish;
 use super::{depthwise, weight_grad as sums_of_products};
 use crate::kernels::buffer::Shared;
@@ -53,7 +54,7 @@ fn correlate(g: &Geometry, x: &[bf16], w: &[f32], finish: &Finish) -> (Vec<bf16>
                 step: (1, 1),
             };
             let all = &w[group * outputs * each * taps..];
-            let plan = Plan::new(sizes, Weights { all, output: each * taps, channel: taps });
+            let plan = Plan::new(sizes, Weights { all, output: each * taps, channel: taps, taps });
             // SAFETY: each group writes its channels of all outputs.
             sums.extend(unsafe { plan.run(x, out, finish) });
         }
@@ -103,7 +104,7 @@ pub(crate) fn input_grad(g: &Geometry, grad: &[bf16], w: &[f32]) -> Vec<bf16> {
                     step: stride,
                 };
                 let all = &w[group * outputs * each * taps..];
-                let plan = Plan::new(sizes, Weights { all, output: taps, channel: each * taps });
+                let plan = Plan::new(sizes, Weights { all, output: taps, channel: each * taps, taps });
                 // SAFETY: a phase has its own pixels, a group its own channels.
                 unsafe { plan.run(grad, out, &Finish::bias(None)) };
             }

@@ -9,6 +9,7 @@
 //! would be most of it, a task copies every window out.
 
 use super::frame::{Frame, Windows};
+use super::pack::{Depths, Weights, pack};
 use super::store::{Finish, Sums, store};
 use super::tiles::{BLOCK, Block, DEPTH, Product, SIDE, Tiles};
 use crate::kernels::buffer::{Shared, with_scratch, written};
@@ -55,9 +56,6 @@ pub(super) struct Correlation {
     pub step: (usize, usize),
 }
 
-/// Whose row a number of the packed weights belongs to: tap and channel, or nothing.
-type Depths = Vec<Option<(usize, usize)>>;
-
 /// How rows come about.
 enum Way {
     /// They lie in the source.
@@ -82,7 +80,7 @@ impl Plan {
     /// With weights that begin with those of the group.
     pub fn new(sizes: Correlation, weights: Weights) -> Self {
         let (way, depth, stride, steps, depths) = rows_of(&sizes);
-        let weights = pack(sizes.to.used, sizes.from.used, &depths, &sizes.taps, weights);
+        let weights = pack(sizes.to.used, &depths, &sizes.taps, weights);
         Self { sizes, way, level: Level::current(), depth, stride, steps, weights }
     }
 
@@ -190,7 +188,7 @@ fn rows_of(sizes: &Correlation) -> (Way, usize, usize, Vec<usize>, Depths) {
     let divisor = sizes.is_in_place().then(|| divisor(channels)).flatten();
     if let Some(depth) = divisor.filter(|_| rows >= BLOCK) {
         let steps = (0..channels).step_by(depth).map(|step| sizes.from.first + step).collect();
-        let depths = (0..channels).map(|channel| Some((0, channel))).collect();
+        let depths = Depths { numbers: channels, channels, starts: vec![0] };
         return (Way::InPlace, depth, sizes.from.all, steps, depths);
     }
     let frame = if sizes.is_in_place() { None } else { Frame::new(sizes) };
@@ -202,7 +200,8 @@ fn rows_of(sizes: &Correlation) -> (Way, usize, usize, Vec<usize>, Depths) {
     let depth = divisor.unwrap_or_else(|| numbers.div_ceil(numbers.div_ceil(DEPTH)).next_multiple_of(2));
     let steps: Vec<usize> = (0..numbers).step_by(depth).collect();
     let stride = steps.len() * depth;
-    let depths = (0..stride).map(|k| (k < numbers).then(|| (k / channels, k % channels))).collect();
+    let starts = (0..sizes.taps.len()).map(|tap| tap * channels).collect();
+    let depths = Depths { numbers: stride, channels, starts };
     (Way::Copied(Windows { row: stride }), depth, stride, steps, depths)
 }
 
@@ -210,44 +209,6 @@ fn rows_of(sizes: &Correlation) -> (Way, usize, usize, Vec<usize>, Depths) {
 fn divisor(channels: usize) -> Option<usize> {
     let depth = (1..=DEPTH / 2).rev().map(|half| 2 * half).find(|&depth| channels.is_multiple_of(depth))?;
     (channels / depth <= channels.div_ceil(DEPTH) * 4 / 3).then_some(depth)
-}
-
-/// f32 weights, those of all taps side by side.
-#[derive(Clone, Copy)]
-pub(super) struct Weights<'a> {
-    pub all: &'a [f32],
-    /// From an output channel's weights to the next one's, and from a channel's.
-    pub output: usize,
-    pub channel: usize,
-}
-
-/// The weights as columns of tiles. They are read in the order in which they lie.
-fn pack(outputs: usize, channels: usize, depths: &Depths, taps: &[Tap], weights: Weights) -> Vec<bf16> {
-    let column = depths.len() * SIDE;
-    // Where a tap of a channel goes in a column, for the first of its outputs.
-    let mut places = vec![0u32; channels * taps.len()];
-    for (k, of) in depths.iter().enumerate() {
-        if let Some((tap, channel)) = *of {
-            places[channel * taps.len() + tap] = (k / 2 * 2 * SIDE + k % 2) as u32;
-        }
-    }
-    let mut packed = vec![bf16::ZERO; outputs.div_ceil(SIDE) * column];
-    packed.par_chunks_exact_mut(column).enumerate().for_each(|(block, column)| {
-        let outputs = block * SIDE..outputs.min((block + 1) * SIDE);
-        let mut put = |output: usize, channel: usize| {
-            let from = &weights.all[output * weights.output + channel * weights.channel..];
-            let places = &places[channel * taps.len()..][..taps.len()];
-            for (tap, &place) in taps.iter().zip(places) {
-                column[place as usize + 2 * (output - outputs.start)] = bf16::from_f32(from[tap.index]);
-            }
-        };
-        if weights.output > weights.channel {
-            outputs.clone().for_each(|output| (0..channels).for_each(|channel| put(output, channel)));
-        } else {
-            (0..channels).for_each(|channel| outputs.clone().for_each(|output| put(output, channel)));
-        }
-    });
-    packed
 }
 
 struct Task<'a> {
@@ -265,6 +226,7 @@ struct Task<'a> {
 pub(super) const NOWHERE: u32 = u32::MAX;
 
 impl Kernel<f32> for Task<'_> {
+    const NARROWS: bool = true;
     type Output = Sums;
 
     #[inline(always)]

@@ -1,6 +1,7 @@
 //! How a task brings the windows of a correlation into its cache: images in a frame of zeros, or one by one.
 
 use super::correlation::{Correlation, NOWHERE, Part, Tap};
+use super::pack::Depths;
 use super::tiles::{BLOCK, DEPTH, SIDE};
 use half::bf16;
 use std::ops::Range;
@@ -26,10 +27,9 @@ pub(super) struct Frame {
 }
 
 impl Frame {
-    /// The frame, the numbers of a step, where they begin, and the tap and channel of each; `None` where windows are better
+    /// The frame, the numbers of a step, where they begin, and what they hold; `None` where windows are better
     /// copied.
-    #[expect(clippy::type_complexity, reason = "named where it is taken apart")]
-    pub fn new(sizes: &Correlation) -> Option<(Self, usize, Vec<usize>, Vec<Option<(usize, usize)>>)> {
+    pub fn new(sizes: &Correlation) -> Option<(Self, usize, Vec<usize>, Depths)> {
         let used = sizes.from.used;
         if sizes.stride != (1, 1) || used < 8 {
             return None;
@@ -62,15 +62,15 @@ impl Frame {
             .min()?;
         let depth = length * channels / steps;
         let frame = Self { channels, pitch, left, above: top, span };
-        let (mut starts, mut depths) = (Vec::new(), Vec::new());
-        for run in runs {
+        let mut starts = Vec::new();
+        let mut of_taps = Vec::with_capacity(sizes.taps.len());
+        for (i, run) in runs.iter().enumerate() {
             let first = run.first()?;
             let pixel = (first.dy - top) as usize * pitch + (first.dx + left as isize) as usize;
             starts.extend((0..steps).map(|step| pixel * channels + step * depth));
-            let tap = sizes.taps.iter().position(|tap| tap == first)?;
-            let hold = |k: usize| (k % channels < used).then_some((tap + k / channels, k % channels));
-            depths.extend((0..length * channels).map(hold));
+            of_taps.extend((0..length).map(|tap| (i * length + tap) * channels));
         }
+        let depths = Depths { numbers: runs.len() * length * channels, channels: used, starts: of_taps };
         Some((frame, depth, starts, depths))
     }
 
@@ -147,12 +147,7 @@ impl Frame {
     }
 
     /// The pixel of the target that each row of products is.
-    pub fn places(
-        &self,
-        sizes: &Correlation,
-        (images, ys): (&Range<usize>, &Range<usize>),
-        rows: usize,
-    ) -> Vec<u32> {
+    pub fn places(&self, sizes: &Correlation, (images, ys): (&Range<usize>, &Range<usize>), rows: usize) -> Vec<u32> {
         let mut places = vec![NOWHERE; rows];
         for (i, image) in images.clone().enumerate() {
             for (line, y) in ys.clone().enumerate() {

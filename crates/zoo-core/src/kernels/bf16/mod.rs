@@ -12,6 +12,7 @@ pub(crate) mod depthwise;
 mod frame;
 pub(crate) mod layout;
 pub(crate) mod norm;
+mod pack;
 pub(crate) mod pointwise;
 pub(crate) mod pool;
 pub(crate) mod scale;
@@ -23,3 +24,5 @@ pub(crate) mod walk;
 mod weight_grad;
 
 pub(crate) use store::Finish;
+#[allow(missing_docs)]
+pub mod probe;

@@ -119,6 +119,7 @@ impl<V: Simd<Elem = f32>> Step<V> for AffineRun<'_> {
 }
 
 impl Kernel<f32> for AffineRun<'_> {
+    const NARROWS: bool = true;
     type Output = ();
 
     #[inline(always)]
@@ -296,6 +297,7 @@ impl<V: Simd<Elem = f32>> Step<V> for SumsRun<'_> {
 }
 
 impl Kernel<f32> for SumsRun<'_> {
+    const NARROWS: bool = true;
     type Output = ();
 
     #[inline(always)]
@@ -512,6 +514,7 @@ impl<V: Simd<Elem = f32>, R: Rest> Step<V> for GradRun<'_, R> {
 }
 
 impl<R: Rest> Kernel<f32> for GradRun<'_, R> {
+    const NARROWS: bool = true;
     type Output = ();
 
     #[inline(always)]

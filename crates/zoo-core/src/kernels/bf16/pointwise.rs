@@ -40,6 +40,7 @@ struct Add {
 }
 
 impl Kernel<f32> for Add {
+    const NARROWS: bool = true;
     type Output = ();
 
     #[inline(always)]

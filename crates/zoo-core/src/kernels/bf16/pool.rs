@@ -106,6 +106,7 @@ struct Max<'a> {
 }
 
 impl Kernel<f32> for Max<'_> {
+    const NARROWS: bool = true;
     type Output = ();
 
     #[inline(always)]
@@ -192,6 +193,7 @@ struct Gather<'a> {
 }
 
 impl Kernel<f32> for Gather<'_> {
+    const NARROWS: bool = true;
     type Output = ();
 
     #[inline(always)]
@@ -249,6 +251,7 @@ struct Average<'a> {
 }
 
 impl Kernel<f32> for Average<'_> {
+    const NARROWS: bool = true;
     type Output = ();
 
     #[inline(always)]

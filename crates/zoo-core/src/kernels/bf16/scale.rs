@@ -68,6 +68,7 @@ struct Masked {
 }
 
 impl Kernel<f32> for Masked {
+    const NARROWS: bool = true;
     type Output = ();
 
     #[inline(always)]

@@ -25,6 +25,7 @@ struct Rows<'a> {
 }
 
 impl Kernel<f32> for Rows<'_> {
+    const NARROWS: bool = true;
     type Output = ();
 
     #[inline(always)]
@@ -78,6 +79,7 @@ struct Gradient<'a> {
 }
 
 impl Kernel<f32> for Gradient<'_> {
+    const NARROWS: bool = true;
     type Output = ();
 
     #[inline(always)]

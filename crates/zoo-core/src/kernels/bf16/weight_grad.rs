@@ -10,7 +10,7 @@
 use super::conv::window;
 use super::correlation::{NOWHERE, Tap};
 use super::tiles::{BLOCK, Block, DEPTH, Product, SIDE, Tiles};
-use crate::kernels::buffer::with_scratch;
+use crate::kernels::buffer::{Shared, with_scratch};
 use crate::kernels::conv::Geometry;
 use crate::kernels::simd::{Kernel, Level, Simd, dispatch_at};
 use half::bf16;
@@ -21,8 +21,11 @@ use std::ops::Range;
 const ROOM: usize = 640 << 10;
 /// Pairs of a tap and 16 input channels of one task, at the most: their sums are written once for every chunk.
 const ROWS_OF_TILES: usize = 36;
-/// Tasks that a gradient is cut into at least, if there are pixels enough: its sums depend on it.
-const TASKS: usize = 16;
+/// Tasks that a gradient is cut into at least, and at the most, if there are pixels enough: its sums depend on it. Each part
+/// of the pixels has sums of its own, which should stay small.
+const TASKS: (usize, usize) = (8, 32);
+/// Bytes of the sums of all parts.
+const SUMS: usize = 4 << 20;
 /// A frame is worth it while this part of it are outputs.
 const LEAST_SHARE: f64 = 0.6;
 
@@ -34,38 +37,35 @@ pub(crate) fn weight_grad(g: &Geometry, x: &[bf16], grad: &[bf16]) -> Vec<f32> {
     let level = Level::current();
     for (group, all) in all.chunks_exact_mut(outputs * each * taps).enumerate() {
         let turn = Turn::new(g, group);
-        let tiles = each.div_ceil(SIDE);
+        let (tiles, blocks) = (each.div_ceil(SIDE), outputs.div_ceil(SIDE));
         let together = (ROWS_OF_TILES / taps).clamp(1, tiles);
         let groups: Vec<Range<usize>> =
             (0..tiles).step_by(together).map(|first| first..(first + together).min(tiles)).collect();
         let chunks = turn.chunks(together * SIDE);
-        let each_part = chunks.len().div_ceil(TASKS.div_ceil(groups.len()));
+        let tasks = (SUMS / (outputs * each * taps * size_of::<f32>())).clamp(TASKS.0, TASKS.1);
+        let each_part = chunks.len().div_ceil(tasks.div_ceil(groups.len()));
         let parts: Vec<&[Chunk]> = chunks.chunks(each_part).collect();
         let tasks: Vec<(usize, usize)> =
             (0..groups.len()).flat_map(|group| (0..parts.len()).map(move |part| (group, part))).collect();
-        let sums: Vec<Vec<f32>> = tasks
-            .par_iter()
-            .map(|&(group, part)| {
-                let (tiles, chunks) = (groups[group].clone(), parts[part]);
-                Task { turn: &turn, level, x, grad, tiles, chunks }.run()
-            })
-            .collect();
-        let width = outputs.next_multiple_of(SIDE);
-        // Sixteen outputs at a time: a cache line of each part.
-        all.par_chunks_mut(SIDE * each * taps).enumerate().for_each(|(block, to)| {
-            for (&(group, _), sums) in tasks.iter().zip(&sums) {
-                let tiles = &groups[group];
-                for channel in tiles.start * SIDE..(tiles.end * SIDE).min(each) {
-                    let row = channel - tiles.start * SIDE;
-                    for tap in 0..taps {
-                        let row = (row / SIDE * taps + tap) * SIDE + row % SIDE;
-                        let from = &sums[row * width + block * SIDE..][..SIDE];
-                        let at = channel * taps + tap;
-                        to[at..].iter_mut().step_by(each * taps).zip(from).for_each(|(to, from)| *to += from);
-                    }
+        let run = |&(group, part): &(usize, usize)| {
+            let (tiles, chunks): (Range<usize>, _) = (groups[group].clone(), parts[part]);
+            Task { turn: &turn, level, x, grad, tiles, chunks }.run()
+        };
+        // A group of channels that one task has alone goes to its place at once; else the parts are added in their order.
+        if parts.len() == 1 {
+            let all = Shared::new(all);
+            // SAFETY: each task has its own channels.
+            tasks.par_iter().for_each(|task| unsafe { turn.put(&groups[task.0], &[run(task)], 0..blocks, all) });
+        } else {
+            let sums: Vec<Vec<f32>> = tasks.par_iter().map(run).collect();
+            let all = Shared::new(all);
+            (0..blocks).into_par_iter().for_each(|block| {
+                for (group, sums) in groups.iter().zip(sums.chunks_exact(parts.len())) {
+                    // SAFETY: each task has its own outputs.
+                    unsafe { turn.put(group, sums, block..block + 1, all) };
                 }
-            }
-        });
+            });
+        }
     }
     all
 }
@@ -123,6 +123,35 @@ impl<'a> Turn<'a> {
         Self { g, taps, from: (group * each, each), to: (group * outputs, outputs), frame }
     }
 
+    /// The sums of parts, for input channels by sixteens and outputs by sixteens, in the places of the group's weights: a
+    /// cache line of each part at a time.
+    ///
+    /// # Safety
+    /// `all` has the group's weights, of which nobody else writes these.
+    unsafe fn put(&self, tiles: &Range<usize>, parts: &[Vec<f32>], blocks: Range<usize>, all: Shared<f32>) {
+        let (taps, each, outputs) = (self.taps.len(), self.from.1, self.to.1);
+        let width = outputs.next_multiple_of(SIDE);
+        for block in blocks {
+            let count = SIDE.min(outputs - block * SIDE);
+            for channel in tiles.start * SIDE..(tiles.end * SIDE).min(each) {
+                let row = channel - tiles.start * SIDE;
+                for tap in 0..taps {
+                    let row = (row / SIDE * taps + tap) * SIDE + row % SIDE;
+                    let mut total = [0f32; SIDE];
+                    for sums in parts {
+                        let from = &sums[row * width + block * SIDE..][..SIDE];
+                        total.iter_mut().zip(from).for_each(|(total, from)| *total += from);
+                    }
+                    for (i, total) in total.into_iter().enumerate().take(count) {
+                        let at = ((block * SIDE + i) * each + channel) * taps + tap;
+                        // SAFETY: inside the group's weights.
+                        unsafe { all.at(at).write(total) };
+                    }
+                }
+            }
+        }
+    }
+
     /// Copies of x's rows: one for all taps, or one for each.
     fn copies(&self) -> usize {
         if self.frame.is_some() { 1 } else { self.taps.len() }
@@ -144,17 +173,12 @@ impl<'a> Turn<'a> {
             let fits = (pixels / line).saturating_sub(span).max(1);
             let band = oh.div_ceil(oh.div_ceil(fits));
             let bands = |image: usize| {
-                (0..oh)
-                    .step_by(band)
-                    .map(move |y| Chunk { images: image..image + 1, ys: y..(y + band).min(oh) })
+                (0..oh).step_by(band).map(move |y| Chunk { images: image..image + 1, ys: y..(y + band).min(oh) })
             };
             return (0..b).flat_map(bands).collect();
         }
         let together = pixels / image;
-        (0..b)
-            .step_by(together)
-            .map(|first| Chunk { images: first..(first + together).min(b), ys: 0..oh })
-            .collect()
+        (0..b).step_by(together).map(|first| Chunk { images: first..(first + together).min(b), ys: 0..oh }).collect()
     }
 
     /// The pixel of dy at each place of the turned order, a whole number of steps.

@@ -148,6 +148,8 @@ pub(crate) trait Real: WithDType + Neg<Output = Self> {
     #[cfg(target_arch = "x86_64")]
     type Avx512: Simd<Elem = Self>;
     #[cfg(target_arch = "x86_64")]
+    type Avx512Bf16: Simd<Elem = Self>;
+    #[cfg(target_arch = "x86_64")]
     type Avx2: Simd<Elem = Self>;
     type Portable: Simd<Elem = Self>;
 
@@ -157,6 +159,8 @@ pub(crate) trait Real: WithDType + Neg<Output = Self> {
 impl Real for f32 {
     #[cfg(target_arch = "x86_64")]
     type Avx512 = x86::F32x16;
+    #[cfg(target_arch = "x86_64")]
+    type Avx512Bf16 = x86::F32x16Bf16;
     #[cfg(target_arch = "x86_64")]
     type Avx2 = x86::F32x8;
     type Portable = portable::Lanes<f32, 8>;
@@ -170,6 +174,8 @@ impl Real for f32 {
 impl Real for f64 {
     #[cfg(target_arch = "x86_64")]
     type Avx512 = x86::F64x8;
+    #[cfg(target_arch = "x86_64")]
+    type Avx512Bf16 = x86::F64x8;
     #[cfg(target_arch = "x86_64")]
     type Avx2 = x86::F64x4;
     type Portable = portable::Lanes<f64, 4>;
@@ -364,6 +370,8 @@ pub(crate) fn prefetch_to_write<T>(place: *const T) {
 
 /// Work over vectors: `run` must be `#[inline(always)]`, and so must everything it calls.
 pub(crate) trait Kernel<T: Real> {
+    /// Whether it rounds to bfloat16, for which some machines have an instruction.
+    const NARROWS: bool = false;
     type Output;
     /// # Safety
     /// The machine must have `V`'s registers. Started by [`dispatch`] alone.
@@ -393,8 +401,15 @@ pub(crate) fn dispatch_at<T: Real, K: Kernel<T>>(level: Level, kernel: K) -> K::
             // SAFETY: this function is entered on machines with AVX2 and FMA only.
             unsafe { kernel.run::<T::Avx2>() }
         }
+        #[target_feature(enable = "avx512f,avx512bf16")]
+        unsafe fn avx512_bf16<T: Real, K: Kernel<T>>(kernel: K) -> K::Output {
+            // SAFETY: this function is entered on machines with AVX-512 and its instructions on bfloat16 only.
+            unsafe { kernel.run::<T::Avx512Bf16>() }
+        }
         match level {
             // SAFETY: `Level::current` names supported levels only.
+            Level::Avx512Bf16 | Level::Amx if K::NARROWS => return unsafe { avx512_bf16(kernel) },
+            // SAFETY: as above.
             Level::Avx512 | Level::Avx512Bf16 | Level::Amx => return unsafe { avx512(kernel) },
             // SAFETY: as above.
             Level::Avx2 => return unsafe { avx2(kernel) },
@@ -534,8 +549,20 @@ mod tests {
     #[test]
     fn every_kind_of_register_computes_alike() {
         // `force` holds for the process: one test walks through the kinds, and the others may run with any of them.
+        struct Narrows(Check<f32>);
+        impl Kernel<f32> for Narrows {
+            const NARROWS: bool = true;
+            type Output = ();
+
+            #[inline(always)]
+            unsafe fn run<V: Simd<Elem = f32>>(self) {
+                // SAFETY: run by `dispatch`.
+                unsafe { self.0.run::<V>() }
+            }
+        }
         for level in Level::supported() {
             force(Some(level)).unwrap();
+            dispatch_at(level, Narrows(Check(std::marker::PhantomData)));
             dispatch_at(level, Check::<f32>(std::marker::PhantomData));
             dispatch_at(level, Check::<f64>(std::marker::PhantomData));
         }

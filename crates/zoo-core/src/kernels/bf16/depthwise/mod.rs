@@ -271,6 +271,7 @@ struct Piece<'a> {
 }
 
 impl Kernel<f32> for Piece<'_> {
+    const NARROWS: bool = true;
     type Output = ();
 
     #[inline(always)]
