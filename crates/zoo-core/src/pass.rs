@@ -4,10 +4,11 @@
 
 use crate::tape::recording::Recording;
 use crate::trace::graph::Tracer;
-use candle_core::{DType, Tensor, TensorId};
+use candle_core::{DType, Result, Tensor, TensorId};
+use std::any::Any;
 use std::cell::RefCell;
-use std::collections::HashSet;
-use std::sync::Arc;
+use std::collections::{HashMap, HashSet};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// The state of a thread's pass.
 #[derive(Default)]
@@ -22,7 +23,12 @@ pub(crate) struct Pass {
     pub stages: Option<Vec<(String, Tensor)>>,
     /// Whether candle's own operations stand in for the kernels.
     pub fallback: bool,
+    /// What operations have prepared of the weights, where several calls read the same ones.
+    pub prepared: Option<Arc<Prepared>>,
 }
+
+/// What is prepared of weights, by their place in memory and the sizes of the operation.
+pub(crate) type Prepared = Mutex<HashMap<(usize, Vec<usize>), Arc<dyn Any + Send + Sync>>>;
 
 thread_local! {
     static PASS: RefCell<Pass> = RefCell::default();
@@ -112,6 +118,25 @@ pub(crate) fn is_on_tape(tensor: &Tensor) -> bool {
 /// Whether a tensor asks for its gradient, of candle's graph or of the tape.
 pub(crate) fn tracks(tensor: &Tensor) -> bool {
     with(|pass| pass.tracks(tensor))
+}
+
+/// What `make` prepares of a weight that lies at `place`, for sizes that `key` tells apart: once for all calls of a pass that
+/// reads the same weights many times. What is made must hold the weight, so that its place is nobody else's.
+pub(crate) fn prepared<T: Send + Sync + 'static>(
+    place: usize,
+    key: &[usize],
+    make: impl FnOnce() -> Result<T>,
+) -> Result<Arc<T>> {
+    let Some(all) = with(|pass| pass.prepared.clone()) else { return Ok(Arc::new(make()?)) };
+    let key = (place, key.to_vec());
+    let lock = || all.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(Ok(found)) = lock().get(&key).map(|found| found.clone().downcast::<T>()) {
+        return Ok(found);
+    }
+    // Not under the lock: a thread that waits inside of `make` may take up another call. Who comes second has made the same.
+    let made = Arc::new(make()?);
+    lock().insert(key, made.clone());
+    Ok(made)
 }
 
 /// Lends this thread's pass. `f` runs no operation.

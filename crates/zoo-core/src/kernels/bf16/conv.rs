@@ -11,11 +11,7 @@ use half::bf16;
 
 /// act(conv(x, w) + shift + skip).
 pub(crate) fn forward(g: &Geometry, x: &[bf16], w: &[f32], finish: &Finish) -> Vec<bf16> {
-    if depthwise::fits(g) {
-        let &Finish { shift, skip, activation, .. } = finish;
-        return depthwise::forward(g, x, w, &depthwise::Epilogue { scale: None, shift, skip, activation });
-    }
-    correlate(g, x, w, &Finish { with_sums: false, ..*finish }).0
+    Forward::new(g, w).run(x, finish)
 }
 
 /// conv(x, w) + bias, and the mean and the biased variance of each output channel.
@@ -28,19 +24,31 @@ pub(crate) fn forward_with_stats(
     if depthwise::fits(g) {
         return depthwise::forward_with_stats(g, x, w, bias);
     }
-    let (ys, sums) = correlate(g, x, w, &Finish { with_sums: true, ..Finish::bias(bias) });
+    let (ys, sums) = Forward::new(g, w).correlate(x, &Finish { with_sums: true, ..Finish::bias(bias) });
     let n = (g.b * g.output_plane()) as f64;
     let mean = sums.iter().map(|sums| (sums[0] / n) as f32);
     let var = sums.iter().map(|sums| (sums[1] / n - (sums[0] / n).powi(2)).max(0.0) as f32);
     (ys, mean.collect(), var.collect())
 }
 
-fn correlate(g: &Geometry, x: &[bf16], w: &[f32], finish: &Finish) -> (Vec<bf16>, Vec<[f64; 2]>) {
-    let (each, outputs, taps) = (g.group_in(), g.group_out(), g.kh * g.kw);
-    assert_eq!(w.len(), g.c_out * each * taps);
-    let mut sums = Vec::with_capacity(g.c_out);
-    let fill = |out: Shared<bf16>| {
-        for group in 0..g.params.groups {
+/// A forward pass whose weights are rounded and packed.
+pub(crate) struct Forward {
+    g: Geometry,
+    /// One for each group.
+    plans: Vec<Plan>,
+    /// The weights of a convolution of one channel a group.
+    taps: Vec<f32>,
+}
+
+impl Forward {
+    /// With these weights.
+    pub fn new(g: &Geometry, w: &[f32]) -> Self {
+        let (each, outputs, taps) = (g.group_in(), g.group_out(), g.kh * g.kw);
+        assert_eq!(w.len(), g.c_out * each * taps);
+        if depthwise::fits(g) {
+            return Self { g: *g, plans: Vec::new(), taps: w.to_vec() };
+        }
+        let plan = |group: usize| {
             let sizes = Correlation {
                 images: g.b,
                 source: (g.h, g.w),
@@ -54,13 +62,32 @@ fn correlate(g: &Geometry, x: &[bf16], w: &[f32], finish: &Finish) -> (Vec<bf16>
                 step: (1, 1),
             };
             let all = &w[group * outputs * each * taps..];
-            let plan = Plan::new(sizes, Weights { all, output: each * taps, channel: taps, taps });
-            // SAFETY: each group writes its channels of all outputs.
-            sums.extend(unsafe { plan.run(x, out, finish) });
+            Plan::new(sizes, Weights { all, output: each * taps, channel: taps, taps })
+        };
+        Self { g: *g, plans: (0..g.params.groups).map(plan).collect(), taps: Vec::new() }
+    }
+
+    /// act(conv(x) + shift + skip).
+    pub fn run(&self, x: &[bf16], finish: &Finish) -> Vec<bf16> {
+        if depthwise::fits(&self.g) {
+            let &Finish { shift, skip, activation, .. } = finish;
+            let epilogue = depthwise::Epilogue { scale: None, shift, skip, activation };
+            return depthwise::forward(&self.g, x, &self.taps, &epilogue);
         }
-    };
-    // SAFETY: the groups are all channels.
-    (unsafe { map_of(g.b * g.output_plane() * g.c_out, fill) }, sums)
+        self.correlate(x, &Finish { with_sums: false, ..*finish }).0
+    }
+
+    fn correlate(&self, x: &[bf16], finish: &Finish) -> (Vec<bf16>, Vec<[f64; 2]>) {
+        let mut sums = Vec::with_capacity(self.g.c_out);
+        let fill = |out: Shared<bf16>| {
+            for plan in &self.plans {
+                // SAFETY: each group writes its channels of all outputs.
+                sums.extend(unsafe { plan.run(x, out, finish) });
+            }
+        };
+        // SAFETY: the groups are all channels.
+        (unsafe { map_of(self.g.b * self.g.output_plane() * self.g.c_out, fill) }, sums)
+    }
 }
 
 /// The taps of the forward pass.

@@ -18,8 +18,12 @@ use half::bf16;
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Rows of a task that reads the source where it lies, or copies windows.
-const TASK_ROWS: usize = 1024;
+/// Rows of a task that reads the source where it lies, or copies windows: at the most, and at the least.
+const TASK_ROWS: (usize, usize) = (1024, 64);
+/// Tasks of those rows, if there are enough.
+const TASKS: usize = 8;
+/// Bytes of a task's windows: they stay in the second-level cache, while the weights run over them.
+const WINDOWS: usize = 1 << 20;
 
 /// Where one tap stands, from the output's place in the source.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -90,7 +94,13 @@ impl Plan {
             Way::Framed(frame) => frame.parts(self.sizes.images, self.sizes.out),
             Way::InPlace | Way::Copied(_) => {
                 let rows = self.sizes.images * self.sizes.out.0 * self.sizes.out.1;
-                (0..rows).step_by(TASK_ROWS).map(|first| Part::Rows(first..(first + TASK_ROWS).min(rows))).collect()
+                let fit = match self.way {
+                    Way::Copied(_) => WINDOWS / (self.stride * size_of::<bf16>()),
+                    _ => TASK_ROWS.0,
+                };
+                let each = rows.div_ceil(TASKS).clamp(TASK_ROWS.1, TASK_ROWS.0).min(fit.max(BLOCK));
+                let each = each.next_multiple_of(BLOCK);
+                (0..rows).step_by(each).map(|first| Part::Rows(first..(first + each).min(rows))).collect()
             }
         }
     }

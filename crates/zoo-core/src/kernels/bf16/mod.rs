@@ -24,5 +24,3 @@ pub(crate) mod walk;
 mod weight_grad;
 
 pub(crate) use store::Finish;
-#[allow(missing_docs)]
-pub mod probe;

@@ -254,7 +254,7 @@ impl Task<'_> {
             let inputs: Vec<Vec<u32>> =
                 (0..turn.copies()).map(|copy| turn.inputs(chunk, copy, outputs.len())).collect();
             // Rows an odd number of cache lines apart spread over all sets of a cache.
-            let stride = (inputs[0].len() / DEPTH | 1) * DEPTH;
+            let stride = ((inputs[0].len() / DEPTH) | 1) * DEPTH;
             let steps: Vec<usize> = (0..outputs.len()).step_by(DEPTH).collect();
             let (copy, column) = (tiles.len() * SIDE * stride, outputs.len() * SIDE);
             let room = copy * inputs.len() + columns * column;

@@ -12,10 +12,10 @@ use crate::kernels::fused_activation::FusedActivation;
 use crate::ops::batch_norm::{BatchStats, Norm};
 use crate::ops::conv2d::geometry;
 use crate::ops::{Conv2dParams, with_elements};
-use crate::pass::tracks;
+use crate::pass::{self, tracks};
 use crate::storage::{map, rows, with_rows};
 use crate::tape::{self, Gradient};
-use candle_core::{DType, Device, Result, Shape, Tensor};
+use candle_core::{DType, Device, Result, Shape, Tensor, WithDType};
 use half::bf16;
 
 /// Training, on the tape: the output, and the batch's statistics, which the caller moves the running ones with.
@@ -31,10 +31,11 @@ pub(crate) fn conv_bn_train(
     check_skip(skip, xs, &g)?;
     let shape = Shape::from((g.b, g.c_out, g.oh, g.ow));
     let pixels = g.b * g.output_plane();
-    let (x, w) = (rows(xs)?, numbers(weight)?);
+    let (x, w) = (rows(xs)?, in_f32(weight)?);
     let (gamma, beta) = (numbers(scale.weight)?, numbers(scale.bias)?);
     let shift = bias.map(numbers).transpose()?;
-    let (conv, mean, var) = with_rows_of(&x, |x| kernel::forward_with_stats(&g, x, &w, shift.as_deref()))?;
+    let (conv, mean, var) =
+        lend::<bf16, _>(&x, |x| lend::<f32, _>(&w, |w| kernel::forward_with_stats(&g, x, w, shift.as_deref())))??;
     let row = |row: &[f32]| Tensor::from_vec(row.to_vec(), g.c_out, &Device::Cpu);
     let batch = BatchStats { mean: row(&mean)?, var: row(&var)?, count: pixels };
     let norm = Norm {
@@ -87,9 +88,10 @@ pub(crate) fn conv_bn_train(
             Some(passed) => Gradient::new(map(passed, &shape)?),
             None => Gradient { owned: false, ..grad },
         };
-        let dw = wants_dw.then(|| with_rows_of(&x, |x| kernel::weight_grad(&g, x, &dy))).transpose()?;
+        let dw = wants_dw.then(|| lend::<bf16, _>(&x, |x| kernel::weight_grad(&g, x, &dy))).transpose()?;
         drop(x);
-        let dx = wants_dx.then(|| map(kernel::input_grad(&g, &dy, &w), &x_shape)).transpose()?;
+        let dx = wants_dx.then(|| lend::<f32, _>(&w, |w| kernel::input_grad(&g, &dy, w))).transpose()?;
+        let dx = dx.map(|dx| map(dx, &x_shape)).transpose()?;
         let row = |row: Vec<f32>| -> Result<Option<Gradient>> {
             Ok(Some(Gradient::new(Tensor::from_vec(row, g.c_out, &Device::Cpu)?)))
         };
@@ -117,18 +119,24 @@ pub(crate) fn conv_bn_eval(
     let shape = Shape::from((g.b, g.c_out, g.oh, g.ow));
     norm.check(shape.dims())?;
     check_skip(skip, xs, &g)?;
-    let by = norm.mixed_coefficients()?;
-    let mut w = numbers(weight)?;
-    let each = w.len() / g.c_out;
-    w.chunks_exact_mut(each).zip(&by.scale).for_each(|(w, scale)| w.iter_mut().for_each(|w| *w *= scale));
-    let mut shift = by.shift;
-    if let Some(bias) = bias {
-        let bias = numbers(bias)?;
-        shift.iter_mut().zip(bias).zip(&by.scale).for_each(|((shift, bias), scale)| *shift += bias * scale);
-    }
+    let read = [weight, norm.weight, norm.mean];
+    let prepared = || -> Result<Folded> {
+        let by = norm.mixed_coefficients()?;
+        let mut w = numbers(weight)?;
+        let each = w.len() / g.c_out;
+        w.chunks_exact_mut(each).zip(&by.scale).for_each(|(w, scale)| w.iter_mut().for_each(|w| *w *= scale));
+        let mut shift = by.shift;
+        if let Some(bias) = bias {
+            let bias = numbers(bias)?;
+            shift.iter_mut().zip(bias).zip(&by.scale).for_each(|((shift, bias), scale)| *shift += bias * scale);
+        }
+        Ok(Folded { conv: kernel::Forward::new(&g, &w), shift, _read: read.map(Tensor::clone) })
+    };
+    let key = [g.b, g.h, g.w, g.oh, g.ow, place(norm.weight), place(norm.mean)];
+    let folded = pass::prepared(place(weight), &key, prepared)?;
     let run = |skip: Option<&[bf16]>| {
-        let finish = Finish { shift: Some(&shift), skip, activation, with_sums: false };
-        with_rows(&[xs], |all| Ok(kernel::forward(&g, all[0], &w, &finish)))
+        let finish = Finish { shift: Some(&folded.shift), skip, activation, with_sums: false };
+        with_rows(&[xs], |all| Ok(folded.conv.run(all[0], &finish)))
     };
     let ys = match skip {
         Some(skip) => with_rows(&[skip], |all| run(Some(all[0])))?,
@@ -137,12 +145,31 @@ pub(crate) fn conv_bn_eval(
     map(ys, &shape)
 }
 
-/// A weight's elements, in f32.
-fn numbers(weight: &Tensor) -> Result<Vec<f32>> {
-    weight.detach().to_dtype(DType::F32)?.flatten_all()?.to_vec1()
+/// A convolution with a normalisation folded into it.
+struct Folded {
+    conv: kernel::Forward,
+    shift: Vec<f32>,
+    /// Their places are theirs as long as these are kept.
+    _read: [Tensor; 3],
 }
 
-/// Lends a map's rows that are at hand.
-fn with_rows_of<R>(rows: &Tensor, f: impl FnOnce(&[bf16]) -> R) -> Result<R> {
-    with_elements::<bf16, _>("conv_bn", &[rows], |all| Ok(f(all[0])))
+/// Where a weight lies.
+fn place(weight: &Tensor) -> usize {
+    let (storage, layout) = weight.storage_and_layout();
+    std::ptr::from_ref(&*storage).addr() + layout.start_offset()
+}
+
+/// A weight in f32: itself, if it is that.
+fn in_f32(weight: &Tensor) -> Result<Tensor> {
+    weight.detach().to_dtype(DType::F32)?.contiguous()
+}
+
+/// A weight's elements, in f32.
+fn numbers(weight: &Tensor) -> Result<Vec<f32>> {
+    in_f32(weight)?.flatten_all()?.to_vec1()
+}
+
+/// Lends the elements of a tensor that is contiguous.
+fn lend<T: WithDType, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
+    with_elements::<T, _>("conv_bn", &[tensor], |all| Ok(f(all[0])))
 }
