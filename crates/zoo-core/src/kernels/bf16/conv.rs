@@ -1,8 +1,9 @@
 //! Convolutions of bfloat16 maps with f32 weights: the forward pass and both gradients. Those of one channel a group go to
 //! `depthwise`; the others are products.
 
-use super::correlation::{Channels, Correlation, Plan, Tap, map_of, zeroed};
+use super::correlation::{Plan, map_of, zeroed};
 use super::pack::Weights;
+use super::sizes::{Channels, Correlation, Tap, window};
 use super::store::Finish;
 use super::{depthwise, weight_grad as sums_of_products};
 use crate::kernels::buffer::Shared;
@@ -88,18 +89,6 @@ impl Forward {
         // SAFETY: the groups are all channels.
         (unsafe { map_of(self.g.b * self.g.output_plane() * self.g.c_out, fill) }, sums)
     }
-}
-
-/// The taps of the forward pass.
-pub(super) fn window(g: &Geometry) -> Vec<Tap> {
-    let Conv2dParams { padding, dilation, .. } = g.params;
-    let places = (0..g.kh).flat_map(|ky| (0..g.kw).map(move |kx| (ky, kx)));
-    let tap = |(ky, kx): (usize, usize)| Tap {
-        dy: (ky * dilation.0) as isize - padding.0 as isize,
-        dx: (kx * dilation.1) as isize - padding.1 as isize,
-        index: ky * g.kw + kx,
-    };
-    places.map(tap).collect()
 }
 
 /// The gradient of the input: pixels that are a step apart read the same taps, so that each residue of the stride is a

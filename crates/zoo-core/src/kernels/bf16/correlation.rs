@@ -10,13 +10,13 @@
 
 use super::frame::{Frame, Windows};
 use super::pack::{Depths, Weights, pack};
+use super::sizes::{Correlation, NOWHERE, Part};
 use super::store::{Finish, Sums, store};
 use super::tiles::{BLOCK, Block, DEPTH, Product, SIDE, Tiles};
 use crate::kernels::buffer::{Shared, with_scratch, written};
 use crate::kernels::simd::{Kernel, Level, Simd, dispatch_at};
 use half::bf16;
 use rayon::prelude::*;
-use std::ops::Range;
 
 /// Rows of a task that reads the source where it lies, or copies windows: at the most, and at the least.
 const TASK_ROWS: (usize, usize) = (1024, 64);
@@ -24,41 +24,6 @@ const TASK_ROWS: (usize, usize) = (1024, 64);
 const TASKS: usize = 8;
 /// Bytes of a task's windows: they stay in the second-level cache, while the weights run over them.
 const WINDOWS: usize = 1 << 20;
-
-/// Where one tap stands, from the output's place in the source.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Tap {
-    pub dy: isize,
-    pub dx: isize,
-    /// Its place in the kernel.
-    pub index: usize,
-}
-
-/// Channels of a map that a group reads or writes.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Channels {
-    pub all: usize,
-    pub first: usize,
-    pub used: usize,
-}
-
-/// The sizes of a correlation.
-#[derive(Debug, Clone)]
-pub(super) struct Correlation {
-    pub images: usize,
-    /// Height and width of the source, and of the outputs that are computed.
-    pub source: (usize, usize),
-    pub out: (usize, usize),
-    pub stride: (usize, usize),
-    /// Row by row, from left to right.
-    pub taps: Vec<Tap>,
-    pub from: Channels,
-    pub to: Channels,
-    /// Height and width of the map that is written, and the place of the first output in it and the step to the next.
-    pub target: (usize, usize),
-    pub start: (usize, usize),
-    pub step: (usize, usize),
-}
 
 /// How rows come about.
 enum Way {
@@ -170,25 +135,6 @@ impl Plan {
     }
 }
 
-impl Correlation {
-    pub fn place(&self, image: usize, y: usize, x: usize) -> usize {
-        (image * self.target.0 + self.start.0 + y * self.step.0) * self.target.1 + self.start.1 + x * self.step.1
-    }
-
-    /// Whether rows and outputs are pixels of one map, and nothing lies between.
-    fn is_in_place(&self) -> bool {
-        self.stride == (1, 1) && self.out == self.source && matches!(self.taps[..], [Tap { dy: 0, dx: 0, .. }])
-    }
-}
-
-/// What one task computes.
-#[derive(Debug, Clone)]
-pub(super) enum Part {
-    Rows(Range<usize>),
-    /// Images, and rows of their outputs.
-    Images(Range<usize>, Range<usize>),
-}
-
 /// How the rows of a correlation are taken, the numbers of a step, from one row to the next, where the steps begin, and what
 /// they hold.
 fn rows_of(sizes: &Correlation) -> (Way, usize, usize, Vec<usize>, Depths) {
@@ -231,9 +177,6 @@ struct Task<'a> {
     out: Shared<bf16>,
     finish: &'a Finish<'a>,
 }
-
-/// A row that is no output.
-pub(super) const NOWHERE: u32 = u32::MAX;
 
 impl Kernel<f32> for Task<'_> {
     const NARROWS: bool = true;

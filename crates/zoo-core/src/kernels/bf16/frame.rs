@@ -1,7 +1,7 @@
 //! How a task brings the windows of a correlation into its cache: images in a frame of zeros, or one by one.
 
-use super::correlation::{Correlation, NOWHERE, Part, Tap};
 use super::pack::Depths;
+use super::sizes::{Correlation, NOWHERE, Part, Tap};
 use super::tiles::{BLOCK, DEPTH, SIDE};
 use half::bf16;
 use std::ops::Range;

@@ -16,6 +16,7 @@ mod pack;
 pub(crate) mod pointwise;
 pub(crate) mod pool;
 pub(crate) mod scale;
+mod sizes;
 #[cfg_attr(not(test), expect(dead_code, reason = "attention takes it up next"))]
 pub(crate) mod softmax;
 mod store;

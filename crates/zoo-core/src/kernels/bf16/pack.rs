@@ -1,6 +1,6 @@
 //! f32 weights as columns of bfloat16 tiles: \[column of 16 outputs\]\[step\]\[pair\]\[16\]\[2\].
 
-use super::correlation::Tap;
+use super::sizes::Tap;
 use super::tiles::SIDE;
 use crate::kernels::buffer::{with_scratch, written};
 use crate::kernels::simd::{Kernel, Simd, dispatch};

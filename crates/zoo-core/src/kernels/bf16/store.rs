@@ -1,6 +1,6 @@
 //! What happens to sums before they are rounded and stored.
 
-use super::correlation::{Channels, NOWHERE};
+use super::sizes::{Channels, NOWHERE};
 use super::tiles::{BLOCK, Block};
 use crate::kernels::buffer::Shared;
 use crate::kernels::fused_activation::FusedActivation;

@@ -7,8 +7,7 @@
 //! jump, x lies in a frame of zeros as in `frame.rs`, and a tap is a distance along its rows; else each tap has rows of its
 //! own.
 
-use super::conv::window;
-use super::correlation::{NOWHERE, Tap};
+use super::sizes::{NOWHERE, Tap, window};
 use super::tiles::{BLOCK, Block, DEPTH, Product, SIDE, Tiles};
 use crate::kernels::buffer::{Shared, with_scratch};
 use crate::kernels::conv::Geometry;
