@@ -89,7 +89,8 @@ impl Op for Linear {
     }
 
     fn backward_bf16(&self, saved: &Saved<bf16, Operand>) -> Result<Vec<Passed<bf16>>> {
-        let (g, xs, weight, grad) = (&self.sizes.as_conv(), saved.inputs[0].map(), saved.inputs[1].weight(), saved.grad);
+        let (g, xs, weight, grad) =
+            (&self.sizes.as_conv(), saved.inputs[0].map(), saved.inputs[1].weight(), saved.grad);
         let mut all = vec![
             saved.want(0, || conv::input_grad(g, grad, weight)),
             saved.want_weight(1, || conv::weight_grad(g, xs, grad)),

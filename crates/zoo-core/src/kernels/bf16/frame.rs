@@ -147,12 +147,7 @@ impl Frame {
     }
 
     /// The pixel of the target that each row of products is.
-    pub fn places(
-        &self,
-        sizes: &Correlation,
-        (images, ys): (&Range<usize>, &Range<usize>),
-        rows: usize,
-    ) -> Vec<u32> {
+    pub fn places(&self, sizes: &Correlation, (images, ys): (&Range<usize>, &Range<usize>), rows: usize) -> Vec<u32> {
         let mut places = vec![NOWHERE; rows];
         for (i, image) in images.clone().enumerate() {
             for (line, y) in ys.clone().enumerate() {

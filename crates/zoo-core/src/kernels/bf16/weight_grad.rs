@@ -144,17 +144,12 @@ impl<'a> Turn<'a> {
             let fits = (pixels / line).saturating_sub(span).max(1);
             let band = oh.div_ceil(oh.div_ceil(fits));
             let bands = |image: usize| {
-                (0..oh)
-                    .step_by(band)
-                    .map(move |y| Chunk { images: image..image + 1, ys: y..(y + band).min(oh) })
+                (0..oh).step_by(band).map(move |y| Chunk { images: image..image + 1, ys: y..(y + band).min(oh) })
             };
             return (0..b).flat_map(bands).collect();
         }
         let together = pixels / image;
-        (0..b)
-            .step_by(together)
-            .map(|first| Chunk { images: first..(first + together).min(b), ys: 0..oh })
-            .collect()
+        (0..b).step_by(together).map(|first| Chunk { images: first..(first + together).min(b), ys: 0..oh }).collect()
     }
 
     /// The pixel of dy at each place of the turned order, a whole number of steps.

@@ -48,9 +48,9 @@ pub(crate) fn conv_bn_train(
     norm.check(shape.dims())?;
     let by = Coefficients::new(&gamma, &beta, (&mean, &var), scale.eps, true);
     let ys = match skip {
-        Some(skip) => with_rows(&[skip], |all| {
-            Ok(affine(&conv, g.c_out, &by.scale, &by.shift, Some(all[0]), activation))
-        })?,
+        Some(skip) => {
+            with_rows(&[skip], |all| Ok(affine(&conv, g.c_out, &by.scale, &by.shift, Some(all[0]), activation)))?
+        }
         None => affine(&conv, g.c_out, &by.scale, &by.shift, None, activation),
     };
     let ys = map(ys, &shape)?;
