@@ -8,7 +8,9 @@ use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use zoo::{ModelOptions, VarStore};
+use zoo_core::Precision;
 use zoo_core::loss::cross_entropy;
+use zoo_core::tape::value_and_grad;
 use zoo_core::weights::{self, Weights};
 
 /// Arguments of `run`.
@@ -38,6 +40,9 @@ pub struct Args {
     /// now and then turns the sign before a ReLU or the winner of a pooling, and gradients jump
     #[arg(long, value_enum)]
     dtype: Option<Element>,
+    /// What to compute in: f32, or bf16 for mixed precision. Results are stored as f32
+    #[arg(long, conflicts_with = "dtype")]
+    precision: Option<Precision>,
     /// Replace the output if it exists
     #[arg(long)]
     force: bool,
@@ -55,6 +60,7 @@ pub fn run(args: &Args) -> Result<()> {
     let info = zoo::find(&args.model)?;
     may_write(&args.output, args.force)?;
     let (dtype, stored) = match (args.dtype, args.grads) {
+        _ if args.precision.is_some() => (DType::F32, DType::F32),
         (Some(Element::F32), _) | (None, false) => (DType::F32, DType::F32),
         (Some(Element::F64), _) => (DType::F64, DType::F64),
         (None, true) => (DType::F64, DType::F32),
@@ -73,15 +79,23 @@ pub fn run(args: &Args) -> Result<()> {
     let net = info.build(&options, store.root())?;
     let selection = args.wanted.selection();
     weights::load(&store, &args.wanted.open(&args.weights)?, &selection.of(info.load_options()))?;
+    let input = match args.precision {
+        Some(precision) => precision.cast(&input)?,
+        None => input,
+    };
 
     let mut results: Vec<(String, Tensor)> = Vec::new();
     if args.grads {
         let Some(target) = target else { bail!("{}: --grads needs a tensor `target` (b)", args.input.display()) };
         store.set_dropout(false);
-        let logits = net.forward_t(&input, true)?;
-        let loss = cross_entropy(&logits, &target, 0.0)?;
-        let grads = loss.backward()?;
-        results.push(("logits".into(), logits));
+        let mut logits = None;
+        // As training has them: straight from the tape.
+        let (loss, grads) = value_and_grad(&input, |xs| {
+            let ys = net.forward_t(xs, true)?;
+            logits = Some(ys.clone());
+            cross_entropy(&ys, &target, 0.0)
+        })?;
+        results.extend(logits.map(|logits| ("logits".into(), logits)));
         results.push(("loss".into(), loss));
         for (key, var) in store.parameters() {
             let grad = grads.get(&var).with_context(|| format!("`{key}` got no gradient"))?;
