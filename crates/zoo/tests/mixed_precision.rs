@@ -119,7 +119,8 @@ fn losses_are_the_exact_ones_where_gradients_are_ill_conditioned() -> Result<()>
     Ok(())
 }
 
-/// Levels differ by roundings of sums, which now and then turn the rounding of a map's number.
+/// Levels differ by roundings of sums, which now and then turn the rounding of a map's number: less than rounding at all
+/// costs. So they are nearer to one another than to the exact gradient.
 #[test]
 fn every_level_gives_the_same_gradients() -> Result<()> {
     struct Restore;
@@ -135,11 +136,15 @@ fn every_level_gives_the_same_gradients() -> Result<()> {
         Step::mixed(name, 8)
     };
     let want = [at(Level::Portable, "template_mixer_s4")?, at(Level::Portable, "cifar_resnet20")?];
+    let (exact, _, _) = want[0].cosines(&Step::exact("template_mixer_s4", 8)?);
     for level in Level::supported().filter(|level| *level != Level::Portable) {
         let (lowest, key, _) = at(level, "template_mixer_s4")?.cosines(&want[0]);
         let off = at(level, "cifar_resnet20")?.loss_off(&want[1]);
         println!("{level:?}: lowest {lowest:.5} ({key}); loss of the ResNet {off:.1e} off");
-        assert!(lowest > 0.999, "{level:?}: the gradient of {key} has a cosine of {lowest:.5} with the portable one");
+        assert!(
+            lowest > exact,
+            "{level:?}: {key} has a cosine of {lowest:.5} with the portable one, {exact:.5} with f64"
+        );
         assert!(off < 2e-3, "{level:?}: a loss {off:.1e} off that of the portable level");
     }
     Ok(())
