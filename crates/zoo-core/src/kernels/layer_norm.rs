@@ -203,13 +203,18 @@ pub(crate) fn backward<E: Stored>(
 
 /// Mean and 1 / √(σ² + eps) of each of a register's columns of a matrix (rows, cols).
 #[inline(always)]
-unsafe fn column_stats<V: Simd>(x: *const V::Elem, j: usize, (rows, cols): (usize, usize), eps: f64) -> (V, V) {
+unsafe fn column_stats<V: Simd>(
+    x: *const impl Stored<Elem = V::Elem>,
+    j: usize,
+    (rows, cols): (usize, usize),
+    eps: f64,
+) -> (V, V) {
     // SAFETY: as above, `x` holds the matrix.
     unsafe {
         let count = num::<V>(1.0 / rows as f64);
         let mut sum = V::zero();
         for i in 0..rows {
-            sum = sum.add(part(x.add(i * cols), j, cols));
+            sum = sum.add(part::<V>(x.add(i * cols), j, cols));
         }
         let mean = sum.mul(count);
         let mut squares = V::zero();
@@ -224,9 +229,9 @@ unsafe fn column_stats<V: Simd>(x: *const V::Elem, j: usize, (rows, cols): (usiz
     }
 }
 
-struct ColumnsForward<'a, T: Real>(Forward<'a, T>);
+struct ColumnsForward<'a, E: Stored>(Forward<'a, E>);
 
-impl<T: Real> Kernel<T> for ColumnsForward<'_, T> {
+impl<T: Real, E: Stored<Elem = T>> Kernel<T> for ColumnsForward<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -247,9 +252,9 @@ impl<T: Real> Kernel<T> for ColumnsForward<'_, T> {
     }
 }
 
-struct ColumnsBackward<'a, T: Real>(Backward<'a, T>);
+struct ColumnsBackward<'a, E: Stored>(Backward<'a, E>);
 
-impl<T: Real> Kernel<T> for ColumnsBackward<'_, T> {
+impl<T: Real, E: Stored<Elem = T>> Kernel<T> for ColumnsBackward<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -289,22 +294,28 @@ impl<T: Real> Kernel<T> for ColumnsBackward<'_, T> {
 }
 
 /// Columns as long as the weight, of one matrix.
-pub(crate) fn columns_forward<T: Real>(xs: &[T], weight: &[T], bias: &[T], eps: f64, ys: &mut [MaybeUninit<T>]) {
+pub(crate) fn columns_forward<E: Stored>(
+    xs: &[E],
+    weight: &[E::Elem],
+    bias: &[E::Elem],
+    eps: f64,
+    ys: &mut [MaybeUninit<E>],
+) {
     assert!(bias.len() == weight.len() && xs.len() == ys.len() && xs.len().is_multiple_of(weight.len()));
     dispatch(ColumnsForward(Forward { xs, weight, bias, eps, ys: ys.as_mut_ptr().cast() }));
 }
 
 /// As [`backward`], for the columns of one matrix.
-pub(crate) fn columns_backward<T: Real>(
-    (xs, grad): (&[T], &[T]),
-    weight: &[T],
+pub(crate) fn columns_backward<E: Stored>(
+    (xs, grad): (&[E], &[E]),
+    weight: &[E::Elem],
     eps: f64,
-    onto: Option<&[T]>,
-    dx: &mut [MaybeUninit<T>],
-    (dw, db): (&mut [T], &mut [T]),
+    onto: Option<&[E]>,
+    dx: &mut [MaybeUninit<E>],
+    (dw, db): (&mut [E::Elem], &mut [E::Elem]),
 ) {
     assert!(xs.len() == grad.len() && xs.len() == dx.len() && xs.len().is_multiple_of(weight.len()));
     assert!(dw.len() == weight.len() && db.len() == weight.len() && onto.is_none_or(|onto| onto.len() == xs.len()));
-    let onto = onto.map(<[T]>::as_ptr);
+    let onto = onto.map(<[E]>::as_ptr);
     dispatch(ColumnsBackward(Backward { xs, grad, weight, eps, onto, dx: dx.as_mut_ptr().cast(), dw, db }));
 }

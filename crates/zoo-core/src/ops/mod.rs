@@ -41,7 +41,7 @@ pub use matmul::matmul;
 pub use max_pool::max_pool2d;
 pub use pointwise::pointwise;
 pub use softmax::softmax;
-pub use tokens::{add_positions, first_token, mean_tokens, prepend_token, transpose};
+pub use tokens::{add_positions, first_token, mean_channels, mean_tokens, prepend_token, tokens, transpose};
 
 pub(crate) use crate::kernels::Real;
 pub use crate::kernels::conv::Conv2dParams;
