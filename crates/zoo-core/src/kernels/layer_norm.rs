@@ -70,30 +70,49 @@ impl<T: Real, E: Stored<Elem = T>> Kernel<T> for Forward<'_, E> {
     unsafe fn run<V: Simd<Elem = T>>(self) {
         let n = self.weight.len();
         let (weight, bias) = (self.weight.as_ptr(), self.bias.as_ptr());
-        for row in 0..self.xs.len() / n {
+        for i in 0..self.xs.len() / n {
             // SAFETY: run by `dispatch`; input and output hold the rows, weight and bias one.
             unsafe {
-                let (x, y) = (self.xs.as_ptr().add(row * n), self.ys.add(row * n));
-                let (mean, inv_std) = stats::<V>(x, n, self.eps);
-                for i in (0..n).step_by(V::LANES) {
-                    let normal = part::<V>(x, i, n).sub(mean).mul(inv_std);
-                    store_part(normal.mul_add(part(weight, i, n), part(bias, i, n)), y, i, n);
-                }
+                let (x, y) = (self.xs.as_ptr().add(i * n), self.ys.add(i * n));
+                row::<V, E>(n, x, (weight, bias), self.eps, y);
             }
         }
     }
 }
 
-struct Backward<'a, E: Stored> {
-    xs: &'a [E],
-    grad: &'a [E],
-    weight: &'a [E::Elem],
+/// One row of n elements.
+///
+/// # Safety
+/// Below `dispatch`; n elements behind every pointer.
+#[inline(always)]
+pub(crate) unsafe fn row<V: Simd, E: Stored<Elem = V::Elem>>(
+    n: usize,
+    x: *const E,
+    (weight, bias): (*const V::Elem, *const V::Elem),
     eps: f64,
+    y: *mut E,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let (mean, inv_std) = stats::<V>(x, n, eps);
+        for i in (0..n).step_by(V::LANES) {
+            let normal = part::<V>(x, i, n).sub(mean).mul(inv_std);
+            store_part(normal.mul_add(part(weight, i, n), part(bias, i, n)), y, i, n);
+        }
+    }
+}
+
+/// The gradient of rows; see [`backward`].
+pub(crate) struct Backward<'a, E: Stored> {
+    pub xs: &'a [E],
+    pub grad: &'a [E],
+    pub weight: &'a [E::Elem],
+    pub eps: f64,
     /// What dx is added to; it may be dx.
-    onto: Option<*const E>,
-    dx: *mut E,
-    dw: &'a mut [E::Elem],
-    db: &'a mut [E::Elem],
+    pub onto: Option<*const E>,
+    pub dx: *mut E,
+    pub dw: &'a mut [E::Elem],
+    pub db: &'a mut [E::Elem],
 }
 
 impl<T: Real, E: Stored<Elem = T>> Kernel<T> for Backward<'_, E> {

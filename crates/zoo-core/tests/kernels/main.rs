@@ -19,6 +19,7 @@
 mod bf16;
 mod bf16_conv;
 mod bf16_depthwise;
+mod bf16_attention;
 mod bf16_channels;
 mod bf16_dense;
 mod bf16_norm;

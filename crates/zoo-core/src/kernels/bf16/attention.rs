@@ -25,8 +25,8 @@ pub(crate) fn forward(sizes: Sizes, qkv: &[bf16]) -> Vec<bf16> {
             let out = Shared::from_uninit(out);
             plan.for_each(images, |image, head, scratch| {
                 let qkv = &qkv[image * n * 3 * sizes.width()..][..n * 3 * sizes.width()];
-                let out = out.offset(image * queries * sizes.width());
-                dispatch_at(plan.level, Head { plan: &plan, head, qkv, grad: None, out, scratch });
+                let out = (out.offset(image * queries * sizes.width()), sizes.width());
+                dispatch_at(plan.level, Alone(Head { plan: &plan, head, qkv, grad: None, out, scratch }));
             });
         })
     }
@@ -46,8 +46,9 @@ pub(crate) fn backward(sizes: Sizes, qkv: &[bf16], grad: &[bf16]) -> (Vec<bf16>,
             plan.for_each(images, |image, head, scratch| {
                 let (at, from) = (image * n * 3 * width, image * queries * width);
                 let qkv = &qkv[at..][..n * 3 * width];
-                let grad = Some((&grad[from..][..queries * width], dqkv.offset(at)));
-                dispatch_at(plan.level, Head { plan: &plan, head, qkv, grad, out: out.offset(from), scratch });
+                let grad = Some(((&grad[from..][..queries * width], width), (dqkv.offset(at), 3 * width)));
+                let out = (out.offset(from), width);
+                dispatch_at(plan.level, Alone(Head { plan: &plan, head, qkv, grad, out, scratch }));
             });
         });
         out.set_len(grad.len());
@@ -62,7 +63,7 @@ fn images(sizes: Sizes, qkv: &[bf16]) -> usize {
 }
 
 /// What all tasks share.
-struct Plan {
+pub(super) struct Plan {
     sizes: Sizes,
     level: Level,
     /// Steps of sums over a head's numbers, over keys and over queries.
@@ -74,7 +75,7 @@ struct Plan {
 }
 
 impl Plan {
-    fn new(sizes: Sizes) -> Self {
+    pub fn new(sizes: Sizes) -> Self {
         let Sizes { n, queries, d, .. } = sizes;
         Self {
             sizes,
@@ -95,7 +96,12 @@ impl Plan {
         });
     }
 
-    fn rooms(&self) -> usize {
+    pub fn heads(&self) -> usize {
+        self.sizes.heads
+    }
+
+    /// Numbers of a task's scratch.
+    pub fn rooms(&self) -> usize {
         let Sizes { n, queries, d, .. } = self.sizes;
         let probabilities = left_room(queries, n);
         let rights = [right_room(d, n), right_room(n, d), right_room(queries, d)];
@@ -108,22 +114,39 @@ impl Plan {
     }
 }
 
-struct Head<'a> {
-    plan: &'a Plan,
-    head: usize,
+/// One head of one image.
+pub(super) struct Head<'a> {
+    pub plan: &'a Plan,
+    pub head: usize,
     /// One image's.
-    qkv: &'a [bf16],
-    /// The gradient of the output, and where that of `qkv` goes.
-    grad: Option<(&'a [bf16], Shared<bf16>)>,
-    out: Shared<bf16>,
-    scratch: *mut f32,
+    pub qkv: &'a [bf16],
+    /// The gradient of the output, and where that of `qkv` goes, with the distances of their rows.
+    pub grad: Option<((&'a [bf16], usize), (Shared<bf16>, usize))>,
+    /// With the distance of its rows.
+    pub out: (Shared<bf16>, usize),
+    pub scratch: *mut f32,
 }
 
-impl Kernel<f32> for Head<'_> {
+/// A head that is a task.
+struct Alone<'a>(Head<'a>);
+
+impl Kernel<f32> for Alone<'_> {
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<V: Simd<Elem = f32>>(self) {
+        let _tiles = Tiles::new(self.0.plan.level, DEPTH);
+        // SAFETY: run by `dispatch`, with tiles.
+        unsafe { self.0.run::<V>() }
+    }
+}
+
+impl Head<'_> {
+    /// # Safety
+    /// Below `dispatch` at the plan's level, whose tiles are configured for steps of 32; the scratch has
+    /// [`rooms`](Plan::rooms), the targets have an image's rows.
+    #[inline(always)]
+    pub unsafe fn run<V: Simd<Elem = f32>>(self) {
         let Self { plan, head, qkv, grad, out, scratch } = self;
         let Sizes { n, queries, d, .. } = plan.sizes;
         let (width, row) = (plan.sizes.width(), 3 * plan.sizes.width());
@@ -131,8 +154,7 @@ impl Kernel<f32> for Head<'_> {
         let (by_width, by_keys) = (plan.product(&plan.of_width), plan.product(&plan.of_keys));
         let [q, k, v] = [0, 1, 2].map(|part| (qkv, row, part * width + head * d));
         let keys = padded(n);
-        let _tiles = Tiles::new(plan.level, DEPTH);
-        // SAFETY: run by `dispatch`; the scratch has all rooms, each is written before it is read, and the rows of a left
+        // SAFETY: the caller's; the scratch has all rooms, each is written before it is read, and the rows of a left
         // side beyond its last one are rows of numbers that reach no output.
         unsafe {
             let mut rooms = Rooms::new(scratch);
@@ -150,15 +172,15 @@ impl Kernel<f32> for Head<'_> {
                 std::slice::from_raw_parts_mut(p.add(n), keys - n).fill(bf16::ZERO);
             }
             right::<V>(v, d, &plan.keys, of_rows);
-            multiply::<V>(&by_keys, (p, of_rows), (queries, d), To::Narrow(out.at(head * d), width));
-            let Some((grad, to)) = grad else { return };
-            let to = [0, 1, 2].map(|part| To::Narrow(to.at(part * width + head * d), row));
+            multiply::<V>(&by_keys, (p, of_rows), (queries, d), To::Narrow(out.0.at(head * d), out.1));
+            let Some(((grad, of_grad), (to, of_to))) = grad else { return };
+            let to = [0, 1, 2].map(|part| To::Narrow(to.at(part * width + head * d), of_to));
             let by_queries = plan.product(&plan.of_queries);
             let of_queries = rooms.narrow(right_room(queries, d));
             let ds = rooms.narrow(left_room(queries, n));
             let turned = rooms.narrow(left_room(n, queries));
             let whole = queries * keys;
-            let dy = (grad, width, head * d);
+            let dy = (grad, of_grad, head * d);
             // dv = pᵀ · dy
             right::<V>(dy, d, &plan.queries, of_queries);
             left_transposed::<V>((std::slice::from_raw_parts(p, whole), keys, 0), n, &plan.queries, turned);
@@ -177,7 +199,7 @@ impl Kernel<f32> for Head<'_> {
             multiply::<V>(&by_keys, (ds, of_rows), (queries, d), to[0]);
             if let To::Narrow(to, _) = to[0] {
                 for i in queries..n {
-                    std::slice::from_raw_parts_mut(to.add(i * row), d).fill(bf16::ZERO);
+                    std::slice::from_raw_parts_mut(to.add(i * of_to), d).fill(bf16::ZERO);
                 }
             }
             // dk = dsᵀ · q

@@ -1,9 +1,12 @@
 //! Residual branches of Transformers and Mixers in mixed precision: x + W₂ · inner(W₁ · norm(x) + b₁) + b₂.
 //!
 //! The forward pass keeps what the first map makes, rounded; normalisation, GELU and attention are computed once more on
-//! the way back. Maps over tokens are products of an image's rows as they lie, in `token_mixing.rs`.
+//! the way back. Maps over channels go through a few images at a time, in `token_chunks.rs`; here is what all threads share
+//! for large weights and small batches. Maps over tokens are products of an image's rows as they lie, in
+//! `token_mixing.rs`.
 
 use super::store::Finish;
+use super::token_chunks::Chunks;
 use super::token_mixing::Mixing;
 use super::{attention, bias, channels, conv};
 use crate::kernels::attention::Sizes as Heads;
@@ -21,10 +24,14 @@ pub(crate) type Sums = [Vec<f32>; 6];
 
 /// The output, and with `keep` the inner function's input for the backward pass.
 pub(crate) fn forward(branch: &Branch, xs: &[bf16], w: Weights<f32>, keep: bool) -> (Vec<bf16>, Option<Vec<bf16>>) {
-    let normed = normalized(branch, xs, &w);
     if let Inner::GeluOfTokens(_) = branch.inner {
-        return Mixing::new(branch, &w).forward(xs, &normed, keep);
+        return Mixing::new(branch, &w).forward(xs, &normalized(branch, xs, &w), keep);
     }
+    let batch = xs.len() / (branch.n * branch.c);
+    if let Some(chunks) = Chunks::new(branch, heads(branch), w, batch) {
+        return chunks.forward(xs, keep);
+    }
+    let normed = normalized(branch, xs, &w);
     let (first, second) = maps(branch, xs.len() / branch.c);
     let mid = conv::forward(&first.as_conv(), &normed, w.first.0, &Finish::bias(Some(w.first.1)));
     drop(normed);
@@ -47,6 +54,14 @@ pub(crate) fn backward(
     grad: &[bf16],
     w: Weights<f32>,
 ) -> (Vec<bf16>, Sums) {
+    let batch = xs.len() / (branch.n * branch.c);
+    let chunks = match branch.inner {
+        Inner::GeluOfTokens(_) => None,
+        _ => Chunks::new(branch, heads(branch), w, batch),
+    };
+    if let Some(chunks) = chunks {
+        return chunks.backward(xs, &mid, grad);
+    }
     let normed = normalized(branch, xs, &w);
     if let Inner::GeluOfTokens(_) = branch.inner {
         let (dnormed, [dw_first, db_first, dw_second, db_second]) =
@@ -73,8 +88,7 @@ pub(crate) fn backward(
     let dnormed = conv::input_grad(&first, &dmid, w.first.0);
     drop(dmid);
     let whole = (branch.tokens() < branch.n).then(|| {
-        let images = xs.len() / (branch.n * branch.c);
-        channels::join(images, &[grad], (0, (branch.n - 1) * branch.c))
+        channels::join(batch, &[grad], (0, (branch.n - 1) * branch.c))
     });
     let (dx, [dw, db]) = normalized_backward(branch, (xs, &dnormed), &w, whole.as_deref().unwrap_or(grad));
     (dx, [dw, db, dw_first, db_first, dw_second, db_second])

@@ -139,6 +139,8 @@ pub(super) enum To {
     Narrow(*mut bf16, usize),
     /// Rounded, a number for each row added, and a matrix that lies as the target does.
     Row(*mut bf16, usize, *const f32, Option<*const bf16>),
+    /// Rounded, a number for each column added, and a matrix with a stride of its own.
+    Column(*mut bf16, usize, *const f32, Option<(*const bf16, usize)>),
 }
 
 /// left · right, of `m` rows and `n` columns.
@@ -195,6 +197,15 @@ unsafe fn put<V: Simd<Elem = f32>>(
                         let x = match skip {
                             Some(skip) if n == V::LANES => x.add(V::load_bf16(skip.add(at(stride)))),
                             Some(skip) => x.add(V::load_first_bf16(skip.add(at(stride)), n)),
+                            None => x,
+                        };
+                        narrow(x, to.add(at(stride)), n);
+                    }
+                    To::Column(to, stride, add, skip) => {
+                        let x = x.add(V::load_first(add.add(column + lane), n));
+                        let x = match skip {
+                            Some((skip, stride)) if n == V::LANES => x.add(V::load_bf16(skip.add(at(stride)))),
+                            Some((skip, stride)) => x.add(V::load_first_bf16(skip.add(at(stride)), n)),
                             None => x,
                         };
                         narrow(x, to.add(at(stride)), n);

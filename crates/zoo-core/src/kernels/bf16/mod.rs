@@ -22,8 +22,10 @@ pub(crate) mod scale;
 mod softmax;
 mod store;
 mod tiles;
+mod token_chunks;
 mod token_mixing;
 pub(crate) mod walk;
 mod weight_grad;
+mod weights;
 
 pub(crate) use store::Finish;

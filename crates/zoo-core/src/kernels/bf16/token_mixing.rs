@@ -5,7 +5,7 @@
 use super::matrix::{
     Rooms, To, left, left_room, left_transposed, multiply, places, right, right_room, right_transposed, steps,
 };
-use super::row_mean;
+use super::{row_mean, weights};
 use super::tiles::{DEPTH, Product, Tiles};
 use crate::kernels::buffer::{Shared, with_scratch, written};
 use crate::kernels::pointwise::{gelu_of, gelu_with_slope};
@@ -37,13 +37,12 @@ pub(super) struct Mixing<'a> {
 impl<'a> Mixing<'a> {
     pub fn new(branch: &Branch, w: &Weights<'a, f32>) -> Self {
         let &Branch { n, c, mid, .. } = branch;
-        let narrow = |w: &[f32]| w.iter().map(|&w| bf16::from_f32(w)).collect();
         Self {
             level: Level::current(),
             n,
             c,
             mid,
-            weights: [narrow(w.first.0), narrow(w.second.0)],
+            weights: [weights::narrow(w.first.0), weights::narrow(w.second.0)],
             bias: [w.first.1, w.second.1],
             of_tokens: steps(n),
             of_mid: steps(mid),
