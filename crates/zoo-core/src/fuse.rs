@@ -238,9 +238,6 @@ pub(crate) fn attention_of_first(layers: &[Arc<dyn Layer>], xs: &Tensor, train: 
 
 fn attend(layers: &[Arc<dyn Layer>], xs: &Tensor, train: bool, inner: fn(usize) -> Inner) -> Result<Option<Tensor>> {
     let [norm, attention] = layers else { return Ok(None) };
-    if xs.dtype() == DType::BF16 {
-        return Ok(None);
-    }
     let (norm, attention) = (layer_as::<LayerNorm>(&**norm), layer_as::<SelfAttention>(&**attention));
     match (norm, attention.and_then(|attention| attention.parts(train))) {
         (Some(norm), Some((heads, maps))) => branch(xs, inner(heads), norm, maps, train),
@@ -262,9 +259,6 @@ fn mlp_of_normed_tokens(call: &Call) -> Result<Option<Tensor>> {
 
 fn mlp_branch(call: &Call, inner: Inner, norm: usize, mlp: usize) -> Result<Option<Tensor>> {
     let (norm, mlp) = (call.layer::<LayerNorm>(norm), call.layer::<MlpBlock>(mlp));
-    if call.xs.dtype() == DType::BF16 {
-        return Ok(None);
-    }
     match (norm, mlp.and_then(|mlp| mlp.parts(call.train))) {
         (Some(norm), Some(maps)) if call.is_plain_sum() => branch(call.xs, inner, norm, maps, call.train),
         _ => Ok(None),

@@ -16,7 +16,7 @@
 //! | `template_mixer_b4` | 4 | 64 | 192 | 8 | 698,186 |
 //! | `template_mixer_b2` | 2 | 256 | 192 | 8 | 1,756,106 |
 
-use candle_core::{D, Result, Tensor, bail};
+use candle_core::{Result, Tensor, bail};
 use zoo_core::model::Builder;
 use zoo_core::tape;
 use zoo_core::{
@@ -131,12 +131,7 @@ impl Model for TemplateMixer {
 
     /// (b, tokens, dim) -> (b, tokens)
     fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> {
-        trace::op(
-            "AvgPool",
-            || "over channels".to_string(),
-            &[features],
-            || tape::foreign_op(&[features], |t| t[0].mean(D::Minus1)),
-        )
+        trace::op("AvgPool", || "over channels".to_string(), &[features], || zoo_core::ops::mean_channels(features))
     }
 
     fn classifier(&self) -> &Classifier {

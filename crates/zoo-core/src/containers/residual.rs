@@ -116,7 +116,7 @@ impl ModuleT for Residual {
 mod tests {
     use super::*;
     use crate::init::Init;
-    use crate::ops::with_fallback;
+    use crate::ops::{simd, with_fallback};
     use crate::tape;
     use crate::testing::{distance, numbers};
     use crate::vars::{VarBuilder, VarStore};
@@ -193,6 +193,87 @@ mod tests {
             })?;
         }
         Ok(())
+    }
+
+    /// In mixed precision they are the same to roundings of bfloat16 numbers, at every level.
+    #[test]
+    fn branches_of_mixed_precision_are_their_layers() -> Result<()> {
+        type Build = fn(&VarBuilder, (usize, usize, usize)) -> Result<Residual>;
+        let builds: [(bool, Build); 5] = [
+            (false, |vb, (_, c, hidden)| {
+                let norm = LayerNorm::new(c, 1e-6, vb.pp("norm"))?;
+                let (init, mlp) = (Init::TORCH_WEIGHT, vb.pp("mlp"));
+                Ok(Residual::new(seq![norm, MlpBlock::new((c, hidden, c), 0.0, init, Init::ZEROS, mlp)?]))
+            }),
+            (false, |vb, (n, c, hidden)| {
+                let norm = LayerNorm::new(c, 1e-6, vb.pp("norm"))?;
+                let mlp = MlpBlock::new((n, hidden, n), 0.0, Init::TORCH_WEIGHT, Init::ZEROS, vb.pp("mlp"))?;
+                Ok(Residual::new(seq![norm, Transpose, mlp, Transpose]))
+            }),
+            (false, |vb, (n, _, hidden)| {
+                let norm = LayerNorm::new(n, 1e-6, vb.pp("norm"))?;
+                let mlp = MlpBlock::new((n, hidden, n), 0.0, Init::TORCH_WEIGHT, Init::ZEROS, vb.pp("mlp"))?;
+                Ok(Residual::new(seq![Transpose, norm, mlp, Transpose]))
+            }),
+            (false, |vb, (_, c, _)| {
+                let norm = LayerNorm::new(c, 1e-6, vb.pp("norm"))?;
+                let heads = if c % 4 == 0 { 4 } else { 1 };
+                let attn = SelfAttention::new(c, heads, (0.0, 0.0), Init::TORCH_WEIGHT, vb.pp("attn"))?;
+                Ok(Residual::new(seq![norm, attn]))
+            }),
+            (true, |vb, (_, c, _)| {
+                let norm = LayerNorm::new(c, 1e-6, vb.pp("norm"))?;
+                let heads = if c % 4 == 0 { 4 } else { 1 };
+                let attn = SelfAttention::new(c, heads, (0.0, 0.0), Init::TORCH_WEIGHT, vb.pp("attn"))?;
+                Ok(Residual::new(seq![norm, attn]))
+            }),
+        ];
+        for (b, n, c, hidden) in [(2, 3, 5, 7), (23, 17, 20, 33), (70, 9, 64, 96), (3, 150, 16, 24)] {
+            for (i, (first, build)) in builds.iter().enumerate() {
+                let xs = numbers("x", &[b, n, c]).to_dtype(DType::BF16)?;
+                let run = |dtype: DType| -> Result<Vec<Tensor>> {
+                    let store = VarStore::new(0, dtype, &Device::Cpu);
+                    let block = build(&store.root(), (n, c, hidden))?;
+                    for (i, (_, var)) in store.parameters().iter().enumerate() {
+                        let scale = 1.0 / (var.elem_count() as f64 / var.dim(0)? as f64).sqrt();
+                        let values = ((numbers(&format!("var {i}"), var.dims()) * scale)? + 0.1)?;
+                        var.set(&values.to_dtype(DType::F32)?.to_dtype(dtype)?)?;
+                    }
+                    let wide = xs.to_dtype(dtype)?;
+                    let xs = Var::from_tensor(if dtype == DType::F64 { &wide } else { &xs })?;
+                    let forward = |xs: &Tensor, train: bool| {
+                        let ys = if *first { block.forward_first(xs, train) } else { block.forward_t(xs, train) };
+                        tape::to_dtype(&ys?, dtype)
+                    };
+                    let ys = tape::recorded(&xs, true, |xs| forward(xs, true))?;
+                    let up = numbers("upstream", ys.dims()).to_dtype(DType::BF16)?.to_dtype(dtype)?;
+                    let grads = (&ys * up)?.sum_all()?.backward()?;
+                    let mut all = vec![ys, forward(&xs.as_detached_tensor(), false)?];
+                    let vars = store.parameters();
+                    let vars = [xs.as_tensor()].into_iter().chain(vars.iter().map(|(_, var)| var.as_tensor()));
+                    all.extend(vars.map(|var| grads.get(var).expect("a gradient").clone()));
+                    all.iter().map(|t| t.to_dtype(DType::F64)).collect()
+                };
+                let want = with_fallback(|| run(DType::F64))?;
+                for level in simd::Level::supported() {
+                    let got = dispatch_with(level, || run(DType::F32))?;
+                    for (part, (got, want)) in got.iter().zip(&want).enumerate() {
+                        let norm = |t: &Tensor| t.sqr()?.sum_all()?.to_scalar::<f64>().map(f64::sqrt);
+                        let (error, size) = (norm(&(got - want)?)?, norm(want)?);
+                        assert!(error <= 0.015 * size + 1e-9, "{level:?} {i} {part} of {b} {n} {c}: {error} of {size}");
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Other tests run meanwhile: any level is right for them.
+    fn dispatch_with<R>(level: simd::Level, f: impl FnOnce() -> Result<R>) -> Result<R> {
+        simd::force(Some(level)).expect("the level is supported");
+        let made = f();
+        simd::force(None).expect("no level is always supported");
+        made
     }
 
     /// With dropout the layers run one by one, and in evaluation the branch is one operation again.

@@ -30,6 +30,11 @@ impl<T> Shared<T> {
         Self(slice.as_mut_ptr().cast())
     }
 
+    /// A place of scratch.
+    pub fn of(place: *mut T) -> Self {
+        Self(place)
+    }
+
     /// The room of a vector behind its elements.
     pub fn from_spare(vec: &mut Vec<T>) -> Self {
         Self(vec.spare_capacity_mut().as_mut_ptr().cast())

@@ -71,30 +71,49 @@ impl<T: Real, E: Stored<Elem = T>> Kernel<T> for Forward<'_, E> {
     unsafe fn run<V: Simd<Elem = T>>(self) {
         let n = self.weight.len();
         let (weight, bias) = (self.weight.as_ptr(), self.bias.as_ptr());
-        for row in 0..self.xs.len() / n {
+        for i in 0..self.xs.len() / n {
             // SAFETY: run by `dispatch`; input and output hold the rows, weight and bias one.
             unsafe {
-                let (x, y) = (self.xs.as_ptr().add(row * n), self.ys.add(row * n));
-                let (mean, inv_std) = stats::<V>(x, n, self.eps);
-                for i in (0..n).step_by(V::LANES) {
-                    let normal = part::<V>(x, i, n).sub(mean).mul(inv_std);
-                    store_part(normal.mul_add(part(weight, i, n), part(bias, i, n)), y, i, n);
-                }
+                let (x, y) = (self.xs.as_ptr().add(i * n), self.ys.add(i * n));
+                row::<V, E>(n, x, (weight, bias), self.eps, y);
             }
         }
     }
 }
 
-struct Backward<'a, E: Stored> {
-    xs: &'a [E],
-    grad: &'a [E],
-    weight: &'a [E::Elem],
+/// One row of n elements.
+///
+/// # Safety
+/// Below `dispatch`; n elements behind every pointer.
+#[inline(always)]
+pub(crate) unsafe fn row<V: Simd, E: Stored<Elem = V::Elem>>(
+    n: usize,
+    x: *const E,
+    (weight, bias): (*const V::Elem, *const V::Elem),
     eps: f64,
+    y: *mut E,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let (mean, inv_std) = stats::<V>(x, n, eps);
+        for i in (0..n).step_by(V::LANES) {
+            let normal = part::<V>(x, i, n).sub(mean).mul(inv_std);
+            store_part(normal.mul_add(part(weight, i, n), part(bias, i, n)), y, i, n);
+        }
+    }
+}
+
+/// The gradient of rows; see [`backward`].
+pub(crate) struct Backward<'a, E: Stored> {
+    pub xs: &'a [E],
+    pub grad: &'a [E],
+    pub weight: &'a [E::Elem],
+    pub eps: f64,
     /// What dx is added to; it may be dx.
-    onto: Option<*const E>,
-    dx: *mut E,
-    dw: &'a mut [E::Elem],
-    db: &'a mut [E::Elem],
+    pub onto: Option<*const E>,
+    pub dx: *mut E,
+    pub dw: &'a mut [E::Elem],
+    pub db: &'a mut [E::Elem],
 }
 
 impl<T: Real, E: Stored<Elem = T>> Kernel<T> for Backward<'_, E> {
@@ -205,13 +224,18 @@ pub(crate) fn backward<E: Stored>(
 
 /// Mean and 1 / √(σ² + eps) of each of a register's columns of a matrix (rows, cols).
 #[inline(always)]
-unsafe fn column_stats<V: Simd>(x: *const V::Elem, j: usize, (rows, cols): (usize, usize), eps: f64) -> (V, V) {
+unsafe fn column_stats<V: Simd>(
+    x: *const impl Stored<Elem = V::Elem>,
+    j: usize,
+    (rows, cols): (usize, usize),
+    eps: f64,
+) -> (V, V) {
     // SAFETY: as above, `x` holds the matrix.
     unsafe {
         let count = num::<V>(1.0 / rows as f64);
         let mut sum = V::zero();
         for i in 0..rows {
-            sum = sum.add(part(x.add(i * cols), j, cols));
+            sum = sum.add(part::<V>(x.add(i * cols), j, cols));
         }
         let mean = sum.mul(count);
         let mut squares = V::zero();
@@ -226,9 +250,9 @@ unsafe fn column_stats<V: Simd>(x: *const V::Elem, j: usize, (rows, cols): (usiz
     }
 }
 
-struct ColumnsForward<'a, T: Real>(Forward<'a, T>);
+struct ColumnsForward<'a, E: Stored>(Forward<'a, E>);
 
-impl<T: Real> Kernel<T> for ColumnsForward<'_, T> {
+impl<T: Real, E: Stored<Elem = T>> Kernel<T> for ColumnsForward<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -249,9 +273,9 @@ impl<T: Real> Kernel<T> for ColumnsForward<'_, T> {
     }
 }
 
-struct ColumnsBackward<'a, T: Real>(Backward<'a, T>);
+struct ColumnsBackward<'a, E: Stored>(Backward<'a, E>);
 
-impl<T: Real> Kernel<T> for ColumnsBackward<'_, T> {
+impl<T: Real, E: Stored<Elem = T>> Kernel<T> for ColumnsBackward<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -291,22 +315,28 @@ impl<T: Real> Kernel<T> for ColumnsBackward<'_, T> {
 }
 
 /// Columns as long as the weight, of one matrix.
-pub(crate) fn columns_forward<T: Real>(xs: &[T], weight: &[T], bias: &[T], eps: f64, ys: &mut [MaybeUninit<T>]) {
+pub(crate) fn columns_forward<E: Stored>(
+    xs: &[E],
+    weight: &[E::Elem],
+    bias: &[E::Elem],
+    eps: f64,
+    ys: &mut [MaybeUninit<E>],
+) {
     assert!(bias.len() == weight.len() && xs.len() == ys.len() && xs.len().is_multiple_of(weight.len()));
     dispatch(ColumnsForward(Forward { xs, weight, bias, eps, ys: ys.as_mut_ptr().cast() }));
 }
 
 /// As [`backward`], for the columns of one matrix.
-pub(crate) fn columns_backward<T: Real>(
-    (xs, grad): (&[T], &[T]),
-    weight: &[T],
+pub(crate) fn columns_backward<E: Stored>(
+    (xs, grad): (&[E], &[E]),
+    weight: &[E::Elem],
     eps: f64,
-    onto: Option<&[T]>,
-    dx: &mut [MaybeUninit<T>],
-    (dw, db): (&mut [T], &mut [T]),
+    onto: Option<&[E]>,
+    dx: &mut [MaybeUninit<E>],
+    (dw, db): (&mut [E::Elem], &mut [E::Elem]),
 ) {
     assert!(xs.len() == grad.len() && xs.len() == dx.len() && xs.len().is_multiple_of(weight.len()));
     assert!(dw.len() == weight.len() && db.len() == weight.len() && onto.is_none_or(|onto| onto.len() == xs.len()));
-    let onto = onto.map(<[T]>::as_ptr);
+    let onto = onto.map(<[E]>::as_ptr);
     dispatch(ColumnsBackward(Backward { xs, grad, weight, eps, onto, dx: dx.as_mut_ptr().cast(), dw, db }));
 }

@@ -198,36 +198,71 @@ unsafe fn gelu_slope<V: Simd>(x: V) -> (V, V) {
     }
 }
 
-struct GeluBoth<'a, T>(&'a [T], *mut T, *mut T);
-
-impl<T: Real> Kernel<T> for GeluBoth<'_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<V: Simd<Elem = T>>(self) {
-        let (n, from, out, grad) = (self.0.len(), self.0.as_ptr(), self.1, self.2);
-        // SAFETY: run by `dispatch`; all pointers hold n elements.
-        unsafe {
-            let whole = n - n % V::LANES;
-            for i in (0..whole).step_by(V::LANES) {
-                let (y, slope) = gelu_slope(V::load(from.add(i)));
-                y.store(out.add(i));
-                slope.mul(V::load(grad.add(i))).store(grad.add(i));
-            }
-            if whole < n {
-                let rest = n - whole;
-                let (y, slope) = gelu_slope(V::load_first(from.add(whole), rest));
-                y.store_first(out.add(whole), rest);
-                slope.mul(V::load_first(grad.add(whole), rest)).store_first(grad.add(whole), rest);
-            }
+/// GELU and GELU' times the gradient, which that is written over, of n numbers.
+///
+/// # Safety
+/// Below `dispatch`; n numbers behind every pointer.
+#[inline(always)]
+pub(crate) unsafe fn gelu_with_slope<V: Simd, E: Stored<Elem = V::Elem>>(
+    n: usize,
+    from: *const E,
+    out: *mut E,
+    grad: *mut E,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let whole = n - n % V::LANES;
+        for i in (0..whole).step_by(V::LANES) {
+            let (y, slope) = gelu_slope::<V>(E::load(from.add(i)));
+            E::store(y, out.add(i));
+            E::store(slope.mul(E::load(grad.add(i))), grad.add(i));
+        }
+        if whole < n {
+            let rest = n - whole;
+            let (y, slope) = gelu_slope::<V>(E::load_first(from.add(whole), rest));
+            E::store_first(y, out.add(whole), rest);
+            let dy = E::load_first(grad.add(whole), rest);
+            E::store_first(slope.mul(dy), grad.add(whole), rest);
         }
     }
 }
 
+/// GELU of n numbers; `out` may be `from`.
+///
+/// # Safety
+/// As [`gelu_with_slope`].
+#[inline(always)]
+pub(crate) unsafe fn gelu_of<V: Simd, E: Stored<Elem = V::Elem>>(n: usize, from: *const E, out: *mut E) {
+    // SAFETY: the caller's.
+    unsafe { each!(V, n, [x = from] -> out, x.mul(normal(x).0)) }
+}
+
+struct GeluBoth<'a, E>(&'a [E], *mut E, *mut E);
+
+impl<T: Real, E: Stored<Elem = T>> Kernel<T> for GeluBoth<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) {
+        // SAFETY: run by `dispatch`; all pointers hold as many elements.
+        unsafe { gelu_with_slope::<V, E>(self.0.len(), self.0.as_ptr(), self.1, self.2) }
+    }
+}
+
 /// ys = GELU(xs), and grad becomes GELU'(xs) · grad: both at the price of one.
-pub(crate) fn gelu_and_grad<T: Real>(xs: &[T], ys: &mut [MaybeUninit<T>], grad: &mut [T]) {
+pub(crate) fn gelu_and_grad<E: Stored>(xs: &[E], ys: &mut [MaybeUninit<E>], grad: &mut [E]) {
     assert!(xs.len() == ys.len() && xs.len() == grad.len());
     dispatch(GeluBoth(xs, ys.as_mut_ptr().cast(), grad.as_mut_ptr()));
+}
+
+/// [`gelu_and_grad`] by all threads.
+pub(crate) fn gelu_and_grad_by_all<E: Stored>(xs: &[E], grad: &mut [E]) -> Vec<E> {
+    let fill = |ys: &mut [MaybeUninit<E>]| {
+        let blocks = ys.par_chunks_mut(BLOCK).zip(xs.par_chunks(BLOCK)).zip(grad.par_chunks_mut(BLOCK));
+        blocks.for_each(|((ys, xs), grad)| gelu_and_grad(xs, ys, grad));
+    };
+    // SAFETY: the blocks cover the output.
+    unsafe { written(xs.len(), fill) }
 }
 
 /// ys = GELU(xs)

@@ -3,7 +3,7 @@
 use super::dropout::Dropout;
 use super::linear::Linear;
 use crate::init::Init;
-use crate::ops::{matmul, softmax};
+use crate::ops::{matmul, self_attention, softmax};
 use crate::vars::VarBuilder;
 use crate::{tape, trace};
 use candle_core::{D, Result, Tensor, bail};
@@ -105,6 +105,11 @@ impl ModuleT for SelfAttention {
             &[&qkv],
             || {
                 let dim = xs.dim(2)?;
+                if !self.attention_dropout.drops(train)
+                    && let Some(mixed) = self_attention(&qkv, self.heads)?
+                {
+                    return Ok(mixed);
+                }
                 tape::foreign_op(&[&qkv], |qkv| {
                     let part = |i: usize| split_heads(&qkv[0].narrow(2, i * dim, dim)?, self.heads);
                     let (q, k, v) = (part(0)?, part(1)?, part(2)?);

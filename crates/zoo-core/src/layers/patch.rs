@@ -1,12 +1,12 @@
 //! Images as sequences of patches.
 
 use crate::init::Init;
-use crate::ops::{Conv2dParams, conv2d, linear};
+use crate::ops::{Conv2dParams, conv2d, linear, tokens};
 use crate::pass::{self, Mode};
 use crate::tape::foreign_op;
 use crate::trace;
 use crate::vars::{VarBuilder, weight_for};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::ModuleT;
 
 /// Cuts an image into patches and maps each linearly to a token (Dosovitskiy et al. 2020, arXiv:2010.11929, equation
@@ -60,7 +60,9 @@ impl ModuleT for PatchEmbed {
         }
         let (weight, bias) = (weight_for(&self.weight, train), weight_for(&self.bias, train));
         let (dim, in_chans) = (weight.dim(0)?, weight.dim(1)?);
-        if matches!(pass::mode(xs, train), Mode::Tape | Mode::Inference) && c == in_chans {
+        // In mixed precision the convolution's map is the tokens as they lie.
+        let on_rows = xs.dtype() != DType::BF16 && c == in_chans;
+        if on_rows && matches!(pass::mode(xs, train), Mode::Tape | Mode::Inference) {
             // One matrix product on the patches as rows: (b, c, h, w) -> (b, h/p · w/p, c · p · p)
             let rows = foreign_op(&[xs], |xs| {
                 let cells = xs[0].reshape(vec![b, c, h / p, p, w / p, p])?.permute([0, 2, 4, 1, 3, 5])?;
@@ -76,9 +78,7 @@ impl ModuleT for PatchEmbed {
             let conv = || conv2d(xs, &weight, Some(&bias), params);
             let map = trace::layer("Conv2d", &self.path, &weights, detail, &[xs], conv)?;
             // (b, dim, h/p, w/p) -> (b, h/p · w/p, dim)
-            trace::op("Tokens", String::new, &[&map], || {
-                foreign_op(&[&map], |map| map[0].flatten_from(2)?.transpose(1, 2)?.contiguous())
-            })
+            trace::op("Tokens", String::new, &[&map], || tokens(&map))
         })
     }
 }

@@ -12,6 +12,7 @@
 pub(crate) mod fallback;
 
 mod add;
+mod attention;
 mod avg_pool;
 pub(crate) mod batch_norm;
 mod concat;
@@ -29,6 +30,7 @@ mod softmax;
 mod tokens;
 
 pub use add::add;
+pub use attention::self_attention;
 pub use avg_pool::{adaptive_avg_pool2d, avg_pool2d};
 pub use batch_norm::{BatchStats, batch_norm, batch_stats};
 pub(crate) use batch_norm::{Norm, batch_norm_act};
@@ -41,7 +43,7 @@ pub use matmul::matmul;
 pub use max_pool::max_pool2d;
 pub use pointwise::pointwise;
 pub use softmax::softmax;
-pub use tokens::{add_positions, first_token, mean_tokens, prepend_token, transpose};
+pub use tokens::{add_positions, first_token, mean_channels, mean_tokens, prepend_token, tokens, transpose};
 
 pub(crate) use crate::kernels::Real;
 pub use crate::kernels::conv::Conv2dParams;

@@ -1,12 +1,12 @@
 //! Steps on tokens (b, n, c): what a Transformer and a Mixer do between their layers.
 
 use crate::kernels::bf16::norm::{self, Coefficients};
-use crate::kernels::bf16::{channels, layout, pool};
+use crate::kernels::bf16::{channels, layout, pool, row_mean};
 use crate::kernels::fused_activation::FusedActivation;
 use crate::op::{Passed, on_maps};
 use crate::ops::concat;
 use crate::tape::foreign_op;
-use candle_core::{Result, Tensor, bail};
+use candle_core::{D, Result, Tensor, bail};
 
 /// (b, n, c) -> (b, c, n): channels as rows.
 ///
@@ -133,5 +133,42 @@ pub fn mean_tokens(xs: &Tensor, first: usize) -> Result<Tensor> {
     match mean {
         Some(ys) => Ok(ys),
         None => foreign_op(&[xs], |xs| if first == 0 { xs[0].mean(1) } else { xs[0].narrow(1, first, count)?.mean(1) }),
+    }
+}
+
+/// The mean of every token's channels: (b, n, c) -> (b, n).
+///
+/// # Errors
+/// An input that is not (b, n, c).
+pub fn mean_channels(xs: &Tensor) -> Result<Tensor> {
+    let (b, n, c) = xs.dims3()?;
+    let mean = on_maps(
+        ("mean_channels", &[b, n], (false, false)),
+        (&[xs], 1),
+        |inputs| Ok(row_mean::forward(c, inputs[0].map())),
+        move |saved| Ok(vec![saved.want(0, || row_mean::backward(c, saved.grad))]),
+    )?;
+    match mean {
+        Some(ys) => Ok(ys),
+        None => foreign_op(&[xs], |xs| xs[0].mean(D::Minus1)),
+    }
+}
+
+/// The pixels of a map as tokens: (b, c, h, w) -> (b, h · w, c).
+///
+/// # Errors
+/// An input that is not (b, c, h, w).
+pub fn tokens(xs: &Tensor) -> Result<Tensor> {
+    let (b, c, h, w) = xs.dims4()?;
+    // In memory a bfloat16 map is its pixels' tokens.
+    let same = on_maps(
+        ("tokens", &[b, h * w, c], (false, false)),
+        (&[xs], 1),
+        |inputs| Ok(inputs[0].map().to_vec()),
+        move |saved| Ok(vec![saved.want(0, || saved.grad.to_vec())]),
+    )?;
+    match same {
+        Some(ys) => Ok(ys),
+        None => foreign_op(&[xs], |map| map[0].flatten_from(2)?.transpose(1, 2)?.contiguous()),
     }
 }

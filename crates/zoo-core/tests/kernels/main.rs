@@ -17,9 +17,12 @@
 //! `PROPTEST_CASES` and `PROPTEST_RNG_SEED` ask for other cases than the fixed ones.
 
 mod bf16;
+mod bf16_attention;
 mod bf16_channels;
 mod bf16_conv;
+mod bf16_conv;
 mod bf16_dense;
+mod bf16_depthwise;
 mod bf16_depthwise;
 mod bf16_norm;
 mod bf16_pointwise;

@@ -3,7 +3,9 @@
 //! A map (b, c, h, w) lies in memory as rows of c channels, one row a pixel, image by image. Products of bfloat16 numbers
 //! are exact in f32; sums are taken in f32, and what a kernel makes is rounded once, to nearest even.
 
+pub(crate) mod attention;
 pub(crate) mod bias;
+pub(crate) mod branch;
 pub(crate) mod channels;
 pub(crate) mod concat_norm;
 pub(crate) mod conv;
@@ -11,17 +13,21 @@ mod correlation;
 pub(crate) mod depthwise;
 mod frame;
 pub(crate) mod layout;
+mod matrix;
 pub(crate) mod norm;
 mod pack;
 pub(crate) mod pointwise;
 pub(crate) mod pool;
+pub(crate) mod row_mean;
 pub(crate) mod scale;
 mod sizes;
-#[cfg_attr(not(test), expect(dead_code, reason = "attention takes it up next"))]
-pub(crate) mod softmax;
+mod softmax;
 mod store;
 mod tiles;
+mod token_chunks;
+mod token_mixing;
 pub(crate) mod walk;
 mod weight_grad;
+mod weights;
 
 pub(crate) use store::Finish;

@@ -1,114 +1,81 @@
-//! Softmax between two products of attention: f32 scores in, bfloat16 probabilities out, and back. One thread: the scores
-//! are those of a head, and stay in its cache.
+//! Softmax between two products of attention: f32 scores in, bfloat16 probabilities out, and back. The scores are those of
+//! a head, and stay in its cache.
 
 use crate::kernels::math::{exp, num};
-use crate::kernels::simd::{Kernel, Simd, dispatch};
+use crate::kernels::simd::Simd;
 use half::bf16;
-use std::mem::MaybeUninit;
 
-/// Softmax of each row of n scores; the scores are written over.
-pub(crate) fn rows(n: usize, scores: &mut [f32], probabilities: &mut [MaybeUninit<bf16>]) {
-    assert!(scores.len() == probabilities.len() && scores.len().is_multiple_of(n));
-    dispatch(Rows { n, scores, probabilities });
-}
-
-/// The gradient of `scale` · scores: scale · p · (dp - Σ p·dp), with the probabilities as they were rounded.
-pub(crate) fn rows_backward(n: usize, probabilities: &[bf16], grad: &[f32], scale: f32, to: &mut [MaybeUninit<bf16>]) {
-    assert!(probabilities.len() == grad.len() && grad.len() == to.len() && grad.len().is_multiple_of(n));
-    dispatch(Gradient { n, probabilities, grad, scale, to });
-}
-
-struct Rows<'a> {
-    n: usize,
-    scores: &'a mut [f32],
-    probabilities: &'a mut [MaybeUninit<bf16>],
-}
-
-impl Kernel<f32> for Rows<'_> {
-    const NARROWS: bool = true;
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<V: Simd<Elem = f32>>(self) {
-        let n = self.n;
-        let (whole, rest) = (n - n % V::LANES, n % V::LANES);
-        for (x, p) in self.scores.chunks_exact_mut(n).zip(self.probabilities.chunks_exact_mut(n)) {
-            let (x, p) = (x.as_mut_ptr(), p.as_mut_ptr().cast::<bf16>());
-            // SAFETY: run by `dispatch`; rows of n numbers, vectors are cut at n.
-            unsafe {
-                // A NaN gets past the maximum, and from the exponential into the sum.
-                let mut max = V::splat(f32::NEG_INFINITY);
-                for i in (0..whole).step_by(V::LANES) {
-                    max = V::load(x.add(i)).max(max);
-                }
-                let mut max = max.largest();
-                for i in whole..n {
-                    max = if *x.add(i) > max { *x.add(i) } else { max };
-                }
-                let (max, mut total) = (V::splat(max), V::zero());
-                for i in (0..whole).step_by(V::LANES) {
-                    let e = exp(V::load(x.add(i)).sub(max));
-                    e.store(x.add(i));
-                    total = total.add(e);
-                }
-                let mut total = total.sum();
-                if rest > 0 {
-                    exp(V::load_first(x.add(whole), rest).sub(max)).store_first(x.add(whole), rest);
-                    for i in whole..n {
-                        total += *x.add(i);
-                    }
-                }
-                let scale = num::<V>(1.0).div(V::splat(total));
-                for i in (0..whole).step_by(V::LANES) {
-                    V::load(x.add(i)).mul(scale).store_bf16(p.add(i));
-                }
-                if rest > 0 {
-                    V::load_first(x.add(whole), rest).mul(scale).store_first_bf16(p.add(whole), rest);
-                }
+/// Softmax of `scale` times a row of n scores, which are written over.
+///
+/// # Safety
+/// Below `dispatch`; n numbers behind both pointers.
+#[inline(always)]
+pub(super) unsafe fn row<V: Simd<Elem = f32>>(n: usize, scale: f32, x: *mut f32, p: *mut bf16) {
+    let (whole, rest) = (n - n % V::LANES, n % V::LANES);
+    // SAFETY: the caller's; vectors are cut at n.
+    unsafe {
+        // A NaN gets past the maximum, and from the exponential into the sum.
+        let mut max = V::splat(f32::NEG_INFINITY);
+        for i in (0..whole).step_by(V::LANES) {
+            max = V::load(x.add(i)).max(max);
+        }
+        let mut max = max.largest();
+        for i in whole..n {
+            max = if *x.add(i) > max { *x.add(i) } else { max };
+        }
+        let (max, scale, mut total) = (V::splat(max), V::splat(scale), V::zero());
+        for i in (0..whole).step_by(V::LANES) {
+            let e = exp(V::load(x.add(i)).sub(max).mul(scale));
+            e.store(x.add(i));
+            total = total.add(e);
+        }
+        let mut total = total.sum();
+        if rest > 0 {
+            exp(V::load_first(x.add(whole), rest).sub(max).mul(scale)).store_first(x.add(whole), rest);
+            for i in whole..n {
+                total += *x.add(i);
             }
+        }
+        let share = num::<V>(1.0).div(V::splat(total));
+        for i in (0..whole).step_by(V::LANES) {
+            V::load(x.add(i)).mul(share).store_bf16(p.add(i));
+        }
+        if rest > 0 {
+            V::load_first(x.add(whole), rest).mul(share).store_first_bf16(p.add(whole), rest);
         }
     }
 }
 
-struct Gradient<'a> {
+/// The gradient of the row's scores: scale · p · (dp - Σ p·dp), with the probabilities as they were rounded.
+///
+/// # Safety
+/// Below `dispatch`; n numbers behind every pointer.
+#[inline(always)]
+pub(super) unsafe fn row_backward<V: Simd<Elem = f32>>(
     n: usize,
-    probabilities: &'a [bf16],
-    grad: &'a [f32],
     scale: f32,
-    to: &'a mut [MaybeUninit<bf16>],
-}
-
-impl Kernel<f32> for Gradient<'_> {
-    const NARROWS: bool = true;
-    type Output = ();
-
-    #[inline(always)]
-    unsafe fn run<V: Simd<Elem = f32>>(self) {
-        let n = self.n;
-        let (whole, rest) = (n - n % V::LANES, n % V::LANES);
-        let rows = self.probabilities.chunks_exact(n).zip(self.grad.chunks_exact(n)).zip(self.to.chunks_exact_mut(n));
-        for ((p, grad), to) in rows {
-            let (p, grad, to) = (p.as_ptr(), grad.as_ptr(), to.as_mut_ptr().cast::<bf16>());
-            // SAFETY: run by `dispatch`; rows of n numbers, vectors are cut at n.
-            unsafe {
-                let mut along = V::zero();
-                for i in (0..whole).step_by(V::LANES) {
-                    along = V::load_bf16(p.add(i)).mul_add(V::load(grad.add(i)), along);
-                }
-                if rest > 0 {
-                    let grad = V::load_first(grad.add(whole), rest);
-                    along = V::load_first_bf16(p.add(whole), rest).mul_add(grad, along);
-                }
-                let (along, scale) = (V::splat(along.sum()), V::splat(self.scale));
-                for i in (0..whole).step_by(V::LANES) {
-                    let p = V::load_bf16(p.add(i)).mul(scale);
-                    V::load(grad.add(i)).sub(along).mul(p).store_bf16(to.add(i));
-                }
-                if rest > 0 {
-                    let p = V::load_first_bf16(p.add(whole), rest).mul(scale);
-                    V::load_first(grad.add(whole), rest).sub(along).mul(p).store_first_bf16(to.add(whole), rest);
-                }
-            }
+    (p, grad): (*const bf16, *const f32),
+    to: *mut bf16,
+) {
+    let (whole, rest) = (n - n % V::LANES, n % V::LANES);
+    // SAFETY: the caller's; vectors are cut at n.
+    unsafe {
+        let mut along = V::zero();
+        for i in (0..whole).step_by(V::LANES) {
+            along = V::load_bf16(p.add(i)).mul_add(V::load(grad.add(i)), along);
+        }
+        if rest > 0 {
+            let grad = V::load_first(grad.add(whole), rest);
+            along = V::load_first_bf16(p.add(whole), rest).mul_add(grad, along);
+        }
+        let (along, scale) = (V::splat(along.sum()), V::splat(scale));
+        for i in (0..whole).step_by(V::LANES) {
+            let p = V::load_bf16(p.add(i)).mul(scale);
+            V::load(grad.add(i)).sub(along).mul(p).store_bf16(to.add(i));
+        }
+        if rest > 0 {
+            let p = V::load_first_bf16(p.add(whole), rest).mul(scale);
+            V::load_first(grad.add(whole), rest).sub(along).mul(p).store_first_bf16(to.add(whole), rest);
         }
     }
 }
@@ -117,10 +84,52 @@ impl Kernel<f32> for Gradient<'_> {
 mod tests {
     use super::*;
     use crate::kernels::buffer::written;
-    use crate::kernels::simd::{Level, dispatch_at};
+    use crate::kernels::simd::{Kernel, Level, dispatch_at};
     use crate::testing::values;
+    use std::mem::MaybeUninit;
 
     const WIDTHS: [usize; 9] = [1, 3, 5, 15, 16, 17, 33, 65, 197];
+
+    struct Rows<'a> {
+        n: usize,
+        scores: &'a mut [f32],
+        probabilities: &'a mut [MaybeUninit<bf16>],
+    }
+
+    impl Kernel<f32> for Rows<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        unsafe fn run<V: Simd<Elem = f32>>(self) {
+            let n = self.n;
+            for (x, p) in self.scores.chunks_exact_mut(n).zip(self.probabilities.chunks_exact_mut(n)) {
+                // SAFETY: run by `dispatch`, on rows of n numbers.
+                unsafe { row::<V>(n, 1.0, x.as_mut_ptr(), p.as_mut_ptr().cast()) };
+            }
+        }
+    }
+
+    struct Gradient<'a> {
+        n: usize,
+        probabilities: &'a [bf16],
+        grad: &'a [f32],
+        scale: f32,
+        to: &'a mut [MaybeUninit<bf16>],
+    }
+
+    impl Kernel<f32> for Gradient<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        unsafe fn run<V: Simd<Elem = f32>>(self) {
+            let (n, scale) = (self.n, self.scale);
+            let rows = self.probabilities.chunks_exact(n).zip(self.grad.chunks_exact(n));
+            for ((p, grad), to) in rows.zip(self.to.chunks_exact_mut(n)) {
+                // SAFETY: run by `dispatch`, on rows of n numbers.
+                unsafe { row_backward::<V>(n, scale, (p.as_ptr(), grad.as_ptr()), to.as_mut_ptr().cast()) };
+            }
+        }
+    }
 
     fn forward(level: Level, n: usize, scores: &[f32]) -> Vec<bf16> {
         let mut scores = scores.to_vec();
@@ -179,12 +188,9 @@ mod tests {
     /// As attention calls them: a row of equal scores is uniform, and moves with no gradient of equal numbers.
     #[test]
     fn equal_scores_have_equal_shares() {
-        let (n, mut scores) = (16, vec![3f32; 32]);
-        // SAFETY: the rows cover the output.
-        let p = unsafe { written(32, |to| rows(n, &mut scores, to)) };
+        let p = forward(Level::current(), 16, &[3.0; 32]);
         assert!(p.iter().all(|p| p.to_f32() == 1.0 / 16.0));
-        // SAFETY: as above.
-        let ds = unsafe { written(32, |to| rows_backward(n, &p, &[2.0; 32], 0.5, to)) };
+        let ds = backward(Level::current(), 16, &p, &[2.0; 32], 0.5);
         assert!(ds.iter().all(|ds| *ds == bf16::ZERO));
     }
 

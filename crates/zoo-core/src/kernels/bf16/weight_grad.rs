@@ -350,7 +350,7 @@ impl Kernel<f32> for Pass<'_> {
 const ZEROS: [bf16; SIDE] = [bf16::ZERO; SIDE];
 
 /// A map, its channels, the first one of a tile, and how many the tile has.
-type From<'a> = (&'a [bf16], usize, usize, usize);
+pub(super) type From<'a> = (&'a [bf16], usize, usize, usize);
 
 /// The tile's channels of a pair of pixels, interleaved.
 ///
@@ -381,7 +381,7 @@ unsafe fn pair<V: Simd<Elem = f32>>((map, channels, first, n): From, places: &[u
 /// # Safety
 /// Below `dispatch`; `to` has room for 16 numbers a place.
 #[inline(always)]
-unsafe fn paired<V: Simd<Elem = f32>>(from: From, places: &[u32], to: *mut bf16) {
+pub(super) unsafe fn paired<V: Simd<Elem = f32>>(from: From, places: &[u32], to: *mut bf16) {
     for (i, two) in places.chunks_exact(2).enumerate() {
         // SAFETY: the caller's.
         unsafe { pair::<V>(from, two, to.add(2 * SIDE * i)) };
@@ -393,7 +393,7 @@ unsafe fn paired<V: Simd<Elem = f32>>(from: From, places: &[u32], to: *mut bf16)
 /// # Safety
 /// Below `dispatch`; sixteen rows of `to`, a stride apart, have room for a number a place.
 #[inline(always)]
-unsafe fn turned<V: Simd<Elem = f32>>(from: From, places: &[u32], (to, stride): (*mut bf16, usize)) {
+pub(super) unsafe fn turned<V: Simd<Elem = f32>>(from: From, places: &[u32], (to, stride): (*mut bf16, usize)) {
     let mut pairs = Pairs([bf16::ZERO; SIDE * DEPTH]);
     for (step, places) in places.chunks_exact(DEPTH).enumerate() {
         // SAFETY: sixteen pairs of sixteen channels are a square of 32-bit numbers, which are moved and not looked at.

@@ -1,11 +1,12 @@
 //! A residual branch of a Transformer or Mixer as one operation.
 
+use super::residual_branch_mixed;
 pub(crate) use crate::kernels::residual_block::Inner;
 use crate::kernels::residual_block::{Branch, Weights};
-use crate::ops::{Real, for_dtype, tensor, with_elements};
+use crate::ops::{Real, fits_type, for_dtype, tensor, with_elements};
 use crate::pass::{is_on_tape, tracks};
 use crate::tape::{self, Gradient};
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 /// Weight and bias of a norm or of a linear map.
 pub(crate) type Affine<'a> = (&'a Tensor, &'a Tensor);
@@ -23,7 +24,7 @@ pub(crate) fn residual_branch(
     let (&[mid, _], &[_, act]) = (first.0.dims(), second.0.dims()) else { return Ok(None) };
     let branch = Branch { inner, eps, n, c, mid, act };
     let params = [norm.0, norm.1, first.0, first.1, second.0, second.1];
-    let fits = params.iter().zip(branch.lengths()).all(|(p, len)| p.elem_count() == len && p.dtype() == xs.dtype());
+    let fits = params.iter().zip(branch.lengths()).all(|(p, len)| p.elem_count() == len && fits_type(xs, p));
     let inner_fits = match inner {
         Inner::Attention(heads) | Inner::AttentionOfFirst(heads) => mid == 3 * c && act == c && c.is_multiple_of(heads),
         _ => mid == act,
@@ -33,6 +34,9 @@ pub(crate) fn residual_branch(
     }
     let xs = tape::contiguous(xs)?;
     let params = params.iter().map(|param| param.contiguous()).collect::<Result<Vec<_>>>()?;
+    if xs.dtype() == DType::BF16 {
+        return residual_branch_mixed::run(&xs, branch, params).map(Some);
+    }
     for_dtype!("residual_branch", xs.dtype(), T => run::<T>(xs, branch, params)).map(Some)
 }
 

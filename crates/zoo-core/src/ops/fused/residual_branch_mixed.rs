@@ -1,0 +1,51 @@
+//! A residual branch of a Transformer or Mixer as one operation on bfloat16 tokens.
+
+use crate::kernels::bf16::branch as kernel;
+use crate::kernels::residual_block::{Branch, Weights};
+use crate::ops::with_elements;
+use crate::pass::{is_on_tape, tracks};
+use crate::storage::{map, rows, with_rows};
+use crate::tape::{self, Gradient};
+use candle_core::{DType, Device, Result, Tensor, bail};
+
+/// The branch of tokens (b, n, c); `params` are weights and biases of norm, first and second map.
+pub(super) fn run(xs: &Tensor, branch: Branch, params: Vec<Tensor>) -> Result<Tensor> {
+    let name = "residual_branch";
+    let x = rows(xs)?;
+    let numbers = |param: &Tensor| param.detach().to_dtype(DType::F32)?.contiguous();
+    let held = params.iter().map(numbers).collect::<Result<Vec<_>>>()?;
+    let inputs: Vec<&Tensor> = [xs].into_iter().chain(&params).collect();
+    // What the first map makes stays for a backward pass that may follow.
+    let keep = is_on_tape(xs) && inputs.iter().any(|xs| tracks(xs));
+    let (ys, mid) = with_parts(&x, &held, |x, w| Ok(kernel::forward(&branch, x, w, keep)))?;
+    let ys = map(ys, &(xs.dim(0)?, branch.tokens(), branch.c).into())?;
+    let saved: Vec<Tensor> = inputs.iter().map(|&input| input.clone()).collect();
+    tape::push(name, &inputs, &ys, move |grad| {
+        let Some(mid) = mid else { bail!("{name}: the forward pass kept nothing for a gradient") };
+        let (dx, sums) = with_rows(&[&grad.tensor], |grad| {
+            with_parts(&x, &held, |x, w| Ok(kernel::backward(&branch, x, mid, grad[0], w)))
+        })?;
+        let [of_x, of_params @ ..] = &saved[..] else { bail!("{name}: an operation of nothing") };
+        let mut all = vec![tracks(of_x).then(|| map(dx, of_x.shape()).map(Gradient::new)).transpose()?];
+        for (sum, of) in sums.into_iter().zip(of_params) {
+            let gradient = || Tensor::from_vec(sum, of.shape(), &Device::Cpu).map(Gradient::new);
+            all.push(tracks(of).then(gradient).transpose()?);
+        }
+        Ok(all)
+    });
+    Ok(ys)
+}
+
+/// Lends the rows of the input, and the parameters.
+fn with_parts<R>(
+    xs: &Tensor,
+    params: &[Tensor],
+    f: impl FnOnce(&[half::bf16], Weights<f32>) -> Result<R>,
+) -> Result<R> {
+    let name = "residual_branch";
+    with_elements::<half::bf16, _>(name, &[xs], |xs| {
+        with_elements::<f32, _>(name, &params.iter().collect::<Vec<_>>(), |p| {
+            f(xs[0], Weights { norm: (p[0], p[1]), first: (p[2], p[3]), second: (p[4], p[5]) })
+        })
+    })
+}
