@@ -195,7 +195,7 @@ mod tests {
         Ok(())
     }
 
-    /// In mixed precision they are the same to roundings of bfloat16 numbers, at every level.
+    /// In mixed precision they are as far from f64 as their layers one by one are, at every level.
     #[test]
     fn branches_of_mixed_precision_are_their_layers() -> Result<()> {
         type Build = fn(&VarBuilder, (usize, usize, usize)) -> Result<Residual>;
@@ -231,9 +231,10 @@ mod tests {
         for (b, n, c, hidden) in [(2, 3, 5, 7), (23, 17, 20, 33), (70, 9, 64, 96), (3, 150, 16, 24)] {
             for (i, (first, build)) in builds.iter().enumerate() {
                 let xs = numbers("x", &[b, n, c]).to_dtype(DType::BF16)?;
-                let run = |dtype: DType| -> Result<Vec<Tensor>> {
+                let run = |dtype: DType, fused: bool| -> Result<Vec<Tensor>> {
                     let store = VarStore::new(0, dtype, &Device::Cpu);
-                    let block = build(&store.root(), (n, c, hidden))?;
+                    let mut block = build(&store.root(), (n, c, hidden))?;
+                    block.row = block.row.filter(|_| fused);
                     for (i, (_, var)) in store.parameters().iter().enumerate() {
                         let scale = 1.0 / (var.elem_count() as f64 / var.dim(0)? as f64).sqrt();
                         let values = ((numbers(&format!("var {i}"), var.dims()) * scale)? + 0.1)?;
@@ -254,13 +255,18 @@ mod tests {
                     all.extend(vars.map(|var| grads.get(var).expect("a gradient").clone()));
                     all.iter().map(|t| t.to_dtype(DType::F64)).collect()
                 };
-                let want = with_fallback(|| run(DType::F64))?;
+                let want = with_fallback(|| run(DType::F64, false))?;
+                let layers = run(DType::F32, false)?;
                 for level in simd::Level::supported() {
-                    let got = dispatch_with(level, || run(DType::F32))?;
-                    for (part, (got, want)) in got.iter().zip(&want).enumerate() {
+                    let got = dispatch_with(level, || run(DType::F32, true))?;
+                    for (part, ((got, layers), want)) in got.iter().zip(&layers).zip(&want).enumerate() {
                         let norm = |t: &Tensor| t.sqr()?.sum_all()?.to_scalar::<f64>().map(f64::sqrt);
-                        let (error, size) = (norm(&(got - want)?)?, norm(want)?);
-                        assert!(error <= 0.015 * size + 1e-9, "{level:?} {i} {part} of {b} {n} {c}: {error} of {size}");
+                        let [error, of_layers] = [norm(&(got - want)?)?, norm(&(layers - want)?)?];
+                        let size = norm(want)?;
+                        assert!(
+                            error <= 1.5 * of_layers + 0.004 * size,
+                            "{level:?} {i} {part} of {b} {n} {c}: {error}, layers {of_layers}, of {size}"
+                        );
                     }
                 }
             }

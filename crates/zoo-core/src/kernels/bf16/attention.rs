@@ -114,6 +114,9 @@ impl Plan {
     }
 }
 
+/// The rows of a gradient, and where those of the next one go, each with the distance of two rows.
+pub(super) type Passing<'a> = ((&'a [bf16], usize), (Shared<bf16>, usize));
+
 /// One head of one image.
 pub(super) struct Head<'a> {
     pub plan: &'a Plan,
@@ -121,7 +124,7 @@ pub(super) struct Head<'a> {
     /// One image's.
     pub qkv: &'a [bf16],
     /// The gradient of the output, and where that of `qkv` goes, with the distances of their rows.
-    pub grad: Option<((&'a [bf16], usize), (Shared<bf16>, usize))>,
+    pub grad: Option<Passing<'a>>,
     /// With the distance of its rows.
     pub out: (Shared<bf16>, usize),
     pub scratch: *mut f32,
