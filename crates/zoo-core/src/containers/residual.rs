@@ -116,7 +116,7 @@ impl ModuleT for Residual {
 mod tests {
     use super::*;
     use crate::init::Init;
-    use crate::ops::{simd, with_fallback};
+    use crate::ops::with_fallback;
     use crate::tape;
     use crate::testing::{distance, numbers};
     use crate::vars::{VarBuilder, VarStore};
@@ -195,7 +195,7 @@ mod tests {
         Ok(())
     }
 
-    /// In mixed precision they are as far from f64 as their layers one by one are, at every level.
+    /// In mixed precision they are as far from f64 as their layers one by one are.
     #[test]
     fn branches_of_mixed_precision_are_their_layers() -> Result<()> {
         type Build = fn(&VarBuilder, (usize, usize, usize)) -> Result<Residual>;
@@ -257,29 +257,19 @@ mod tests {
                 };
                 let want = with_fallback(|| run(DType::F64, false))?;
                 let layers = run(DType::F32, false)?;
-                for level in simd::Level::supported() {
-                    let got = dispatch_with(level, || run(DType::F32, true))?;
-                    for (part, ((got, layers), want)) in got.iter().zip(&layers).zip(&want).enumerate() {
-                        let norm = |t: &Tensor| t.sqr()?.sum_all()?.to_scalar::<f64>().map(f64::sqrt);
-                        let [error, of_layers] = [norm(&(got - want)?)?, norm(&(layers - want)?)?];
-                        let size = norm(want)?;
-                        assert!(
-                            error <= 1.5 * of_layers + 0.004 * size,
-                            "{level:?} {i} {part} of {b} {n} {c}: {error}, layers {of_layers}, of {size}"
-                        );
-                    }
+                let got = run(DType::F32, true)?;
+                for (part, ((got, layers), want)) in got.iter().zip(&layers).zip(&want).enumerate() {
+                    let norm = |t: &Tensor| t.sqr()?.sum_all()?.to_scalar::<f64>().map(f64::sqrt);
+                    let [error, of_layers] = [norm(&(got - want)?)?, norm(&(layers - want)?)?];
+                    let size = norm(want)?;
+                    assert!(
+                        error <= 1.5 * of_layers + 0.004 * size,
+                        "{i} {part} of {b} {n} {c}: {error}, layers {of_layers}, of {size}"
+                    );
                 }
             }
         }
         Ok(())
-    }
-
-    /// Other tests run meanwhile: any level is right for them.
-    fn dispatch_with<R>(level: simd::Level, f: impl FnOnce() -> Result<R>) -> Result<R> {
-        simd::force(Some(level)).expect("the level is supported");
-        let made = f();
-        simd::force(None).expect("no level is always supported");
-        made
     }
 
     /// With dropout the layers run one by one, and in evaluation the branch is one operation again.
