@@ -16,6 +16,7 @@
 //! at the most.
 
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Mutex, PoisonError};
 
@@ -44,6 +45,30 @@ static LENT_COUNT: AtomicUsize = AtomicUsize::new(0);
 static IN_USE: AtomicUsize = AtomicUsize::new(0);
 static PEAK: AtomicUsize = AtomicUsize::new(0);
 static WAITING: AtomicUsize = AtomicUsize::new(0);
+
+thread_local! {
+    /// Whether what this thread asks for is to stay.
+    static LASTING: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `f`, whose blocks are to stay for long: none is lent from a larger class, which would never come back to those
+/// that it was made for. An optimizer makes its state so, when the first step's maps wait for the second's.
+///
+/// ```
+/// let moments = zoo_core::memory::lasting(|| vec![0f32; 1 << 20]);
+/// assert_eq!(moments.len(), 1 << 20);
+/// ```
+pub fn lasting<R>(f: impl FnOnce() -> R) -> R {
+    /// Puts back what was, also when `f` panics.
+    struct Before(bool);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            LASTING.set(self.0);
+        }
+    }
+    let _before = Before(LASTING.replace(true));
+    f()
+}
 
 /// Class of a request, if it is one to keep.
 fn class(layout: Layout) -> Option<usize> {
@@ -123,6 +148,9 @@ unsafe fn keep(index: usize, ptr: *mut u8) {
 
 /// A waiting block of a larger class.
 fn borrow(index: usize) -> Option<(usize, *mut u8)> {
+    if LASTING.get() {
+        return None;
+    }
     for larger in index + 1..CLASSES.min(index + LENDING + 1) {
         if let Some(taken) = take(larger) {
             if BORROWED.lock().unwrap_or_else(PoisonError::into_inner).add(taken as usize, larger) {
@@ -272,6 +300,10 @@ mod tests {
             let other = CachingAllocator.alloc(large);
             assert_ne!(other, first);
             CachingAllocator.dealloc(lent, small);
+            // What is to stay gets a block of its own.
+            let stays = lasting(|| CachingAllocator.alloc(small));
+            assert_ne!(stays, first);
+            CachingAllocator.dealloc(stays, small);
             assert_eq!(CachingAllocator.alloc(large), first);
             CachingAllocator.dealloc(first, large);
             CachingAllocator.dealloc(other, large);

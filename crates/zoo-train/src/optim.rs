@@ -7,6 +7,7 @@ use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
+use zoo_core::memory;
 use zoo_core::ops::optim::{AdamStep, SgdStep, adam_step, global_norm, sgd_step};
 
 /// What the training loop asks of an optimizer.
@@ -318,7 +319,7 @@ impl Slots {
             let Some(grad) = grads.get(&slot.var) else { continue };
             if slot.state.len() < self.names.len() {
                 let zeros = || Var::zeros(slot.var.shape(), slot.var.dtype(), slot.var.device());
-                slot.state = self.names.iter().map(|_| zeros()).collect::<Result<_>>()?;
+                slot.state = memory::lasting(|| self.names.iter().map(|_| zeros()).collect::<Result<_>>())?;
             }
             slot.steps += 1;
             update(slot, grad)?;
