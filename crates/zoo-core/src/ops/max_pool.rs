@@ -3,9 +3,10 @@
 use super::{Real, fallback};
 use crate::kernels::bf16::pool as mixed;
 use crate::kernels::pool::{self as kernel, Window};
-use crate::op::{Op, Operand, Passed, Saved, apply};
+use crate::op::{Op, Passed, Saved, apply, on_maps};
+use crate::pass::tracks;
 use candle_core::{Error, Result, Tensor};
-use half::bf16;
+use std::sync::{Arc, OnceLock};
 
 /// The largest element under each window: (b, c, h, w) -> (b, c, oh, ow), as `torch.nn.functional.max_pool2d`.
 ///
@@ -30,8 +31,35 @@ pub fn max_pool2d(
     ceil_mode: bool,
 ) -> Result<Tensor> {
     let window = Window::new("max_pool2d", xs.dims(), kernel, stride, padding, ceil_mode).map_err(Error::msg)?;
+    if let Some(ys) = on_bfloat16_maps(xs, &window)? {
+        return Ok(ys);
+    }
     // Every half value is an f32 value, so comparing in f32 changes nothing.
     apply(MaxPool(window), &[xs])
+}
+
+/// On bfloat16 maps. Kept for the gradient is where each window's winner lies: a window's input is several times as
+/// large, and its layer's output is read by nobody else.
+fn on_bfloat16_maps(xs: &Tensor, window: &Window) -> Result<Option<Tensor>> {
+    let (grid, c, shape) = (window.grid(), window.output[1], window.output);
+    if grid.taps() > mixed::MOST_TAPS {
+        return Ok(None);
+    }
+    let winners = Arc::new(OnceLock::new());
+    let (found, ahead, with_taps) = (winners.clone(), grid.clone(), tracks(xs));
+    on_maps(
+        ("max_pool2d", &shape, (false, false)),
+        (&[xs], 1),
+        move |inputs| {
+            let (ys, taps) = mixed::max_forward(&ahead, c, inputs[0].map(), with_taps);
+            found.get_or_init(|| taps);
+            Ok(ys)
+        },
+        move |saved| {
+            let taps = winners.get().map_or(&[][..], Vec::as_slice);
+            Ok(vec![saved.want(0, || mixed::max_backward(&grid, c, taps, saved.grad))])
+        },
+    )
 }
 
 struct MaxPool(Window);
@@ -52,19 +80,6 @@ impl Op for MaxPool {
     /// The winners are found again: cheaper than keeping them.
     fn backward<T: Real>(&self, saved: &Saved<T>) -> Result<Vec<Passed<T>>> {
         Ok(vec![Passed::Made(kernel::max_backward(&self.0, saved.inputs[0], saved.grad))])
-    }
-
-    fn maps(&self) -> usize {
-        1
-    }
-
-    fn forward_bf16(&self, inputs: &[Operand]) -> Result<Vec<bf16>> {
-        Ok(mixed::max_forward(&self.0.grid(), self.0.output[1], inputs[0].map()))
-    }
-
-    fn backward_bf16(&self, saved: &Saved<bf16, Operand>) -> Result<Vec<Passed<bf16>>> {
-        let (grid, c) = (self.0.grid(), self.0.output[1]);
-        Ok(vec![saved.want(0, || mixed::max_backward(&grid, c, saved.inputs[0].map(), saved.grad))])
     }
 
     fn fallback(&self, inputs: &[Tensor]) -> Result<Tensor> {

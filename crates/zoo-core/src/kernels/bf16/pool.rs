@@ -1,7 +1,7 @@
 //! Pooling of rows of channels. A vector holds channels of one pixel; every sum is taken in f32 and rounded once.
 
 use super::walk::load;
-use crate::kernels::buffer::written;
+use crate::kernels::buffer::{Shared, written};
 use crate::kernels::simd::{Kernel, Simd, dispatch};
 use half::bf16;
 use rayon::prelude::*;
@@ -53,6 +53,11 @@ impl Grid {
         self.rows.len() * self.cols.len()
     }
 
+    /// Numbers that a window's pixels have.
+    pub fn taps(&self) -> usize {
+        self.rows.iter().map(Range::len).max().unwrap_or(1) * self.width
+    }
+
     /// The number of a pixel within a window: rows of the widest window behind each other.
     fn tap(&self, (y, x): (usize, usize), (rows, cols): (&Range<usize>, &Range<usize>)) -> usize {
         (y - rows.start) * self.width + x - cols.start
@@ -81,28 +86,43 @@ fn place(at: usize, c: usize, lanes: usize) -> (usize, usize) {
     }
 }
 
-/// The largest number under each window; a NaN wins over everything.
-pub(crate) fn max_forward(grid: &Grid, c: usize, xs: &[bf16]) -> Vec<bf16> {
-    let each = grid.plane_in() * c;
-    assert!(xs.len().is_multiple_of(each));
+/// The largest number under each window, a NaN before everything; `with_taps`, also at which tap of its window it lies,
+/// the first of equals.
+pub(crate) fn max_forward(grid: &Grid, c: usize, xs: &[bf16], with_taps: bool) -> (Vec<bf16>, Vec<u16>) {
+    let (each, row) = (grid.plane_in() * c, grid.cols.len() * c);
+    assert!(xs.len().is_multiple_of(each) && grid.taps() <= MOST_TAPS);
+    let n = xs.len() / each * grid.plane_out() * c;
+    let mut taps: Vec<u16> = Vec::with_capacity(if with_taps { n } else { 0 });
+    let of_rows = with_taps.then(|| Shared::from_spare(&mut taps));
     let fill = |ys: &mut [MaybeUninit<bf16>]| {
-        grid.for_rows(c, ys, |image, row, ys| {
+        grid.for_rows(c, ys, |image, y, ys| {
+            // SAFETY: the taps of this row, which are as many as its outputs.
+            let taps = of_rows.map(|taps| unsafe { taps.at((image * grid.rows.len() + y) * row) });
             let image = &xs[image * each..][..each];
-            dispatch(Max { grid, c, image, row, ys: Some(ys.as_mut_ptr().cast()), taps: None });
+            dispatch(Max { grid, c, image, row: y, ys: ys.as_mut_ptr().cast(), taps });
         });
     };
-    // SAFETY: the kernel writes every window of a row.
-    unsafe { written(xs.len() / each * grid.plane_out() * c, fill) }
+    // SAFETY: the kernel writes every window of a row, and its tap.
+    unsafe {
+        let ys = written(n, fill);
+        if with_taps {
+            taps.set_len(n);
+        }
+        (ys, taps)
+    }
 }
 
-/// A row of windows: the largest numbers, or at which tap of its window each of them lies.
+/// Taps that a window has at the most, for them to be counted.
+pub(crate) const MOST_TAPS: usize = 1 << 16;
+
+/// A row of windows.
 struct Max<'a> {
     grid: &'a Grid,
     c: usize,
     image: &'a [bf16],
     row: usize,
-    ys: Option<*mut bf16>,
-    taps: Option<*mut f32>,
+    ys: *mut bf16,
+    taps: Option<*mut u16>,
 }
 
 impl Kernel<f32> for Max<'_> {
@@ -132,11 +152,16 @@ impl Kernel<f32> for Max<'_> {
                             largest = next.if_nan(next, next.if_greater(largest, next, largest));
                         }
                     }
-                    if let Some(ys) = ys {
-                        super::walk::store(largest, ys, ox * c + at, count);
-                    }
+                    super::walk::store(largest, ys, ox * c + at, count);
                     if let Some(taps) = taps {
-                        tap.store_first(taps.add(ox * c + at), count);
+                        let mut lanes = [0f32; 16];
+                        tap.store(lanes.as_mut_ptr());
+                        let to = taps.add(ox * c + at);
+                        if count == V::LANES {
+                            (0..V::LANES).for_each(|i| to.add(i).write(lanes[i].to_int_unchecked::<i32>() as u16));
+                        } else {
+                            (0..count).for_each(|i| to.add(i).write(lanes[i] as u16));
+                        }
                     }
                 }
             }
@@ -144,23 +169,18 @@ impl Kernel<f32> for Max<'_> {
     }
 }
 
-/// The whole gradient of an output goes to the one input that won, the first of equals.
-pub(crate) fn max_backward(grid: &Grid, c: usize, xs: &[bf16], grad: &[bf16]) -> Vec<bf16> {
+/// The whole gradient of an output goes to the one input that won, at these taps.
+pub(crate) fn max_backward(grid: &Grid, c: usize, taps: &[u16], grad: &[bf16]) -> Vec<bf16> {
     let (each, out) = (grid.plane_in() * c, grid.plane_out() * c);
-    assert!(xs.len().is_multiple_of(each) && grad.len() == xs.len() / each * out);
-    assert!(grid.plane_in() < 1 << 24, "max_pool2d: an f32 counts the pixels of a window to 2^24 only");
+    assert!(grad.len().is_multiple_of(out) && grad.len() == taps.len());
     let over = [Grid::over(&grid.rows, grid.h), Grid::over(&grid.cols, grid.w)];
     let fill = |dx: &mut [MaybeUninit<bf16>]| {
-        let images = dx.par_chunks_exact_mut(each).zip(xs.par_chunks_exact(each)).zip(grad.par_chunks_exact(out));
+        let images = dx.par_chunks_exact_mut(each).zip(taps.par_chunks_exact(out)).zip(grad.par_chunks_exact(out));
         images.with_min_len((TASK / each).max(1)).for_each_init(
             || vec![0f32; out],
-            |taps, ((dx, image), grad)| {
-                let row = grid.cols.len() * c;
-                for (i, taps) in taps.chunks_exact_mut(row).enumerate() {
-                    let taps = Some(taps.as_mut_ptr());
-                    dispatch(Max { grid, c, image, row: i, ys: None, taps });
-                }
-                let shares = Shares::Winners(taps);
+            |wide, ((dx, taps), grad)| {
+                wide.iter_mut().zip(taps).for_each(|(wide, &tap)| *wide = f32::from(tap));
+                let shares = Shares::Winners(wide);
                 for (y, dx) in dx.chunks_exact_mut(grid.w * c).enumerate() {
                     dispatch(Gather { grid, c, over: &over, y, grad, shares, dx: dx.as_mut_ptr().cast() });
                 }
@@ -168,7 +188,7 @@ pub(crate) fn max_backward(grid: &Grid, c: usize, xs: &[bf16], grad: &[bf16]) ->
         );
     };
     // SAFETY: the kernel writes every pixel of a row.
-    unsafe { written(xs.len(), fill) }
+    unsafe { written(grad.len() / out * each, fill) }
 }
 
 /// What of a window's gradient a pixel gets.

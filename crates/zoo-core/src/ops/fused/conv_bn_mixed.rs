@@ -84,9 +84,13 @@ pub(crate) fn conv_bn_train(
         })?;
         let has_skip = output.is_some();
         drop(output);
+        // The gradient of the input is as large as the one that came in, which is not needed any more: it goes first.
         let skip = match passed {
-            Some(passed) => Gradient::new(map(passed, &shape)?),
-            None => Gradient { owned: false, ..grad },
+            Some(passed) => {
+                drop(grad);
+                Some(Gradient::new(map(passed, &shape)?))
+            }
+            None => has_skip.then_some(Gradient { owned: false, ..grad }),
         };
         let dw = wants_dw.then(|| lend::<bf16, _>(&x, |x| kernel::weight_grad(&g, x, &dy))).transpose()?;
         drop(x);
@@ -97,7 +101,7 @@ pub(crate) fn conv_bn_train(
         };
         let dw = dw.map(|dw| Tensor::from_vec(dw, w_shape, &Device::Cpu)).transpose()?;
         let mut all = vec![dx.map(Gradient::new), dw.map(Gradient::new), row(sums.weight)?, row(sums.bias)?];
-        all.extend(has_skip.then_some(Some(skip)));
+        all.extend(skip.map(Some));
         if has_bias {
             all.push(row(bias_kernel::gradient(&dy, g.c_out))?);
         }
@@ -122,15 +126,13 @@ pub(crate) fn conv_bn_eval(
     let read = [weight, norm.weight, norm.mean];
     let prepared = || -> Result<Folded> {
         let by = norm.mixed_coefficients()?;
-        let mut w = numbers(weight)?;
-        let each = w.len() / g.c_out;
-        w.chunks_exact_mut(each).zip(&by.scale).for_each(|(w, scale)| w.iter_mut().for_each(|w| *w *= scale));
         let mut shift = by.shift;
         if let Some(bias) = bias {
             let bias = numbers(bias)?;
             shift.iter_mut().zip(bias).zip(&by.scale).for_each(|((shift, bias), scale)| *shift += bias * scale);
         }
-        Ok(Folded { conv: kernel::Forward::new(&g, &w), shift, _read: read.map(Tensor::clone) })
+        let conv = lend::<f32, _>(&in_f32(weight)?, |w| kernel::Forward::new(&g, w, Some(&by.scale)))?;
+        Ok(Folded { conv, shift, _read: read.map(Tensor::clone) })
     };
     let key = [g.b, g.h, g.w, g.oh, g.ow, place(norm.weight), place(norm.mean)];
     let folded = pass::prepared(place(weight), &key, prepared)?;
