@@ -12,7 +12,7 @@ use half::bf16;
 
 /// act(conv(x, w) + shift + skip).
 pub(crate) fn forward(g: &Geometry, x: &[bf16], w: &[f32], finish: &Finish) -> Vec<bf16> {
-    Forward::new(g, w).run(x, finish)
+    Forward::new(g, w, None).run(x, finish)
 }
 
 /// conv(x, w) + bias, and the mean and the biased variance of each output channel.
@@ -25,7 +25,7 @@ pub(crate) fn forward_with_stats(
     if depthwise::fits(g) {
         return depthwise::forward_with_stats(g, x, w, bias);
     }
-    let (ys, sums) = Forward::new(g, w).correlate(x, &Finish { with_sums: true, ..Finish::bias(bias) });
+    let (ys, sums) = Forward::new(g, w, None).correlate(x, &Finish { with_sums: true, ..Finish::bias(bias) });
     let n = (g.b * g.output_plane()) as f64;
     let mean = sums.iter().map(|sums| (sums[0] / n) as f32);
     let var = sums.iter().map(|sums| (sums[1] / n - (sums[0] / n).powi(2)).max(0.0) as f32);
@@ -42,12 +42,17 @@ pub(crate) struct Forward {
 }
 
 impl Forward {
-    /// With these weights.
-    pub fn new(g: &Geometry, w: &[f32]) -> Self {
+    /// With these weights, those of each output channel multiplied by its `scale`.
+    pub fn new(g: &Geometry, w: &[f32], scale: Option<&[f32]>) -> Self {
         let (each, outputs, taps) = (g.group_in(), g.group_out(), g.kh * g.kw);
         assert_eq!(w.len(), g.c_out * each * taps);
         if depthwise::fits(g) {
-            return Self { g: *g, plans: Vec::new(), taps: w.to_vec() };
+            let mut taps = w.to_vec();
+            if let Some(scale) = scale {
+                let of_output = taps.chunks_exact_mut(g.kh * g.kw).zip(scale);
+                of_output.for_each(|(taps, scale)| taps.iter_mut().for_each(|tap| *tap *= scale));
+            }
+            return Self { g: *g, plans: Vec::new(), taps };
         }
         let plan = |group: usize| {
             let sizes = Correlation {
@@ -63,7 +68,8 @@ impl Forward {
                 step: (1, 1),
             };
             let all = &w[group * outputs * each * taps..];
-            Plan::new(sizes, Weights { all, output: each * taps, channel: taps, taps })
+            let scale = scale.map(|scale| &scale[group * outputs..][..outputs]);
+            Plan::new(sizes, Weights { all, output: each * taps, channel: taps, taps, scale })
         };
         Self { g: *g, plans: (0..g.params.groups).map(plan).collect(), taps: Vec::new() }
     }
@@ -120,7 +126,7 @@ pub(crate) fn input_grad(g: &Geometry, grad: &[bf16], w: &[f32]) -> Vec<bf16> {
                     step: stride,
                 };
                 let all = &w[group * outputs * each * taps..];
-                let plan = Plan::new(sizes, Weights { all, output: taps, channel: each * taps, taps });
+                let plan = Plan::new(sizes, Weights { all, output: taps, channel: each * taps, taps, scale: None });
                 // SAFETY: a phase has its own pixels, a group its own channels.
                 unsafe { plan.run(grad, out, &Finish::bias(None)) };
             }

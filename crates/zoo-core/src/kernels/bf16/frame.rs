@@ -21,7 +21,9 @@ pub(super) struct Frame {
     /// Pixels from a row to the next, and how many of them stand left of the image.
     pitch: usize,
     left: usize,
-    /// Rows above the first output's and below the last one's that its taps reach.
+    /// From an image's first row to the next one's: the zeros below an image are those above the next.
+    period: usize,
+    /// The first row that an output's taps reach, from its own, and how many rows further the last one is.
     above: isize,
     span: usize,
 }
@@ -43,7 +45,11 @@ impl Frame {
         // The zeros right of a row are those left of the next one.
         let pitch = (source.1 + left.max(right)).max(out.1);
         let span = (bottom - top) as usize;
-        if ((out.0 * out.1) as f64) < LEAST_SHARE * ((out.0 + span) * pitch) as f64 {
+        // Behind the last row that holds pixels, and behind those that the last output's taps reach without the next
+        // image's zeros.
+        let period = (out.0 as isize).max(out.0 as isize + bottom).max(source.0 as isize - top) as usize;
+        let period = period.min(out.0 + span);
+        if ((out.0 * out.1) as f64) < LEAST_SHARE * (period * pitch) as f64 {
             return None;
         }
         let runs = runs(&sizes.taps);
@@ -61,7 +67,7 @@ impl Frame {
             })
             .min()?;
         let depth = length * channels / steps;
-        let frame = Self { channels, pitch, left, above: top, span };
+        let frame = Self { channels, pitch, left, period, above: top, span };
         let mut starts = Vec::new();
         let mut of_taps = Vec::with_capacity(sizes.taps.len());
         for (i, run) in runs.iter().enumerate() {
@@ -74,15 +80,15 @@ impl Frame {
         Some((frame, depth, starts, depths))
     }
 
-    /// Rows of outputs in a frame of one image.
-    fn lines(&self, outputs: usize) -> usize {
-        outputs + self.span
+    /// Rows in a frame of some images, `outputs` rows of each.
+    fn lines(&self, images: usize, outputs: usize) -> usize {
+        (images - 1) * self.period + outputs + self.span
     }
 
     /// Images together, or one in bands.
     pub fn parts(&self, images: usize, out: (usize, usize)) -> Vec<Part> {
         let bytes = |lines: usize| lines * self.pitch * self.channels * size_of::<bf16>();
-        let image = bytes(self.lines(out.0));
+        let image = bytes(self.lines(1, out.0));
         if image > FRAME {
             let fits = (FRAME / bytes(1)).saturating_sub(self.span).max(1);
             let band = out.0.div_ceil(out.0.div_ceil(fits));
@@ -99,7 +105,7 @@ impl Frame {
 
     /// Rows of products that the part's frame has, and its numbers.
     pub fn room(&self, images: &Range<usize>, ys: &Range<usize>) -> (usize, usize) {
-        let lines = images.len() * self.lines(ys.len());
+        let lines = self.lines(images.len(), ys.len());
         let rows = ((lines - self.span) * self.pitch).next_multiple_of(BLOCK);
         // The last rows' taps reach as far again; what they read is no output's.
         let reach = (self.span + 1) * self.pitch + self.left + SIDE + DEPTH;
@@ -117,12 +123,13 @@ impl Frame {
         let (height, width) = sizes.source;
         let (all, first, used) = (sizes.from.all, sizes.from.first, sizes.from.used);
         let line = self.pitch * self.channels;
-        let (lines, behind) = room.split_at_mut(images.len() * self.lines(ys.len()) * line);
+        let (lines, behind) = room.split_at_mut(self.lines(images.len(), ys.len()) * line);
         // Taps right of the last row.
         behind[..line].fill(bf16::ZERO);
         let mut lines = lines.chunks_exact_mut(line);
         for image in images.clone() {
-            for (line, to) in lines.by_ref().take(self.lines(ys.len())).enumerate() {
+            let count = if image + 1 == images.end { ys.len() + self.span } else { self.period };
+            for (line, to) in lines.by_ref().take(count).enumerate() {
                 let y = ys.start as isize + line as isize + self.above;
                 if !(0..height as isize).contains(&y) {
                     to.fill(bf16::ZERO);
@@ -151,7 +158,7 @@ impl Frame {
         let mut places = vec![NOWHERE; rows];
         for (i, image) in images.clone().enumerate() {
             for (line, y) in ys.clone().enumerate() {
-                let first = (i * self.lines(ys.len()) + line) * self.pitch;
+                let first = (i * self.period + line) * self.pitch;
                 for (x, place) in places[first..][..sizes.out.1].iter_mut().enumerate() {
                     *place = sizes.place(image, y, x) as u32;
                 }

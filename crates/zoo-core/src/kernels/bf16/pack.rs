@@ -17,6 +17,8 @@ pub(super) struct Weights<'a> {
     pub channel: usize,
     /// Taps of a kernel.
     pub taps: usize,
+    /// What each output channel's weights are multiplied by before they are rounded.
+    pub scale: Option<&'a [f32]>,
 }
 
 /// Where a correlation's numbers stand in a column: those of one tap side by side, from `starts` on.
@@ -49,7 +51,7 @@ pub(super) fn pack(outputs: usize, depths: &Depths, taps: &[Tap], weights: Weigh
     unsafe { written(outputs.div_ceil(SIDE) * column, fill) }
 }
 
-/// Rounds weights into the rows of their outputs.
+/// Rounds weights into the rows of their outputs. Those that are read input by input have no scale.
 fn spread(
     outputs: std::ops::Range<usize>,
     depths: &Depths,
@@ -59,15 +61,15 @@ fn spread(
     narrow: &mut [bf16],
 ) {
     let (channels, each) = (depths.channels, depths.numbers);
-    let mut round = |at: usize| -> *const bf16 {
+    let mut round = |at: usize, scale: f32| -> *const bf16 {
         let from = &weights.all[at..][..narrow.len()];
-        dispatch(Round { from, to: narrow });
+        dispatch(Round { from, scale, to: narrow });
         narrow.as_ptr()
     };
     let first = outputs.start;
     if weights.output > weights.channel {
         for output in outputs {
-            let narrow = round(output * weights.output);
+            let narrow = round(output * weights.output, weights.scale.map_or(1.0, |scale| scale[output]));
             let row = &mut rows[(output - first) * each..][..each];
             for (tap, &start) in taps.iter().zip(&depths.starts) {
                 for (channel, to) in row[start..][..channels].iter_mut().enumerate() {
@@ -78,8 +80,9 @@ fn spread(
         }
         return;
     }
+    debug_assert!(weights.scale.is_none());
     for channel in 0..channels {
-        let narrow = round(first * weights.output + channel * weights.channel);
+        let narrow = round(first * weights.output + channel * weights.channel, 1.0);
         for (output, row) in rows.chunks_exact_mut(each).take(outputs.len()).enumerate() {
             for (tap, &start) in taps.iter().zip(&depths.starts) {
                 // SAFETY: the rounded numbers are the taps of the column's outputs.
@@ -91,6 +94,7 @@ fn spread(
 
 struct Round<'a> {
     from: &'a [f32],
+    scale: f32,
     to: &'a mut [bf16],
 }
 
@@ -104,10 +108,11 @@ impl Kernel<f32> for Round<'_> {
         let whole = n - n % V::LANES;
         // SAFETY: run by `dispatch`; both slices have n numbers.
         unsafe {
+            let scale = V::splat(self.scale);
             for i in (0..whole).step_by(V::LANES) {
-                V::load(from.add(i)).store_bf16(to.add(i));
+                V::load(from.add(i)).mul(scale).store_bf16(to.add(i));
             }
-            V::load_first(from.add(whole), n - whole).store_first_bf16(to.add(whole), n - whole);
+            V::load_first(from.add(whole), n - whole).mul(scale).store_first_bf16(to.add(whole), n - whole);
         }
     }
 }

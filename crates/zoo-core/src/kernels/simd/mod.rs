@@ -338,7 +338,8 @@ pub(crate) trait Simd: Copy {
         unsafe {
             self.store(lanes.as_mut_ptr());
             for (i, lane) in lanes.iter().enumerate().take(n) {
-                to.add(i).write(bf16::from_f64(lane.to_f64()));
+                // An f32's own bits are rounded; the conversion from f64 drops the lowest of them first.
+                to.add(i).write(bf16::from_f32(lane.to_f64() as f32));
             }
         }
     }
