@@ -210,7 +210,9 @@ impl<'a> Run<'a> {
         let options = ModelOptions::for_data(data.classes.len(), channels, height);
         if let (Some(available), true) = (available_memory(), job.device.is_cpu()) {
             // A network of the caller's own may have a pass that cannot be traced: then nothing is known.
-            if let Ok(needed) = training_memory(job.model, &options, recipe.batch, recipe.optimizer.states()) {
+            if let Ok(needed) =
+                training_memory(job.model, &options, recipe.precision, recipe.batch, recipe.optimizer.states())
+            {
                 notes.extend(ensure_memory(needed, available, recipe.batch)?);
             }
         }
