@@ -5,14 +5,16 @@
 //! what moves memory in GB/s, and as a share of what a copy reaches. A gradient is that of one input, the others
 //! detached; candle's seed of ones and its accumulation are in it, as in training.
 
+mod layers;
 mod machine;
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{Device, Result, Tensor, Var};
 use criterion::{BenchmarkGroup, Criterion, Throughput};
+use layers::{LAYERS, Layer};
 use machine::Machine;
 use std::hint::black_box;
 use std::time::Duration;
-use zoo_core::ops::{self, Conv2dParams, Pointwise};
+use zoo_core::ops::{self, Pointwise};
 use zoo_core::rng::Rng;
 
 fn random(dims: &[usize]) -> Var {
@@ -44,79 +46,19 @@ fn measure(
     }
 }
 
-struct Layer {
-    network: &'static str,
-    b: usize,
-    c_in: usize,
-    c_out: usize,
-    side: usize,
-    kernel: usize,
-    stride: usize,
-    groups: usize,
-}
-
-const fn layer(
-    network: &'static str,
-    b: usize,
-    (c_in, c_out): (usize, usize),
-    side: usize,
-    (kernel, stride, groups): (usize, usize, usize),
-) -> Layer {
-    Layer { network, b, c_in, c_out, side, kernel, stride, groups }
-}
-
-/// The layers by network, each with its network's batch.
-const LAYERS: &[Layer] = &[
-    layer("resnet20 stem", 128, (3, 16), 32, (3, 1, 1)),
-    layer("resnet20", 128, (16, 16), 32, (3, 1, 1)),
-    layer("resnet20", 128, (16, 32), 32, (3, 2, 1)),
-    layer("resnet20", 128, (32, 32), 16, (3, 1, 1)),
-    layer("resnet20", 128, (64, 64), 8, (3, 1, 1)),
-    layer("resnet18", 64, (64, 64), 32, (3, 1, 1)),
-    layer("resnet18", 64, (64, 128), 32, (3, 2, 1)),
-    layer("resnet18", 64, (64, 128), 32, (1, 2, 1)),
-    layer("resnet18", 64, (128, 128), 16, (3, 1, 1)),
-    layer("resnet18", 64, (256, 256), 8, (3, 1, 1)),
-    layer("resnet18", 64, (512, 512), 4, (3, 1, 1)),
-    layer("vgg16", 128, (3, 64), 32, (3, 1, 1)),
-    layer("vgg16", 128, (128, 128), 16, (3, 1, 1)),
-    layer("vgg16", 128, (256, 512), 4, (3, 1, 1)),
-    layer("vgg16", 128, (512, 512), 2, (3, 1, 1)),
-    layer("densenet121", 32, (256, 128), 32, (1, 1, 1)),
-    layer("densenet121", 32, (128, 32), 32, (3, 1, 1)),
-    layer("densenet121", 32, (512, 128), 8, (1, 1, 1)),
-    layer("densenet121", 32, (1024, 512), 8, (1, 1, 1)),
-    layer("mobilenet_v1 depthwise", 64, (64, 64), 32, (3, 2, 64)),
-    layer("mobilenet_v1 depthwise", 64, (128, 128), 16, (3, 1, 128)),
-    layer("mobilenet_v1 depthwise", 64, (512, 512), 4, (3, 1, 512)),
-    layer("mobilenet_v1", 64, (64, 128), 16, (1, 1, 1)),
-    layer("mobilenet_v1", 64, (512, 512), 4, (1, 1, 1)),
-    layer("mobilenet_v2 depthwise", 64, (144, 144), 32, (3, 1, 144)),
-    layer("mobilenet_v2 depthwise", 64, (192, 192), 16, (3, 2, 192)),
-    layer("mobilenet_v2", 64, (16, 96), 32, (1, 1, 1)),
-    layer("mobilenet_v2", 64, (144, 24), 32, (1, 1, 1)),
-    layer("shufflenet_v1_g3", 64, (240, 60), 16, (1, 1, 3)),
-    layer("shufflenet_v1_g3 depthwise", 64, (60, 60), 16, (3, 1, 60)),
-    layer("shufflenet_v1_g3", 64, (60, 240), 16, (1, 1, 3)),
-    layer("resnet50 stem", 8, (3, 64), 224, (7, 2, 1)),
-    layer("vit_tiny patches", 64, (3, 192), 32, (4, 4, 1)),
-];
-
 fn convolutions(c: &mut Criterion<Machine>) {
     let mut group = c.benchmark_group("conv2d");
-    for &Layer { network, b, c_in, c_out, side, kernel, stride, groups } in LAYERS {
-        let pair = |n| (n, n);
-        let padding = if kernel == stride { 0 } else { kernel / 2 };
-        let params = Conv2dParams { stride: pair(stride), padding: pair(padding), groups, ..Default::default() };
-        let out = (side + 2 * padding - kernel) / stride + 1;
-        let flops = Throughput::Elements((2 * b * c_out * out * out * c_in / groups * kernel * kernel) as u64);
+    for layer in LAYERS {
+        let Layer { b, c_in, c_out, side, kernel, groups, .. } = *layer;
+        let flops = || Throughput::Elements(layer.flops());
         let inputs = [
             // An image asks for no gradient.
             (if c_in == 3 { "" } else { "input" }, random(&[b, c_in, side, side])),
             ("weight", random(&[c_out, c_in / groups, kernel, kernel])),
         ];
-        let name = format!("{network} b{b} {c_in}-{c_out} {side}x{side} k{kernel} s{stride} g{groups}");
-        measure(&mut group, &name, &inputs, [flops.clone(), flops], |t| ops::conv2d(&t[0], &t[1], None, params));
+        measure(&mut group, &layer.name(), &inputs, [flops(), flops()], |t| {
+            ops::conv2d(&t[0], &t[1], None, layer.params())
+        });
     }
     group.finish();
 }
@@ -135,12 +77,6 @@ fn products(c: &mut Criterion<Machine>) {
         let inputs = [("input", random(&[rows, c_in])), ("weight", random(&[c_out, c_in])), ("", random(&[c_out]))];
         measure(&mut group, &format!("{name} {rows} {c_in}-{c_out}"), &inputs, [flops.clone(), flops], |t| {
             ops::linear(&t[0], &t[1], Some(&t[2]))
-        });
-        let narrow = |(_, var): &(&str, Var)| var.as_detached_tensor().to_dtype(DType::BF16).expect("f32 numbers");
-        let t: Vec<Tensor> = inputs.iter().map(narrow).collect();
-        group.throughput(Throughput::Elements((2 * rows * c_in * c_out) as u64));
-        group.bench_function(format!("{name} {rows} {c_in}-{c_out}/bfloat16 forward"), |b| {
-            b.iter(|| black_box(ops::linear(&t[0], &t[1], Some(&t[2])).expect("shapes fit")));
         });
     }
     group.finish();
@@ -228,56 +164,6 @@ fn memory_bound(c: &mut Criterion<Machine>) {
     group.finish();
 }
 
-/// bfloat16 maps, channels innermost. A step is an operation and the mean over each channel's pixels on a tape,
-/// forwards and backwards: bytes are those of the operation, and of the mean's gradient, which it reads, once written.
-fn mixed(c: &mut Criterion<Machine>) {
-    let mut group = c.benchmark_group("bfloat16");
-    let pair = |n| (n, n);
-    // Passes over the map, forwards and in the step.
-    type Line = (&'static str, [usize; 2], fn(&Tensor, &[Tensor]) -> Result<Tensor>);
-    let lines: &[Line] = &[
-        ("mean of pixels", [0, 2], |xs, _| Ok(xs.clone())),
-        ("batch_norm", [3, 10], |xs, t| {
-            let stats = ops::batch_stats(xs)?;
-            ops::batch_norm(xs, &t[0], &t[1], (&stats.mean, &stats.var), 1e-5, true)
-        }),
-        ("relu", [2, 7], |xs, _| ops::pointwise(xs, Pointwise::Relu)),
-        ("silu", [2, 7], |xs, _| ops::pointwise(xs, Pointwise::Silu)),
-        ("concat", [4, 9], |xs, _| ops::concat(&[xs, xs], 1)),
-        ("shuffle", [2, 6], |xs, _| ops::channel_shuffle(xs, 4)),
-        ("max 3x3 s1 p1", [2, 7], |xs, _| ops::max_pool2d(xs, (3, 3), (1, 1), (1, 1), false)),
-    ];
-    for dims in [[128, 16, 32, 32], [64, 64, 32, 32], [32, 24, 32, 32], [64, 512, 4, 4]] {
-        let n: usize = dims.iter().product();
-        let xs = random(&dims).permute((0, 2, 3, 1)).and_then(|xs| xs.contiguous()?.to_dtype(DType::BF16));
-        let xs = xs.and_then(|xs| Var::from_tensor(&xs.permute((0, 3, 1, 2))?)).expect("four dimensions");
-        let weights = [random(&[dims[1]]), random(&[dims[1]])];
-        let weights: Vec<Tensor> = weights.iter().map(|var| var.as_tensor().clone()).collect();
-        let plain: Vec<Tensor> = weights.iter().map(Tensor::detach).collect();
-        for &(name, [forward, step], op) in lines {
-            let still = xs.as_detached_tensor();
-            if forward > 0 {
-                group.throughput(Throughput::Bytes((2 * n * forward) as u64));
-                group.bench_function(format!("{name} {dims:?}/forward"), |b| {
-                    b.iter(|| black_box(op(&still, &plain).expect("shapes fit")));
-                });
-            }
-            group.throughput(Throughput::Bytes((2 * n * step) as u64));
-            group.bench_function(format!("{name} {dims:?}/step"), |b| {
-                let run = |xs: &Tensor| {
-                    let ys = ops::avg_pool2d(&op(xs, &weights)?, (dims[2], dims[3]), pair(1), pair(0), false, true)?;
-                    zoo_core::tape::to_dtype(&ys, DType::F32)
-                };
-                b.iter(|| {
-                    let ys = zoo_core::tape::recorded(&xs, true, run).expect("shapes fit");
-                    black_box(ys.backward().expect("tracked"))
-                });
-            });
-        }
-    }
-    group.finish();
-}
-
 fn main() {
     let mut c = Criterion::default()
         .with_measurement(Machine::measure())
@@ -288,6 +174,5 @@ fn main() {
     convolutions(&mut c);
     products(&mut c);
     memory_bound(&mut c);
-    mixed(&mut c);
     c.final_summary();
 }

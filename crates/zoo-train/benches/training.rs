@@ -11,8 +11,7 @@ mod machine;
 use anyhow::Result;
 use candle_core::{DType, Device};
 use criterion::{Criterion, SamplingMode, Throughput};
-use machine::Machine;
-use std::cell::Cell;
+use machine::{Counts, Machine};
 use std::hint::black_box;
 use std::sync::Arc;
 use std::time::Duration;
@@ -81,7 +80,7 @@ fn loader(c: &mut Criterion<Machine>, data: &Dataset) -> Result<()> {
 }
 
 /// Epochs of training under the network's recipe, its learning rate constant.
-fn epoch(c: &mut Criterion<Machine>, flops_per_image: &Cell<Option<f64>>, data: &Dataset, name: &str) -> Result<()> {
+fn epoch(c: &mut Criterion<Machine>, counts: &Counts, data: &Dataset, name: &str) -> Result<()> {
     let info = zoo::find(name)?;
     let recipe = Recipe::default_for(info)?;
     let store = VarStore::new(0, DType::F32, &Device::Cpu);
@@ -106,7 +105,7 @@ fn epoch(c: &mut Criterion<Machine>, flops_per_image: &Cell<Option<f64>>, data: 
     let mut group = c.benchmark_group("epoch");
     // Each sample is as many epochs as every other: one takes up to seconds.
     group.sampling_mode(SamplingMode::Flat).throughput(Throughput::Elements(data.train.len() as u64));
-    flops_per_image.set(Some(3.0 * 2.0 * model_macs(info, &ModelOptions::default())? as f64));
+    counts.flops_per_image.set(Some(3.0 * 2.0 * model_macs(info, &ModelOptions::default())? as f64));
     group.bench_function(format!("{name}, {}, batch {}", recipe.name, recipe.batch), |b| {
         b.iter(|| train().expect("the network trains"));
     });
@@ -116,19 +115,19 @@ fn epoch(c: &mut Criterion<Machine>, flops_per_image: &Cell<Option<f64>>, data: 
 
 fn main() -> Result<()> {
     let machine = Machine::measure();
-    let flops_per_image = machine.flops_per_image();
+    let counts = machine.counts();
     let mut c = Criterion::default()
         .with_measurement(machine)
         .sample_size(10)
         .warm_up_time(Duration::from_millis(300))
         .measurement_time(Duration::from_secs(2))
         .configure_from_args();
-    flops_per_image.set(Some(0.0));
+    counts.flops_per_image.set(Some(0.0));
     let data = Synthetic { train: IMAGES, test: 0, seed: 0 }.generate();
     transform(&mut c, &data)?;
     loader(&mut c, &data)?;
     for name in NETWORKS {
-        epoch(&mut c, &flops_per_image, &data, name)?;
+        epoch(&mut c, &counts, &data, name)?;
     }
     c.final_summary();
     Ok(())

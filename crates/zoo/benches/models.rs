@@ -2,7 +2,8 @@
 //!
 //! Images a second, and what that is in GFLOP/s and as a share of what the machine's registers reach. The operations
 //! are the multiply-adds of convolutions, linear layers and matrix products (`zoo info`), two each; a training step
-//! counts three times the forward pass. A step is forward, loss, backward and SGD with momentum and weight decay, as in
+//! counts three times the forward pass. Every network stands twice, in f32 and in mixed precision, whose peak is that of
+//! products of bfloat16 numbers. A step is forward, loss, backward and SGD with momentum and weight decay, as in
 //! `zoo bench`.
 
 #[path = "../../zoo-core/benches/machine/mod.rs"]
@@ -10,15 +11,16 @@ mod machine;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use criterion::{Criterion, SamplingMode, Throughput};
-use machine::Machine;
-use std::cell::Cell;
+use machine::{Counts, Machine};
 use std::hint::black_box;
 use std::time::Duration;
 use zoo::{Model, ModelOptions, VarStore};
+use zoo_core::Precision;
 use zoo_core::inspect::model_macs;
 use zoo_core::ops::cross_entropy;
 use zoo_core::ops::optim::{SgdStep, sgd_step};
 use zoo_core::rng::Rng;
+use zoo_core::tape::value_and_grad;
 
 /// As the `zoo` command does it, so that the figures are those of `zoo bench`.
 #[global_allocator]
@@ -41,7 +43,7 @@ const NETWORKS: [(&str, usize); 10] = [
 const SGD: SgdStep = SgdStep { lr: 0.01, momentum: 0.9, nesterov: false, weight_decay: 5e-4 };
 
 fn training_step(net: &dyn Model, images: &Tensor, labels: &Tensor, state: &[(Var, Var)]) -> Result<()> {
-    let grads = cross_entropy(&net.forward_t(images, true)?, labels, 0.0)?.backward()?;
+    let (_, grads) = value_and_grad(images, |images| cross_entropy(&net.forward_t(images, true)?, labels, 0.0))?;
     for (buffer, param) in state {
         if let Some(grad) = grads.get(param) {
             sgd_step(param, grad, Some(buffer), &SGD)?;
@@ -50,7 +52,7 @@ fn training_step(net: &dyn Model, images: &Tensor, labels: &Tensor, state: &[(Va
     Ok(())
 }
 
-fn network(c: &mut Criterion<Machine>, flops_per_image: &Cell<Option<f64>>, name: &str, batch: usize) -> Result<()> {
+fn network(c: &mut Criterion<Machine>, counts: &Counts, name: &str, batch: usize) -> Result<()> {
     let info = zoo::find(name)?;
     let store = VarStore::new(0, DType::F32, &Device::Cpu);
     let net = info.build(&ModelOptions::default(), store.root())?;
@@ -67,19 +69,25 @@ fn network(c: &mut Criterion<Machine>, flops_per_image: &Cell<Option<f64>>, name
     let mut group = c.benchmark_group(name);
     // Each sample is as many steps as every other: a step takes up to seconds.
     group.sampling_mode(SamplingMode::Flat).throughput(Throughput::Elements(batch as u64));
-    flops_per_image.set(Some(3.0 * flops));
-    group.bench_function("train", |b| {
-        b.iter(|| training_step(net.as_ref(), &images, &labels, &state).expect("the network trains"));
-    });
-    flops_per_image.set(Some(flops));
-    group.bench_function("infer", |b| b.iter(|| black_box(net.forward_t(&images, false).expect("the network runs"))));
+    for precision in Precision::ALL {
+        counts.precision.set(precision);
+        counts.flops_per_image.set(Some(3.0 * flops));
+        let cast = || precision.cast(&images).expect("on the CPU");
+        group.bench_function(format!("{} train", precision.name()), |b| {
+            b.iter(|| training_step(net.as_ref(), &cast(), &labels, &state).expect("the network trains"));
+        });
+        counts.flops_per_image.set(Some(flops));
+        group.bench_function(format!("{} infer", precision.name()), |b| {
+            b.iter(|| black_box(net.forward_t(&cast(), false).expect("the network runs")));
+        });
+    }
     group.finish();
     Ok(())
 }
 
 fn main() {
     let machine = Machine::measure();
-    let flops_per_image = machine.flops_per_image();
+    let counts = machine.counts();
     let mut c = Criterion::default()
         .with_measurement(machine)
         .sample_size(10)
@@ -87,7 +95,7 @@ fn main() {
         .measurement_time(Duration::from_secs(4))
         .configure_from_args();
     for (name, batch) in NETWORKS {
-        network(&mut c, &flops_per_image, name, batch).unwrap_or_else(|e| panic!("{name}: {e}"));
+        network(&mut c, &counts, name, batch).unwrap_or_else(|e| panic!("{name}: {e}"));
     }
     c.final_summary();
 }

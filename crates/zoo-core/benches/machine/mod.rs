@@ -1,5 +1,7 @@
 //! What this machine can do at the most, and a criterion measurement that states throughput as a share of it.
 
+mod tiles;
+
 use criterion::Throughput;
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use rayon::prelude::*;
@@ -7,35 +9,51 @@ use std::cell::Cell;
 use std::hint::black_box;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
+use zoo_core::Precision;
+use zoo_core::ops::Level;
 
 /// Wall time, with throughput in the machine's terms: `Throughput::Elements` counts operations, `Throughput::Bytes`
 /// bytes.
 pub struct Machine {
-    /// Floating-point operations a second in f32, all threads together.
-    flops: f64,
+    /// Floating-point operations a second of products in f32 and in bfloat16, all threads together.
+    flops: [f64; 2],
     /// Bytes a second that a copy in memory reads and writes, all threads together.
     bytes: f64,
-    /// Where elements are images and not operations: the operations of one image.
-    flops_per_image: Rc<Cell<Option<f64>>>,
+    counts: Rc<Counts>,
+}
+
+/// What elements are, and which peak they are held against.
+#[derive(Default)]
+pub struct Counts {
+    /// Where elements are images and not operations: the operations of one image; 0 of images that nobody computes with.
+    #[allow(dead_code, reason = "some benches count operations, the others images")]
+    pub flops_per_image: Cell<Option<f64>>,
+    /// What the operands of products are.
+    #[allow(dead_code, reason = "some benches compute in f32 alone")]
+    pub precision: Cell<Precision>,
 }
 
 impl Machine {
     /// Measures the machine, and says what it found.
     pub fn measure() -> Self {
         let threads = rayon::current_num_threads();
-        let machine = Self { flops: peak_flops(), bytes: peak_bytes(), flops_per_image: Rc::default() };
+        let level = Level::current();
+        let peak = peak_flops(|| multiply_add(black_box(2_000_000), black_box(0.999), black_box(0.001)));
+        let in_bf16 = if tiles::has_products(level) { peak_flops(|| tiles::products(level)) } else { peak };
+        let machine = Self { flops: [peak, in_bf16], bytes: peak_bytes(), counts: Rc::default() };
+        let [peak, in_bf16] = machine.flops.map(|flops| flops / 1e9);
         println!(
-            "{threads} threads: {:.0} GFLOP/s f32, copies at {:.1} GB/s\n",
-            machine.flops / 1e9,
+            "{threads} threads: {peak:.0} GFLOP/s f32, {in_bf16:.0} GFLOP/s bf16 ({}), copies at {:.1} GB/s\n",
+            level.name(),
             machine.bytes / 1e9
         );
         machine
     }
 
-    /// Set it, and elements are images; 0 for images that nobody computes with.
-    #[allow(dead_code, reason = "one bench counts images, the other operations")]
-    pub fn flops_per_image(&self) -> Rc<Cell<Option<f64>>> {
-        self.flops_per_image.clone()
+    /// What is counted, to be set from line to line.
+    #[allow(dead_code, reason = "some benches count operations in f32 alone")]
+    pub fn counts(&self) -> Rc<Counts> {
+        self.counts.clone()
     }
 }
 
@@ -44,14 +62,12 @@ fn best(mut run: impl FnMut() -> f64) -> f64 {
     (0..8).map(|_| run()).fold(0.0, f64::max)
 }
 
-/// Multiply-adds on registers alone, in every thread at once.
-fn peak_flops() -> f64 {
-    const ROUNDS: usize = 2_000_000;
+/// `run`, which returns the number of its operations, in every thread at once.
+fn peak_flops(run: impl Fn() -> usize + Sync) -> f64 {
     best(|| {
         rayon::broadcast(|_| {
             let start = Instant::now();
-            let flops = multiply_add(black_box(ROUNDS), black_box(0.999), black_box(0.001));
-            flops as f64 / start.elapsed().as_secs_f64()
+            run() as f64 / start.elapsed().as_secs_f64()
         })
         .into_iter()
         .sum()
@@ -154,16 +170,17 @@ impl Measurement for Machine {
 impl ValueFormatter for Machine {
     fn format_throughput(&self, throughput: &Throughput, nanoseconds: f64) -> String {
         let share = |rate: f64, peak: f64| 100.0 * rate / peak;
-        match (throughput, self.flops_per_image.get()) {
+        let peak = self.flops[usize::from(self.counts.precision.get() == Precision::Bf16)];
+        match (throughput, self.counts.flops_per_image.get()) {
             (&Throughput::Elements(images), Some(0.0)) => format!("{:.0} images/s", images as f64 / nanoseconds * 1e9),
             (&Throughput::Elements(images), Some(flops)) => {
                 let rate = images as f64 / nanoseconds * 1e9;
                 let flops = rate * flops;
-                format!("{rate:.1} images/s, {:.1} GFLOP/s, {:.0} % of peak", flops / 1e9, share(flops, self.flops))
+                format!("{rate:.1} images/s, {:.1} GFLOP/s, {:.0} % of peak", flops / 1e9, share(flops, peak))
             }
             (&Throughput::Elements(flops), None) => {
                 let rate = flops as f64 / nanoseconds * 1e9;
-                format!("{:.1} GFLOP/s, {:.0} % of peak", rate / 1e9, share(rate, self.flops))
+                format!("{:.1} GFLOP/s, {:.0} % of peak", rate / 1e9, share(rate, peak))
             }
             (&Throughput::Bytes(bytes), _) => {
                 let rate = bytes as f64 / nanoseconds * 1e9;
