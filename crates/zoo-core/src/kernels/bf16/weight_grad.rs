@@ -91,6 +91,8 @@ struct Turn<'a> {
 struct Frame {
     pitch: usize,
     left: usize,
+    /// From an image's first row to the next one's: the zeros below an image are those above the next.
+    period: usize,
     above: isize,
     span: usize,
 }
@@ -105,8 +107,10 @@ impl Frame {
         let reach = g.ow as isize - 1 + taps.iter().map(|tap| tap.dx).max()? - (g.w as isize - 1);
         let pitch = (g.w + left.max(reach.max(0) as usize)).max(g.ow);
         let span = (below - above) as usize;
-        let share = g.output_plane() as f64 / ((g.oh + span) * pitch) as f64;
-        (share >= LEAST_SHARE).then_some(Self { pitch, left, above, span })
+        let period = (g.oh as isize).max(g.oh as isize + below).max(g.h as isize - above) as usize;
+        let period = period.min(g.oh + span);
+        let share = g.output_plane() as f64 / (period * pitch) as f64;
+        (share >= LEAST_SHARE).then_some(Self { pitch, left, period, above, span })
     }
 
     fn offset(&self, tap: &Tap) -> usize {
@@ -156,14 +160,15 @@ impl<'a> Turn<'a> {
         if self.frame.is_some() { 1 } else { self.taps.len() }
     }
 
-    /// Pixels of a row of outputs in the turned order, and rows beyond the outputs of an image.
-    fn line(&self) -> (usize, usize) {
-        self.frame.map_or((self.g.ow, 0), |frame| (frame.pitch, frame.span))
+    /// Pixels of a row of outputs in the turned order, rows from an image to the next, and rows beyond the outputs of the
+    /// last one.
+    fn line(&self) -> (usize, usize, usize) {
+        self.frame.map_or((self.g.ow, self.g.oh, 0), |frame| (frame.pitch, frame.period, frame.span))
     }
 
     /// The parts of all outputs that fit into a task's cache, with `channels` of x.
     fn chunks(&self, channels: usize) -> Vec<Chunk> {
-        let (line, span) = self.line();
+        let (line, period, span) = self.line();
         let bytes = (self.copies() * channels + self.to.1.next_multiple_of(SIDE)) * size_of::<bf16>();
         let pixels = (ROOM / bytes).max(8 * DEPTH);
         let (b, oh) = (self.g.b, self.g.oh);
@@ -176,19 +181,18 @@ impl<'a> Turn<'a> {
             };
             return (0..b).flat_map(bands).collect();
         }
-        let together = pixels / image;
+        let together = (pixels / (period * line)).max(1);
         (0..b).step_by(together).map(|first| Chunk { images: first..(first + together).min(b), ys: 0..oh }).collect()
     }
 
     /// The pixel of dy at each place of the turned order, a whole number of steps.
     fn outputs(&self, chunk: &Chunk) -> Vec<u32> {
-        let (line, span) = self.line();
-        let lines = chunk.ys.len() + span;
-        let count = (chunk.images.len() * lines - span) * line;
+        let (line, period, _) = self.line();
+        let count = ((chunk.images.len() - 1) * period + chunk.ys.len()) * line;
         let mut places = vec![NOWHERE; count.next_multiple_of(DEPTH)];
         for (i, image) in chunk.images.clone().enumerate() {
             for (at, y) in chunk.ys.clone().enumerate() {
-                let first = (i * lines + at) * line;
+                let first = (i * period + at) * line;
                 for (x, place) in places[first..][..self.g.ow].iter_mut().enumerate() {
                     *place = ((image * self.g.oh + y) * self.g.ow + x) as u32;
                 }
@@ -211,7 +215,7 @@ impl<'a> Turn<'a> {
             for (i, image) in chunk.images.clone().enumerate() {
                 for line in 0..lines {
                     let y = (chunk.ys.start + line) as isize + frame.above;
-                    let first = (i * lines + line) * frame.pitch + frame.left;
+                    let first = (i * frame.period + line) * frame.pitch + frame.left;
                     for (x, place) in places.iter_mut().skip(first).take(g.w).enumerate() {
                         *place = pixel(image, y, x as isize);
                     }
