@@ -6,7 +6,9 @@ use std::path::Path;
 use std::process::{Command, Output};
 use tempfile::TempDir;
 use zoo::{ModelOptions, VarStore};
+use zoo_core::Precision;
 use zoo_core::loss::cross_entropy;
+use zoo_core::tape::value_and_grad;
 use zoo_core::weights::save_safetensors;
 
 fn zoo(folder: &Path, arguments: &[&str]) -> Output {
@@ -93,6 +95,37 @@ fn run_gives_the_networks_own_numbers() {
         assert_eq!(flat(&stored[&format!("stat.{key}")]), flat(&var), "{key}");
     }
     assert_eq!(stored.len(), 2 + store.parameters().len() + store.buffers().len());
+}
+
+/// The map's type decides: what the command does in mixed precision is what a cast of the images does in Rust.
+#[test]
+fn run_computes_in_mixed_precision() {
+    let (folder, store, net) = checkpoint();
+    let path = folder.path();
+    let input = Tensor::arange(0f32, 6144., &Device::Cpu).unwrap().reshape((2, 3, 32, 32)).unwrap().sin().unwrap();
+    save(path, "x.safetensors", &[("input", &input), ("target", &Tensor::new(&[3i64, 8], &Device::Cpu).unwrap())]);
+    let run = ["run", "cifar_resnet20", "--weights", "net.safetensors", "--precision", "bf16"];
+    let files = ["--input", "x.safetensors", "--output", "y.safetensors", "--force"];
+    let stored = |more: &[&str]| {
+        succeeds(path, &[&run[..], &files, more].concat());
+        candle_core::safetensors::load(path.join("y.safetensors"), &Device::Cpu).unwrap()
+    };
+    let images = Precision::Bf16.cast(&input).unwrap();
+    let logits = net.forward_t(&images, false).unwrap();
+    assert_eq!(flat(&stored(&[])["logits"]), flat(&logits.to_dtype(DType::F32).unwrap()));
+    let in_f32 = net.forward_t(&input, false).unwrap();
+    assert_ne!(flat(&logits.to_dtype(DType::F32).unwrap()), flat(&in_f32));
+
+    let stored = stored(&["--grads"]);
+    let target = Tensor::new(&[3u32, 8], &Device::Cpu).unwrap();
+    let loss = |xs: &Tensor| cross_entropy(&net.forward_t(xs, true)?, &target, 0.0);
+    let (loss, grads) = value_and_grad(&images, loss).unwrap();
+    assert_eq!(flat(&stored["loss"]), flat(&loss));
+    for (key, var) in store.parameters() {
+        assert_eq!(flat(&stored[&format!("grad.{key}")]), flat(grads.get(&var).unwrap()), "{key}");
+    }
+    let message = String::from_utf8(zoo(path, &[&run[..], &files, &["--dtype", "f64"]].concat()).stderr).unwrap();
+    assert!(message.contains("--precision") && message.contains("--dtype"), "{message}");
 }
 
 #[test]
