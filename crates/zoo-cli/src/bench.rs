@@ -5,11 +5,11 @@ use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Device, Tensor};
 use std::time::{Duration, Instant};
 use zoo::{Model, ModelInfo, ModelOptions, VarStore};
-use zoo_core::Precision;
 use zoo_core::ops::Level;
 use zoo_core::rng::Rng;
 use zoo_core::tape::value_and_grad;
 use zoo_core::threads::in_pool;
+use zoo_core::{Precision, with_fixed_weights};
 use zoo_train::machine::{device, set_threads};
 use zoo_train::optim::{Group, Optimizer, Sgd};
 use zoo_train::record::peak_rss_mb;
@@ -109,7 +109,7 @@ fn measure(args: &Args, threads: usize) -> Result<()> {
     let mut infer = None;
     if args.mode != Mode::Train {
         let mut step = || Ok(net.forward_t(&args.precision.cast(&images)?, false).map(drop)?);
-        infer = Some(per_second(&mut step, args.seconds / 2.0)?);
+        infer = Some(with_fixed_weights(|| per_second(&mut step, args.seconds / 2.0))?);
     }
     let parameters = store.parameter_count();
     // Other devices run no kernel of ours.

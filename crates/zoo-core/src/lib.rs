@@ -125,5 +125,6 @@ pub use model::{
     Auxiliary, Dimensions, Input, Interpolation, Model, ModelInfo, ModelOptions, ModuleT, SequenceInfo, SequenceModel,
 };
 pub use ops::Pointwise;
+pub use pass::with_fixed_weights;
 pub use precision::{Precision, UnknownPrecision};
 pub use vars::{BatchNormSettings, Slot, VarBuilder, VarKind, VarStore, weight_for};

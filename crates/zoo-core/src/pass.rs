@@ -164,10 +164,37 @@ pub(crate) fn during<V: 'static, R>(field: fn(&mut Pass) -> &mut V, value: V, f:
     (result, restore.restore())
 }
 
-/// Runs `f` as on a thread of its own: neither recording nor playing. Work that a thread takes up while it waits inside
-/// an operation of other work knows nothing of that one's tape.
+/// Runs `f` as on a thread of its own: neither recording nor playing, with nothing prepared. Work that a thread takes up
+/// while it waits inside an operation of other work knows nothing of that one's tape and weights.
 pub(crate) fn isolated<R>(f: impl FnOnce() -> R) -> R {
-    during(|pass| &mut pass.playing, None, || during(|pass| &mut pass.recording, None, f).0).0
+    let off_tape = || during(|pass| &mut pass.recording, None, f).0;
+    during(|pass| &mut pass.prepared, None, || during(|pass| &mut pass.playing, None, off_tape).0).0
+}
+
+/// Runs `f`, which changes no weight: what kernels of mixed precision lay out of the weights for evaluation, they lay out
+/// once for all of its passes, for each size of a batch. A weight that changes all the same is read as it was.
+///
+/// ```
+/// use candle_core::{DType, Device, Result, Tensor};
+/// use zoo_core::{Conv2dConfig, ModuleT, Precision, VarStore, conv_bn, with_fixed_weights};
+///
+/// let store = VarStore::new(0, DType::F32, &Device::Cpu);
+/// let at = (store.root().pp("conv"), store.root().pp("norm"));
+/// let net = conv_bn((3, 8), Conv2dConfig::default(), Default::default(), None, at)?;
+/// let images = Precision::Bf16.cast(&Tensor::ones((2, 3, 8, 8), DType::F32, &Device::Cpu)?)?;
+/// let batches = [&images, &images, &images];
+/// let features: Result<Vec<_>> = with_fixed_weights(|| batches.iter().map(|xs| net.forward_t(xs, false)).collect());
+/// assert_eq!(features?.len(), 3);
+/// # Ok::<(), candle_core::Error>(())
+/// ```
+pub fn with_fixed_weights<R>(f: impl FnOnce() -> R) -> R {
+    let prepared = shared_preparations();
+    during(|pass| &mut pass.prepared, Some(prepared), f).0
+}
+
+/// What this thread's passes have prepared, or room for it.
+pub(crate) fn shared_preparations() -> Arc<Prepared> {
+    with(|pass| pass.prepared.clone()).unwrap_or_default()
 }
 
 /// Runs `f` with every operation made of candle's own, as on a device without kernels: the reference that the kernels
@@ -175,4 +202,25 @@ pub(crate) fn isolated<R>(f: impl FnOnce() -> R) -> R {
 /// wherever it runs.
 pub fn with_fallback<R>(f: impl FnOnce() -> R) -> R {
     during(|pass| &mut pass.fallback, true, f).0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn made(place: usize, number: u32) -> u32 {
+        *prepared(place, &[8], || Ok(number)).unwrap()
+    }
+
+    #[test]
+    fn fixed_weights_are_prepared_once_and_other_work_prepares_its_own() {
+        assert_eq!((made(1, 10), made(1, 11)), (10, 11), "nothing is kept outside");
+        with_fixed_weights(|| {
+            assert_eq!((made(1, 20), made(1, 21), made(2, 22)), (20, 20, 22));
+            with_fixed_weights(|| assert_eq!(made(1, 23), 20));
+            isolated(|| assert_eq!(made(1, 24), 24));
+            assert_eq!(made(1, 25), 20);
+        });
+        assert_eq!(made(1, 30), 30);
+    }
 }

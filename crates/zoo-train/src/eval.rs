@@ -4,8 +4,8 @@ use crate::loader::{Batch, Loader};
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
 use std::time::Instant;
-use zoo_core::Model;
 use zoo_core::loss::{cross_entropy, topk_correct};
+use zoo_core::{Model, with_fixed_weights};
 
 /// What a network does on a set of images.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -59,18 +59,21 @@ pub fn evaluate_parts(
 ) -> Result<Evaluation> {
     let begin = Instant::now();
     let mut sum = Evaluation { images: 0, correct: 0, correct_top5: 0, loss: 0.0, seconds: 0.0 };
-    for loader in loaders {
-        for batch in loader?.epoch(0)? {
-            let batch = batch?;
-            let n = batch.host_labels.len();
-            let logits = model.forward_t(&batch.images, false)?;
-            sum.images += n;
-            sum.correct += topk_correct(&logits, &batch.host_labels, 1)?;
-            sum.correct_top5 += topk_correct(&logits, &batch.host_labels, 5)?;
-            sum.loss += f64::from(cross_entropy(&logits, &batch.labels, 0.0)?.to_scalar::<f32>()?) * n as f64;
-            look(&batch, &logits)?;
+    with_fixed_weights(|| -> Result<()> {
+        for loader in loaders {
+            for batch in loader?.epoch(0)? {
+                let batch = batch?;
+                let n = batch.host_labels.len();
+                let logits = model.forward_t(&batch.images, false)?;
+                sum.images += n;
+                sum.correct += topk_correct(&logits, &batch.host_labels, 1)?;
+                sum.correct_top5 += topk_correct(&logits, &batch.host_labels, 5)?;
+                sum.loss += f64::from(cross_entropy(&logits, &batch.labels, 0.0)?.to_scalar::<f32>()?) * n as f64;
+                look(&batch, &logits)?;
+            }
         }
-    }
+        Ok(())
+    })?;
     ensure!(sum.images > 0, "there are no images to evaluate on");
     Ok(Evaluation { loss: sum.loss / sum.images as f64, seconds: begin.elapsed().as_secs_f64(), ..sum })
 }

@@ -27,14 +27,13 @@ pub use foreign::foreign_op;
 pub use play::value_and_grad;
 pub(crate) use recording::Gradient;
 
-use crate::pass::{self, Mode, Prepared, is_on_tape, takes_tape};
+use crate::pass::{self, Mode, is_on_tape, takes_tape};
 use crate::storage::planes;
 use crate::trace;
 use candle_core::{DType, Result, Shape, Tensor, TensorId, bail};
 use rayon::prelude::*;
 use recording::{Backward, Gradients, Recording};
 use std::collections::HashSet;
-use std::sync::Arc;
 
 /// Whether a pass on `inputs` goes on the tape that runs on this thread.
 fn joins(inputs: &[&Tensor]) -> bool {
@@ -172,12 +171,12 @@ pub fn in_chunks(
         return recorded(xs, train, f);
     }
     // All parts read the same weights.
-    let prepared = Arc::new(Prepared::default());
+    let prepared = pass::shared_preparations();
     let parts = (0..batch.div_ceil(images)).into_par_iter().map(|part| {
         let part = xs.narrow(0, part * images, images.min(batch - part * images))?;
         // This thread may be one that waits for an operation of a pass on a tape.
-        let run = || pass::isolated(|| f(&part));
-        pass::during(|pass| &mut pass.prepared, Some(prepared.clone()), run).0
+        let run = || pass::during(|pass| &mut pass.prepared, Some(prepared.clone()), || f(&part)).0;
+        pass::isolated(run)
     });
     Tensor::cat(&parts.collect::<Result<Vec<_>>>()?, 0)
 }
