@@ -180,7 +180,7 @@ pub(crate) fn isolated<R>(f: impl FnOnce() -> R) -> R {
 ///
 /// let store = VarStore::new(0, DType::F32, &Device::Cpu);
 /// let at = (store.root().pp("conv"), store.root().pp("norm"));
-/// let net = conv_bn((3, 8), Conv2dConfig::default(), Default::default(), None, at)?;
+/// let net = conv_bn((3, 8), Conv2dConfig::new(3).padding(1), Default::default(), None, at)?;
 /// let images = Precision::Bf16.cast(&Tensor::ones((2, 3, 8, 8), DType::F32, &Device::Cpu)?)?;
 /// let batches = [&images, &images, &images];
 /// let features: Result<Vec<_>> = with_fixed_weights(|| batches.iter().map(|xs| net.forward_t(xs, false)).collect());
