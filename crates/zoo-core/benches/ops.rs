@@ -10,7 +10,7 @@ mod machine;
 
 use candle_core::{Device, Result, Tensor, Var};
 use criterion::{BenchmarkGroup, Criterion, Throughput};
-use layers::{LAYERS, Layer};
+use layers::{LAYERS, LINEAR, Layer, MATMUL};
 use machine::Machine;
 use std::hint::black_box;
 use std::time::Duration;
@@ -65,14 +65,7 @@ fn convolutions(c: &mut Criterion<Machine>) {
 
 fn products(c: &mut Criterion<Machine>) {
     let mut group = c.benchmark_group("linear");
-    for (name, rows, c_in, c_out) in [
-        ("vit_tiny qkv", 64 * 65, 192, 576),
-        ("vit_tiny mlp", 64 * 65, 192, 768),
-        ("vit_tiny mlp", 64 * 65, 768, 192),
-        ("mixer tokens", 128 * 128, 64, 64),
-        ("mixer channels", 128 * 64, 128, 128),
-        ("head", 128, 512, 10),
-    ] {
+    for (name, rows, c_in, c_out) in LINEAR {
         let flops = Throughput::Elements((2 * rows * c_in * c_out) as u64);
         let inputs = [("input", random(&[rows, c_in])), ("weight", random(&[c_out, c_in])), ("", random(&[c_out]))];
         measure(&mut group, &format!("{name} {rows} {c_in}-{c_out}"), &inputs, [flops.clone(), flops], |t| {
@@ -81,9 +74,7 @@ fn products(c: &mut Criterion<Machine>) {
     }
     group.finish();
     let mut group = c.benchmark_group("matmul");
-    for (name, a, b) in
-        [("vit_tiny scores", [64, 3, 65, 64], [64, 3, 64, 65]), ("vit_tiny context", [64, 3, 65, 65], [64, 3, 65, 64])]
-    {
+    for (name, a, b) in MATMUL {
         let flops = Throughput::Elements((2 * a.iter().product::<usize>() * b[3]) as u64);
         let inputs = [("left", random(&a)), ("right", random(&b))];
         measure(&mut group, name, &inputs, [flops.clone(), flops], |t| ops::matmul(&t[0], &t[1]));

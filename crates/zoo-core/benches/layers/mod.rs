@@ -1,4 +1,4 @@
-//! Convolutions at the sizes where the networks spend their time.
+//! Convolutions and products at the sizes where the networks spend their time.
 
 use zoo_core::ops::Conv2dParams;
 
@@ -88,3 +88,17 @@ impl Layer {
         if self.kernel == self.stride { 0 } else { self.kernel / 2 }
     }
 }
+
+/// Linear layers: name, rows, inputs and outputs.
+pub const LINEAR: [(&str, usize, usize, usize); 6] = [
+    ("vit_tiny qkv", 64 * 65, 192, 576),
+    ("vit_tiny mlp", 64 * 65, 192, 768),
+    ("vit_tiny mlp", 64 * 65, 768, 192),
+    ("mixer tokens", 128 * 128, 64, 64),
+    ("mixer channels", 128 * 64, 128, 128),
+    ("head", 128, 512, 10),
+];
+
+/// Matrix products: name, left and right side.
+pub const MATMUL: [(&str, [usize; 4], [usize; 4]); 2] =
+    [("vit_tiny scores", [64, 3, 65, 64], [64, 3, 64, 65]), ("vit_tiny context", [64, 3, 65, 65], [64, 3, 65, 64])];

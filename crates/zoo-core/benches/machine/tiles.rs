@@ -21,6 +21,9 @@ pub fn products(_: Level) -> usize {
 }
 
 /// Two left tiles times two right ones, loaded from the first-level cache each time, into four of sums.
+///
+/// # Safety
+/// The system permits tiles.
 #[cfg(target_arch = "x86_64")]
 unsafe fn on_tiles(rounds: usize) -> usize {
     use std::arch::asm;

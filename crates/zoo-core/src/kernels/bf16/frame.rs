@@ -1,7 +1,7 @@
 //! How a task brings the windows of a correlation into its cache: images in a frame of zeros, or one by one.
 
 use super::pack::Depths;
-use super::sizes::{Correlation, NOWHERE, Part, Tap};
+use super::sizes::{Correlation, NOWHERE, Part, Tap, period};
 use super::tiles::{BLOCK, DEPTH, SIDE};
 use half::bf16;
 use std::ops::Range;
@@ -45,10 +45,7 @@ impl Frame {
         // The zeros right of a row are those left of the next one.
         let pitch = (source.1 + left.max(right)).max(out.1);
         let span = (bottom - top) as usize;
-        // Behind the last row that holds pixels, and behind those that the last output's taps reach without the next
-        // image's zeros.
-        let period = (out.0 as isize).max(out.0 as isize + bottom).max(source.0 as isize - top) as usize;
-        let period = period.min(out.0 + span);
+        let period = period(out.0, source.0, (top, bottom));
         if ((out.0 * out.1) as f64) < LEAST_SHARE * (period * pitch) as f64 {
             return None;
         }

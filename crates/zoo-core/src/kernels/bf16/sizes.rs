@@ -60,6 +60,15 @@ pub(super) enum Part {
 /// A row that is no output.
 pub(super) const NOWHERE: u32 = u32::MAX;
 
+/// Rows from an image to the next one in a frame where the zeros below an image are those above the next: behind the last
+/// row that holds pixels, and so far that the last output's taps reach no pixel of the next image. `out` and `source` are
+/// rows of outputs and of pixels; taps reach from `top` to `bottom` of an output's own row.
+pub(super) fn period(out: usize, source: usize, (top, bottom): (isize, isize)) -> usize {
+    let whole = out + (bottom - top) as usize;
+    let needed = (out as isize).max(out as isize + bottom).max(source as isize - top);
+    whole.min(needed as usize)
+}
+
 /// The taps of the forward pass.
 pub(super) fn window(g: &Geometry) -> Vec<Tap> {
     let Conv2dParams { padding, dilation, .. } = g.params;
@@ -70,4 +79,25 @@ pub(super) fn window(g: &Geometry) -> Vec<Tap> {
         index: ky * g.kw + kx,
     };
     places.map(tap).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Row r of an image's part of a frame is its pixels' row r + top. Where two images' rows meet, both are zeros.
+    #[test]
+    fn images_of_a_frame_meet_in_zeros() {
+        for (out, source) in (1..7usize).flat_map(|out| (1..9usize).map(move |source| (out, source))) {
+            for (top, bottom) in (-4..4isize).flat_map(|top| (top..4).map(move |bottom| (top, bottom))) {
+                let period = period(out, source, (top, bottom));
+                let rows = out + (bottom - top) as usize;
+                assert!(period >= out && period <= rows, "outputs are rows of their own");
+                let is_zero = |row: usize| !(0..source as isize).contains(&(row as isize + top));
+                let shared = period..rows;
+                let meets = |row: usize| is_zero(row) && is_zero(row - period);
+                assert!(shared.clone().all(meets), "{out} of {source}, taps {top} to {bottom}: {period}");
+            }
+        }
+    }
 }

@@ -7,7 +7,7 @@
 //! jump, x lies in a frame of zeros as in `frame.rs`, and a tap is a distance along its rows; else each tap has rows of its
 //! own.
 
-use super::sizes::{NOWHERE, Tap, window};
+use super::sizes::{NOWHERE, Tap, period, window};
 use super::tiles::{BLOCK, Block, DEPTH, Product, SIDE, Tiles};
 use crate::kernels::buffer::{Shared, with_scratch};
 use crate::kernels::conv::Geometry;
@@ -107,8 +107,7 @@ impl Frame {
         let reach = g.ow as isize - 1 + taps.iter().map(|tap| tap.dx).max()? - (g.w as isize - 1);
         let pitch = (g.w + left.max(reach.max(0) as usize)).max(g.ow);
         let span = (below - above) as usize;
-        let period = (g.oh as isize).max(g.oh as isize + below).max(g.h as isize - above) as usize;
-        let period = period.min(g.oh + span);
+        let period = period(g.oh, g.h, (above, below));
         let share = g.output_plane() as f64 / (period * pitch) as f64;
         (share >= LEAST_SHARE).then_some(Self { pitch, left, period, above, span })
     }
