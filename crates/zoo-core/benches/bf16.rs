@@ -5,7 +5,7 @@
 //! matrix tiles with their loads, where there are such); what moves memory in GB/s, and as a share of what a copy
 //! reaches. Depthwise convolutions stand twice.
 //!
-//! A step is the operation and the mean over each channel's pixels on a tape, forwards and backwards: with both gradients
+//! A step is the operation and the mean over each channel's pixels, or tokens, on a tape, forwards and backwards: with both gradients
 //! three times the forward pass's products, two times for images, which ask for no gradient. Bytes are those of the
 //! operation, and of the mean's gradient, which it reads, once written.
 
@@ -14,7 +14,7 @@ mod machine;
 
 use candle_core::{DType, Device, Result, Tensor, Var};
 use criterion::{BenchmarkGroup, Criterion, Throughput};
-use layers::{LAYERS, LINEAR, Layer, MATMUL};
+use layers::{LAYERS, LINEAR, Layer};
 use machine::Machine;
 use std::hint::black_box;
 use std::time::Duration;
@@ -60,12 +60,18 @@ fn measure(
     group.bench_function(format!("{name}/step"), |b| {
         let loss = |xs: &Tensor| {
             let ys = op(xs, &tracked)?;
-            let mean = if ys.rank() == 4 { ops::adaptive_avg_pool2d(&ys, (1, 1))? } else { ys };
+            let mean = match ys.rank() {
+                4 => ops::adaptive_avg_pool2d(&ys, (1, 1))?,
+                _ => ops::mean_tokens(&ys, 0)?,
+            };
             tape::foreign_op(&[&mean], |ys| ys[0].sum_all())
         };
         b.iter(|| black_box(tape::value_and_grad(xs, |xs| tape::recorded(xs, true, loss)).expect("shapes fit")));
     });
 }
+
+/// Images whose tokens are the rows of a linear layer.
+const IMAGES: usize = 64;
 
 fn flops(n: u64) -> Throughput {
     Throughput::Elements(n)
@@ -112,18 +118,22 @@ fn products(c: &mut Criterion<Machine>) {
     let mut group = c.benchmark_group("bf16 linear");
     for (name, rows, c_in, c_out) in LINEAR {
         let work = (2 * rows * c_in * c_out) as u64;
-        let (xs, weights) = (map(&[rows, c_in]), [random(&[c_out, c_in]), random(&[c_out])]);
+        // The rows are tokens of as many images.
+        let xs = map(&[IMAGES, rows / IMAGES, c_in]);
+        let weights = [random(&[c_out, c_in]), random(&[c_out])];
         let name = format!("{name} {rows} {c_in}-{c_out}");
         measure(&mut group, &name, (&xs, true), &weights, [flops(work), flops(3 * work)], |xs, w| {
             ops::linear(xs, &w[0], Some(&w[1]))
         });
     }
     group.finish();
-    let mut group = c.benchmark_group("bf16 matmul");
-    for (name, a, b) in MATMUL {
-        let work = (2 * a.iter().product::<usize>() * b[3]) as u64;
-        measure(&mut group, name, (&map(&a), true), &[map(&b)], [flops(work), flops(3 * work)], |a, b| {
-            ops::matmul(a, &b[0])
+    let mut group = c.benchmark_group("bf16 attention");
+    // What the backward pass computes once more is not counted.
+    for (name, [b, n, c], heads) in [("vit_tiny", [64, 65, 192], 3), ("vit_base", [4, 197, 768], 12)] {
+        let work = (4 * b * n * n * c) as u64;
+        let name = format!("{name} b{b} {n}x{c}, {heads} heads");
+        measure(&mut group, &name, (&map(&[b, n, 3 * c]), true), &[], [flops(work), flops(3 * work)], |xs, _| {
+            Ok(ops::self_attention(xs, heads)?.expect("a bfloat16 map on the CPU"))
         });
     }
     group.finish();
@@ -171,7 +181,7 @@ fn memory_bound(c: &mut Criterion<Machine>) {
             ops::pointwise(xs, Pointwise::Gelu)
         });
     }
-    let (dims, n) = ([64, 3, 65, 65], 64 * 3 * 65 * 65);
+    let (dims, n) = ([64 * 3, 65, 65], 64 * 3 * 65 * 65);
     measure(&mut group, &format!("softmax {dims:?}"), (&map(&dims), true), &[], [bytes(n, 2), bytes(n, 6)], |xs, _| {
         ops::softmax(xs)
     });

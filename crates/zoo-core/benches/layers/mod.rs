@@ -98,7 +98,3 @@ pub const LINEAR: [(&str, usize, usize, usize); 6] = [
     ("mixer channels", 128 * 64, 128, 128),
     ("head", 128, 512, 10),
 ];
-
-/// Matrix products: name, left and right side.
-pub const MATMUL: [(&str, [usize; 4], [usize; 4]); 2] =
-    [("vit_tiny scores", [64, 3, 65, 64], [64, 3, 64, 65]), ("vit_tiny context", [64, 3, 65, 65], [64, 3, 65, 64])];
