@@ -85,7 +85,7 @@ def samples(zoo, model, args):
         if mapped := re.search(r"PERF_RECORD_MMAP2? .*\[(0x[0-9a-f]+)\(0x[0-9a-f]+\) @ (0x[0-9a-f]+|0) .* r-xp (\S+)$", line):
             if mapped[3] == str(zoo):
                 start = int(mapped[1], 16) - int(mapped[2], 16)
-        elif sample := re.search(r"\s([0-9a-f]+) (.*)\((\S+)\)\s*$", line):
+        elif sample := re.search(r":\s+([0-9a-f]+) (.*)\((\S+)\)\s*$", line):
             if sample[3] == str(zoo):
                 ours[int(sample[1], 16)] += 1
             else:
