@@ -253,6 +253,7 @@ unsafe fn column_stats<V: Simd>(
 struct ColumnsForward<'a, E: Stored>(Forward<'a, E>);
 
 impl<T: Real, E: Stored<Elem = T>> Kernel<T> for ColumnsForward<'_, E> {
+    const NARROWS: bool = E::NARROWS;
     type Output = ();
 
     #[inline(always)]
@@ -276,12 +277,16 @@ impl<T: Real, E: Stored<Elem = T>> Kernel<T> for ColumnsForward<'_, E> {
 struct ColumnsBackward<'a, E: Stored>(Backward<'a, E>);
 
 impl<T: Real, E: Stored<Elem = T>> Kernel<T> for ColumnsBackward<'_, E> {
+    const NARROWS: bool = E::NARROWS;
     type Output = ();
 
     #[inline(always)]
     unsafe fn run<V: Simd<Elem = T>>(self) {
         let Backward { xs, grad, weight, eps, onto, dx, dw, db } = self.0;
         let (rows, cols) = (weight.len(), xs.len() / weight.len());
+        // Sums of lanes over the columns, if the numbers are bfloat16. The sums of f32 numbers keep the order in which
+        // recorded runs have taken them.
+        let mut lanes = vec![[[V::Elem::from_f64(0.0); 16]; 2]; if E::NARROWS { rows } else { 0 }];
         for j in (0..cols).step_by(V::LANES) {
             // SAFETY: run by `dispatch`; input and gradients hold the matrix. Lanes beyond the last column hold zeros
             // in the gradient, and add none to the sums.
@@ -295,8 +300,14 @@ impl<T: Real, E: Stored<Elem = T>> Kernel<T> for ColumnsBackward<'_, E> {
                     let g = dy.mul(V::splat(weight[i]));
                     sum_g = sum_g.add(g);
                     sum_gx = g.mul_add(normal, sum_gx);
-                    dw[i] += dy.mul(normal).sum();
-                    db[i] += dy.sum();
+                    if let Some([dw, db]) = lanes.get_mut(i) {
+                        let (dw, db) = (dw.as_mut_ptr(), db.as_mut_ptr());
+                        dy.mul_add(normal, V::load(dw)).store(dw);
+                        V::load(db).add(dy).store(db);
+                    } else {
+                        dw[i] += dy.mul(normal).sum();
+                        db[i] += dy.sum();
+                    }
                 }
                 let (mean_g, minus_gx) = (sum_g.mul(num(1.0 / rows as f64)), sum_gx.mul(num(-1.0 / rows as f64)));
                 for (i, &weight) in weight.iter().enumerate() {
@@ -309,6 +320,13 @@ impl<T: Real, E: Stored<Elem = T>> Kernel<T> for ColumnsBackward<'_, E> {
                     };
                     store_part(inner.mul_add(inv_std, onto), dx.add(i * cols), j, cols);
                 }
+            }
+        }
+        for (i, [of_w, of_b]) in lanes.iter().enumerate() {
+            // SAFETY: run by `dispatch`.
+            unsafe {
+                dw[i] += V::load(of_w.as_ptr()).sum();
+                db[i] += V::load(of_b.as_ptr()).sum();
             }
         }
     }

@@ -181,6 +181,85 @@ pub(crate) unsafe fn normal<V: Simd>(x: V) -> (V, V) {
 /// 1/√(2π)
 pub(crate) const NORMAL_DENSITY: f64 = 0.398_942_280_401_432_7;
 
+/// log₂ Φ(w) for w in -13.1..=0, interpolated at Chebyshev's points: Φ to 2⁻¹⁵ of itself. At the left end it is below the
+/// normal numbers.
+const LOG2_CDF: [f64; 10] = [
+    -1.000_027_581_255_679_4,
+    1.151_022_753_096_587,
+    -0.458_697_758_871_121_1,
+    0.054_037_313_463_289_174,
+    0.008_701_600_794_699_173,
+    0.001_029_264_043_990_604_6,
+    8.481_818_004_051_287e-5,
+    4.559_915_843_294_984e-6,
+    1.427_972_341_495_642e-7,
+    1.967_493_209_141e-9,
+];
+/// φ(w) / Φ(w) there, to 2.5e-6 / (|w| · Φ(w)).
+const CDF_RISE: [f64; 5] = [
+    0.797_780_074_257_461,
+    -0.637_200_004_327_382_3,
+    0.108_415_760_206_404_9,
+    0.019_973_383_065_934_25,
+    0.001_697_317_463_831_614_7,
+];
+/// 2ᶠ for |f| ≤ ½, to 2⁻¹⁸.
+const EXP2_FOR_BF16: [f64; 5] =
+    [1.0, 0.693_124_193_294_975_7, 0.240_240_986_139_798_2, 0.055_906_425_658_240_41, 0.009_582_853_231_952_085];
+
+/// 2ˣ to 2⁻¹⁸ of itself, for results that are rounded to bfloat16: x ≤ 127, or NaN; 0 below -126.5.
+#[inline(always)]
+pub(crate) unsafe fn exp2_for_bf16<V: Simd<Elem = f32>>(x: V) -> V {
+    // SAFETY: as above; a NaN stays for the polynomial, and its exponent is a number.
+    unsafe {
+        let low = num::<V>(-127.0);
+        let x = low.if_greater(x, low, x);
+        let n = x.if_greater(low, x, low).round();
+        polynomial(x.sub(n), &EXP2_FOR_BF16).mul(n.exp2_of_integer())
+    }
+}
+
+/// (-|x|, w, Φ(w)) with w = -min(|x|, 13.1), to 2⁻¹⁴ of itself; 0 where that is no normal number.
+#[inline(always)]
+unsafe fn lower_tail<V: Simd<Elem = f32>>(x: V) -> (V, V, V) {
+    // SAFETY: as above.
+    unsafe {
+        let (negative, lo) = (V::zero().sub(x), num::<V>(-13.1));
+        let below = x.if_greater(negative, negative, x);
+        let w = lo.if_greater(below, lo, below);
+        (below, w, exp2_for_bf16(polynomial(w, &LOG2_CDF)))
+    }
+}
+
+/// x · Φ(x), for positive x as x - x · Φ(-x).
+#[inline(always)]
+unsafe fn gelu_of_tail<V: Simd<Elem = f32>>(x: V, w: V, tail: V) -> V {
+    // SAFETY: as above.
+    unsafe { x.if_greater(V::zero(), w.mul_add(tail, x), x.mul(tail)) }
+}
+
+/// x · Φ(x) to 2⁻¹⁴ of itself, for results that are rounded to bfloat16. As in the formula, -∞ gives no number.
+#[inline(always)]
+pub(crate) unsafe fn gelu_for_bf16<V: Simd<Elem = f32>>(x: V) -> V {
+    // SAFETY: as above.
+    unsafe {
+        let (_, w, tail) = lower_tail(x);
+        gelu_of_tail(x, w, tail)
+    }
+}
+
+/// The same, and its derivative Φ(x) + x · φ(x) to 2⁻¹⁵.
+#[inline(always)]
+pub(crate) unsafe fn gelu_with_slope_for_bf16<V: Simd<Elem = f32>>(x: V) -> (V, V) {
+    // SAFETY: as above.
+    unsafe {
+        let (below, w, tail) = lower_tail(x);
+        let one = num::<V>(1.0);
+        let slope = tail.mul(below.mul_add(polynomial(w, &CDF_RISE), one));
+        (gelu_of_tail(x, w, tail), x.if_greater(V::zero(), one.sub(slope), slope))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -254,6 +333,54 @@ mod tests {
                 }
             }
         }
+    }
+
+    struct ForBf16<'a>(&'a [f32], [&'a mut [f32]; 3]);
+
+    impl Kernel<f32> for ForBf16<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        unsafe fn run<V: Simd<Elem = f32>>(self) {
+            let Self(xs, [exp2, ys, slopes]) = self;
+            for i in (0..xs.len()).step_by(V::LANES) {
+                let n = V::LANES.min(xs.len() - i);
+                // SAFETY: run by `dispatch`; no lane beyond the slices is touched.
+                unsafe {
+                    let x = V::load_first(xs.as_ptr().add(i), n);
+                    exp2_for_bf16(x).store_first(exp2.as_mut_ptr().add(i), n);
+                    let (y, slope) = gelu_with_slope_for_bf16(x);
+                    y.store_first(ys.as_mut_ptr().add(i), n);
+                    slope.store_first(slopes.as_mut_ptr().add(i), n);
+                }
+            }
+        }
+    }
+
+    /// Far below the rounding to eight bits, 2⁻⁸; no digits are lost in the tail.
+    #[test]
+    fn close_enough_for_bf16() {
+        let mut xs: Vec<f32> = (-104_000..=104_000).map(|i| i as f32 / 8000.0).collect();
+        xs.extend([f32::NAN, f32::INFINITY, f32::NEG_INFINITY, -1e30, -126.0, -200.0]);
+        let [mut exp2, mut ys, mut slopes] = [(); 3].map(|()| vec![0f32; xs.len()]);
+        dispatch(ForBf16(&xs, [&mut exp2, &mut ys, &mut slopes]));
+        let (values, ends) = xs.split_at(208_001);
+        for (i, &x) in values.iter().enumerate() {
+            let (x, near) = (f64::from(x), |got: f32, want: f64, by: f64| (f64::from(got) - want).abs() <= by);
+            // Φ by the kernel in f64, which has its own test.
+            let (mut cdf, density) = ([x], (-0.5 * x * x).exp() * NORMAL_DENSITY);
+            dispatch(Apply(Function::Cdf, &mut cdf));
+            let (y, slope) = (x * cdf[0], cdf[0] + x * density);
+            assert!(near(exp2[i], x.exp2(), x.exp2() * 2f64.powi(-18)), "2^{x}: {}", exp2[i]);
+            assert!(near(ys[i], y, y.abs() * 2f64.powi(-14) + 2e-37), "GELU of {x}: {} for {y}", ys[i]);
+            assert!(near(slopes[i], slope, 2f64.powi(-15)), "its slope at {x}: {} for {slope}", slopes[i]);
+        }
+        let [exp2, ys, slopes] = [&exp2[208_001..], &ys[208_001..], &slopes[208_001..]];
+        assert!(ends[0].is_nan() && exp2[0].is_nan() && ys[0].is_nan() && slopes[0].is_nan());
+        assert_eq!((exp2[2], exp2[4], exp2[5]), (0.0, f32::MIN_POSITIVE, 0.0));
+        // ∞ · 0 is no number, as PyTorch has it.
+        assert!(ys[1] == f32::INFINITY && slopes[1].is_nan() && ys[2].is_nan() && slopes[2].is_nan());
+        assert_eq!((ys[3], slopes[3]), (0.0, 0.0));
     }
 
     #[test]

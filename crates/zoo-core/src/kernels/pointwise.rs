@@ -1,7 +1,7 @@
 //! Activation functions and their derivatives on the host, vector by vector.
 
 use super::buffer::written;
-use super::math::{NORMAL_DENSITY, normal, num, sigmoid, tanh};
+use super::math::{num, sigmoid, tanh};
 use super::simd::{Kernel, Real, Simd, dispatch};
 use super::stored::Stored;
 use rayon::prelude::*;
@@ -107,7 +107,7 @@ impl<T: Real, E: Stored<Elem = T>> Kernel<T> for Forward<'_, E> {
                     let slope = num::<V>(slope);
                     each!(V, n, [x = from] -> to, x.if_at_most(zero, x.mul(slope), x))
                 }
-                Pointwise::Gelu => each!(V, n, [x = from] -> to, x.mul(normal(x).0)),
+                Pointwise::Gelu => each!(V, n, [x = from] -> to, E::gelu(x)),
                 Pointwise::GeluTanh => {
                     let half = num::<V>(0.5);
                     each!(V, n, [x = from] -> to, half.mul(x).mul(one.add(tanh(gelu_inner(x)))))
@@ -148,7 +148,7 @@ impl<T: Real, E: Stored<Elem = T>> Kernel<T> for Backward<'_, E> {
                     let slope = num::<V>(slope);
                     each!(V, n, [x = from, dy = grad] -> to, x.if_greater(zero, dy, dy.mul(slope)))
                 }
-                Pointwise::Gelu => each!(V, n, [x = from, dy = grad] -> to, gelu_slope(x).1.mul(dy)),
+                Pointwise::Gelu => each!(V, n, [x = from, dy = grad] -> to, E::gelu_with_slope(x).1.mul(dy)),
                 Pointwise::GeluTanh => {
                     let (half, a) = (num::<V>(0.5), num::<V>(GELU_TANH.0));
                     each!(V, n, [x = from, dy = grad] -> to, {
@@ -188,16 +188,6 @@ impl<T: Real, E: Stored<Elem = T>> Kernel<T> for Backward<'_, E> {
     }
 }
 
-/// (GELU(x), GELU'(x))
-#[inline(always)]
-unsafe fn gelu_slope<V: Simd>(x: V) -> (V, V) {
-    // SAFETY: as above.
-    unsafe {
-        let (cdf, density) = normal(x);
-        (x.mul(cdf), x.mul(density).mul_add(num(NORMAL_DENSITY), cdf))
-    }
-}
-
 /// GELU and GELU' times the gradient, which that is written over, of n numbers.
 ///
 /// # Safety
@@ -213,13 +203,13 @@ pub(crate) unsafe fn gelu_with_slope<V: Simd, E: Stored<Elem = V::Elem>>(
     unsafe {
         let whole = n - n % V::LANES;
         for i in (0..whole).step_by(V::LANES) {
-            let (y, slope) = gelu_slope::<V>(E::load(from.add(i)));
+            let (y, slope) = E::gelu_with_slope::<V>(E::load(from.add(i)));
             E::store(y, out.add(i));
             E::store(slope.mul(E::load(grad.add(i))), grad.add(i));
         }
         if whole < n {
             let rest = n - whole;
-            let (y, slope) = gelu_slope::<V>(E::load_first(from.add(whole), rest));
+            let (y, slope) = E::gelu_with_slope::<V>(E::load_first(from.add(whole), rest));
             E::store_first(y, out.add(whole), rest);
             let dy = E::load_first(grad.add(whole), rest);
             E::store_first(slope.mul(dy), grad.add(whole), rest);
@@ -234,12 +224,13 @@ pub(crate) unsafe fn gelu_with_slope<V: Simd, E: Stored<Elem = V::Elem>>(
 #[inline(always)]
 pub(crate) unsafe fn gelu_of<V: Simd, E: Stored<Elem = V::Elem>>(n: usize, from: *const E, out: *mut E) {
     // SAFETY: the caller's.
-    unsafe { each!(V, n, [x = from] -> out, x.mul(normal(x).0)) }
+    unsafe { each!(V, n, [x = from] -> out, E::gelu(x)) }
 }
 
 struct GeluBoth<'a, E>(&'a [E], *mut E, *mut E);
 
 impl<T: Real, E: Stored<Elem = T>> Kernel<T> for GeluBoth<'_, E> {
+    const NARROWS: bool = E::NARROWS;
     type Output = ();
 
     #[inline(always)]

@@ -1,5 +1,6 @@
 //! Numbers as they lie in memory: those that kernels compute with, and bfloat16 ones, which they widen on the way.
 
+use super::math::{NORMAL_DENSITY, gelu_for_bf16, gelu_with_slope_for_bf16, normal, num};
 use super::simd::{Real, Simd};
 use half::bf16;
 
@@ -24,6 +25,16 @@ pub(crate) trait Stored: Copy + Send + Sync {
     /// # Safety
     /// As [`load_first`](Self::load_first).
     unsafe fn store_first<V: Simd<Elem = Self::Elem>>(x: V, to: *mut Self, n: usize);
+    /// x · Φ(x), as exact as the memory holds it.
+    ///
+    /// # Safety
+    /// Below `dispatch`.
+    unsafe fn gelu<V: Simd<Elem = Self::Elem>>(x: V) -> V;
+    /// The same, and its derivative.
+    ///
+    /// # Safety
+    /// Below `dispatch`.
+    unsafe fn gelu_with_slope<V: Simd<Elem = Self::Elem>>(x: V) -> (V, V);
 }
 
 impl<T: Real> Stored for T {
@@ -50,6 +61,19 @@ impl<T: Real> Stored for T {
         // SAFETY: the caller's.
         unsafe { x.store_first(to, n) }
     }
+    #[inline(always)]
+    unsafe fn gelu<V: Simd<Elem = T>>(x: V) -> V {
+        // SAFETY: the caller's.
+        unsafe { x.mul(normal(x).0) }
+    }
+    #[inline(always)]
+    unsafe fn gelu_with_slope<V: Simd<Elem = T>>(x: V) -> (V, V) {
+        // SAFETY: the caller's.
+        unsafe {
+            let (cdf, density) = normal(x);
+            (x.mul(cdf), x.mul(density).mul_add(num(NORMAL_DENSITY), cdf))
+        }
+    }
 }
 
 impl Stored for bf16 {
@@ -75,5 +99,15 @@ impl Stored for bf16 {
     unsafe fn store_first<V: Simd<Elem = f32>>(x: V, to: *mut bf16, n: usize) {
         // SAFETY: the caller's.
         unsafe { x.store_first_bf16(to, n) }
+    }
+    #[inline(always)]
+    unsafe fn gelu<V: Simd<Elem = f32>>(x: V) -> V {
+        // SAFETY: the caller's.
+        unsafe { gelu_for_bf16(x) }
+    }
+    #[inline(always)]
+    unsafe fn gelu_with_slope<V: Simd<Elem = f32>>(x: V) -> (V, V) {
+        // SAFETY: the caller's.
+        unsafe { gelu_with_slope_for_bf16(x) }
     }
 }

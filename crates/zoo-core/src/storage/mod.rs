@@ -95,6 +95,12 @@ pub(crate) fn tensor<T: Real>(elements: Vec<T>, shape: impl Into<Shape>) -> Resu
     Tensor::from_vec(elements, shape.into(), &Device::Cpu)
 }
 
+/// Where a tensor lies: its place is nobody else's as long as it is held.
+pub(crate) fn place(weight: &Tensor) -> usize {
+    let (storage, layout) = weight.storage_and_layout();
+    std::ptr::from_ref(&*storage).addr() + layout.start_offset()
+}
+
 /// Adds `from` to `to`, which is contiguous, in `to`'s memory; see [`has_whole_rows`].
 pub(crate) fn add_in_place(to: &Tensor, from: &Tensor) -> Result<()> {
     to.inplace_op2(from, &AddTo)

@@ -6,7 +6,7 @@
 use super::matrix::{
     Rooms, To, left, left_room, left_transposed, multiply, padded, places, right, right_room, right_transposed, steps,
 };
-use super::softmax;
+use super::softmax::Softmax;
 use super::tiles::{DEPTH, Product, Tiles};
 use crate::kernels::attention::Sizes;
 use crate::kernels::buffer::{Shared, with_scratch, written};
@@ -106,7 +106,7 @@ impl Plan {
         let probabilities = left_room(queries, n);
         let rights = [right_room(d, n), right_room(n, d), right_room(queries, d)];
         let lefts = [left_room(queries, d), probabilities, probabilities, left_room(n, queries)];
-        Rooms::len(&[queries * n], &[&rights[..], &lefts].concat())
+        Rooms::len(&[queries * Softmax::stride(n)], &[&rights[..], &lefts].concat())
     }
 
     fn product<'a>(&self, steps: &'a [usize]) -> Product<'a> {
@@ -157,23 +157,23 @@ impl Head<'_> {
         let scale = (1.0 / (d as f64).sqrt()) as f32;
         let (by_width, by_keys) = (plan.product(&plan.of_width), plan.product(&plan.of_keys));
         let [q, k, v] = [0, 1, 2].map(|part| (qkv, row, part * width + head * d));
-        let keys = padded(n);
+        let (keys, stride, softmax) = (padded(n), Softmax::stride(n), Softmax::new(n, scale));
         // SAFETY: the caller's; the scratch has all rooms, each is written before it is read, and the rows of a left
         // side beyond its last one are rows of numbers that reach no output.
         unsafe {
             let mut rooms = Rooms::new(scratch);
-            let scores = rooms.wide(queries * n);
+            let scores = rooms.wide(queries * stride);
             let of_tokens = rooms.narrow(right_room(d, n));
             let of_rows = rooms.narrow(right_room(n, d));
             let rows = rooms.narrow(left_room(queries, d));
             let p = rooms.narrow(left_room(queries, n));
             left(q, (queries, d), rows);
             right_transposed::<V>(k, (d, n), of_tokens);
-            multiply::<V>(&by_width, (rows, of_tokens), (queries, n), To::Wide(scores, n));
+            multiply::<V>(&by_width, (rows, of_tokens), (queries, stride), To::Wide(scores, stride));
             for i in 0..queries {
                 let p = p.add(i * keys);
-                softmax::row::<V>(n, scale, scores.add(i * n), p);
-                std::slice::from_raw_parts_mut(p.add(n), keys - n).fill(bf16::ZERO);
+                softmax.row::<V>(scores.add(i * stride), p);
+                std::slice::from_raw_parts_mut(p.add(stride), keys - stride).fill(bf16::ZERO);
             }
             right::<V>(v, d, &plan.keys, of_rows);
             multiply::<V>(&by_keys, (p, of_rows), (queries, d), To::Narrow(out.0.at(head * d), out.1));
@@ -192,11 +192,11 @@ impl Head<'_> {
             // dp = dy · vᵀ
             left(dy, (queries, d), rows);
             right_transposed::<V>(v, (d, n), of_tokens);
-            multiply::<V>(&by_width, (rows, of_tokens), (queries, n), To::Wide(scores, n));
+            multiply::<V>(&by_width, (rows, of_tokens), (queries, stride), To::Wide(scores, stride));
             for i in 0..queries {
                 let ds = ds.add(i * keys);
-                softmax::row_backward::<V>(n, scale, (p.add(i * keys), scores.add(i * n)), ds);
-                std::slice::from_raw_parts_mut(ds.add(n), keys - n).fill(bf16::ZERO);
+                softmax.row_backward::<V>((p.add(i * keys), scores.add(i * stride)), ds);
+                std::slice::from_raw_parts_mut(ds.add(stride), keys - stride).fill(bf16::ZERO);
             }
             // dq = ds · k
             right::<V>(k, d, &plan.keys, of_rows);

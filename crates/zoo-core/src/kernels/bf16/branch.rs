@@ -22,18 +22,54 @@ use std::mem::MaybeUninit;
 /// The gradients of the six parameters.
 pub(crate) type Sums = [Vec<f32>; 6];
 
+/// The weights of a branch's maps as operands of the forward pass.
+pub(crate) enum Operands {
+    /// Left sides of products with an image's tokens.
+    Tokens([Vec<bf16>; 2]),
+    /// Right sides of products with the channels of a few images.
+    Chunks([Vec<bf16>; 2]),
+    /// Convolutions of single taps over the rows of all images.
+    Rows(Box<[conv::Forward; 2]>),
+}
+
+impl Operands {
+    /// For so many images.
+    pub fn new(branch: &Branch, w: &Weights<f32>, batch: usize) -> Self {
+        if let Inner::GeluOfTokens(_) = branch.inner {
+            return Self::Tokens(Mixing::new(branch, w).sides(false));
+        }
+        if let Some(chunks) = Chunks::new(branch, heads(branch), *w, batch) {
+            return Self::Chunks(chunks.sides());
+        }
+        let (first, second) = maps(branch, batch * branch.n);
+        Self::Rows(Box::new([
+            conv::Forward::new(&first.as_conv(), w.first.0, None),
+            conv::Forward::new(&second.as_conv(), w.second.0, None),
+        ]))
+    }
+}
+
 /// The output, and with `keep` the inner function's input for the backward pass.
-pub(crate) fn forward(branch: &Branch, xs: &[bf16], w: Weights<f32>, keep: bool) -> (Vec<bf16>, Option<Vec<bf16>>) {
-    if let Inner::GeluOfTokens(_) = branch.inner {
-        return Mixing::new(branch, &w).forward(xs, &normalized(branch, xs, &w), keep);
-    }
+pub(crate) fn forward(
+    branch: &Branch,
+    xs: &[bf16],
+    w: Weights<f32>,
+    operands: &Operands,
+    keep: bool,
+) -> (Vec<bf16>, Option<Vec<bf16>>) {
     let batch = xs.len() / (branch.n * branch.c);
-    if let Some(chunks) = Chunks::new(branch, heads(branch), w, batch) {
-        return chunks.forward(xs, keep);
-    }
+    let [first, second] = match operands {
+        Operands::Tokens(sides) => {
+            return Mixing::new(branch, &w).forward(sides, xs, &normalized(branch, xs, &w), keep);
+        }
+        Operands::Chunks(sides) => {
+            let chunks = Chunks::new(branch, heads(branch), w, batch);
+            return chunks.expect("operands for chunks of this batch").forward(sides, xs, keep);
+        }
+        Operands::Rows(maps) => &**maps,
+    };
     let normed = normalized(branch, xs, &w);
-    let (first, second) = maps(branch, xs.len() / branch.c);
-    let mid = conv::forward(&first.as_conv(), &normed, w.first.0, &Finish::bias(Some(w.first.1)));
+    let mid = first.run(&normed, &Finish::bias(Some(w.first.1)));
     drop(normed);
     let act = match heads(branch) {
         Some(heads) => attention::forward(heads, &mid),
@@ -42,7 +78,7 @@ pub(crate) fn forward(branch: &Branch, xs: &[bf16], w: Weights<f32>, keep: bool)
     let kept = keep.then_some(mid);
     let first_tokens = (branch.tokens() < branch.n).then(|| first_tokens(branch, xs));
     let skip = Some(first_tokens.as_deref().unwrap_or(xs));
-    let ys = conv::forward(&second.as_conv(), &act, w.second.0, &Finish { skip, ..Finish::bias(Some(w.second.1)) });
+    let ys = second.run(&act, &Finish { skip, ..Finish::bias(Some(w.second.1)) });
     (ys, kept)
 }
 

@@ -1,81 +1,83 @@
 //! Softmax between two products of attention: f32 scores in, bfloat16 probabilities out, and back. The scores are those of
 //! a head, and stay in its cache.
 
-use crate::kernels::math::{exp, num};
+use super::tiles::SIDE;
+use crate::kernels::math::{exp2_for_bf16, num};
 use crate::kernels::simd::Simd;
 use half::bf16;
 
-/// Softmax of `scale` times a row of n scores, which are written over.
-///
-/// # Safety
-/// Below `dispatch`; n numbers behind both pointers.
-#[inline(always)]
-pub(super) unsafe fn row<V: Simd<Elem = f32>>(n: usize, scale: f32, x: *mut f32, p: *mut bf16) {
-    let (whole, rest) = (n - n % V::LANES, n % V::LANES);
-    // SAFETY: the caller's; vectors are cut at n.
-    unsafe {
-        // A NaN gets past the maximum, and from the exponential into the sum.
-        let mut max = V::splat(f32::NEG_INFINITY);
-        for i in (0..whole).step_by(V::LANES) {
-            max = V::load(x.add(i)).max(max);
-        }
-        let mut max = max.largest();
-        for i in whole..n {
-            max = if *x.add(i) > max { *x.add(i) } else { max };
-        }
-        let (max, scale, mut total) = (V::splat(max), V::splat(scale), V::zero());
-        for i in (0..whole).step_by(V::LANES) {
-            let e = exp(V::load(x.add(i)).sub(max).mul(scale));
-            e.store(x.add(i));
-            total = total.add(e);
-        }
-        let mut total = total.sum();
-        if rest > 0 {
-            exp(V::load_first(x.add(whole), rest).sub(max).mul(scale)).store_first(x.add(whole), rest);
-            for i in whole..n {
-                total += *x.add(i);
-            }
-        }
-        let share = num::<V>(1.0).div(V::splat(total));
-        for i in (0..whole).step_by(V::LANES) {
-            V::load(x.add(i)).mul(share).store_bf16(p.add(i));
-        }
-        if rest > 0 {
-            V::load_first(x.add(whole), rest).mul(share).store_first_bf16(p.add(whole), rest);
-        }
-    }
-}
-
-/// The gradient of the row's scores: scale · p · (dp - Σ p·dp), with the probabilities as they were rounded.
-///
-/// # Safety
-/// Below `dispatch`; n numbers behind every pointer.
-#[inline(always)]
-pub(super) unsafe fn row_backward<V: Simd<Elem = f32>>(
+/// Softmax of `scale` times rows of n scores. Rows are whole vectors long: what stands behind the n-th score does not count,
+/// and has no probability and no gradient.
+#[derive(Clone, Copy)]
+pub(super) struct Softmax {
     n: usize,
     scale: f32,
-    (p, grad): (*const bf16, *const f32),
-    to: *mut bf16,
-) {
-    let (whole, rest) = (n - n % V::LANES, n % V::LANES);
-    // SAFETY: the caller's; vectors are cut at n.
-    unsafe {
-        let mut along = V::zero();
-        for i in (0..whole).step_by(V::LANES) {
-            along = V::load_bf16(p.add(i)).mul_add(V::load(grad.add(i)), along);
+    /// What is added to the last vector of 16 scores: -∞ behind the n-th.
+    last: [f32; SIDE],
+}
+
+impl Softmax {
+    pub fn new(n: usize, scale: f32) -> Self {
+        let rest = n - (n - 1) / SIDE * SIDE;
+        Self { n, scale, last: std::array::from_fn(|i| if i < rest { 0.0 } else { f32::NEG_INFINITY }) }
+    }
+
+    /// Numbers from a row of scores to the next one.
+    pub fn stride(n: usize) -> usize {
+        n.next_multiple_of(SIDE)
+    }
+
+    /// The probabilities of a row of scores, which are written over.
+    ///
+    /// # Safety
+    /// Below `dispatch`; [`stride`](Self::stride) numbers behind both pointers.
+    #[inline(always)]
+    pub unsafe fn row<V: Simd<Elem = f32>>(&self, x: *mut f32, p: *mut bf16) {
+        let all = Self::stride(self.n);
+        // SAFETY: the caller's.
+        unsafe {
+            for lane in (0..SIDE).step_by(V::LANES) {
+                let x = x.add(all - SIDE + lane);
+                V::load(x).add(V::load(self.last.as_ptr().add(lane))).store(x);
+            }
+            // A NaN gets past the maximum, and from the exponential into the sum.
+            let mut max = num::<V>(f64::NEG_INFINITY);
+            for i in (0..all).step_by(V::LANES) {
+                max = V::load(x.add(i)).max(max);
+            }
+            // In powers of 2.
+            let scale = V::splat(self.scale * std::f32::consts::LOG2_E);
+            let (max, mut total) = (V::splat(max.largest()), V::zero());
+            for i in (0..all).step_by(V::LANES) {
+                let e = exp2_for_bf16(V::load(x.add(i)).sub(max).mul(scale));
+                e.store(x.add(i));
+                total = total.add(e);
+            }
+            let share = V::splat(1.0 / total.sum());
+            for i in (0..all).step_by(V::LANES) {
+                V::load(x.add(i)).mul(share).store_bf16(p.add(i));
+            }
         }
-        if rest > 0 {
-            let grad = V::load_first(grad.add(whole), rest);
-            along = V::load_first_bf16(p.add(whole), rest).mul_add(grad, along);
-        }
-        let (along, scale) = (V::splat(along.sum()), V::splat(scale));
-        for i in (0..whole).step_by(V::LANES) {
-            let p = V::load_bf16(p.add(i)).mul(scale);
-            V::load(grad.add(i)).sub(along).mul(p).store_bf16(to.add(i));
-        }
-        if rest > 0 {
-            let p = V::load_first_bf16(p.add(whole), rest).mul(scale);
-            V::load_first(grad.add(whole), rest).sub(along).mul(p).store_first_bf16(to.add(whole), rest);
+    }
+
+    /// The gradient of the row's scores: scale · p · (dp - Σ p·dp), with the probabilities as they were rounded.
+    ///
+    /// # Safety
+    /// As [`row`](Self::row).
+    #[inline(always)]
+    pub unsafe fn row_backward<V: Simd<Elem = f32>>(&self, (p, grad): (*const bf16, *const f32), to: *mut bf16) {
+        let all = Self::stride(self.n);
+        // SAFETY: the caller's.
+        unsafe {
+            let mut along = V::zero();
+            for i in (0..all).step_by(V::LANES) {
+                along = V::load_bf16(p.add(i)).mul_add(V::load(grad.add(i)), along);
+            }
+            let (along, scale) = (V::splat(along.sum()), V::splat(self.scale));
+            for i in (0..all).step_by(V::LANES) {
+                let p = V::load_bf16(p.add(i)).mul(scale);
+                V::load(grad.add(i)).sub(along).mul(p).store_bf16(to.add(i));
+            }
         }
     }
 }
@@ -101,10 +103,10 @@ mod tests {
 
         #[inline(always)]
         unsafe fn run<V: Simd<Elem = f32>>(self) {
-            let n = self.n;
-            for (x, p) in self.scores.chunks_exact_mut(n).zip(self.probabilities.chunks_exact_mut(n)) {
-                // SAFETY: run by `dispatch`, on rows of n numbers.
-                unsafe { row::<V>(n, 1.0, x.as_mut_ptr(), p.as_mut_ptr().cast()) };
+            let (softmax, stride) = (Softmax::new(self.n, 1.0), Softmax::stride(self.n));
+            for (x, p) in self.scores.chunks_exact_mut(stride).zip(self.probabilities.chunks_exact_mut(stride)) {
+                // SAFETY: run by `dispatch`, on rows of whole vectors.
+                unsafe { softmax.row::<V>(x.as_mut_ptr(), p.as_mut_ptr().cast()) };
             }
         }
     }
@@ -122,27 +124,41 @@ mod tests {
 
         #[inline(always)]
         unsafe fn run<V: Simd<Elem = f32>>(self) {
-            let (n, scale) = (self.n, self.scale);
-            let rows = self.probabilities.chunks_exact(n).zip(self.grad.chunks_exact(n));
-            for ((p, grad), to) in rows.zip(self.to.chunks_exact_mut(n)) {
-                // SAFETY: run by `dispatch`, on rows of n numbers.
-                unsafe { row_backward::<V>(n, scale, (p.as_ptr(), grad.as_ptr()), to.as_mut_ptr().cast()) };
+            let (softmax, stride) = (Softmax::new(self.n, self.scale), Softmax::stride(self.n));
+            let rows = self.probabilities.chunks_exact(stride).zip(self.grad.chunks_exact(stride));
+            for ((p, grad), to) in rows.zip(self.to.chunks_exact_mut(stride)) {
+                // SAFETY: run by `dispatch`, on rows of whole vectors.
+                unsafe { softmax.row_backward::<V>((p.as_ptr(), grad.as_ptr()), to.as_mut_ptr().cast()) };
             }
         }
     }
 
+    /// Rows of n numbers, with `behind` at their ends.
+    fn spread<T: Copy>(n: usize, numbers: &[T], behind: T) -> Vec<T> {
+        let rest = vec![behind; Softmax::stride(n) - n];
+        numbers.chunks_exact(n).flat_map(|row| row.iter().chain(&rest).copied()).collect()
+    }
+
+    fn cut(n: usize, numbers: &[bf16]) -> Vec<bf16> {
+        let (rows, zero) = (numbers.chunks_exact(Softmax::stride(n)), bf16::ZERO);
+        assert!(rows.clone().all(|row| row[n..].iter().all(|x| *x == zero || row[0].is_nan())), "{n}: {numbers:?}");
+        rows.flat_map(|row| &row[..n]).copied().collect()
+    }
+
     fn forward(level: Level, n: usize, scores: &[f32]) -> Vec<bf16> {
-        let mut scores = scores.to_vec();
+        let scores = &mut spread(n, scores, 7.0)[..];
+        let len = scores.len();
         // SAFETY: the rows cover the output.
-        unsafe { written(scores.len(), |to| dispatch_at(level, Rows { n, scores: &mut scores, probabilities: to })) }
+        cut(n, &unsafe { written(len, |to| dispatch_at(level, Rows { n, scores, probabilities: to })) })
     }
 
     fn backward(level: Level, n: usize, probabilities: &[bf16], grad: &[f32], scale: f32) -> Vec<bf16> {
+        let (probabilities, grad) = (&spread(n, probabilities, bf16::ZERO), &spread(n, grad, 7.0));
         // SAFETY: the rows cover the output.
-        unsafe { written(grad.len(), |to| dispatch_at(level, Gradient { n, probabilities, grad, scale, to })) }
+        cut(n, &unsafe { written(grad.len(), |to| dispatch_at(level, Gradient { n, probabilities, grad, scale, to })) })
     }
 
-    /// To one rounding of eight bits, and that of n sums in f32; the exponential is right to four units.
+    /// To one rounding of eight bits, and that of n sums in f32; the exponential is right to 2⁻¹⁸.
     #[test]
     fn rows_are_right_to_one_rounding_at_every_level() {
         for (n, level) in WIDTHS.into_iter().flat_map(|n| Level::supported().map(move |level| (n, level))) {
@@ -156,7 +172,8 @@ mod tests {
                     for (e, got) in exps.iter().zip(got) {
                         let want = e / total;
                         // A difference of scores is rounded as well: half a unit of its size.
-                        let bound = want * (2f64.powi(-8) + (n as f64 + 8.0 + 2.0 * size) * 2f64.powi(-23));
+                        let bound =
+                            want * (2f64.powi(-8) + 2f64.powi(-17) + (n as f64 + 8.0 + 2.0 * size) * 2f64.powi(-23));
                         assert!((got.to_f64() - want).abs() <= bound, "{level:?} {n}: {got} for {want}");
                     }
                 }

@@ -62,12 +62,16 @@ impl<'a> Chunks<'a> {
         self.heads.as_ref().map_or(0, Plan::rooms)
     }
 
+    /// Both weights as right sides of the forward pass.
+    pub fn sides(&self) -> [Vec<bf16>; 2] {
+        let &Branch { c, mid, act, .. } = self.branch;
+        [packed(self.level, self.w.first.0, (c, mid), true), packed(self.level, self.w.second.0, (act, c), true)]
+    }
+
     /// The output, and with `keep` the inner function's input.
-    pub fn forward(&self, xs: &[bf16], keep: bool) -> (Vec<bf16>, Option<Vec<bf16>>) {
+    pub fn forward(&self, sides: &[Vec<bf16>; 2], xs: &[bf16], keep: bool) -> (Vec<bf16>, Option<Vec<bf16>>) {
         let &Branch { n, c, mid, act, .. } = self.branch;
         let batch = xs.len() / (n * c);
-        let sides =
-            [packed(self.level, self.w.first.0, (c, mid), true), packed(self.level, self.w.second.0, (act, c), true)];
         let (behind, rows) = self.rows(self.images);
         let lefts = [left_room(rows, c), rows * mid, left_room(behind, act)];
         let room = Rooms::len(&[self.heads_room()], &lefts);
@@ -83,7 +87,7 @@ impl<'a> Chunks<'a> {
                     let y = ys.offset(first * self.branch.tokens() * c);
                     // Outside of `dispatch`: what a closure holds does not take on the features of the function around.
                     with_scratch::<f32, _>(room, |scratch| {
-                        dispatch_at(self.level, Forward { of: self, sides: &sides, x, kept, y, scratch });
+                        dispatch_at(self.level, Forward { of: self, sides, x, kept, y, scratch });
                     });
                 });
             });

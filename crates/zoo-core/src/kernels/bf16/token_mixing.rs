@@ -24,7 +24,7 @@ pub(super) struct Mixing<'a> {
     n: usize,
     c: usize,
     mid: usize,
-    weights: [Vec<bf16>; 2],
+    weights: [&'a [f32]; 2],
     bias: [&'a [f32]; 2],
     /// Steps of sums over tokens, over what is between the maps, and over channels; and rows to pair.
     of_tokens: Vec<usize>,
@@ -42,7 +42,7 @@ impl<'a> Mixing<'a> {
             n,
             c,
             mid,
-            weights: [weights::narrow(w.first.0), weights::narrow(w.second.0)],
+            weights: [w.first.0, w.second.0],
             bias: [w.first.1, w.second.1],
             of_tokens: steps(n),
             of_mid: steps(mid),
@@ -57,18 +57,24 @@ impl<'a> Mixing<'a> {
     }
 
     /// Both weights as left sides, or their transposes, the second first.
-    fn sides(&self, transposed: bool) -> [Vec<bf16>; 2] {
+    pub fn sides(&self, transposed: bool) -> [Vec<bf16>; 2] {
         let (n, mid) = (self.n, self.mid);
+        let weights = &self.weights.map(weights::narrow);
         let mut sides = [vec![bf16::ZERO; left_room(mid, n)], vec![bf16::ZERO; left_room(n, mid)]];
-        dispatch_at(self.level, Sides { mixing: self, transposed, to: &mut sides });
+        dispatch_at(self.level, Sides { mixing: self, weights, transposed, to: &mut sides });
         sides
     }
 
-    /// x + the branch, and what is between the maps if it is to be kept.
-    pub fn forward(&self, xs: &[bf16], normed: &[bf16], keep: bool) -> (Vec<bf16>, Option<Vec<bf16>>) {
+    /// x + the branch, and what is between the maps if it is to be kept; with the weights as they lie, as left sides.
+    pub fn forward(
+        &self,
+        sides: &[Vec<bf16>; 2],
+        xs: &[bf16],
+        normed: &[bf16],
+        keep: bool,
+    ) -> (Vec<bf16>, Option<Vec<bf16>>) {
         let &Self { n, c, mid, .. } = self;
         let images = xs.len() / (n * c);
-        let sides = self.sides(false);
         let mut kept = Vec::with_capacity(if keep { images * mid * c } else { 0 });
         let room = Rooms::len(&[], &[right_room(n, c), right_room(mid, c), mid * c]);
         // SAFETY: an image's task writes its outputs, and what is kept of it.
@@ -82,7 +88,7 @@ impl<'a> Mixing<'a> {
                     let (kept, y) = (kept_at.map(|kept| kept.offset(image * mid * c)), ys.offset(at));
                     // Outside of `dispatch`: what a closure holds does not take on the features of the function around.
                     with_scratch::<f32, _>(room, |scratch| {
-                        dispatch_at(self.level, Forward { mixing: self, sides: &sides, x, normed, kept, y, scratch });
+                        dispatch_at(self.level, Forward { mixing: self, sides, x, normed, kept, y, scratch });
                     });
                 });
             });
@@ -139,6 +145,7 @@ impl<'a> Mixing<'a> {
 
 struct Sides<'a> {
     mixing: &'a Mixing<'a>,
+    weights: &'a [Vec<bf16>; 2],
     transposed: bool,
     to: &'a mut [Vec<bf16>; 2],
 }
@@ -149,8 +156,8 @@ impl Kernel<f32> for Sides<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Simd<Elem = f32>>(self) {
-        let Mixing { n, mid, weights: [first, second], tokens, mids, .. } = self.mixing;
-        let [a, b] = self.to;
+        let Mixing { n, mid, tokens, mids, .. } = self.mixing;
+        let ([first, second], [a, b]) = (self.weights, self.to);
         // SAFETY: run by `dispatch`; the sides have their rooms.
         unsafe {
             if self.transposed {

@@ -13,7 +13,7 @@ use crate::ops::batch_norm::{BatchStats, Norm};
 use crate::ops::conv2d::geometry;
 use crate::ops::{Conv2dParams, with_elements};
 use crate::pass::{self, tracks};
-use crate::storage::{map, rows, with_rows};
+use crate::storage::{map, place, rows, with_rows};
 use crate::tape::{self, Gradient};
 use candle_core::{DType, Device, Result, Shape, Tensor, WithDType};
 use half::bf16;
@@ -155,23 +155,17 @@ struct Folded {
     _read: [Tensor; 3],
 }
 
-/// Where a weight lies.
-fn place(weight: &Tensor) -> usize {
-    let (storage, layout) = weight.storage_and_layout();
-    std::ptr::from_ref(&*storage).addr() + layout.start_offset()
-}
-
 /// A weight in f32: itself, if it is that.
-fn in_f32(weight: &Tensor) -> Result<Tensor> {
+pub(super) fn in_f32(weight: &Tensor) -> Result<Tensor> {
     weight.detach().to_dtype(DType::F32)?.contiguous()
 }
 
 /// A weight's elements, in f32.
-fn numbers(weight: &Tensor) -> Result<Vec<f32>> {
+pub(super) fn numbers(weight: &Tensor) -> Result<Vec<f32>> {
     in_f32(weight)?.flatten_all()?.to_vec1()
 }
 
 /// Lends the elements of a tensor that is contiguous.
-fn lend<T: WithDType, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
+pub(super) fn lend<T: WithDType, R>(tensor: &Tensor, f: impl FnOnce(&[T]) -> R) -> Result<R> {
     with_elements::<T, _>("conv_bn", &[tensor], |all| Ok(f(all[0])))
 }

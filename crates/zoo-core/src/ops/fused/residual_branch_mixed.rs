@@ -3,10 +3,11 @@
 use crate::kernels::bf16::branch as kernel;
 use crate::kernels::residual_block::{Branch, Weights};
 use crate::ops::with_elements;
-use crate::pass::{is_on_tape, tracks};
-use crate::storage::{map, rows, with_rows};
+use crate::pass::{self, is_on_tape, tracks};
+use crate::storage::{map, place, rows, with_rows};
 use crate::tape::{self, Gradient};
 use candle_core::{DType, Device, Result, Tensor, bail};
+use std::sync::Arc;
 
 /// The branch of tokens (b, n, c); `params` are weights and biases of norm, first and second map.
 pub(super) fn run(xs: &Tensor, branch: Branch, params: Vec<Tensor>) -> Result<Tensor> {
@@ -17,8 +18,16 @@ pub(super) fn run(xs: &Tensor, branch: Branch, params: Vec<Tensor>) -> Result<Te
     let inputs: Vec<&Tensor> = [xs].into_iter().chain(&params).collect();
     // What the first map makes stays for a backward pass that may follow.
     let keep = is_on_tape(xs) && inputs.iter().any(|xs| tracks(xs));
-    let (ys, mid) = with_parts(&x, &held, |x, w| Ok(kernel::forward(&branch, x, w, keep)))?;
-    let ys = map(ys, &(xs.dim(0)?, branch.tokens(), branch.c).into())?;
+    let b = xs.dim(0)?;
+    let made = || with_parts(&x, &held, |_, w| Ok(kernel::Operands::new(&branch, &w, b)));
+    let operands = if is_on_tape(xs) {
+        Arc::new(Prepared { operands: made()?, _read: params.clone() })
+    } else {
+        let key = [b, branch.n, branch.c, branch.mid, branch.tokens(), place(&params[4])];
+        pass::prepared(place(&params[2]), &key, || Ok(Prepared { operands: made()?, _read: params.clone() }))?
+    };
+    let (ys, mid) = with_parts(&x, &held, |x, w| Ok(kernel::forward(&branch, x, w, &operands.operands, keep)))?;
+    let ys = map(ys, &(b, branch.tokens(), branch.c).into())?;
     let saved: Vec<Tensor> = inputs.iter().map(|&input| input.clone()).collect();
     tape::push(name, &inputs, &ys, move |grad| {
         let Some(mid) = mid else { bail!("{name}: the forward pass kept nothing for a gradient") };
@@ -34,6 +43,13 @@ pub(super) fn run(xs: &Tensor, branch: Branch, params: Vec<Tensor>) -> Result<Te
         Ok(all)
     });
     Ok(ys)
+}
+
+/// Operands of both maps.
+struct Prepared {
+    operands: kernel::Operands,
+    /// Their places are theirs as long as these are kept.
+    _read: Vec<Tensor>,
 }
 
 /// Lends the rows of the input, and the parameters.
