@@ -7,6 +7,7 @@ use crate::layers::{BatchNorm, Conv2d, Layer, LayerNorm, MlpBlock, SelfAttention
 use crate::ops::fused::concat_norm::{ConcatView, concat_norm, concat_stats};
 use crate::ops::fused::conv_bn::{Scale, conv_bn_eval, conv_bn_train};
 use crate::ops::fused::conv_bn_mixed;
+use crate::ops::fused::dense_unit_mixed;
 use crate::ops::fused::residual_branch::{Inner, residual_branch};
 use crate::ops::{FusedActivation, Norm, Pointwise};
 use candle_core::{DType, Result, Tensor, bail};
@@ -19,7 +20,9 @@ pub(crate) struct Row {
     pub layers: &'static [fn(&dyn Layer) -> bool],
     end: End,
     /// The steps, counted from the first, whose output a training pass keeps besides the last one's.
-    pub kept: &'static [usize],
+    kept: &'static [usize],
+    /// The same in mixed precision, where that is another.
+    kept_mixed: Option<&'static [usize]>,
     run: fn(&Call) -> Result<Option<Tensor>>,
     /// The same on maps that stand one behind the other and are not joined.
     pub on_concat: Option<OnConcat>,
@@ -61,16 +64,35 @@ const TABLE: &[Row] = &[
         layers: &[is::<Conv2d>, is::<BatchNorm>, cuts],
         end: End::Alone,
         kept: &[0],
+        kept_mixed: None,
         run: conv_norm,
         on_concat: None,
     },
     // norm(conv(x))
-    Row { layers: &[is::<Conv2d>, is::<BatchNorm>], end: End::Alone, kept: &[0], run: conv_norm, on_concat: None },
+    Row {
+        layers: &[is::<Conv2d>, is::<BatchNorm>],
+        end: End::Alone,
+        kept: &[0],
+        kept_mixed: None,
+        run: conv_norm,
+        on_concat: None,
+    },
+    // act(norm(conv(act(norm(x))))), of one map or of many side by side
+    Row {
+        layers: &[is::<BatchNorm>, cuts, is::<Conv2d>, is::<BatchNorm>, cuts],
+        end: End::Alone,
+        kept: &[1, 2],
+        // Of maps side by side, whose normalised rows are made anew.
+        kept_mixed: Some(&[2]),
+        run: norm_act_conv_norm,
+        on_concat: Some(norm_act_conv_norm_concat),
+    },
     // act(norm(x)), of one map or of many side by side
     Row {
         layers: &[is::<BatchNorm>, cuts],
         end: End::Alone,
         kept: &[],
+        kept_mixed: None,
         run: norm_act,
         on_concat: Some(norm_act_concat),
     },
@@ -79,18 +101,34 @@ const TABLE: &[Row] = &[
         layers: &[is::<Conv2d>, is::<BatchNorm>],
         end: End::ActivatedSum,
         kept: &[0],
+        kept_mixed: None,
         run: conv_norm,
         on_concat: None,
     },
     // x + attention(norm(x))
-    Row { layers: &[is::<LayerNorm>, is::<SelfAttention>], end: End::Sum, kept: &[1], run: attention, on_concat: None },
+    Row {
+        layers: &[is::<LayerNorm>, is::<SelfAttention>],
+        end: End::Sum,
+        kept: &[1],
+        kept_mixed: None,
+        run: attention,
+        on_concat: None,
+    },
     // x + mlp(norm(x))
-    Row { layers: &[is::<LayerNorm>, is::<MlpBlock>], end: End::Sum, kept: &[1], run: mlp, on_concat: None },
+    Row {
+        layers: &[is::<LayerNorm>, is::<MlpBlock>],
+        end: End::Sum,
+        kept: &[1],
+        kept_mixed: None,
+        run: mlp,
+        on_concat: None,
+    },
     // x + mlp(norm(x)ᵀ)ᵀ
     Row {
         layers: &[is::<LayerNorm>, is::<Transpose>, is::<MlpBlock>, is::<Transpose>],
         end: End::Sum,
         kept: &[2],
+        kept_mixed: None,
         run: mlp_of_tokens,
         on_concat: None,
     },
@@ -99,6 +137,7 @@ const TABLE: &[Row] = &[
         layers: &[is::<Transpose>, is::<LayerNorm>, is::<MlpBlock>, is::<Transpose>],
         end: End::Sum,
         kept: &[2],
+        kept_mixed: None,
         run: mlp_of_normed_tokens,
         on_concat: None,
     },
@@ -134,6 +173,11 @@ fn cuts(layer: &dyn Layer) -> bool {
 impl Row {
     fn fits(&self, layers: &[Arc<dyn Layer>]) -> bool {
         self.layers.iter().zip(layers).all(|(is, layer)| is(&**layer))
+    }
+
+    /// The steps whose output a training pass keeps besides the last one's, in f32 and in mixed precision.
+    pub fn kept(&self) -> [&'static [usize]; 2] {
+        [self.kept, self.kept_mixed.unwrap_or(self.kept)]
     }
 
     /// Whether this activation behind a sum is part of the operation.
@@ -208,6 +252,52 @@ fn norm_act(call: &Call) -> Result<Option<Tensor>> {
     let Some(norm) = call.layer::<BatchNorm>(0) else { return Ok(None) };
     let activation = call.layer::<Pointwise>(1).copied();
     norm.normalize(call.xs, activation, call.train).map(Some)
+}
+
+fn norm_act_conv_norm(call: &Call) -> Result<Option<Tensor>> {
+    let (front, back) = call.layers.split_at(2);
+    let own = layer_as::<Pointwise>(&*front[1]).copied();
+    let Some(activation) = FusedActivation::of(own) else { return Ok(None) };
+    let Some(ys) = norm_act(&Call { layers: front, activation, ..*call })? else { return Ok(None) };
+    conv_norm(&Call { layers: back, xs: &ys, ..*call })
+}
+
+fn norm_act_conv_norm_concat(layers: &[Arc<dyn Layer>], maps: &ConcatView, train: bool) -> Result<Tensor> {
+    let (front, back) = layers.split_at(2);
+    let (Some(first), Some(conv), Some(second)) =
+        (layer_as::<BatchNorm>(&*layers[0]), layer_as::<Conv2d>(&*layers[2]), layer_as::<BatchNorm>(&*layers[3]))
+    else {
+        bail!("{layers:?} are no norm, activation, convolution and norm")
+    };
+    let activation = |layer: usize| FusedActivation::of(layer_as::<Pointwise>(&*layers[layer]).copied());
+    let (weight, bias, params) = conv.parts(train);
+    let is_mixed = dense_unit_mixed::fits(maps, &weight, bias.as_ref(), params);
+    if let (true, Some(cut), Some(activation)) = (is_mixed, activation(1), activation(4)) {
+        let tensors: Vec<&Tensor> = maps.iter().map(|(xs, _)| xs).collect();
+        if !train {
+            let first = (&first.running(), cut);
+            return dense_unit_mixed::dense_unit_eval(&tensors, first, &weight, &second.running(), activation);
+        }
+        if first.normalizes() && second.normalizes() {
+            let (scale, shift) = first.weights(train);
+            let stats = concat_stats(maps)?;
+            let Norm { weight: gamma, bias: beta, eps, .. } = second.running();
+            let behind = Scale { weight: gamma, bias: beta, eps };
+            let front = (&first.of_batch(&scale, &shift, &stats), cut);
+            let (ys, of_conv) = dense_unit_mixed::dense_unit_train(&tensors, front, &weight, &behind, activation)?;
+            let &[b, _, h, w] = ys.dims() else { bail!("dense_unit: an output of {:?}", ys.dims()) };
+            first.update_running_stats(&stats, &[b, stats.mean.elem_count(), h, w])?;
+            second.update_running_stats(&of_conv, ys.dims())?;
+            return Ok(ys);
+        }
+    }
+    let ys = norm_act_concat(front, maps, train)?;
+    let own = layer_as::<Pointwise>(&*layers[4]).copied();
+    let fused = match FusedActivation::of(own) {
+        Some(activation) => conv_norm(&Call { layers: back, xs: &ys, skip: None, activation, train })?,
+        None => None,
+    };
+    fused.map_or_else(|| back.iter().try_fold(ys, |ys, layer| layer.forward_t(&ys, train)), Ok)
 }
 
 fn norm_act_concat(layers: &[Arc<dyn Layer>], maps: &ConcatView, train: bool) -> Result<Tensor> {

@@ -106,7 +106,7 @@ impl ModuleT for Residual {
             self.activation.map_or(Ok(sum.clone()), |function| activate(&sum, function))
         };
         match self.row.filter(|row| row.takes(self.activation)) {
-            Some(row) => trace::fused(Some(row.kept), by_layers),
+            Some(row) => trace::fused(Some(row.kept()), by_layers),
             None => by_layers(),
         }
     }

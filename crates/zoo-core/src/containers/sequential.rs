@@ -56,7 +56,7 @@ impl Step {
         {
             return Ok(ys);
         }
-        trace::fused(Some(row.kept), by_layers)
+        trace::fused(Some(row.kept()), by_layers)
     }
 }
 

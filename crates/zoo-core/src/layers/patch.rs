@@ -74,7 +74,7 @@ impl ModuleT for PatchEmbed {
         let stride = if p == 1 { String::new() } else { format!(", stride {p}") };
         let (weights, detail) = ([Some(&self.weight), Some(&self.bias)], || format!("{p}x{p}{stride}"));
         // In training the map is never made: the tokens are a product with the patches.
-        trace::fused(Some(&[]), || {
+        trace::fused(Some([&[], &[]]), || {
             let conv = || conv2d(xs, &weight, Some(&bias), params);
             let map = trace::layer("Conv2d", &self.path, &weights, detail, &[xs], conv)?;
             // (b, dim, h/p, w/p) -> (b, h/p · w/p, dim)

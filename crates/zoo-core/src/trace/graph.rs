@@ -27,6 +27,8 @@ pub struct Node {
     /// How many tensors of the output's size a training step keeps for its backward pass: 0 for a step inside a fused
     /// operation that never makes the tensor, 2 where candle's own graph starts from a copy.
     pub kept: usize,
+    /// The same in mixed precision.
+    pub kept_mixed: usize,
 }
 
 impl Node {
@@ -123,6 +125,7 @@ impl Tracer {
             block: self.blocks.last().copied(),
             operation: self.graph.nodes.len(),
             kept: 1 + usize::from(self.foreign),
+            kept_mixed: 1 + usize::from(self.foreign),
         });
     }
 }

@@ -74,8 +74,8 @@ pub(crate) fn mark_foreign() {
 }
 
 /// Runs steps that are one operation in training, which keeps the output of the last, and of those that `kept` counts
-/// from the first; of a step whose output nobody makes, `kept` is `None`.
-pub(crate) fn fused<R>(kept: Option<&[usize]>, run: impl FnOnce() -> Result<R>) -> Result<R> {
+/// from the first, in f32 and in mixed precision; of a step whose output nobody makes, `kept` is `None`.
+pub(crate) fn fused<R>(kept: Option<[&[usize]; 2]>, run: impl FnOnce() -> Result<R>) -> Result<R> {
     let first = with(|tracer| tracer.graph.nodes.len());
     let result = run()?;
     with(|tracer| {
@@ -83,7 +83,8 @@ pub(crate) fn fused<R>(kept: Option<&[usize]>, run: impl FnOnce() -> Result<R>) 
         let steps = &mut tracer.graph.nodes[first..];
         let last = steps.len().wrapping_sub(1);
         for (i, node) in steps.iter_mut().enumerate() {
-            node.kept = kept.map_or(0, |kept| usize::from(i == last || kept.contains(&i)));
+            let is_kept = |kept: &[usize]| usize::from(i == last || kept.contains(&i));
+            [node.kept, node.kept_mixed] = kept.map_or([0; 2], |kept| kept.map(is_kept));
             node.operation = first;
         }
     });

@@ -16,9 +16,9 @@ const TASK: usize = 1 << 14;
 /// Maps of the same pixels.
 pub(crate) struct Maps<'a> {
     /// Rows, and channels.
-    parts: Vec<(&'a [bf16], usize)>,
-    c: usize,
-    pixels: usize,
+    pub(super) parts: Vec<(&'a [bf16], usize)>,
+    pub(super) c: usize,
+    pub(super) pixels: usize,
 }
 
 impl<'a> Maps<'a> {
@@ -73,17 +73,37 @@ impl<'a> Maps<'a> {
         earlier: &[Option<&[bf16]>],
         wanted: &[bool],
     ) -> Vec<Option<Vec<bf16>>> {
-        assert!(grad.len() == self.len() && earlier.len() == self.parts.len() && wanted.len() == self.parts.len());
+        assert_eq!(grad.len(), self.len());
+        self.input_grads_of(walk::part(self.c, TASK) / self.c, Grad::Whole(grad), by, earlier, wanted)
+    }
+
+    /// The same, so many pixels at a time.
+    pub(super) fn input_grads_of(
+        &self,
+        pixels: usize,
+        grad: Grad,
+        by: &InputGrad,
+        earlier: &[Option<&[bf16]>],
+        wanted: &[bool],
+    ) -> Vec<Option<Vec<bf16>>> {
+        assert!(earlier.len() == self.parts.len() && wanted.len() == self.parts.len());
         let mut all: Vec<Option<Vec<bf16>>> = self.parts.iter().zip(wanted).map(room).collect();
         let places = all.iter_mut().map(|part| part.as_mut().map(Shared::from_spare));
         let places: Vec<_> = places.zip(&self.parts).map(|(place, &(_, width))| (place, width)).collect();
-        let task = walk::part(self.c, TASK);
-        let buffers = || (Vec::new(), Vec::new());
-        grad.par_chunks(task).enumerate().for_each_init(buffers, |(joined, sums), (i, grad)| {
-            let rows = self.join(joined, (i * task, grad.len()));
+        let buffers = || [Vec::new(), Vec::new(), Vec::new()];
+        (0..self.pixels.div_ceil(pixels)).into_par_iter().for_each_init(buffers, |[joined, sums, made], i| {
+            let at = (i * pixels, pixels.min(self.pixels - i * pixels));
+            let n = at.1 * self.c;
+            let rows = self.join(joined, (at.0 * self.c, n));
+            let grad = match grad {
+                Grad::Whole(grad) => &grad[at.0 * self.c..][..n],
+                Grad::Made(make) => {
+                    make(at, made);
+                    made
+                }
+            };
             sums.clear();
-            sums.resize(grad.len(), bf16::ZERO);
-            let at = (i * task / self.c, grad.len() / self.c);
+            sums.resize(n, bf16::ZERO);
             let mut before = 0;
             for (&(part, width), earlier) in self.parts.iter().zip(earlier) {
                 if let Some(earlier) = earlier {
@@ -115,6 +135,16 @@ impl<'a> Maps<'a> {
         joined
     }
 }
+
+/// The gradient of the normalised maps side by side: as it lies, or made for some pixels at a time.
+#[derive(Clone, Copy)]
+pub(super) enum Grad<'g> {
+    Whole(&'g [bf16]),
+    Made(&'g Make<'g>),
+}
+
+/// Makes the gradient of these pixels, the first one and how many.
+type Make<'g> = dyn Fn((usize, usize), &mut Vec<bf16>) + Sync + 'g;
 
 fn room((&(rows, _), &wanted): (&(&[bf16], usize), &bool)) -> Option<Vec<bf16>> {
     wanted.then(|| Vec::with_capacity(rows.len()))

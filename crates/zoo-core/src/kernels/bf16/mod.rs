@@ -10,6 +10,7 @@ pub(crate) mod channels;
 pub(crate) mod concat_norm;
 pub(crate) mod conv;
 mod correlation;
+pub(crate) mod dense_unit;
 pub(crate) mod depthwise;
 mod frame;
 pub(crate) mod layout;

@@ -4,5 +4,6 @@
 pub(crate) mod concat_norm;
 pub(crate) mod conv_bn;
 pub(crate) mod conv_bn_mixed;
+pub(crate) mod dense_unit_mixed;
 pub(crate) mod residual_branch;
 mod residual_branch_mixed;
