@@ -222,31 +222,44 @@ pub(crate) fn backward<E: Stored>(
     }
 }
 
-/// Mean and 1 / √(σ² + eps) of each of a register's columns of a matrix (rows, cols).
+/// Registers of columns that are walked down together: their sums wait for each other's additions and not for their own.
+const TOGETHER: usize = 4;
+
+/// Mean and 1 / √(σ² + eps) of each column of N registers of a matrix (rows, cols), from column j on.
 #[inline(always)]
-unsafe fn column_stats<V: Simd>(
+unsafe fn column_stats<V: Simd, const N: usize>(
     x: *const impl Stored<Elem = V::Elem>,
     j: usize,
     (rows, cols): (usize, usize),
     eps: f64,
-) -> (V, V) {
+) -> [(V, V); N] {
     // SAFETY: as above, `x` holds the matrix.
     unsafe {
         let count = num::<V>(1.0 / rows as f64);
-        let mut sum = V::zero();
+        let mut mean = [V::zero(); N];
         for i in 0..rows {
-            sum = sum.add(part::<V>(x.add(i * cols), j, cols));
+            for (k, sum) in mean.iter_mut().enumerate() {
+                *sum = sum.add(part::<V>(x.add(i * cols), j + k * V::LANES, cols));
+            }
         }
-        let mean = sum.mul(count);
-        let mut squares = V::zero();
+        for mean in &mut mean {
+            *mean = mean.mul(count);
+        }
+        let mut squares = [V::zero(); N];
         for i in 0..rows {
-            let d = part::<V>(x.add(i * cols), j, cols).sub(mean);
-            squares = d.mul_add(d, squares);
+            for (k, (squares, mean)) in squares.iter_mut().zip(mean).enumerate() {
+                let d = part::<V>(x.add(i * cols), j + k * V::LANES, cols).sub(mean);
+                *squares = d.mul_add(d, *squares);
+            }
         }
-        let mut lanes = [<V::Elem as WithDType>::from_f64(0.0); 16];
-        squares.mul(count).store(lanes.as_mut_ptr());
-        lanes.iter_mut().for_each(|x| *x = <V::Elem as WithDType>::from_f64(1.0 / (x.to_f64() + eps).sqrt()));
-        (mean, V::load(lanes.as_ptr()))
+        let mut all = [(V::zero(), V::zero()); N];
+        for ((all, squares), mean) in all.iter_mut().zip(squares).zip(mean) {
+            let mut lanes = [<V::Elem as WithDType>::from_f64(0.0); 16];
+            squares.mul(count).store(lanes.as_mut_ptr());
+            lanes.iter_mut().for_each(|x| *x = <V::Elem as WithDType>::from_f64(1.0 / (x.to_f64() + eps).sqrt()));
+            *all = (mean, V::load(lanes.as_ptr()));
+        }
+        all
     }
 }
 
@@ -258,16 +271,35 @@ impl<T: Real, E: Stored<Elem = T>> Kernel<T> for ColumnsForward<'_, E> {
 
     #[inline(always)]
     unsafe fn run<V: Simd<Elem = T>>(self) {
-        let Forward { xs, weight, bias, eps, ys } = self.0;
+        let (cols, mut j) = (self.0.xs.len() / self.0.weight.len(), 0);
+        // SAFETY: run by `dispatch`; registers together are whole.
+        unsafe {
+            while j + TOGETHER * V::LANES <= cols {
+                self.columns::<V, TOGETHER>(j);
+                j += TOGETHER * V::LANES;
+            }
+            for j in (j..cols).step_by(V::LANES) {
+                self.columns::<V, 1>(j);
+            }
+        }
+    }
+}
+
+impl<T: Real, E: Stored<Elem = T>> ColumnsForward<'_, E> {
+    /// N registers of columns, from column j on.
+    #[inline(always)]
+    unsafe fn columns<V: Simd<Elem = T>, const N: usize>(&self, j: usize) {
+        let &Forward { xs, weight, bias, eps, ys } = &self.0;
         let (rows, cols) = (weight.len(), xs.len() / weight.len());
-        for j in (0..cols).step_by(V::LANES) {
-            // SAFETY: run by `dispatch`; input and output hold the matrix.
-            unsafe {
-                let (mean, inv_std) = column_stats::<V>(xs.as_ptr(), j, (rows, cols), eps);
-                for i in 0..rows {
+        // SAFETY: the caller's; input and output hold the matrix.
+        unsafe {
+            let stats = column_stats::<V, N>(xs.as_ptr(), j, (rows, cols), eps);
+            for i in 0..rows {
+                let (weight, bias) = (V::splat(weight[i]), V::splat(bias[i]));
+                for (k, (mean, inv_std)) in stats.into_iter().enumerate() {
+                    let j = j + k * V::LANES;
                     let normal = part::<V>(xs.as_ptr().add(i * cols), j, cols).sub(mean).mul(inv_std);
-                    let y = normal.mul_add(V::splat(weight[i]), V::splat(bias[i]));
-                    store_part(y, ys.add(i * cols), j, cols);
+                    store_part(normal.mul_add(weight, bias), ys.add(i * cols), j, cols);
                 }
             }
         }
@@ -281,38 +313,72 @@ impl<T: Real, E: Stored<Elem = T>> Kernel<T> for ColumnsBackward<'_, E> {
     type Output = ();
 
     #[inline(always)]
-    unsafe fn run<V: Simd<Elem = T>>(self) {
-        let Backward { xs, grad, weight, eps, onto, dx, dw, db } = self.0;
-        let (rows, cols) = (weight.len(), xs.len() / weight.len());
+    unsafe fn run<V: Simd<Elem = T>>(mut self) {
+        let (rows, mut j) = (self.0.weight.len(), 0);
+        let cols = self.0.xs.len() / rows;
         // Sums of lanes over the columns, if the numbers are bfloat16. The sums of f32 numbers keep the order in which
         // recorded runs have taken them.
         let mut lanes = vec![[[V::Elem::from_f64(0.0); 16]; 2]; if E::NARROWS { rows } else { 0 }];
-        for j in (0..cols).step_by(V::LANES) {
-            // SAFETY: run by `dispatch`; input and gradients hold the matrix. Lanes beyond the last column hold zeros
-            // in the gradient, and add none to the sums.
-            unsafe {
-                let (x, dy) = (xs.as_ptr(), grad.as_ptr());
-                let (mean, inv_std) = column_stats::<V>(x, j, (rows, cols), eps);
-                let (mut sum_g, mut sum_gx) = (V::zero(), V::zero());
-                for i in 0..rows {
+        // SAFETY: run by `dispatch`; registers together are whole.
+        unsafe {
+            while j + TOGETHER * V::LANES <= cols {
+                self.columns::<V, TOGETHER>(j, &mut lanes);
+                j += TOGETHER * V::LANES;
+            }
+            for j in (j..cols).step_by(V::LANES) {
+                self.columns::<V, 1>(j, &mut lanes);
+            }
+            for (i, [of_w, of_b]) in lanes.iter().enumerate() {
+                self.0.dw[i] += V::load(of_w.as_ptr()).sum();
+                self.0.db[i] += V::load(of_b.as_ptr()).sum();
+            }
+        }
+    }
+}
+
+impl<T: Real, E: Stored<Elem = T>> ColumnsBackward<'_, E> {
+    /// N registers of columns, from column j on.
+    #[inline(always)]
+    unsafe fn columns<V: Simd<Elem = T>, const N: usize>(&mut self, j: usize, lanes: &mut [[[T; 16]; 2]]) {
+        let Backward { xs, grad, weight, eps, onto, dx, dw, db } = &mut self.0;
+        let (rows, cols) = (weight.len(), xs.len() / weight.len());
+        // SAFETY: the caller's; input and gradients hold the matrix. Lanes beyond the last column hold zeros in the
+        // gradient, and add none to the sums.
+        unsafe {
+            let (x, dy) = (xs.as_ptr(), grad.as_ptr());
+            let stats = column_stats::<V, N>(x, j, (rows, cols), *eps);
+            let mut sums = [(V::zero(), V::zero()); N];
+            for i in 0..rows {
+                let (weight, mut of_row) = (V::splat(weight[i]), [V::zero(); 2]);
+                for (k, ((mean, inv_std), (sum_g, sum_gx))) in stats.into_iter().zip(&mut sums).enumerate() {
+                    let j = j + k * V::LANES;
                     let normal = part::<V>(x.add(i * cols), j, cols).sub(mean).mul(inv_std);
                     let dy = part::<V>(dy.add(i * cols), j, cols);
-                    let g = dy.mul(V::splat(weight[i]));
-                    sum_g = sum_g.add(g);
-                    sum_gx = g.mul_add(normal, sum_gx);
-                    if let Some([dw, db]) = lanes.get_mut(i) {
-                        let (dw, db) = (dw.as_mut_ptr(), db.as_mut_ptr());
-                        dy.mul_add(normal, V::load(dw)).store(dw);
-                        V::load(db).add(dy).store(db);
+                    let g = dy.mul(weight);
+                    *sum_g = sum_g.add(g);
+                    *sum_gx = g.mul_add(normal, *sum_gx);
+                    if E::NARROWS {
+                        of_row = [dy.mul_add(normal, of_row[0]), of_row[1].add(dy)];
                     } else {
                         dw[i] += dy.mul(normal).sum();
                         db[i] += dy.sum();
                     }
                 }
-                let (mean_g, minus_gx) = (sum_g.mul(num(1.0 / rows as f64)), sum_gx.mul(num(-1.0 / rows as f64)));
-                for (i, &weight) in weight.iter().enumerate() {
+                for (lanes, of_row) in lanes.iter_mut().skip(i).take(1).flatten().zip(of_row) {
+                    let lanes = lanes.as_mut_ptr();
+                    V::load(lanes).add(of_row).store(lanes);
+                }
+            }
+            for (sum_g, sum_gx) in &mut sums {
+                *sum_g = sum_g.mul(num(1.0 / rows as f64));
+                *sum_gx = sum_gx.mul(num(-1.0 / rows as f64));
+            }
+            for (i, &weight) in weight.iter().enumerate() {
+                let weight = V::splat(weight);
+                for (k, ((mean, inv_std), (mean_g, minus_gx))) in stats.into_iter().zip(sums).enumerate() {
+                    let j = j + k * V::LANES;
                     let normal = part::<V>(x.add(i * cols), j, cols).sub(mean).mul(inv_std);
-                    let g = part::<V>(dy.add(i * cols), j, cols).mul(V::splat(weight));
+                    let g = part::<V>(dy.add(i * cols), j, cols).mul(weight);
                     let inner = normal.mul_add(minus_gx, g.sub(mean_g));
                     let onto = match onto {
                         Some(onto) => part::<V>(onto.add(i * cols), j, cols),
@@ -320,13 +386,6 @@ impl<T: Real, E: Stored<Elem = T>> Kernel<T> for ColumnsBackward<'_, E> {
                     };
                     store_part(inner.mul_add(inv_std, onto), dx.add(i * cols), j, cols);
                 }
-            }
-        }
-        for (i, [of_w, of_b]) in lanes.iter().enumerate() {
-            // SAFETY: run by `dispatch`.
-            unsafe {
-                dw[i] += V::load(of_w.as_ptr()).sum();
-                db[i] += V::load(of_b.as_ptr()).sum();
             }
         }
     }

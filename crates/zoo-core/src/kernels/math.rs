@@ -207,27 +207,35 @@ const CDF_RISE: [f64; 5] = [
 const EXP2_FOR_BF16: [f64; 5] =
     [1.0, 0.693_124_193_294_975_7, 0.240_240_986_139_798_2, 0.055_906_425_658_240_41, 0.009_582_853_231_952_085];
 
-/// 2ˣ to 2⁻¹⁸ of itself, for results that are rounded to bfloat16: x ≤ 127, or NaN; 0 below -126.5.
+/// 2ˣ to 2⁻¹⁸ of itself, for x in -127.5..=127 or NaN; 0 below -126.5.
 #[inline(always)]
-pub(crate) unsafe fn exp2_for_bf16<V: Simd<Elem = f32>>(x: V) -> V {
-    // SAFETY: as above; a NaN stays for the polynomial, and its exponent is a number.
+unsafe fn exp2_in_range<V: Simd<Elem = f32>>(x: V) -> V {
+    // SAFETY: as above; a NaN stays in the polynomial, whatever its exponent is.
     unsafe {
-        let low = num::<V>(-127.0);
-        let x = low.if_greater(x, low, x);
-        let n = x.if_greater(low, x, low).round();
+        let n = x.round();
         polynomial(x.sub(n), &EXP2_FOR_BF16).mul(n.exp2_of_integer())
     }
 }
 
-/// (-|x|, w, Φ(w)) with w = -min(|x|, 13.1), to 2⁻¹⁴ of itself; 0 where that is no normal number.
+/// 2ˣ to 2⁻¹⁸ of itself, for results that are rounded to bfloat16: x ≤ 127, or NaN; 0 below -126.5.
+#[inline(always)]
+pub(crate) unsafe fn exp2_for_bf16<V: Simd<Elem = f32>>(x: V) -> V {
+    // SAFETY: as above.
+    unsafe {
+        let low = num::<V>(-127.0);
+        exp2_in_range(low.if_greater(x, low, x))
+    }
+}
+
+/// (-|x|, w, Φ(w)) with w = -min(|x|, 13), to 2⁻¹⁴ of itself; 0 where that is no normal number.
 #[inline(always)]
 unsafe fn lower_tail<V: Simd<Elem = f32>>(x: V) -> (V, V, V) {
     // SAFETY: as above.
     unsafe {
-        let (negative, lo) = (V::zero().sub(x), num::<V>(-13.1));
+        let (negative, lo) = (V::zero().sub(x), num::<V>(-13.0));
         let below = x.if_greater(negative, negative, x);
         let w = lo.if_greater(below, lo, below);
-        (below, w, exp2_for_bf16(polynomial(w, &LOG2_CDF)))
+        (below, w, exp2_in_range(polynomial(w, &LOG2_CDF)))
     }
 }
 

@@ -5,6 +5,7 @@
 use super::sizes::NOWHERE;
 use super::tiles::{BLOCK, Block, DEPTH, Product, SIDE};
 use super::weight_grad::{From, paired, turned};
+use crate::kernels::math::gelu_for_bf16;
 use crate::kernels::simd::Simd;
 use half::bf16;
 
@@ -139,8 +140,12 @@ pub(super) enum To {
     Narrow(*mut bf16, usize),
     /// Rounded, a number for each row added, and a matrix that lies as the target does.
     Row(*mut bf16, usize, *const f32, Option<*const bf16>),
+    /// GELU of the same sums.
+    GeluOfRow(*mut bf16, usize, *const f32),
     /// Rounded, a number for each column added, and a matrix with a stride of its own.
     Column(*mut bf16, usize, *const f32, Option<(*const bf16, usize)>),
+    /// GELU of the same sums.
+    GeluOfColumn(*mut bf16, usize, *const f32),
 }
 
 /// left · right, of `m` rows and `n` columns.
@@ -195,6 +200,13 @@ unsafe fn put<V: Simd<Elem = f32>>(sums: &Block, (row, column): (usize, usize), 
                             None => x,
                         };
                         narrow(x, to.add(at(stride)), n);
+                    }
+                    To::GeluOfRow(to, stride, add) => {
+                        narrow(gelu_for_bf16(x.add(V::splat(*add.add(row + i)))), to.add(at(stride)), n);
+                    }
+                    To::GeluOfColumn(to, stride, add) => {
+                        let x = x.add(V::load_first(add.add(column + lane), n));
+                        narrow(gelu_for_bf16(x), to.add(at(stride)), n);
                     }
                     To::Column(to, stride, add, skip) => {
                         let x = x.add(V::load_first(add.add(column + lane), n));

@@ -192,8 +192,11 @@ impl Kernel<f32> for Forward<'_> {
             let act = rooms.narrow(left_room(of.rows(of.images).0, width));
             let between = kept.map_or(between, |kept| kept.at(0));
             normalize::<V>(of, x, (normed, of_c));
-            let to = To::Column(between, mid, of.w.first.1.as_ptr(), None);
-            multiply::<V>(&of.product(&of.of_c), (normed, first.as_ptr()), (rows, mid), to);
+            let (product, sides, bias) =
+                (of.product(&of.of_c), (normed.cast_const(), first.as_ptr()), of.w.first.1.as_ptr());
+            let at_once = kept.is_none() && of.heads.is_none();
+            let to = if at_once { To::GeluOfColumn(act, of_act, bias) } else { To::Column(between, mid, bias, None) };
+            multiply::<V>(&product, sides, (rows, mid), to);
             match &of.heads {
                 Some(plan) => {
                     let of_image = n * mid;
@@ -205,6 +208,7 @@ impl Kernel<f32> for Forward<'_> {
                         }
                     }
                 }
+                None if at_once => {}
                 None if of_act == width => gelu_of::<V, bf16>(rows * width, between, act),
                 None => {
                     for row in 0..rows {

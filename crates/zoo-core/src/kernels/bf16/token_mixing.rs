@@ -196,11 +196,16 @@ impl Kernel<f32> for Forward<'_> {
             let rows = rooms.narrow(right_room(n, c));
             let act_rows = rooms.narrow(right_room(mid, c));
             let act = rooms.narrow(mid * c);
-            let between = kept.map_or(act, |kept| kept.at(0));
             right::<V>((normed, c, 0), c, &mixing.tokens, rows);
-            let to = To::Row(between, c, mixing.bias[0].as_ptr(), None);
-            multiply::<V>(&mixing.product(&mixing.of_tokens), (first.as_ptr(), rows), (mid, c), to);
-            gelu_of::<V, bf16>(mid * c, between, act);
+            let (product, sides, bias) =
+                (mixing.product(&mixing.of_tokens), (first.as_ptr(), rows.cast_const()), mixing.bias[0].as_ptr());
+            match kept {
+                Some(kept) => {
+                    multiply::<V>(&product, sides, (mid, c), To::Row(kept.at(0), c, bias, None));
+                    gelu_of::<V, bf16>(mid * c, kept.at(0), act);
+                }
+                None => multiply::<V>(&product, sides, (mid, c), To::GeluOfRow(act, c, bias)),
+            }
             right::<V>((std::slice::from_raw_parts(act, mid * c), c, 0), c, &mixing.mids, act_rows);
             let to = To::Row(y.at(0), c, mixing.bias[1].as_ptr(), Some(x.as_ptr()));
             multiply::<V>(&mixing.product(&mixing.of_mid), (second.as_ptr(), act_rows), (n, c), to);

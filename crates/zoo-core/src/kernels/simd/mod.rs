@@ -215,7 +215,7 @@ pub(crate) trait Simd: Copy {
     unsafe fn if_greater(self, limit: Self, a: Self, b: Self) -> Self;
     /// To the nearest integer, ties to even. Defined for |x| < 2²².
     unsafe fn round(self) -> Self;
-    /// 2^self for integers in the range of normal numbers, and 0 for the one below them.
+    /// 2^self for integers in the range of normal numbers, and 0 for the one below them; of a NaN any bits.
     unsafe fn exp2_of_integer(self) -> Self;
     /// `a` where self ≤ `limit`, otherwise `b`; a NaN in self gives `b`.
     unsafe fn if_at_most(self, limit: Self, a: Self, b: Self) -> Self;

@@ -81,9 +81,8 @@ macro_rules! portable {
             #[inline(always)]
             unsafe fn exp2_of_integer(self) -> Self {
                 Self(std::array::from_fn(|i| {
-                    // SAFETY: the caller's integers lie in the range of exponents.
-                    let exponent: $bits = unsafe { self.0[i].to_int_unchecked() };
-                    <$t>::from_bits(((exponent + $bias) << $mantissa) as _)
+                    let exponent = self.0[i] as $bits;
+                    <$t>::from_bits((exponent.wrapping_add($bias) << $mantissa) as _)
                 }))
             }
             #[inline(always)]
