@@ -159,6 +159,74 @@ mod tests {
         }
     }
 
+    /// Layers that begin with a norm and a convolution of single taps are one operation in mixed precision: outputs,
+    /// running statistics and all gradients are as far from f64 as where norm and convolution are two, and evaluation has
+    /// the same bits whether the weights are laid out anew or not.
+    #[test]
+    fn bottleneck_layers_of_mixed_precision_are_those_of_f64() -> Result<()> {
+        let build = |store: &VarStore, (c, wide, grown): (usize, usize, usize), apart: bool| -> Result<DenseBlock> {
+            let unit = |name: &str, c: usize| -> Result<Sequential> {
+                let vb = store.root().pp(name);
+                let norm = |c: usize, vb| {
+                    let init = Init::Uniform { lo: 0.5, hi: 1.5 };
+                    BatchNorm::with(c, BatchNormConfig { weight_init: init, eps: 1e-2, ..Default::default() }, vb)
+                };
+                let conv = |from, to, config: Conv2dConfig, vb| Conv2d::new(from, to, config.no_bias(), vb);
+                let first = conv(c, wide, Conv2dConfig::new(1), vb.pp("conv1"))?;
+                let middle = seq![first, norm(wide, vb.pp("norm2"))?, Pointwise::Relu];
+                // A block with a name is not spliced in.
+                let middle = if apart { middle.block("Middle", &vb) } else { middle };
+                let last = conv(wide, grown, Conv2dConfig::new(3).padding(1), vb.pp("conv2"))?;
+                Ok(seq![norm(c, vb.pp("norm1"))?, Pointwise::Relu, middle, last])
+            };
+            let layers = (0..3).map(|i| unit(&format!("layer{i}"), c + i * grown)).collect::<Result<Vec<_>>>()?;
+            Ok(DenseBlock::new(layers, unit("reader", c + 3 * grown)?, "block"))
+        };
+        for (dims, wide, grown) in [([3, 5, 7, 6], 7, 3), ([6, 64, 9, 8], 128, 32)] {
+            let run = |weights: DType, maps: DType, apart: bool| -> Result<Vec<Tensor>> {
+                let store = VarStore::new(3, weights, &Device::Cpu);
+                let block = build(&store, (dims[1], wide, grown), apart)?;
+                let xs = numbers("x", &dims).to_dtype(DType::BF16)?.to_dtype(weights)?;
+                let xs = Var::from_tensor(&tape::to_dtype(&xs, maps)?)?;
+                let loss = |xs: &Tensor| {
+                    let ys = block.forward_t(xs, true)?;
+                    let upstream = numbers("upstream", ys.dims()).to_dtype(DType::BF16)?.to_dtype(weights)?;
+                    tape::foreign_op(&[&ys], |ys| (ys[0].to_dtype(weights)? * &upstream)?.sum_all())
+                };
+                let (_, grads) = tape::value_and_grad(&xs, |xs| tape::recorded(xs, true, loss))?;
+                let vars = store.parameters().into_iter().map(|(_, var)| var).chain([xs.clone()]);
+                let mut all: Vec<Tensor> = vars.map(|var| grads.get(&var).expect("a gradient").clone()).collect();
+                all.extend(store.buffers().into_iter().map(|(_, var)| var.as_detached_tensor()));
+                let xs = xs.as_detached_tensor();
+                let ys = block.forward_t(&xs, false)?;
+                if maps == DType::BF16 {
+                    let bits = |ys: &Tensor| ys.flatten_all()?.to_vec1::<half::bf16>();
+                    pass::with_fixed_weights(|| -> Result<()> {
+                        for _ in 0..2 {
+                            assert_eq!(bits(&block.forward_t(&xs, false)?)?, bits(&ys)?);
+                        }
+                        Ok(())
+                    })?;
+                }
+                all.push(ys);
+                all.iter().map(|xs| xs.to_dtype(DType::F64)).collect()
+            };
+            let want = run(DType::F64, DType::F64, true)?;
+            let (got, apart) = (run(DType::F32, DType::BF16, false)?, run(DType::F32, DType::BF16, true)?);
+            for (i, ((got, apart), want)) in got.iter().zip(&apart).zip(&want).enumerate() {
+                let size = |xs: &Tensor| xs.sqr()?.sum_all()?.to_scalar::<f64>().map(f64::sqrt);
+                let [error, of_two] = [size(&(got - want)?)?, size(&(apart - want)?)?];
+                let size = size(want)?;
+                assert!(
+                    error <= 1.5 * of_two + 0.004 * size,
+                    "{dims:?}, result {i} of {:?}: {error}, of two operations {of_two}, of {size}",
+                    want.dims()
+                );
+            }
+        }
+        Ok(())
+    }
+
     /// Whether somebody collects the stages or not, evaluation gives the same bits.
     #[test]
     fn a_watched_block_evaluates_to_the_same_bits() -> Result<()> {

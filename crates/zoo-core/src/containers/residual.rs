@@ -120,7 +120,7 @@ mod tests {
     use crate::tape;
     use crate::testing::{distance, numbers};
     use crate::vars::{VarBuilder, VarStore};
-    use crate::{LayerNorm, MlpBlock, SelfAttention, Transpose, seq};
+    use crate::{LayerNorm, MlpBlock, SelfAttention, Transpose, seq, with_fixed_weights};
     use candle_core::{DType, Device, Var};
 
     type Forward = Box<dyn Fn(&Tensor, bool) -> Result<Tensor>>;
@@ -249,7 +249,14 @@ mod tests {
                     let ys = tape::recorded(&xs, true, |xs| forward(xs, true))?;
                     let up = numbers("upstream", ys.dims()).to_dtype(DType::BF16)?.to_dtype(dtype)?;
                     let grads = (&ys * up)?.sum_all()?.backward()?;
-                    let mut all = vec![ys, forward(&xs.as_detached_tensor(), false)?];
+                    let still = || forward(&xs.as_detached_tensor(), false);
+                    let mut all = vec![ys, still()?];
+                    // What is laid out of the weights once is what is laid out anew.
+                    let values = |ys: &Tensor| ys.to_dtype(DType::F64)?.flatten_all()?.to_vec1::<f64>();
+                    let again = with_fixed_weights(|| [still(), still()]);
+                    for again in again {
+                        assert_eq!(values(&again?)?, values(&all[1])?);
+                    }
                     let vars = store.parameters();
                     let vars = [xs.as_tensor()].into_iter().chain(vars.iter().map(|(_, var)| var.as_tensor()));
                     all.extend(vars.map(|var| grads.get(var).expect("a gradient").clone()));
