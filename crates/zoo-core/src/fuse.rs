@@ -292,8 +292,7 @@ fn norm_act_conv_norm_concat(layers: &[Arc<dyn Layer>], maps: &ConcatView, train
         }
     }
     let ys = norm_act_concat(front, maps, train)?;
-    let own = layer_as::<Pointwise>(&*layers[4]).copied();
-    let fused = match FusedActivation::of(own) {
+    let fused = match activation(4) {
         Some(activation) => conv_norm(&Call { layers: back, xs: &ys, skip: None, activation, train })?,
         None => None,
     };

@@ -227,6 +227,28 @@ mod tests {
         Ok(())
     }
 
+    /// A layer whose map has another size is refused, in training and in evaluation.
+    #[test]
+    fn maps_of_other_sizes_are_errors_in_mixed_precision() -> Result<()> {
+        let store = VarStore::new(3, DType::F32, &Device::Cpu);
+        let unit = |name: &str, c: usize| -> Result<Sequential> {
+            let vb = store.root().pp(name);
+            let first = Conv2d::new(c, 4, Conv2dConfig::new(1).no_bias(), vb.pp("conv1"))?;
+            let last = Conv2d::new(4, 2, Conv2dConfig::new(3).no_bias(), vb.pp("conv2"))?;
+            let norms = [BatchNorm::new(c, vb.pp("norm1"))?, BatchNorm::new(4, vb.pp("norm2"))?];
+            let [norm1, norm2] = norms;
+            Ok(seq![norm1, Pointwise::Relu, first, norm2, Pointwise::Relu, last])
+        };
+        let block = DenseBlock::new(vec![unit("a", 3)?, unit("b", 5)?], unit("c", 7)?, "block");
+        let xs = tape::to_dtype(&numbers("x", &[2, 3, 5, 5]).to_dtype(DType::F32)?, DType::BF16)?;
+        for train in [false, true] {
+            let run = || tape::recorded(&xs, train, |xs| block.forward_t(xs, train));
+            let error = run().expect_err("maps of two sizes").to_string();
+            assert!(error.contains("[2, 3, 5, 5] and [2, 2, 3, 3] cannot stand side by side"), "{error}");
+        }
+        Ok(())
+    }
+
     /// Whether somebody collects the stages or not, evaluation gives the same bits.
     #[test]
     fn a_watched_block_evaluates_to_the_same_bits() -> Result<()> {

@@ -4,7 +4,7 @@
 use super::correlation::{Plan, map_of, zeroed};
 use super::pack::Weights;
 use super::sizes::{Channels, Correlation, Tap, window};
-use super::store::Finish;
+use super::store::{Finish, mean_and_var};
 use super::{depthwise, weight_grad as sums_of_products};
 use crate::kernels::buffer::Shared;
 use crate::kernels::conv::{Conv2dParams, Geometry};
@@ -26,10 +26,8 @@ pub(crate) fn forward_with_stats(
         return depthwise::forward_with_stats(g, x, w, bias);
     }
     let (ys, sums) = Forward::new(g, w, None).correlate(x, &Finish { with_sums: true, ..Finish::bias(bias) });
-    let n = (g.b * g.output_plane()) as f64;
-    let mean = sums.iter().map(|sums| (sums[0] / n) as f32);
-    let var = sums.iter().map(|sums| (sums[1] / n - (sums[0] / n).powi(2)).max(0.0) as f32);
-    (ys, mean.collect(), var.collect())
+    let (mean, var) = mean_and_var(&sums, g.b * g.output_plane());
+    (ys, mean, var)
 }
 
 /// A forward pass whose weights are rounded and packed.

@@ -31,4 +31,4 @@ pub(crate) mod walk;
 mod weight_grad;
 mod weights;
 
-pub(crate) use store::Finish;
+pub(crate) use store::{Finish, mean_and_var};

@@ -20,6 +20,14 @@ pub(crate) struct Finish<'a> {
 /// Σ y and Σ y² by channel.
 pub(super) type Sums = Vec<[f64; 2]>;
 
+/// Mean and biased variance of each channel, of its sums over n pixels.
+pub(crate) fn mean_and_var(sums: &[[f64; 2]], n: usize) -> (Vec<f32>, Vec<f32>) {
+    let n = n as f64;
+    let mean = sums.iter().map(|sums| (sums[0] / n) as f32);
+    let var = sums.iter().map(|sums| (sums[1] / n - (sums[0] / n).powi(2)).max(0.0) as f32);
+    (mean.collect(), var.collect())
+}
+
 impl<'a> Finish<'a> {
     /// The sums as they are, and a bias.
     pub fn bias(shift: Option<&'a [f32]>) -> Self {

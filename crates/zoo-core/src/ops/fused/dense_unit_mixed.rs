@@ -5,17 +5,17 @@
 use super::concat_norm::ConcatView;
 use super::conv_bn::Scale;
 use super::conv_bn_mixed::{in_f32, lend, numbers};
-use crate::kernels::bf16::Finish;
 use crate::kernels::bf16::concat_norm::Maps;
 use crate::kernels::bf16::dense_unit::{Unit, right_side};
 use crate::kernels::bf16::norm::{Coefficients, InputGrad, affine, gradient_sums};
+use crate::kernels::bf16::{Finish, mean_and_var};
 use crate::kernels::fused_activation::FusedActivation;
 use crate::ops::batch_norm::{BatchStats, Norm};
 use crate::ops::{Conv2dParams, with_elements};
 use crate::pass::{self, tracks};
 use crate::storage::{map, place, rows, with_rows};
 use crate::tape::{self, Gradient};
-use candle_core::{DType, Device, Result, Tensor};
+use candle_core::{DType, Device, Result, Tensor, bail};
 use half::bf16;
 
 /// Whether maps and convolution are those that this operation is for.
@@ -27,7 +27,11 @@ pub(crate) fn fits(maps: &ConcatView, weight: &Tensor, bias: Option<&Tensor>, pa
 
 /// The dimensions of the output, and the channels of each map.
 fn dims(maps: &[&Tensor], weight: &Tensor) -> Result<([usize; 4], Vec<usize>)> {
-    let (b, _, h, w) = maps[0].dims4()?;
+    let Some(first) = maps.first() else { bail!("dense_unit: no map to normalise") };
+    let (b, _, h, w) = first.dims4()?;
+    if let Some(other) = maps.iter().find(|xs| !matches!(xs.dims(), [n, _, y, x] if [*n, *y, *x] == [b, h, w])) {
+        bail!("dense_unit: maps of {:?} and {:?} cannot stand side by side", first.dims(), other.dims())
+    }
     Ok(([b, weight.dim(0)?, h, w], maps.iter().map(|xs| xs.dim(1)).collect::<Result<_>>()?))
 }
 
@@ -44,6 +48,9 @@ pub(crate) fn dense_unit_train(
     let [b, outputs, h, w] = dims;
     let (pixels, c) = (b * h * w, widths.iter().sum::<usize>());
     first.check(&[b, c, h, w])?;
+    if let Some(row) = [second.weight, second.bias].into_iter().find(|row| row.dims() != [outputs]) {
+        bail!("dense_unit: {outputs} outputs want a norm of as many channels, got {:?}", row.dims())
+    }
     let by = first.mixed_coefficients()?;
     let numbers_of_weight = in_f32(weight)?;
     let forward = |w: &[f32]| {
@@ -53,9 +60,7 @@ pub(crate) fn dense_unit_train(
         })
     };
     let (conv, sums) = lend::<f32, _>(&numbers_of_weight, forward)??;
-    let n = pixels as f64;
-    let mean: Vec<f32> = sums.iter().map(|sums| (sums[0] / n) as f32).collect();
-    let var = sums.iter().map(|sums| (sums[1] / n - (sums[0] / n).powi(2)).max(0.0) as f32).collect::<Vec<_>>();
+    let (mean, var) = mean_and_var(&sums, pixels);
     let (gamma, beta) = (numbers(second.weight)?, numbers(second.bias)?);
     let behind = Coefficients::new(&gamma, &beta, (&mean, &var), second.eps, true);
     let row = |row: Vec<f32>| Tensor::from_vec(row, outputs, &Device::Cpu);

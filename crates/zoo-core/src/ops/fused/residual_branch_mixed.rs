@@ -1,7 +1,7 @@
 //! A residual branch of a Transformer or Mixer as one operation on bfloat16 tokens.
 
 use crate::kernels::bf16::branch as kernel;
-use crate::kernels::residual_block::{Branch, Weights};
+use crate::kernels::residual_block::{Branch, Inner, Weights};
 use crate::ops::with_elements;
 use crate::pass::{self, is_on_tape, tracks};
 use crate::storage::{map, place, rows, with_rows};
@@ -23,7 +23,8 @@ pub(super) fn run(xs: &Tensor, branch: Branch, params: Vec<Tensor>) -> Result<Te
     let operands = if is_on_tape(xs) {
         Arc::new(Prepared { operands: made()?, _read: params.clone() })
     } else {
-        let key = [b, branch.n, branch.c, branch.mid, branch.tokens(), place(&params[4])];
+        let over_tokens = usize::from(matches!(branch.inner, Inner::GeluOfTokens(_)));
+        let key = [b, branch.n, branch.c, branch.mid, branch.tokens(), over_tokens, place(&params[4])];
         pass::prepared(place(&params[2]), &key, || Ok(Prepared { operands: made()?, _read: params.clone() }))?
     };
     let (ys, mid) = with_parts(&x, &held, |x, w| Ok(kernel::forward(&branch, x, w, &operands.operands, keep)))?;
