@@ -279,6 +279,75 @@ mod tests {
         Ok(())
     }
 
+    /// What rounding cuts off goes along from branch to branch: sixteen steps of a sixteenth of a bfloat16 step are one.
+    #[test]
+    fn a_stream_in_training_sums_what_bfloat16_would_lose() -> Result<()> {
+        let step = 2f64.powi(-7);
+        let names = ["norm.weight", "norm.bias", "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight"];
+        for (b, n, over_tokens) in [(2, 3, false), (9, 128, false), (2, 3, true)] {
+            let (c, store) = (5, VarStore::new(0, DType::F32, &Device::Cpu));
+            let vb = store.root();
+            let over = if over_tokens { n } else { c };
+            let norm = LayerNorm::new(c, 1e-6, vb.pp("norm"))?;
+            let mlp = MlpBlock::new((over, 7, over), 0.0, Init::TORCH_WEIGHT, Init::ZEROS, vb.pp("mlp"))?;
+            let block =
+                Residual::new(if over_tokens { seq![norm, Transpose, mlp, Transpose] } else { seq![norm, mlp] });
+            // The branch is its last bias. The gradient of its norm is none.
+            for (key, var) in store.parameters() {
+                let value = if names.contains(&key.as_str()) { 0.0 } else { step / 16.0 };
+                var.set(&(var.zeros_like()? + value)?)?;
+            }
+            let xs = Var::from_tensor(&Tensor::ones((b, n, c), DType::BF16, &Device::Cpu)?)?;
+            let sixteen = |xs: &Tensor| (0..16).try_fold(xs.clone(), |xs, _| block.forward_t(&xs, true));
+            let ys = tape::recorded(&xs, true, sixteen)?;
+            assert_eq!(distance(&ys.to_dtype(DType::F64)?, &(ys.ones_like()?.to_dtype(DType::F64)? + step)?), 0.0);
+        }
+        Ok(())
+    }
+
+    /// So are the gradients of a stream's branches, forwards and backwards, nearer to the exact ones than layer by layer.
+    #[test]
+    fn gradients_of_a_stream_are_nearer_than_those_of_layers() -> Result<()> {
+        let (b, n, c) = (8, 33, 12);
+        let run = |dtype: DType, fused: bool| -> Result<Vec<Tensor>> {
+            let store = VarStore::new(0, dtype, &Device::Cpu);
+            let mut blocks = Vec::new();
+            for i in 0..24 {
+                let vb = store.root().pp(i);
+                let norm = LayerNorm::new(c, 1e-6, vb.pp("norm"))?;
+                let mut block = Residual::new(match i % 2 {
+                    0 => seq![norm, SelfAttention::new(c, 3, (0.0, 0.0), Init::TORCH_WEIGHT, vb.pp("attn"))?],
+                    _ => seq![norm, MlpBlock::new((c, 20, c), 0.0, Init::TORCH_WEIGHT, Init::ZEROS, vb.pp("mlp"))?],
+                });
+                block.row = block.row.filter(|_| fused);
+                blocks.push(block);
+            }
+            for (key, var) in store.parameters() {
+                let scale = if key.ends_with("bias") { 0.02 } else { 0.05 };
+                let values = (numbers(&key, var.dims()) * scale)?;
+                let values = if key.ends_with("norm.weight") { (values + 1.0)? } else { values };
+                var.set(&values.to_dtype(DType::F32)?.to_dtype(dtype)?)?;
+            }
+            let narrow = |name: &str| numbers(name, &[b, n, c]).to_dtype(DType::BF16);
+            let of = if dtype == DType::F64 { dtype } else { DType::BF16 };
+            let xs = Var::from_tensor(&narrow("x")?.to_dtype(of)?)?;
+            let stream = |xs: &Tensor| blocks.iter().try_fold(xs.clone(), |xs, block| block.forward_t(&xs, true));
+            let ys = tape::recorded(&xs, true, |xs| tape::to_dtype(&stream(xs)?, dtype))?;
+            let grads = (&ys * narrow("upstream")?.to_dtype(dtype)?)?.sum_all()?.backward()?;
+            let vars = store.parameters().into_iter().filter(|(key, _)| key.ends_with("norm.weight"));
+            vars.map(|(_, var)| grads.get(&var).expect("a gradient").to_dtype(DType::F64)).collect()
+        };
+        let want = with_fallback(|| run(DType::F64, false))?;
+        let norm = |t: &Tensor| t.sqr()?.sum_all()?.to_scalar::<f64>().map(f64::sqrt);
+        let error = |got: Vec<Tensor>| -> Result<f64> {
+            let each = got.iter().zip(&want).map(|(got, want)| Ok(norm(&(got - want)?)? / norm(want)?));
+            Ok(each.collect::<Result<Vec<f64>>>()?.iter().sum::<f64>() / want.len() as f64)
+        };
+        let (stream, layers) = (error(run(DType::F32, true)?)?, error(run(DType::F32, false)?)?);
+        assert!(stream < 0.75 * layers, "{stream}, layers {layers}");
+        Ok(())
+    }
+
     /// With dropout the layers run one by one, and in evaluation the branch is one operation again.
     #[test]
     fn dropout_takes_the_layers() -> Result<()> {

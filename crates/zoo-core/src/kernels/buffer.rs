@@ -89,6 +89,26 @@ pub(crate) unsafe fn written<T>(n: usize, fill: impl FnOnce(&mut [MaybeUninit<T>
     out
 }
 
+/// [`written`] for several vectors at once.
+///
+/// # Safety
+/// `fill` writes every element of each.
+pub(crate) unsafe fn written_all<T, const N: usize>(
+    lens: [usize; N],
+    fill: impl FnOnce([&mut [MaybeUninit<T>]; N]),
+) -> [Vec<T>; N] {
+    let mut all = lens.map(Vec::with_capacity);
+    fill(all.each_mut().map(|out| {
+        let len = out.capacity();
+        &mut out.spare_capacity_mut()[..len]
+    }));
+    for (out, len) in all.iter_mut().zip(lens) {
+        // SAFETY: the capacity is there, and `fill` has written it.
+        unsafe { out.set_len(len) };
+    }
+    all
+}
+
 thread_local! {
     static SCRATCH: RefCell<Vec<u64>> = const { RefCell::new(Vec::new()) };
 }

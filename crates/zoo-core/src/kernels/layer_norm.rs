@@ -1,6 +1,7 @@
 //! Layer normalisation on the host: of rows of n elements, or of the columns of a matrix.
 
-use super::buffer::{written, zeroed};
+use super::buffer::{Shared, written, zeroed};
+use super::low_parts::LowParts;
 use super::math::num;
 use super::simd::{Kernel, Real, Simd, dispatch};
 use super::stored::Stored;
@@ -111,6 +112,8 @@ pub(crate) struct Backward<'a, E: Stored> {
     pub eps: f64,
     /// What dx is added to; it may be dx.
     pub onto: Option<*const E>,
+    /// Of `onto` and of dx.
+    pub low: LowParts<E>,
     pub dx: *mut E,
     pub dw: &'a mut [E::Elem],
     pub db: &'a mut [E::Elem],
@@ -147,14 +150,34 @@ impl<T: Real, E: Stored<Elem = T>> Kernel<T> for Backward<'_, E> {
                     let normal = part::<V>(x, i, n).sub(mean).mul(inv_std);
                     let g = part::<V>(dy, i, n).mul(part(weight, i, n));
                     let inner = normal.mul_add(minus_gx, g.sub(mean_g));
+                    let (lanes, low) = (V::LANES.min(n - i), self.low.offset(row * n + i, row * n + i));
                     let onto = match self.onto {
-                        Some(onto) => part::<V>(onto.add(row * n), i, n),
+                        Some(onto) => low.add(part::<V>(onto.add(row * n), i, n), lanes),
                         None => V::zero(),
                     };
-                    store_part(inner.mul_add(inv_std, onto), dx, i, n);
+                    low.store(inner.mul_add(inv_std, onto), dx.add(i), lanes);
                 }
             }
         }
+    }
+}
+
+/// What a gradient of rows is added to, and its low part.
+#[derive(Clone, Copy)]
+pub(crate) struct Onto<'a, E> {
+    pub high: &'a [E],
+    pub low: Option<&'a [E]>,
+}
+
+impl<E: Stored> Onto<'_, E> {
+    fn fits(&self, len: usize) -> bool {
+        self.high.len() == len && self.low.is_none_or(|low| low.len() == len)
+    }
+
+    fn low(onto: Option<Self>, of_dx: Option<Shared<E>>) -> LowParts<E> {
+        let addend = onto.and_then(|onto| onto.low).map(<[E]>::as_ptr);
+        // SAFETY: where it begins.
+        LowParts { addend, sum: of_dx.map(|low| unsafe { low.at(0) }) }
     }
 }
 
@@ -178,7 +201,7 @@ pub(crate) fn mixed_gradients(xs: &[bf16], grad: &[bf16], weight: &[f32], eps: f
     let mut sums = [(); 2].map(|()| vec![0f32; weight.len()]);
     let [dw, db] = &mut sums;
     // SAFETY: `backward` writes every row.
-    let dx = unsafe { written(xs.len(), |dx| backward((xs, grad), weight, eps, None, dx, (dw, db))) };
+    let dx = unsafe { written(xs.len(), |dx| backward((xs, grad), weight, eps, None, (dx, None), (dw, db))) };
     (dx, sums)
 }
 
@@ -187,7 +210,7 @@ pub(crate) fn gradients<T: Real>(xs: &[T], grad: &[T], weight: &[T], eps: f64) -
     let n = weight.len();
     let fill = |all: &mut [MaybeUninit<T>]| {
         let (dx, sums) = all.split_at_mut(xs.len());
-        backward((xs, grad), weight, eps, None, dx, zeroed(sums).split_at_mut(n));
+        backward((xs, grad), weight, eps, None, (dx, None), zeroed(sums).split_at_mut(n));
     };
     // SAFETY: `backward` writes every row, and the sums are written before it adds to them.
     unsafe { written(xs.len() + 2 * n, fill) }
@@ -199,21 +222,25 @@ pub(crate) fn backward<E: Stored>(
     (xs, grad): (&[E], &[E]),
     weight: &[E::Elem],
     eps: f64,
-    onto: Option<&[E]>,
-    dx: &mut [MaybeUninit<E>],
+    onto: Option<Onto<E>>,
+    (dx, dx_low): (&mut [MaybeUninit<E>], Option<&mut [MaybeUninit<E>]>),
     (dw, db): (&mut [E::Elem], &mut [E::Elem]),
 ) {
     let n = weight.len();
     assert!(xs.len() == grad.len() && xs.len() == dx.len() && xs.len().is_multiple_of(n));
-    assert!(dw.len() == n && db.len() == n && onto.is_none_or(|onto| onto.len() == xs.len()));
+    assert!(dw.len() == n && db.len() == n && onto.is_none_or(|onto| onto.fits(xs.len())));
+    assert!(dx_low.as_ref().is_none_or(|low| low.len() == dx.len()));
+    let dx_low = dx_low.map(Shared::from_uninit);
     let block = n * ROWS;
     let blocks = dx.par_chunks_mut(block).enumerate().zip(xs.par_chunks(block)).zip(grad.par_chunks(block));
     let sums = blocks.map(|(((i, dx), xs), grad)| {
         let zero = <E::Elem as WithDType>::from_f64(0.0);
         let (mut dw, mut db) = (vec![zero; n], vec![zero; n]);
-        let onto = onto.map(|onto: &[E]| onto[i * block..].as_ptr());
+        // SAFETY: the block's own place.
+        let low = unsafe { Onto::low(onto, dx_low).offset(i * block, i * block) };
+        let onto = onto.map(|onto| onto.high[i * block..].as_ptr());
         let dx = dx.as_mut_ptr().cast();
-        dispatch(Backward { xs, grad, weight, eps, onto, dx, dw: &mut dw, db: &mut db });
+        dispatch(Backward { xs, grad, weight, eps, onto, low, dx, dw: &mut dw, db: &mut db });
         (dw, db)
     });
     for (block_dw, block_db) in sums.collect::<Vec<_>>() {
@@ -340,7 +367,7 @@ impl<T: Real, E: Stored<Elem = T>> ColumnsBackward<'_, E> {
     /// N registers of columns, from column j on.
     #[inline(always)]
     unsafe fn columns<V: Simd<Elem = T>, const N: usize>(&mut self, j: usize, lanes: &mut [[[T; 16]; 2]]) {
-        let Backward { xs, grad, weight, eps, onto, dx, dw, db } = &mut self.0;
+        let Backward { xs, grad, weight, eps, onto, low, dx, dw, db } = &mut self.0;
         let (rows, cols) = (weight.len(), xs.len() / weight.len());
         // SAFETY: the caller's; input and gradients hold the matrix. Lanes beyond the last column hold zeros in the
         // gradient, and add none to the sums.
@@ -380,11 +407,13 @@ impl<T: Real, E: Stored<Elem = T>> ColumnsBackward<'_, E> {
                     let normal = part::<V>(x.add(i * cols), j, cols).sub(mean).mul(inv_std);
                     let g = part::<V>(dy.add(i * cols), j, cols).mul(weight);
                     let inner = normal.mul_add(minus_gx, g.sub(mean_g));
+                    let (at, lanes) = (i * cols + j, V::LANES.min(cols - j));
+                    let low = low.offset(at, at);
                     let onto = match onto {
-                        Some(onto) => part::<V>(onto.add(i * cols), j, cols),
+                        Some(onto) => low.add(part::<V>(onto.add(i * cols), j, cols), lanes),
                         None => V::zero(),
                     };
-                    store_part(inner.mul_add(inv_std, onto), dx.add(i * cols), j, cols);
+                    low.store(inner.mul_add(inv_std, onto), dx.add(at), lanes);
                 }
             }
         }
@@ -408,12 +437,14 @@ pub(crate) fn columns_backward<E: Stored>(
     (xs, grad): (&[E], &[E]),
     weight: &[E::Elem],
     eps: f64,
-    onto: Option<&[E]>,
-    dx: &mut [MaybeUninit<E>],
+    onto: Option<Onto<E>>,
+    (dx, dx_low): (&mut [MaybeUninit<E>], Option<&mut [MaybeUninit<E>]>),
     (dw, db): (&mut [E::Elem], &mut [E::Elem]),
 ) {
     assert!(xs.len() == grad.len() && xs.len() == dx.len() && xs.len().is_multiple_of(weight.len()));
-    assert!(dw.len() == weight.len() && db.len() == weight.len() && onto.is_none_or(|onto| onto.len() == xs.len()));
-    let onto = onto.map(<[E]>::as_ptr);
-    dispatch(ColumnsBackward(Backward { xs, grad, weight, eps, onto, dx: dx.as_mut_ptr().cast(), dw, db }));
+    assert!(dw.len() == weight.len() && db.len() == weight.len() && onto.is_none_or(|onto| onto.fits(xs.len())));
+    assert!(dx_low.as_ref().is_none_or(|low| low.len() == dx.len()));
+    let low = Onto::low(onto, dx_low.map(Shared::from_uninit));
+    let onto = onto.map(|onto| onto.high.as_ptr());
+    dispatch(ColumnsBackward(Backward { xs, grad, weight, eps, onto, low, dx: dx.as_mut_ptr().cast(), dw, db }));
 }

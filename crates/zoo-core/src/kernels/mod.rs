@@ -15,6 +15,7 @@ pub(crate) mod fused_activation;
 pub(crate) mod gemm;
 pub(crate) mod layer_norm;
 pub(crate) mod linear;
+pub(crate) mod low_parts;
 pub(crate) mod math;
 mod microkernel;
 pub(crate) mod optim;

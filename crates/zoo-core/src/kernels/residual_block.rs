@@ -110,11 +110,12 @@ impl Branch {
         dx: &mut [MaybeUninit<T>],
         sums: (&mut [T], &mut [T]),
     ) {
+        let onto = Some(norm::Onto { high: dy, low: None });
         match self.inner {
             Inner::GeluOfTokens(false) => {
-                norm::columns_backward((x, grad), w.norm.0, self.eps, Some(dy), dx, sums);
+                norm::columns_backward((x, grad), w.norm.0, self.eps, onto, (dx, None), sums);
             }
-            _ => norm::backward((x, grad), w.norm.0, self.eps, Some(dy), dx, sums),
+            _ => norm::backward((x, grad), w.norm.0, self.eps, onto, (dx, None), sums),
         }
     }
 

@@ -85,7 +85,7 @@ fn backward(
         // Memory that is handed on is its one receiver's, or nobody's.
         let received = wanted.iter().filter(|wanted| **wanted).count();
         let pass = |((passed, shape), wanted): ((Passed<T>, &Shape), &bool)| {
-            let lent = |tensor: Tensor| Gradient { tensor, owned: grad.owned && received == 1 };
+            let lent = |tensor: Tensor| Gradient::of(tensor, grad.owned && received == 1);
             Ok(match passed {
                 _ if !wanted => None,
                 Passed::Nothing => None,
@@ -123,7 +123,7 @@ impl<O: Op> OnGraph<O> {
         let shapes = inputs.map(|xs| xs.shape().clone());
         let wanted = inputs.map(tracks);
         let output = if self.0.saves().1 { Some(output) } else { None };
-        let grad = Gradient { tensor: grad.contiguous()?, owned: false };
+        let grad = Gradient::of(grad.contiguous()?, false);
         let inputs = inputs.map(Tensor::clone);
         let saved = if self.0.saves().0 { &inputs[..] } else { &[] };
         let mut all = backward(&*self.0, saved, output, grad, &shapes, &wanted)?.into_iter();

@@ -76,7 +76,7 @@ fn run(
         // Memory that is handed on is its one receiver's, or nobody's.
         let received = wanted.iter().filter(|wanted| **wanted).count();
         let pass = |((passed, shape), wanted): ((Passed<bf16>, &Shape), &bool)| {
-            let lent = |tensor: Tensor| Gradient { tensor, owned: grad.owned && received == 1 };
+            let lent = |tensor: Tensor| Gradient::of(tensor, grad.owned && received == 1);
             Ok(match passed {
                 _ if !wanted => None,
                 Passed::Nothing => None,

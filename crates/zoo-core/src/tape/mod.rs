@@ -31,6 +31,7 @@ use crate::pass::{self, Mode, is_on_tape, takes_tape};
 use crate::storage::planes;
 use crate::trace;
 use candle_core::{DType, Result, Shape, Tensor, TensorId, bail};
+use half::bf16;
 use rayon::prelude::*;
 use recording::{Backward, Gradients, Recording};
 use std::collections::HashSet;
@@ -78,6 +79,20 @@ fn record(name: &'static str, inputs: &[&Tensor], output: &Tensor, backward: Bac
     });
 }
 
+/// Leaves what rounding has cut off from the output of an operation on the tape for the one that reads it next.
+pub(crate) fn leave_low_part(of: &Tensor, low: Vec<bf16>) {
+    pass::with(|pass| {
+        if let Some(tape) = &mut pass.recording {
+            tape.low = Some((of.id(), low));
+        }
+    });
+}
+
+/// What was left of this tensor, if nothing was left since.
+pub(crate) fn take_low_part(of: &Tensor) -> Option<Vec<bf16>> {
+    pass::with(|pass| pass.recording.as_mut()?.low.take_if(|(id, _)| *id == of.id())).map(|(_, low)| low)
+}
+
 /// A tensor under another shape. A view, on the tape as well.
 ///
 /// # Errors
@@ -94,7 +109,7 @@ pub fn reshape(xs: &Tensor, shape: impl Into<Shape>) -> Result<Tensor> {
         let shape = xs.shape().clone();
         push("reshape", &[xs], &ys, move |grad| {
             let tensor = planes(&grad.tensor)?.reshape(shape)?;
-            Ok(vec![Some(Gradient { tensor, owned: grad.owned })])
+            Ok(vec![Some(Gradient { tensor, ..grad })])
         });
     }
     Ok(ys)

@@ -76,7 +76,7 @@ impl CustomOp1 for Output {
         if state.is_played() {
             bail!("tape: this pass has been walked backwards already; run the network forward again")
         }
-        let grad = Gradient { tensor: grad.contiguous()?, owned: false };
+        let grad = Gradient::of(grad.contiguous()?, false);
         let grad = match state.grads.remove(&self.ys.id()) {
             Some(earlier) => earlier.add(grad)?,
             None => grad,

@@ -2,6 +2,7 @@
 
 use crate::storage::{add_in_place, add_maps, add_to_map, has_whole_rows};
 use candle_core::{DType, Result, Tensor, TensorId};
+use half::bf16;
 use std::collections::HashSet;
 
 /// A gradient on its way down the tape.
@@ -9,17 +10,25 @@ pub(crate) struct Gradient {
     pub tensor: Tensor,
     /// Nobody else reads this tensor's memory: it may be written over.
     pub owned: bool,
+    /// What rounding to bfloat16 has cut off, for who can add it: the branches of a residual stream.
+    pub low: Option<Vec<bf16>>,
 }
 
 impl Gradient {
     /// One that a kernel has just made.
     pub fn new(tensor: Tensor) -> Self {
-        Self { tensor, owned: true }
+        Self::of(tensor, true)
     }
 
-    /// The sum of two, over the memory of one that is owned.
+    /// One that has no low part.
+    pub fn of(tensor: Tensor, owned: bool) -> Self {
+        Self { tensor, owned, low: None }
+    }
+
+    /// The sum of two, rounded, over the memory of one that is owned.
     pub fn add(self, other: Self) -> Result<Self> {
-        let (to, from) = if self.owned { (self, other) } else { (other, self) };
+        let (mut to, from) = if self.owned { (self, other) } else { (other, self) };
+        to.low = None;
         if to.tensor.dtype() == DType::BF16 {
             return match to.owned && add_to_map(&to.tensor, &from.tensor)? {
                 true => Ok(to),
@@ -67,6 +76,8 @@ pub(crate) struct Recording {
     pub tracked: HashSet<TensorId>,
     /// Every variable that an operation has read, once.
     pub variables: Vec<Tensor>,
+    /// What rounding to bfloat16 has cut off from the output of the last operation that keeps it.
+    pub low: Option<(TensorId, Vec<bf16>)>,
 }
 
 impl Recording {

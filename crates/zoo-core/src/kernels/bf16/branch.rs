@@ -10,8 +10,8 @@ use super::token_chunks::Chunks;
 use super::token_mixing::Mixing;
 use super::{attention, bias, channels, conv};
 use crate::kernels::attention::Sizes as Heads;
-use crate::kernels::buffer::written;
-use crate::kernels::layer_norm as norm;
+use crate::kernels::buffer::{written, written_all};
+use crate::kernels::layer_norm::{self as norm, Onto};
 use crate::kernels::linear::Sizes;
 use crate::kernels::pointwise::{self, Pointwise};
 use crate::kernels::residual_block::{Branch, Inner, Weights};
@@ -49,22 +49,30 @@ impl Operands {
     }
 }
 
-/// The output, and with `keep` the inner function's input for the backward pass.
+/// What a pass with gradients has of a branch beside its output.
+pub(crate) struct Kept {
+    /// The inner function's input, for the backward pass.
+    pub mid: Vec<bf16>,
+    /// The low part of the output, for the branch that comes next.
+    pub low: Vec<bf16>,
+}
+
+/// The output of tokens and, if there is one, their low part; with `keep` what a pass with gradients has beside it.
 pub(crate) fn forward(
     branch: &Branch,
-    xs: &[bf16],
+    (xs, low): (&[bf16], Option<&[bf16]>),
     w: Weights<f32>,
     operands: &Operands,
     keep: bool,
-) -> (Vec<bf16>, Option<Vec<bf16>>) {
+) -> (Vec<bf16>, Option<Kept>) {
     let batch = xs.len() / (branch.n * branch.c);
     let [first, second] = match operands {
         Operands::Tokens(sides) => {
-            return Mixing::new(branch, &w).forward(sides, xs, &normalized(branch, xs, &w), keep);
+            return Mixing::new(branch, &w).forward(sides, (xs, low), &normalized(branch, xs, &w), keep);
         }
         Operands::Chunks(sides) => {
             let chunks = Chunks::new(branch, heads(branch), w, batch);
-            return chunks.expect("operands for chunks of this batch").forward(sides, xs, keep);
+            return chunks.expect("operands for chunks of this batch").forward(sides, (xs, low), keep);
         }
         Operands::Rows(maps) => &**maps,
     };
@@ -75,35 +83,40 @@ pub(crate) fn forward(
         Some(heads) => attention::forward(heads, &mid),
         None => pointwise::forward(Pointwise::Gelu, &mid),
     };
-    let kept = keep.then_some(mid);
-    let first_tokens = (branch.tokens() < branch.n).then(|| first_tokens(branch, xs));
-    let skip = Some(first_tokens.as_deref().unwrap_or(xs));
-    let ys = second.run(&act, &Finish { skip, ..Finish::bias(Some(w.second.1)) });
-    (ys, kept)
+    let read = |xs: &[bf16]| (branch.tokens() < branch.n).then(|| first_tokens(branch, xs));
+    let (skip, skip_low) = (read(xs), low.and_then(read));
+    let skip = Some(skip.as_deref().unwrap_or(xs));
+    let finish = Finish { skip, skip_low: skip_low.as_deref().or(low), ..Finish::bias(Some(w.second.1)) };
+    if !keep {
+        return (second.run(&act, &finish), None);
+    }
+    let (ys, low) = second.run_with_low_part(&act, &finish);
+    (ys, Some(Kept { mid, low }))
 }
 
-/// The gradients of the input and of the six parameters.
+/// The gradient of the input and its low part, and those of the six parameters; of the output's, and of its low part if
+/// there is one.
 pub(crate) fn backward(
     branch: &Branch,
     xs: &[bf16],
     mid: Vec<bf16>,
-    grad: &[bf16],
+    (grad, low): (&[bf16], Option<&[bf16]>),
     w: Weights<f32>,
-) -> (Vec<bf16>, Sums) {
+) -> ([Vec<bf16>; 2], Sums) {
     let batch = xs.len() / (branch.n * branch.c);
     let chunks = match branch.inner {
         Inner::GeluOfTokens(_) => None,
         _ => Chunks::new(branch, heads(branch), w, batch),
     };
     if let Some(chunks) = chunks {
-        return chunks.backward(xs, &mid, grad);
+        return chunks.backward(xs, &mid, (grad, low));
     }
     let normed = normalized(branch, xs, &w);
     if let Inner::GeluOfTokens(_) = branch.inner {
         let (dnormed, [dw_first, db_first, dw_second, db_second]) =
             Mixing::new(branch, &w).backward(&normed, &mid, grad);
         drop((normed, mid));
-        let (dx, [dw, db]) = normalized_backward(branch, (xs, &dnormed), &w, grad);
+        let (dx, [dw, db]) = normalized_backward(branch, (xs, &dnormed), &w, Onto { high: grad, low });
         return (dx, [dw, db, dw_first, db_first, dw_second, db_second]);
     }
     let (first, second) = maps(branch, xs.len() / branch.c);
@@ -123,8 +136,12 @@ pub(crate) fn backward(
     drop(normed);
     let dnormed = conv::input_grad(&first, &dmid, w.first.0);
     drop(dmid);
-    let whole = (branch.tokens() < branch.n).then(|| channels::join(batch, &[grad], (0, (branch.n - 1) * branch.c)));
-    let (dx, [dw, db]) = normalized_backward(branch, (xs, &dnormed), &w, whole.as_deref().unwrap_or(grad));
+    let whole = |grad: &[bf16]| {
+        (branch.tokens() < branch.n).then(|| channels::join(batch, &[grad], (0, (branch.n - 1) * branch.c)))
+    };
+    let (high, whole_low) = (whole(grad), low.and_then(whole));
+    let onto = Onto { high: high.as_deref().unwrap_or(grad), low: whole_low.as_deref().or(low) };
+    let (dx, [dw, db]) = normalized_backward(branch, (xs, &dnormed), &w, onto);
     (dx, [dw, db, dw_first, db_first, dw_second, db_second])
 }
 
@@ -165,42 +182,45 @@ fn normalized(branch: &Branch, xs: &[bf16], w: &Weights<f32>) -> Vec<bf16> {
 /// Images whose sums of gradients are taken in f32, one after the other.
 const TOGETHER: usize = 8;
 
-/// The gradient behind the norm and that of the shortcut, `onto`, as one; and those of the norm's parameters.
+/// The gradient behind the norm and that of the shortcut, `onto`, as one, and its low part; and those of the norm's
+/// parameters.
 fn normalized_backward(
     branch: &Branch,
     (xs, grad): (&[bf16], &[bf16]),
     w: &Weights<f32>,
-    onto: &[bf16],
-) -> (Vec<bf16>, [Vec<f32>; 2]) {
+    onto: Onto<bf16>,
+) -> ([Vec<bf16>; 2], [Vec<f32>; 2]) {
     let zeros = || [(); 2].map(|()| vec![0f32; w.norm.0.len()]);
     let mut total = zeros();
     let [dw, db] = &mut total;
     let Inner::GeluOfTokens(false) = branch.inner else {
-        let fill = |dx: &mut [MaybeUninit<bf16>]| {
-            norm::backward((xs, grad), w.norm.0, branch.eps, Some(onto), dx, (dw, db));
+        let fill = |[dx, low]: [&mut [MaybeUninit<bf16>]; 2]| {
+            norm::backward((xs, grad), w.norm.0, branch.eps, Some(onto), (dx, Some(low)), (dw, db));
         };
         // SAFETY: every row is written.
-        let dx = unsafe { written(xs.len(), fill) };
+        let dx = unsafe { written_all([xs.len(); 2], fill) };
         return (dx, total);
     };
     let image = branch.n * branch.c;
     let part = TOGETHER * image;
     let mut sums = Vec::new();
-    let fill = |dx: &mut [MaybeUninit<bf16>]| {
-        let parts = dx.par_chunks_mut(part).zip(xs.par_chunks(part));
-        let parts = parts.zip(grad.par_chunks(part)).zip(onto.par_chunks(part)).map(|(((dx, xs), grad), onto)| {
+    let fill = |[dx, low]: [&mut [MaybeUninit<bf16>]; 2]| {
+        let parts = dx.par_chunks_mut(part).zip(low.par_chunks_mut(part)).enumerate().map(|(i, (dx, low))| {
             let mut sums = zeros();
             let [dw, db] = &mut sums;
-            let images = dx.chunks_mut(image).zip(xs.chunks(image));
-            for (((dx, xs), grad), onto) in images.zip(grad.chunks(image)).zip(onto.chunks(image)) {
-                norm::columns_backward((xs, grad), w.norm.0, branch.eps, Some(onto), dx, (&mut *dw, &mut *db));
+            let images = dx.chunks_mut(image).zip(low.chunks_mut(image)).enumerate();
+            for (k, dx) in images.map(|(k, (dx, low))| (k, (dx, Some(low)))) {
+                let at = i * part + k * image..i * part + (k + 1) * image;
+                let onto = Onto { high: &onto.high[at.clone()], low: onto.low.map(|low| &low[at.clone()]) };
+                let read = (&xs[at.clone()], &grad[at]);
+                norm::columns_backward(read, w.norm.0, branch.eps, Some(onto), dx, (&mut *dw, &mut *db));
             }
             sums
         });
         sums = parts.collect::<Vec<_>>();
     };
     // SAFETY: every image is written.
-    let dx = unsafe { written(xs.len(), fill) };
+    let dx = unsafe { written_all([xs.len(); 2], fill) };
     for part in &sums {
         for (total, part) in total.iter_mut().zip(part) {
             total.iter_mut().zip(part).for_each(|(total, part)| *total += part);

@@ -82,6 +82,20 @@ impl Forward {
         self.correlate(x, &Finish { with_sums: false, ..*finish }).0
     }
 
+    /// [`run`](Self::run) and the low part of its output, for no activation.
+    pub fn run_with_low_part(&self, x: &[bf16], finish: &Finish) -> (Vec<bf16>, Vec<bf16>) {
+        let n = self.g.b * self.g.output_plane() * self.g.c_out;
+        if depthwise::fits(&self.g) {
+            // Of a single channel, whose kernel rounds.
+            return (self.run(x, finish), vec![bf16::ZERO; n]);
+        }
+        let mut ys = Vec::new();
+        let fill = |low: Shared<bf16>| ys = self.correlate(x, &Finish { low: Some(low), ..*finish }).0;
+        // SAFETY: the groups are all channels.
+        let low = unsafe { map_of(n, fill) };
+        (ys, low)
+    }
+
     fn correlate(&self, x: &[bf16], finish: &Finish) -> (Vec<bf16>, Vec<[f64; 2]>) {
         let mut sums = Vec::with_capacity(self.g.c_out);
         let fill = |out: Shared<bf16>| {

@@ -5,6 +5,7 @@
 use super::sizes::NOWHERE;
 use super::tiles::{BLOCK, Block, DEPTH, Product, SIDE};
 use super::weight_grad::{From, paired, turned};
+use crate::kernels::low_parts::LowParts;
 use crate::kernels::math::gelu_for_bf16;
 use crate::kernels::simd::Simd;
 use half::bf16;
@@ -130,6 +131,15 @@ pub(super) unsafe fn left_transposed<V: Simd<Elem = f32>>(
     }
 }
 
+/// A matrix that is added to a product, rows a stride apart, and the low parts: its own lies as it does, the sum's as
+/// the target.
+#[derive(Clone, Copy)]
+pub(super) struct Skip {
+    pub from: *const bf16,
+    pub stride: usize,
+    pub low: LowParts<bf16>,
+}
+
 /// Where a product goes: to rows a stride apart.
 #[derive(Clone, Copy)]
 pub(super) enum To {
@@ -138,12 +148,12 @@ pub(super) enum To {
     Onto(*mut f32, usize),
     /// Rounded.
     Narrow(*mut bf16, usize),
-    /// Rounded, a number for each row added, and a matrix that lies as the target does.
-    Row(*mut bf16, usize, *const f32, Option<*const bf16>),
+    /// Rounded, a number for each row added, and a matrix.
+    Row(*mut bf16, usize, *const f32, Option<Skip>),
     /// GELU of the same sums.
     GeluOfRow(*mut bf16, usize, *const f32),
-    /// Rounded, a number for each column added, and a matrix with a stride of its own.
-    Column(*mut bf16, usize, *const f32, Option<(*const bf16, usize)>),
+    /// Rounded, a number for each column added, and a matrix.
+    Column(*mut bf16, usize, *const f32, Option<Skip>),
     /// GELU of the same sums.
     GeluOfColumn(*mut bf16, usize, *const f32),
 }
@@ -194,12 +204,7 @@ unsafe fn put<V: Simd<Elem = f32>>(sums: &Block, (row, column): (usize, usize), 
                     To::Narrow(to, stride) => narrow(x, to.add(at(stride)), n),
                     To::Row(to, stride, add, skip) => {
                         let x = x.add(V::splat(*add.add(row + i)));
-                        let x = match skip {
-                            Some(skip) if n == V::LANES => x.add(V::load_bf16(skip.add(at(stride)))),
-                            Some(skip) => x.add(V::load_first_bf16(skip.add(at(stride)), n)),
-                            None => x,
-                        };
-                        narrow(x, to.add(at(stride)), n);
+                        store(x, (to, at(stride)), skip.map(|skip| (skip, at(skip.stride))), n);
                     }
                     To::GeluOfRow(to, stride, add) => {
                         narrow(gelu_for_bf16(x.add(V::splat(*add.add(row + i)))), to.add(at(stride)), n);
@@ -210,16 +215,23 @@ unsafe fn put<V: Simd<Elem = f32>>(sums: &Block, (row, column): (usize, usize), 
                     }
                     To::Column(to, stride, add, skip) => {
                         let x = x.add(V::load_first(add.add(column + lane), n));
-                        let x = match skip {
-                            Some((skip, stride)) if n == V::LANES => x.add(V::load_bf16(skip.add(at(stride)))),
-                            Some((skip, stride)) => x.add(V::load_first_bf16(skip.add(at(stride)), n)),
-                            None => x,
-                        };
-                        narrow(x, to.add(at(stride)), n);
+                        store(x, (to, at(stride)), skip.map(|skip| (skip, at(skip.stride))), n);
                     }
                 }
             }
         }
+    }
+}
+
+/// Rounds and stores n lanes of sums, a matrix's added.
+#[inline(always)]
+unsafe fn store<V: Simd<Elem = f32>>(x: V, (to, at): (*mut bf16, usize), skip: Option<(Skip, usize)>, n: usize) {
+    // SAFETY: the caller's.
+    unsafe {
+        let Some((skip, skip_at)) = skip else { return narrow(x, to.add(at), n) };
+        let (from, low) = (skip.from.add(skip_at), skip.low.offset(skip_at, at));
+        let x = x.add(if n == V::LANES { V::load_bf16(from) } else { V::load_first_bf16(from, n) });
+        low.store(low.add(x, n), to.add(at), n);
     }
 }
 

@@ -4,6 +4,7 @@ use super::sizes::{Channels, NOWHERE};
 use super::tiles::{BLOCK, Block};
 use crate::kernels::buffer::Shared;
 use crate::kernels::fused_activation::FusedActivation;
+use crate::kernels::low_parts::LowParts;
 use crate::kernels::simd::Simd;
 use half::bf16;
 
@@ -12,6 +13,9 @@ use half::bf16;
 pub(crate) struct Finish<'a> {
     pub shift: Option<&'a [f32]>,
     pub skip: Option<&'a [bf16]>,
+    /// The skip's low part, and where the output's goes: see `kernels::low_parts`. For no activation.
+    pub skip_low: Option<&'a [bf16]>,
+    pub low: Option<Shared<bf16>>,
     pub activation: FusedActivation,
     /// Whether Σ y and Σ y² of each channel are wanted, of the numbers before they are rounded.
     pub with_sums: bool,
@@ -31,14 +35,16 @@ pub(crate) fn mean_and_var(sums: &[[f64; 2]], n: usize) -> (Vec<f32>, Vec<f32>) 
 impl<'a> Finish<'a> {
     /// The sums as they are, and a bias.
     pub fn bias(shift: Option<&'a [f32]>) -> Self {
-        Self { shift, skip: None, activation: FusedActivation::None, with_sums: false }
+        Self { shift, skip: None, skip_low: None, low: None, activation: FusedActivation::None, with_sums: false }
     }
 
     /// Panics where a slice does not fit.
     pub(super) fn check(&self, to: Channels, pixels: usize) {
         assert!(to.first + to.used <= to.all, "{to:?}");
         assert!(self.shift.is_none_or(|shift| shift.len() == to.all), "a shift for every channel of {to:?}");
-        assert!(self.skip.is_none_or(|skip| skip.len() == pixels * to.all), "a skip for {pixels} pixels of {to:?}");
+        let fits = |skip: Option<&[bf16]>| skip.is_none_or(|skip| skip.len() == pixels * to.all);
+        assert!(fits(self.skip) && fits(self.skip_low), "a skip for {pixels} pixels of {to:?}");
+        assert!(self.low.is_none() || matches!(self.activation, FusedActivation::None), "low parts are those of sums");
     }
 }
 
@@ -75,17 +81,13 @@ pub(super) unsafe fn store<V: Simd<Elem = f32>>(
                     sum = sum.add(y);
                     squares = y.mul_add(y, squares);
                 }
-                if n == V::LANES {
-                    if let Some(skip) = finish.skip {
-                        y = y.add(V::load_bf16(skip.as_ptr().add(at)));
-                    }
-                    finish.activation.apply(y).store_bf16(out.at(at));
-                } else {
-                    if let Some(skip) = finish.skip {
-                        y = y.add(V::load_first_bf16(skip.as_ptr().add(at), n));
-                    }
-                    finish.activation.apply(y).store_first_bf16(out.at(at), n);
+                let addend = finish.skip_low.map(|low| low.as_ptr().add(at));
+                let low = LowParts { addend, sum: finish.low.map(|low| low.at(at)) };
+                if let Some(skip) = finish.skip {
+                    let skip = skip.as_ptr().add(at);
+                    y = y.add(if n == V::LANES { V::load_bf16(skip) } else { V::load_first_bf16(skip, n) });
                 }
+                low.store(finish.activation.apply(low.add(y, n)), out.at(at), n);
             }
             if finish.with_sums {
                 for (own, part) in own.iter_mut().zip([sum, squares]) {

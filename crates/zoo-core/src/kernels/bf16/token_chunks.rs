@@ -3,12 +3,16 @@
 //! Rows of scratch are as long as whole steps of products, zeros at their ends: so they are left sides as they lie.
 
 use super::attention::{Head, Plan};
-use super::matrix::{Rooms, To, left, left_room, left_transposed, multiply, padded, places, right, right_room, steps};
+use super::branch::{Kept, Sums};
+use super::matrix::{
+    Rooms, Skip, To, left, left_room, left_transposed, multiply, padded, places, right, right_room, steps,
+};
 use super::tiles::{DEPTH, Product, Tiles};
 use super::weights::packed;
 use crate::kernels::attention::Sizes;
-use crate::kernels::buffer::{Shared, with_scratch, written};
+use crate::kernels::buffer::{Shared, with_scratch, written_all};
 use crate::kernels::layer_norm as norm;
+use crate::kernels::low_parts::LowParts;
 use crate::kernels::pointwise::{gelu_of, gelu_with_slope};
 use crate::kernels::residual_block::{Branch, Weights};
 use crate::kernels::simd::{Kernel, Level, Simd, dispatch_at};
@@ -68,38 +72,48 @@ impl<'a> Chunks<'a> {
         [packed(self.level, self.w.first.0, (c, mid), true), packed(self.level, self.w.second.0, (act, c), true)]
     }
 
-    /// The output, and with `keep` the inner function's input.
-    pub fn forward(&self, sides: &[Vec<bf16>; 2], xs: &[bf16], keep: bool) -> (Vec<bf16>, Option<Vec<bf16>>) {
+    /// The output, and with `keep` what a backward pass reads.
+    pub fn forward(
+        &self,
+        sides: &[Vec<bf16>; 2],
+        (xs, low): (&[bf16], Option<&[bf16]>),
+        keep: bool,
+    ) -> (Vec<bf16>, Option<Kept>) {
         let &Branch { n, c, mid, act, .. } = self.branch;
         let batch = xs.len() / (n * c);
         let (behind, rows) = self.rows(self.images);
         let lefts = [left_room(rows, c), rows * mid, left_room(behind, act)];
         let room = Rooms::len(&[self.heads_room()], &lefts);
-        let mut kept = Vec::with_capacity(if keep { batch * n * mid } else { 0 });
+        let len = batch * self.branch.tokens() * c;
+        let lens = if keep { [len, batch * n * mid, len] } else { [len, 0, 0] };
         // SAFETY: a chunk's task writes the outputs of its images, and what is kept of them.
-        unsafe {
-            let kept_at = keep.then(|| Shared::from_spare(&mut kept));
-            let ys = written(batch * self.branch.tokens() * c, |ys| {
-                let ys = Shared::from_uninit(ys);
+        let [ys, kept_mid, kept_low] = unsafe {
+            written_all(lens, |all| {
+                let [ys, kept_mid, kept_low] = all.map(Shared::from_uninit);
                 xs.par_chunks(self.images * n * c).enumerate().for_each(|(chunk, x)| {
                     let first = chunk * self.images;
-                    let kept = kept_at.map(|kept| kept.offset(first * n * mid));
-                    let y = ys.offset(first * self.branch.tokens() * c);
+                    let kept = keep.then(|| kept_mid.offset(first * n * mid));
+                    let (from, to) = (first * n * c, first * self.branch.tokens() * c);
+                    let y = ys.offset(to);
+                    let sum = keep.then(|| kept_low.at(to));
+                    let low = LowParts { addend: low.map(|low| low[from..].as_ptr()), sum };
                     // Outside of `dispatch`: what a closure holds does not take on the features of the function around.
                     with_scratch::<f32, _>(room, |scratch| {
-                        dispatch_at(self.level, Forward { of: self, sides, x, kept, y, scratch });
+                        dispatch_at(self.level, Forward { of: self, sides, x, kept, y, low, scratch });
                     });
                 });
-            });
-            if keep {
-                kept.set_len(batch * n * mid);
-            }
-            (ys, keep.then_some(kept))
-        }
+            })
+        };
+        (ys, keep.then_some(Kept { mid: kept_mid, low: kept_low }))
     }
 
     /// The gradients of the input and of the six parameters.
-    pub fn backward(&self, xs: &[bf16], mids: &[bf16], grad: &[bf16]) -> (Vec<bf16>, [Vec<f32>; 6]) {
+    pub fn backward(
+        &self,
+        xs: &[bf16],
+        mids: &[bf16],
+        (grad, low): (&[bf16], Option<&[bf16]>),
+    ) -> ([Vec<bf16>; 2], Sums) {
         let &Branch { n, c, mid, act, .. } = self.branch;
         let batch = xs.len() / (n * c);
         let sides =
@@ -112,10 +126,10 @@ impl<'a> Chunks<'a> {
         let lengths = self.branch.lengths();
         let each = batch.div_ceil(self.images).div_ceil(PARTS) * self.images;
         let mut sums: Vec<[Vec<f32>; 6]> = Vec::new();
-        // SAFETY: a chunk's task writes the gradient of its images.
+        // SAFETY: a chunk's task writes the gradient of its images, and its low part.
         let dx = unsafe {
-            written(xs.len(), |dx| {
-                let dx = Shared::from_uninit(dx);
+            written_all([xs.len(); 2], |all| {
+                let [dx, dx_low] = all.map(Shared::from_uninit);
                 let parts = (0..batch.div_ceil(each)).into_par_iter().map(|part| {
                     let mut sums = lengths.map(|len| vec![0f32; len]);
                     let end = ((part + 1) * each).min(batch);
@@ -130,6 +144,10 @@ impl<'a> Chunks<'a> {
                             mid: &mids[first * n * mid..][..images * n * mid],
                             dy: &grad[first * tokens..][..images * tokens],
                             dx: dx.offset(first * n * c),
+                            low: LowParts {
+                                addend: low.map(|low| low[first * tokens..].as_ptr()),
+                                sum: Some(dx_low.at(first * n * c)),
+                            },
                             sums: &mut sums,
                         };
                         with_scratch::<f32, _>(room, |scratch| dispatch_at(self.level, (chunk, scratch)));
@@ -168,6 +186,7 @@ struct Forward<'a> {
     x: &'a [bf16],
     kept: Option<Shared<bf16>>,
     y: Shared<bf16>,
+    low: LowParts<bf16>,
     scratch: *mut f32,
 }
 
@@ -177,7 +196,7 @@ impl Kernel<f32> for Forward<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Simd<Elem = f32>>(self) {
-        let Self { of, sides: [first, second], x, kept, y, scratch } = self;
+        let Self { of, sides: [first, second], x, kept, y, low, scratch } = self;
         let &Branch { n, c, mid, act: width, .. } = of.branch;
         let images = x.len() / (n * c);
         let ((behind, rows), (_, most)) = (of.rows(images), of.rows(of.images));
@@ -218,7 +237,7 @@ impl Kernel<f32> for Forward<'_> {
             }
             pad((act, of_act), (behind, width));
             // Tokens that are not read have no output.
-            let skip = (x.as_ptr(), n / of.branch.tokens() * c);
+            let skip = Skip { from: x.as_ptr(), stride: n / of.branch.tokens() * c, low };
             let to = To::Column(y.at(0), c, of.w.second.1.as_ptr(), Some(skip));
             multiply::<V>(&of.product(&of.of_act), (act, second.as_ptr()), (behind, c), to);
         }
@@ -261,6 +280,8 @@ struct Backward<'a> {
     mid: &'a [bf16],
     dy: &'a [bf16],
     dx: Shared<bf16>,
+    /// Of `dy` and of `dx`.
+    low: LowParts<bf16>,
     sums: &'a mut [Vec<f32>; 6],
 }
 
@@ -270,7 +291,7 @@ impl Kernel<f32> for (Backward<'_>, *mut f32) {
 
     #[inline(always)]
     unsafe fn run<V: Simd<Elem = f32>>(self) {
-        let (Backward { of, sides: [first, second], images, x, mid: mids, dy, dx, sums }, scratch) = self;
+        let (Backward { of, sides: [first, second], images, x, mid: mids, dy, dx, low, sums }, scratch) = self;
         let [dw_norm, db_norm, dw_first, db_first, dw_second, db_second] = sums;
         let &Branch { n, c, mid, act: width, eps, .. } = of.branch;
         let ((behind, rows), (most_behind, most)) = (of.rows(images), of.rows(of.images));
@@ -347,9 +368,11 @@ impl Kernel<f32> for (Backward<'_>, *mut f32) {
                     let (at, len) = ((image * n + rows.start) * c, rows.len() * c);
                     let xs = &x[at..][..len];
                     let grad = std::slice::from_raw_parts(dnormed.add(at), len);
-                    let onto = onto.then(|| dy.as_ptr().add(image * tokens * c));
+                    let of_dy = image * tokens * c;
+                    let low = LowParts { addend: low.addend.filter(|_| onto), ..low }.offset(of_dy, at);
+                    let onto = onto.then(|| dy.as_ptr().add(of_dy));
                     let (weight, dx) = (of.w.norm.0, dx.at(at));
-                    norm::Backward { xs, grad, weight, eps, onto, dx, dw: &mut *dw, db: &mut *db }.run::<V>();
+                    norm::Backward { xs, grad, weight, eps, onto, low, dx, dw: &mut *dw, db: &mut *db }.run::<V>();
                 }
             }
             dw_norm.iter_mut().zip(dw).for_each(|(total, dw)| *total += *dw);

@@ -2,12 +2,14 @@
 //! the image's rows on the right, so that nothing is transposed. A task has one image, or several whose gradients of the
 //! weights it sums.
 
+use super::branch::Kept;
 use super::matrix::{
-    Rooms, To, left, left_room, left_transposed, multiply, places, right, right_room, right_transposed, steps,
+    Rooms, Skip, To, left, left_room, left_transposed, multiply, places, right, right_room, right_transposed, steps,
 };
 use super::tiles::{DEPTH, Product, Tiles};
 use super::{row_mean, weights};
-use crate::kernels::buffer::{Shared, with_scratch, written};
+use crate::kernels::buffer::{Shared, with_scratch, written, written_all};
+use crate::kernels::low_parts::LowParts;
 use crate::kernels::pointwise::{gelu_of, gelu_with_slope};
 use crate::kernels::residual_block::{Branch, Weights};
 use crate::kernels::simd::{Kernel, Level, Simd, dispatch_at};
@@ -69,34 +71,33 @@ impl<'a> Mixing<'a> {
     pub fn forward(
         &self,
         sides: &[Vec<bf16>; 2],
-        xs: &[bf16],
+        (xs, low): (&[bf16], Option<&[bf16]>),
         normed: &[bf16],
         keep: bool,
-    ) -> (Vec<bf16>, Option<Vec<bf16>>) {
+    ) -> (Vec<bf16>, Option<Kept>) {
         let &Self { n, c, mid, .. } = self;
         let images = xs.len() / (n * c);
-        let mut kept = Vec::with_capacity(if keep { images * mid * c } else { 0 });
+        let lens = if keep { [xs.len(), images * mid * c, xs.len()] } else { [xs.len(), 0, 0] };
         let room = Rooms::len(&[], &[right_room(n, c), right_room(mid, c), mid * c]);
         // SAFETY: an image's task writes its outputs, and what is kept of it.
-        unsafe {
-            let kept_at = keep.then(|| Shared::from_spare(&mut kept));
-            let ys = written(xs.len(), |ys| {
-                let ys = Shared::from_uninit(ys);
+        let [ys, kept_mid, kept_low] = unsafe {
+            written_all(lens, |all| {
+                let [ys, kept_mid, kept_low] = all.map(Shared::from_uninit);
                 (0..images).into_par_iter().for_each(|image| {
                     let at = image * n * c;
                     let (x, normed) = (&xs[at..][..n * c], &normed[at..][..n * c]);
-                    let (kept, y) = (kept_at.map(|kept| kept.offset(image * mid * c)), ys.offset(at));
+                    let kept = keep.then(|| kept_mid.offset(image * mid * c));
+                    let sum = keep.then(|| kept_low.at(at));
+                    let low = LowParts { addend: low.map(|low| low[at..].as_ptr()), sum };
+                    let y = ys.offset(at);
                     // Outside of `dispatch`: what a closure holds does not take on the features of the function around.
                     with_scratch::<f32, _>(room, |scratch| {
-                        dispatch_at(self.level, Forward { mixing: self, sides, x, normed, kept, y, scratch });
+                        dispatch_at(self.level, Forward { mixing: self, sides, x, normed, kept, y, low, scratch });
                     });
                 });
-            });
-            if keep {
-                kept.set_len(images * mid * c);
-            }
-            (ys, keep.then_some(kept))
-        }
+            })
+        };
+        (ys, keep.then_some(Kept { mid: kept_mid, low: kept_low }))
     }
 
     /// The gradients of the normalised input, and of weights and biases.
@@ -178,6 +179,7 @@ struct Forward<'a> {
     normed: &'a [bf16],
     kept: Option<Shared<bf16>>,
     y: Shared<bf16>,
+    low: LowParts<bf16>,
     scratch: *mut f32,
 }
 
@@ -187,7 +189,7 @@ impl Kernel<f32> for Forward<'_> {
 
     #[inline(always)]
     unsafe fn run<V: Simd<Elem = f32>>(self) {
-        let Self { mixing, sides: [first, second], x, normed, kept, y, scratch } = self;
+        let Self { mixing, sides: [first, second], x, normed, kept, y, low, scratch } = self;
         let &Mixing { n, c, mid, .. } = mixing;
         let _tiles = Tiles::new(mixing.level, DEPTH);
         // SAFETY: run by `dispatch`; the scratch has all rooms, each is written before it is read.
@@ -207,7 +209,8 @@ impl Kernel<f32> for Forward<'_> {
                 None => multiply::<V>(&product, sides, (mid, c), To::GeluOfRow(act, c, bias)),
             }
             right::<V>((std::slice::from_raw_parts(act, mid * c), c, 0), c, &mixing.mids, act_rows);
-            let to = To::Row(y.at(0), c, mixing.bias[1].as_ptr(), Some(x.as_ptr()));
+            let skip = Skip { from: x.as_ptr(), stride: c, low };
+            let to = To::Row(y.at(0), c, mixing.bias[1].as_ptr(), Some(skip));
             multiply::<V>(&mixing.product(&mixing.of_mid), (second.as_ptr(), act_rows), (n, c), to);
         }
     }

@@ -137,7 +137,7 @@ pub(crate) fn conv_bn_eval(
     let key = [g.b, g.h, g.w, g.oh, g.ow, place(norm.weight), place(norm.mean)];
     let folded = pass::prepared(place(weight), &key, prepared)?;
     let run = |skip: Option<&[bf16]>| {
-        let finish = Finish { shift: Some(&folded.shift), skip, activation, with_sums: false };
+        let finish = Finish { skip, activation, ..Finish::bias(Some(&folded.shift)) };
         with_rows(&[xs], |all| Ok(folded.conv.run(all[0], &finish)))
     };
     let ys = match skip {

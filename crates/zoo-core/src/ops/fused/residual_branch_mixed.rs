@@ -1,4 +1,7 @@
 //! A residual branch of a Transformer or Mixer as one operation on bfloat16 tokens.
+//!
+//! From one branch to the next the stream has 16 bits in training, forwards and backwards: what rounding cuts off from
+//! tokens and gradients goes along beside them. It is added to the next sum and kept by nobody, so it costs no memory.
 
 use crate::kernels::bf16::branch as kernel;
 use crate::kernels::residual_block::{Branch, Inner, Weights};
@@ -27,16 +30,24 @@ pub(super) fn run(xs: &Tensor, branch: Branch, params: Vec<Tensor>) -> Result<Te
         let key = [b, branch.n, branch.c, branch.mid, branch.tokens(), over_tokens, place(&params[4])];
         pass::prepared(place(&params[2]), &key, || Ok(Prepared { operands: made()?, _read: params.clone() }))?
     };
-    let (ys, mid) = with_parts(&x, &held, |x, w| Ok(kernel::forward(&branch, x, w, &operands.operands, keep)))?;
+    let low = tape::take_low_part(xs);
+    let (ys, kept) =
+        with_parts(&x, &held, |x, w| Ok(kernel::forward(&branch, (x, low.as_deref()), w, &operands.operands, keep)))?;
+    drop(low);
     let ys = map(ys, &(b, branch.tokens(), branch.c).into())?;
+    let mid = kept.map(|kernel::Kept { mid, low }| {
+        tape::leave_low_part(&ys, low);
+        mid
+    });
     let saved: Vec<Tensor> = inputs.iter().map(|&input| input.clone()).collect();
     tape::push(name, &inputs, &ys, move |grad| {
         let Some(mid) = mid else { bail!("{name}: the forward pass kept nothing for a gradient") };
-        let (dx, sums) = with_rows(&[&grad.tensor], |grad| {
-            with_parts(&x, &held, |x, w| Ok(kernel::backward(&branch, x, mid, grad[0], w)))
+        let ([dx, low], sums) = with_rows(&[&grad.tensor], |all| {
+            with_parts(&x, &held, |x, w| Ok(kernel::backward(&branch, x, mid, (all[0], grad.low.as_deref()), w)))
         })?;
         let [of_x, of_params @ ..] = &saved[..] else { bail!("{name}: an operation of nothing") };
-        let mut all = vec![tracks(of_x).then(|| map(dx, of_x.shape()).map(Gradient::new)).transpose()?];
+        let of_stream = || -> Result<_> { Ok(Gradient { low: Some(low), ..Gradient::new(map(dx, of_x.shape())?) }) };
+        let mut all = vec![tracks(of_x).then(of_stream).transpose()?];
         for (sum, of) in sums.into_iter().zip(of_params) {
             let gradient = || Tensor::from_vec(sum, of.shape(), &Device::Cpu).map(Gradient::new);
             all.push(tracks(of).then(gradient).transpose()?);
