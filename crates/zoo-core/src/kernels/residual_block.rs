@@ -9,6 +9,7 @@ use super::gemm::{Mat, Out, Rhs, gemm};
 use super::layer_norm as norm;
 use super::pointwise::{gelu, gelu_and_grad};
 use super::simd::Real;
+use half::bf16;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
 
@@ -55,6 +56,17 @@ const LARGE: usize = 1 << 20;
 const PARTS: usize = 8;
 /// Elements of a block of GELU that one task takes.
 const BLOCK: usize = 1 << 14;
+
+/// What a pass in mixed precision has of a branch beside its output.
+pub(crate) struct MixedKept {
+    /// The inner function's input, for the backward pass.
+    pub mid: Vec<bf16>,
+    /// The low part of the output, for the branch that comes next.
+    pub low: Vec<bf16>,
+}
+
+/// The gradients of the six parameters in mixed precision.
+pub(crate) type MixedSums = [Vec<f32>; 6];
 
 impl Branch {
     fn on_tokens(&self) -> bool {

@@ -14,13 +14,10 @@ use crate::kernels::buffer::{written, written_all};
 use crate::kernels::layer_norm::{self as norm, Onto};
 use crate::kernels::linear::Sizes;
 use crate::kernels::pointwise::{self, Pointwise};
-use crate::kernels::residual_block::{Branch, Inner, Weights};
+use crate::kernels::residual_block::{Branch, Inner, MixedKept as Kept, MixedSums as Sums, Weights};
 use half::bf16;
 use rayon::prelude::*;
 use std::mem::MaybeUninit;
-
-/// The gradients of the six parameters.
-pub(crate) type Sums = [Vec<f32>; 6];
 
 /// The weights of a branch's maps as operands of the forward pass.
 pub(crate) enum Operands {
@@ -47,14 +44,6 @@ impl Operands {
             conv::Forward::new(&second.as_conv(), w.second.0, None),
         ]))
     }
-}
-
-/// What a pass with gradients has of a branch beside its output.
-pub(crate) struct Kept {
-    /// The inner function's input, for the backward pass.
-    pub mid: Vec<bf16>,
-    /// The low part of the output, for the branch that comes next.
-    pub low: Vec<bf16>,
 }
 
 /// The output of tokens and, if there is one, their low part; with `keep` what a pass with gradients has beside it.

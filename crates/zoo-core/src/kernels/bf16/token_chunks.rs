@@ -3,7 +3,6 @@
 //! Rows of scratch are as long as whole steps of products, zeros at their ends: so they are left sides as they lie.
 
 use super::attention::{Head, Plan};
-use super::branch::{Kept, Sums};
 use super::matrix::{
     Rooms, Skip, To, left, left_room, left_transposed, multiply, padded, places, right, right_room, steps,
 };
@@ -14,7 +13,7 @@ use crate::kernels::buffer::{Shared, with_scratch, written_all};
 use crate::kernels::layer_norm as norm;
 use crate::kernels::low_parts::LowParts;
 use crate::kernels::pointwise::{gelu_of, gelu_with_slope};
-use crate::kernels::residual_block::{Branch, Weights};
+use crate::kernels::residual_block::{Branch, MixedKept as Kept, MixedSums as Sums, Weights};
 use crate::kernels::simd::{Kernel, Level, Simd, dispatch_at};
 use half::bf16;
 use rayon::prelude::*;

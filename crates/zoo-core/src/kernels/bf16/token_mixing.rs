@@ -2,7 +2,6 @@
 //! the image's rows on the right, so that nothing is transposed. A task has one image, or several whose gradients of the
 //! weights it sums.
 
-use super::branch::Kept;
 use super::matrix::{
     Rooms, Skip, To, left, left_room, left_transposed, multiply, places, right, right_room, right_transposed, steps,
 };
@@ -11,7 +10,7 @@ use super::{row_mean, weights};
 use crate::kernels::buffer::{Shared, with_scratch, written, written_all};
 use crate::kernels::low_parts::LowParts;
 use crate::kernels::pointwise::{gelu_of, gelu_with_slope};
-use crate::kernels::residual_block::{Branch, Weights};
+use crate::kernels::residual_block::{Branch, MixedKept as Kept, Weights};
 use crate::kernels::simd::{Kernel, Level, Simd, dispatch_at};
 use half::bf16;
 use rayon::prelude::*;

@@ -4,7 +4,7 @@
 //! tokens and gradients goes along beside them. It is added to the next sum and kept by nobody, so it costs no memory.
 
 use crate::kernels::bf16::branch as kernel;
-use crate::kernels::residual_block::{Branch, Inner, Weights};
+use crate::kernels::residual_block::{Branch, Inner, MixedKept, Weights};
 use crate::ops::with_elements;
 use crate::pass::{self, is_on_tape, tracks};
 use crate::storage::{map, place, rows, with_rows};
@@ -35,7 +35,7 @@ pub(super) fn run(xs: &Tensor, branch: Branch, params: Vec<Tensor>) -> Result<Te
         with_parts(&x, &held, |x, w| Ok(kernel::forward(&branch, (x, low.as_deref()), w, &operands.operands, keep)))?;
     drop(low);
     let ys = map(ys, &(b, branch.tokens(), branch.c).into())?;
-    let mid = kept.map(|kernel::Kept { mid, low }| {
+    let mid = kept.map(|MixedKept { mid, low }| {
         tape::leave_low_part(&ys, low);
         mid
     });
