@@ -105,7 +105,7 @@ fn features_heads_classes_and_channels() -> Result<()> {
             let shape = |graph: &Graph| graph.nodes.last().map(|node| node.shape.clone()).unwrap_or_default();
             ensure!(shape(&graph) == [1, classes], "{:?} for {classes} classes", shape(&graph));
 
-            let side = info.input.size;
+            let side = info.preprocess.size;
             Graph::of(&[&[2, 1, side, side]], |inputs| {
                 let features = net.forward_features(&inputs[0], false)?;
                 let pooled = net.pre_logits(&features, false)?;
@@ -144,7 +144,7 @@ fn cancelled(graph: &Graph) -> HashSet<String> {
 
 /// The image that the second sweep runs on: 64 pixels instead of 224.
 fn small_image(info: &ModelInfo) -> usize {
-    info.input.size.min(64)
+    info.preprocess.size.min(64)
 }
 
 fn images(info: &ModelInfo, batch: usize) -> Result<Tensor> {

@@ -29,7 +29,7 @@ fn build(name: &str) -> Result<(VarStore, Box<dyn Model>, Tensor)> {
     let store = VarStore::new(1, DType::F32, &Device::Cpu);
     let net = zoo::create(name, &ModelOptions::default(), &store)?;
     let mut rng = Rng::new(3, "images");
-    let side = zoo::find(name)?.input.size;
+    let side = zoo::find(name)?.preprocess.size;
     let pixels: Vec<f32> = (0..2 * 3 * side * side).map(|_| rng.normal() as f32).collect();
     Ok((store, net, Tensor::from_vec(pixels, (2, 3, side, side), &Device::Cpu)?))
 }

@@ -10,7 +10,7 @@ use tests::golden_json;
 use zoo::{ModelOptions, VarStore};
 use zoo_core::model::Interpolation;
 use zoo_core::weights::{Weights, check};
-use zoo_core::{Input, VarKind};
+use zoo_core::{ChannelOrder, Preprocess, VarKind};
 
 type Layout = Vec<(String, Vec<usize>)>;
 
@@ -90,7 +90,7 @@ fn other_spellings_in_circulation_load() -> Result<()> {
             ensure!(report.is_exact(), "{source}: {report}");
             ensure!(report.layout == entry["layout"].as_str(), "{source} is taken for {:?}", report.layout);
             if !entry["input"].is_null() {
-                let got = zoo::find(name)?.input_of(report.layout);
+                let got = zoo::find(name)?.preprocess_of(report.layout);
                 ensure!(same(&got, &entry["input"])?, "{source} wants {}, not {got:?}", entry["input"]);
             }
         }
@@ -99,17 +99,17 @@ fn other_spellings_in_circulation_load() -> Result<()> {
 }
 
 /// Whether an image is the one that the file describes.
-fn same(got: &Input, want: &Value) -> Result<bool> {
+fn same(got: &Preprocess, want: &Value) -> Result<bool> {
     type Described = (usize, [f64; 3], [f64; 3], String, f64, bool);
     let (size, mean, std, interpolation, crop, squash) = serde_json::from_value::<Described>(want.clone())?;
     let interpolation = if interpolation == "bicubic" { Interpolation::Bicubic } else { Interpolation::Bilinear };
-    Ok(*got == Input { size, mean, std, interpolation, crop, squash })
+    Ok(*got == Preprocess { size, mean, std, interpolation, crop, squash, channel_order: ChannelOrder::Rgb })
 }
 
 #[test]
 fn the_networks_want_the_images_that_the_reference_s_weights_want() -> Result<()> {
     each("inputs", |name, want| {
-        let got = zoo::find(name)?.input;
+        let got = zoo::find(name)?.preprocess;
         ensure!(same(&got, want)?, "wants {want}, not {got:?}");
         Ok(())
     })
@@ -118,9 +118,9 @@ fn the_networks_want_the_images_that_the_reference_s_weights_want() -> Result<()
 /// The zoo's networks for other images read the same layouts, and want their own images whatever layout a file has.
 #[test]
 fn a_layout_changes_no_image_of_a_network_for_cifar() {
-    for model in zoo::all().filter(|model| model.input == Input::CIFAR10) {
+    for model in zoo::all().filter(|model| model.preprocess == Preprocess::CIFAR10) {
         for layout in model.layouts {
-            assert_eq!(model.input_of(Some(layout.name)), Input::CIFAR10, "{} {}", model.name, layout.name);
+            assert_eq!(model.preprocess_of(Some(layout.name)), Preprocess::CIFAR10, "{} {}", model.name, layout.name);
         }
     }
 }

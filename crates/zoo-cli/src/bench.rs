@@ -58,7 +58,7 @@ enum Mode {
 
 /// Images a step where none are asked for: what keeps the memory of a training step below two gigabytes or so.
 fn default_batch(info: &ModelInfo) -> usize {
-    match (info.input.size, info.name) {
+    match (info.preprocess.size, info.name) {
         (_, "cifar_densenet121") => 32,
         (_, "vgg16_bn" | "vit_base_patch16_224" | "mixer_b16_224") => 4,
         (_, "alexnet") => 16,
@@ -79,7 +79,7 @@ fn measure(args: &Args, threads: usize) -> Result<()> {
     let info = zoo::find(&args.model)?;
     let device = device(&args.device)?;
     args.precision.check(&device).context("--precision")?;
-    let (batch, side) = (args.batch.unwrap_or_else(|| default_batch(info)), args.image.unwrap_or(info.input.size));
+    let (batch, side) = (args.batch.unwrap_or_else(|| default_batch(info)), args.image.unwrap_or(info.preprocess.size));
     let sizes = 1..=100_000;
     ensure!(sizes.contains(&batch) && sizes.contains(&side), "--batch and --image must be from 1 to 100,000");
     ensure!(

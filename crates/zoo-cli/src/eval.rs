@@ -11,6 +11,8 @@ use zoo_train::progress::{Images, say};
 /// Arguments of `eval`.
 #[derive(clap::Args)]
 pub struct Args {
+    /// Name of the network, see `zoo list`; the weights may say it
+    model: Option<String>,
     #[command(flatten)]
     network: trained::Network,
     /// CIFAR-10's or CIFAR-100's binary files, or an image folder: val/CLASS/* or test/CLASS/*. Its test images are
@@ -31,10 +33,10 @@ pub struct Args {
 /// Prints the share of images that are classified right.
 pub fn run(args: &Args) -> Result<()> {
     ensure!(args.batch != Some(0), "--batch must be at least 1");
-    let (model, trained) = args.network.open(TestImages::side(&args.data))?;
+    let trained = args.network.open(args.model.as_deref(), TestImages::side(&args.data))?;
     let images = TestImages::open(&args.data, trained.framing(), trained.classes(), args.size.limits())?;
     let batch = args.batch.unwrap_or(if trained.framing().size <= 32 { 250 } else { 32 });
-    let mut progress = Images::new(model.name, images.len());
+    let mut progress = Images::new(trained.name(), images.len());
     let result = trained.evaluate(&images, batch, |n| progress.seen(n));
     drop(progress);
     pictures::tell(&images.left_out());

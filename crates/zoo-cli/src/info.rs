@@ -6,7 +6,7 @@ use anyhow::{Context, Result, ensure};
 use std::io::{self, Write};
 use std::str::FromStr;
 use zoo::{ModelInfo, ModelOptions, VarStore};
-use zoo_core::Input;
+use zoo_core::Preprocess;
 use zoo_core::trace::{Graph, Node};
 
 /// Arguments of `info`.
@@ -52,7 +52,7 @@ pub struct Traced {
     /// What it is shown, for people: `3×224×224`.
     pub input: String,
     /// The image's shape and how a photograph becomes one; a network on sequences has none.
-    pub image: Option<(Image, Input)>,
+    pub image: Option<(Image, Preprocess)>,
     /// The graph.
     pub graph: Graph,
 }
@@ -75,15 +75,15 @@ impl Traced {
             return Ok(Self { name: info.name, paper: info.paper, keys: info.keys, input, image: None, graph });
         }
         let info = zoo::find(model)?;
-        let image = image.unwrap_or(Image(3, info.input.size, info.input.size));
+        let image = image.unwrap_or(Image(3, info.preprocess.size, info.preprocess.size));
         let Image(c, h, w) = image;
         let options = ModelOptions { num_classes: classes, in_chans: Some(c), image_size: (h == w).then_some(h) };
         let net = info.build(&options, VarStore::shapes_only().root())?;
         let graph = Graph::of_model(net.as_ref(), (c, h, w))
             .with_context(|| format!("{model} cannot take an image of {c}x{h}x{w}"))?;
         ensure!(graph.nodes.len() > 1, "{model} has no layer");
-        let ModelInfo { name, paper, keys, input, .. } = *info;
-        Ok(Self { name, paper, keys, input: format!("{c}×{h}×{w}"), image: Some((image, input)), graph })
+        let ModelInfo { name, paper, keys, preprocess, .. } = *info;
+        Ok(Self { name, paper, keys, input: format!("{c}×{h}×{w}"), image: Some((image, preprocess)), graph })
     }
 }
 

@@ -33,7 +33,7 @@ fn rows(patterns: &[String]) -> Result<Vec<Row>> {
         name: m.name,
         family: m.family,
         parameters: m.parameters,
-        image: Some((m.input.size, m.num_classes)),
+        image: Some((m.preprocess.size, m.num_classes)),
         keys: m.keys,
         paper: m.paper,
     };

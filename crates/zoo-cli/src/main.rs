@@ -3,15 +3,18 @@
 mod bench;
 mod check;
 mod convert;
+mod embed;
 mod eval;
 mod info;
 mod labels;
 mod list;
+mod manual;
 mod network;
 mod pictures;
 mod plot;
 mod predict;
 mod recipe;
+mod report;
 mod run;
 mod text;
 mod train;
@@ -52,10 +55,18 @@ enum Command {
     Run(run::Args),
     /// Classify pictures: print the most probable classes of each
     Predict(predict::Args),
+    /// Turn pictures into vectors: what a trained network sees in each, to search or cluster with
+    Embed(embed::Args),
     /// Measure how many test images a trained network classifies right
     Eval(eval::Args),
     /// Train a network on a folder of images or on CIFAR-10, from scratch or from a checkpoint
     Train(train::Args),
+    /// Write a page about runs: curves, results, confusion and mistakes
+    Report(report::Args),
+    /// Print a script that completes this command in a shell
+    Completions(manual::Completions),
+    /// Print this command's manual, or write a page for each command
+    Man(manual::Man),
     /// List the recipes that networks are trained by, or show every setting of one
     Recipe(recipe::Args),
 }
@@ -83,8 +94,12 @@ fn main() -> ExitCode {
         Command::Bench(args) => bench::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Predict(args) => predict::run(&args),
+        Command::Embed(args) => embed::run(&args),
         Command::Eval(args) => eval::run(&args),
         Command::Train(args) => train::run(&args),
+        Command::Report(args) => report::run(&args),
+        Command::Completions(args) => manual::completions(&args, Cli::command()),
+        Command::Man(args) => manual::man(&args, Cli::command()),
         Command::Recipe(args) => recipe::run(&args),
     });
     errors::exit(result)

@@ -1,14 +1,17 @@
 //! Picture arguments, shared by the commands that read pictures: how large they may be, where they are, and which are
 //! left out.
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::io;
 use std::path::{Path, PathBuf};
 use zoo_train::data::photo::Framing;
 use zoo_train::data::picture::{Limits, Picture};
 use zoo_train::data::{LeftOut, pictures};
+use zoo_train::errors;
 use zoo_train::progress::say;
 
+/// Images that go through a network together.
+const BATCH: usize = 16;
 /// The name of standard input among files.
 const STANDARD_INPUT: &str = "-";
 
@@ -46,6 +49,43 @@ pub fn listed(arguments: &[PathBuf]) -> Result<Vec<PathBuf>> {
     tell(&left_out);
     ensure!(!all.is_empty(), "no pictures in the folders");
     Ok(all)
+}
+
+/// Reads pictures `BATCH` at a time and hands them to `f`, the files' names and the images. Those that cannot be read are
+/// left out, told about, and make an error at the end.
+///
+/// # Errors
+/// What `f` refuses, at once; pictures that cannot be read, when all others are done.
+pub fn in_batches(
+    paths: &[PathBuf],
+    framing: Framing,
+    limits: Limits,
+    mut f: impl FnMut(&[&Path], &[Vec<u8>]) -> Result<()>,
+) -> Result<()> {
+    let mut unreadable = Vec::new();
+    for paths in paths.chunks(BATCH) {
+        let (mut readable, mut images) = (Vec::new(), Vec::new());
+        for path in paths {
+            match read(path, framing, limits) {
+                Ok(image) => {
+                    readable.push(path.as_path());
+                    images.push(image);
+                }
+                Err(error) => unreadable.push(errors::line(&error)),
+            }
+        }
+        if !images.is_empty() {
+            f(&readable, &images)?;
+        }
+    }
+    match &unreadable[..] {
+        [] => Ok(()),
+        [only] => bail!("{only}"),
+        [first, rest @ ..] => {
+            rest.iter().for_each(say);
+            bail!("{} of {} images could not be read, the first: {first}", unreadable.len(), paths.len())
+        }
+    }
 }
 
 /// One picture, from a file or from standard input.

@@ -48,7 +48,7 @@ pub fn run(args: &Args) -> Result<()> {
             let recipe = match model {
                 Some(model) => {
                     let model = zoo::find(model)?;
-                    recipe.adapted_to(model.name).for_side(model.input.size)
+                    recipe.adapted_to(model.name).for_side(model.preprocess.size)
                 }
                 None => recipe,
             };

@@ -21,14 +21,12 @@ use zoo_train::machine::{Stop, device, set_threads};
 use zoo_train::progress::say;
 use zoo_train::recipe::{Overrides, Recipe};
 use zoo_train::record::{
-    METRICS_FILE, RunOverrides, RunRecord, Status, now_utc, read_jsonl, replace_file, reset_peak_rss,
+    METRICS_FILE, RECORD_FILE, RunOverrides, RunRecord, Status, now_utc, read_jsonl, replace_file, reset_peak_rss,
 };
 use zoo_train::run_record::{RunContext, source_commit};
 use zoo_train::trained::{WEIGHTS_FILE, normalize_of, weights_file};
 use zoo_train::trainer::{Job, RUN_FILE, differences, train};
 
-/// One [`RunRecord`].
-const RECORD_FILE: &str = "record.json";
 /// The names of the classes, one a line, in the order of the network's outputs.
 const CLASSES_FILE: &str = "classes.txt";
 /// Everything that a run leaves in its folder.
@@ -125,7 +123,7 @@ impl NormalizeFrom {
     /// The mean and deviation, and what is recorded where they are not the recipe's own.
     fn figures(self, model: &ModelInfo, recipe: &Recipe) -> (Normalize, &'static str) {
         match self {
-            Self::Model => (Normalize::of(&model.input), "model"),
+            Self::Model => (Normalize::of(&model.preprocess), "model"),
             Self::Recipe => (recipe.normalize.clone(), "recipe"),
             Self::Cifar10 => (Normalize::CIFAR10, "cifar10"),
             Self::Imagenet => (Normalize::IMAGENET, "imagenet"),
@@ -263,7 +261,7 @@ fn make_folder(args: &Args) -> Result<FolderLock> {
 
 fn load_data(args: &Args, model: &ModelInfo) -> Result<Dataset> {
     ensure!(args.limit != Some(0), "--limit must be at least 1");
-    let data = Dataset::open_within(&args.data, model.input.size, args.size.limits())?;
+    let data = Dataset::open_within(&args.data, model.preprocess.size, args.size.limits())?;
     pictures::tell(&data.left_out);
     let data = match args.in_chans {
         Some(channels) => data.with_channels(channels)?,
@@ -334,9 +332,12 @@ fn start(args: &Args, model: &ModelInfo, data: &Dataset, file: &Path) -> Result<
     let options = ModelOptions::for_data(data.classes.len(), channels, side);
     let shapes = VarStore::shapes_only();
     let classifier = model.build(&options, shapes.root())?.classifier().path().to_string();
-    let options = LoadOptions { may_differ: &[&classifier], ..selection.of(model.load_options()) };
+    let options = LoadOptions { may_differ: &[&classifier], adapt: true, ..selection.of(model.load_options()) };
     let report = ensure_fit(&shapes, &weights, &options)?;
-    let (normalize, why) = normalize_of(model, &weights, &report)?;
+    for (key, how) in &report.adapted {
+        say(format_args!("{}: `{key}` adapted: {how}", file.display()));
+    }
+    let (normalize, why) = normalize_of(model, &file, &weights, &report)?;
     if args.normalize.is_none() {
         say(format_args!("{}: {normalize}, {why}", file.display()));
     }

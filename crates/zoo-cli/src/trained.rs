@@ -1,23 +1,48 @@
-//! Arguments of `predict` and `eval`: a network with its weights, and how its images are normalised.
+//! Arguments of `predict` and `eval`: a network with its weights, and how photographs become its images.
 
 use crate::network::Wanted;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
 use zoo::ModelInfo;
-use zoo_core::{Interpolation, Precision};
+use zoo_core::{ChannelOrder, Interpolation, Precision, PreprocessParts};
 use zoo_train::augment::Normalize;
-use zoo_train::data::photo::Framing;
 use zoo_train::machine::{device, set_threads};
 use zoo_train::progress::say;
-use zoo_train::trained::{Overrides, Trained};
+use zoo_train::trained::{Overrides, Trained, model_of};
 
-/// The arguments that name a trained network.
+/// Positional arguments: a network's name, if the weights do not say it, and pictures.
+#[derive(clap::Args)]
+pub struct Targets {
+    /// Pictures: JPEG, PNG, WebP, BMP, GIF (the first frame) or TIFF. Folders are looked through, `-` is standard input.
+    /// Before them may stand the network's name (see `zoo list`), and must where the weights do not say it
+    #[arg(required = true, value_name = "[MODEL] IMAGE")]
+    targets: Vec<PathBuf>,
+}
+
+impl Targets {
+    /// The network's name and the pictures.
+    pub fn split<'a>(&'a self, network: &Network) -> Result<(Option<&'a str>, &'a [PathBuf])> {
+        let (first, rest) = self.targets.split_first().context("an image is missing")?;
+        let name = first.to_str().unwrap_or_default();
+        if zoo::find(name).is_ok() && (!rest.is_empty() || !first.exists()) {
+            if rest.is_empty() {
+                let missing = format!("no images behind the network's name: expected {name} IMAGE...\n");
+                clap::Error::raw(clap::error::ErrorKind::MissingRequiredArgument, missing).exit();
+            }
+            return Ok((Some(name), rest));
+        }
+        // A name that is mistyped, if nothing else says which network it is.
+        let is_mistyped = !first.exists() && name != "-" && network.named()?.is_none();
+        Ok(if is_mistyped { (Some(name), rest) } else { (None, &self.targets) })
+    }
+}
+
+/// The arguments that name a trained network's weights, and how it looks at images.
 #[derive(clap::Args)]
 pub struct Network {
-    /// Name of the network, see `zoo list`
-    model: String,
-    /// Its weights: .safetensors, .pth, .pt, .th or a run's folder. What `zoo train` and the benchmark suite leave also
-    /// says how images are cut and normalised and what the classes are called
+    /// Its weights: .safetensors, .pth, .pt, .th or a run's folder. What `zoo train` and the benchmark suite leave, and
+    /// the config.json of timm and Hugging Face beside a file, also say how images are cut and normalised and what the
+    /// classes are called
     #[arg(long, value_name = "FILE")]
     weights: PathBuf,
     #[command(flatten)]
@@ -25,9 +50,8 @@ pub struct Network {
     /// Channels of the network's images: 3, or 1, for which pictures are turned grey. Default: 3
     #[arg(long, value_name = "N")]
     in_chans: Option<usize>,
-    /// Mean and standard deviation by which pixels are normalised. Default: what the weights' file says, else `model`
-    #[arg(long, value_enum, value_name = "FROM")]
-    normalize: Option<NormalizeFrom>,
+    #[command(flatten)]
+    images: Images,
     /// What to compute in: f32, or bf16 for mixed precision (on the CPU), whichever the network was trained in
     #[arg(long, value_name = "f32|bf16", default_value_t)]
     precision: Precision,
@@ -37,6 +61,55 @@ pub struct Network {
     /// Threads to compute with. Default: one for each processor core
     #[arg(long)]
     threads: Option<usize>,
+}
+
+/// The arguments that change how photographs become the network's images. What is not given is as the weights' file
+/// says, a configuration beside it, or what is usual for files with these names of tensors.
+#[derive(clap::Args)]
+#[command(next_help_heading = "Images")]
+struct Images {
+    /// Side of the network's images in pixels
+    #[arg(long, value_name = "N")]
+    size: Option<usize>,
+    /// Share of the resized photograph's side that is kept, from the middle: 0.875 cuts 224 from 256
+    #[arg(long, value_name = "X")]
+    crop: Option<f64>,
+    /// What is resized: the shorter side, or both whatever the proportions
+    #[arg(long, value_enum, value_name = "MODE")]
+    crop_mode: Option<CropMode>,
+    /// How photographs are resized: nearest, bilinear, bicubic or lanczos
+    #[arg(long, value_name = "KIND")]
+    interpolation: Option<Interpolation>,
+    /// Mean that is taken off red, green and blue, on the scale 0 to 1: 0.485,0.456,0.406
+    #[arg(long, value_name = "R,G,B", value_parser = colours, allow_hyphen_values = true)]
+    mean: Option<[f64; 3]>,
+    /// Deviation that they are divided by
+    #[arg(long, value_name = "R,G,B", value_parser = colours)]
+    std: Option<[f64; 3]>,
+    /// Order in which the network reads the colours
+    #[arg(long, value_enum, value_name = "ORDER")]
+    channel_order: Option<Order>,
+    /// Mean and deviation together, by whose they are
+    #[arg(long, value_enum, value_name = "FROM")]
+    normalize: Option<NormalizeFrom>,
+}
+
+/// What is resized of a photograph.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum CropMode {
+    /// The shorter side; the longer one keeps the proportions
+    Center,
+    /// Both sides
+    Squash,
+}
+
+/// The order of a pixel's colours.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+enum Order {
+    /// Red, green, blue
+    Rgb,
+    /// Blue, green, red
+    Bgr,
 }
 
 /// Where the mean and deviation come from that pixels are normalised by.
@@ -52,51 +125,101 @@ enum NormalizeFrom {
     Half,
 }
 
-impl Network {
-    /// Opens the network for images of `image_size` pixels, or of what its file or the network itself says, and tells
-    /// the user on standard error how it will look at them.
-    pub fn open(&self, image_size: Option<usize>) -> Result<(&'static ModelInfo, Trained)> {
-        set_threads(self.threads)?;
-        let device = device(&self.device)?;
-        let model = zoo::find(&self.model)?;
-        let normalize = self.normalize.map(|from| match from {
-            NormalizeFrom::Model => Normalize::of(&model.input),
+/// Three numbers, for red, green and blue.
+fn colours(text: &str) -> Result<[f64; 3], String> {
+    let numbers: Result<Vec<f64>, _> = text.split(',').map(|number| number.trim().parse()).collect();
+    match numbers.as_deref() {
+        Ok(&[red, green, blue]) => Ok([red, green, blue]),
+        _ => Err("expected three numbers, as 0.485,0.456,0.406".into()),
+    }
+}
+
+impl Images {
+    fn parts(&self) -> PreprocessParts {
+        PreprocessParts {
+            size: self.size,
+            crop: self.crop,
+            interpolation: self.interpolation,
+            squash: self.crop_mode.map(|mode| matches!(mode, CropMode::Squash)),
+            mean: self.mean,
+            std: self.std,
+            channel_order: self.channel_order.map(|order| match order {
+                Order::Rgb => ChannelOrder::Rgb,
+                Order::Bgr => ChannelOrder::Bgr,
+            }),
+        }
+    }
+
+    fn normalize(&self, model: &ModelInfo) -> Option<Normalize> {
+        self.normalize.map(|from| match from {
+            NormalizeFrom::Model => Normalize::of(&model.preprocess),
             NormalizeFrom::Cifar10 => Normalize::CIFAR10,
             NormalizeFrom::Imagenet => Normalize::IMAGENET,
             NormalizeFrom::Half => Normalize::HALF,
-        });
-        let overrides =
-            Overrides { normalize, image_size, in_chans: self.in_chans, selection: self.wanted.selection() };
+        })
+    }
+}
+
+impl Network {
+    /// Opens the network called `name`, or the one that the weights say, for images of `image_size` pixels, or of what its
+    /// file or the network itself says, and tells the user on standard error how it will look at them.
+    pub fn open(&self, name: Option<&str>, image_size: Option<usize>) -> Result<Trained> {
+        set_threads(self.threads)?;
+        let device = device(&self.device)?;
+        let model = match name {
+            Some(name) => zoo::find(name)?,
+            None => match self.named()? {
+                Some(model) => model,
+                None => bail!(
+                    "{}: it does not say which network it holds: name it before the images (`zoo list` has the names)",
+                    self.weights.display()
+                ),
+            },
+        };
+        let overrides = Overrides {
+            normalize: self.images.normalize(model),
+            preprocess: self.images.parts(),
+            image_size,
+            in_chans: self.in_chans,
+            selection: self.wanted.selection(),
+        };
         self.precision.check(&device).context("--precision")?;
         let trained = Trained::open(model, &self.weights, &overrides, &device)?.with_precision(self.precision)?;
         for note in trained.notes() {
             say(format_args!("{}: {note}", self.weights.display()));
         }
-        let (framing, normalized) = (cut(&trained.framing()), trained.normalize());
-        let assumed = trained.assumed().map(|why| format!(" ({why})")).unwrap_or_default();
         let in_precision = self.precision.unusual().map_or(String::new(), |precision| format!(" in {precision}"));
         say(format_args!(
-            "{}: {} with {} classes{in_precision}; images of {framing}, {normalized}{assumed}",
+            "{}: {} with {} classes{in_precision}; images of {}{}",
             self.weights.display(),
             model.name,
-            trained.num_classes()
+            trained.num_classes(),
+            seen(&trained),
+            why(&trained)
         ));
-        Ok((model, trained))
+        Ok(trained)
+    }
+
+    /// The network that the weights say they are of.
+    fn named(&self) -> Result<Option<&'static ModelInfo>> {
+        model_of(&self.weights, &self.wanted.selection())
     }
 }
 
-/// How a photograph becomes a square.
-fn cut(framing: &Framing) -> String {
-    let Framing { size, crop, interpolation, squash } = *framing;
-    let how = match interpolation {
-        Interpolation::Bilinear => "bilinear",
-        Interpolation::Bicubic => "bicubic",
-    };
-    if squash {
-        return format!("{size}x{size} whatever their proportions ({how})");
+/// How a photograph becomes the network's image.
+fn seen(trained: &Trained) -> String {
+    let text = trained.preprocess().to_string();
+    match (trained.normalize(), text.rsplit_once("), ")) {
+        (Normalize::PixelMean, Some((cut, _))) => format!("{cut}), {}", Normalize::PixelMean),
+        _ => text,
     }
-    match (size as f64 / crop) as usize {
-        resized if resized > size => format!("{size}x{size} cut from {resized} ({how})"),
-        _ => format!("{size}x{size}"),
+}
+
+/// Who says so, in brackets, unless it is the file itself or the user.
+fn why(trained: &Trained) -> String {
+    match (trained.assumed(), trained.stated_by()) {
+        (Some(why), _) => format!(" ({why})"),
+        (None, []) => String::new(),
+        (None, files) => format!(" (as {} beside it says)", files.join(" and ")),
     }
 }

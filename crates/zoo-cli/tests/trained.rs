@@ -5,8 +5,10 @@ mod images;
 use candle_core::Device;
 use images::{add_cifar, colours};
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::{Command, Output};
+use zoo_core::weights::{Weights, save_tensors};
 
 fn zoo(folder: &Path, arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_zoo")).args(arguments).current_dir(folder).output().unwrap()
@@ -56,7 +58,7 @@ fn a_network_trained_on_a_folder_names_what_it_sees() {
     assert_eq!(lines.len(), 8, "{out}");
     assert_eq!((lines[0], lines[4]), photos.into());
     assert!(lines[1].ends_with("%  red") && lines[5].ends_with("%  blue"), "{out}");
-    assert!(err.contains("mlp with 3 classes; images of 32x32, CIFAR-10's mean and deviation"), "{err}");
+    assert!(err.contains("mlp with 3 classes; images of 32x32 (bilinear), CIFAR-10's mean and deviation"), "{err}");
 
     let (out, _) = succeeds(path, &[&["predict", "--json", "--top", "2"], &MODEL[..], &photos[..]].concat());
     let objects = objects(&out);
@@ -66,12 +68,103 @@ fn a_network_trained_on_a_folder_names_what_it_sees() {
     let probability = |k: usize| top[k]["probability"].as_f64().unwrap();
     assert!(probability(0) > probability(1) && probability(0) + probability(1) <= 1.0, "{out}");
 
+    // The file says which network it holds, and a folder that is called as the network is no picture.
+    std::fs::create_dir(path.join("mlp")).unwrap();
+    let unnamed = [&["predict", "--weights", "run"], &photos[..]].concat();
+    let named = [&["predict", "mlp", "--weights", "run"], &photos[..]].concat();
+    assert_eq!(succeeds(path, &unnamed).0, succeeds(path, &named).0);
+    let (table, _) = succeeds(path, &[&unnamed[..], &["--csv", "--top", "1"]].concat());
+    let lines: Vec<&str> = table.lines().collect();
+    assert_eq!((lines.len(), lines[0]), (3, "image,rank,class,label,probability"));
+    assert!(lines[1].starts_with("photos/val/red/0.png,1,2,red,0."), "{table}");
+
+    // Other images than it was trained on, part by part.
+    let (_, err) =
+        succeeds(path, &[&unnamed[..], &["--mean", "0,0,0", "--std", "1,1,1", "--interpolation", "lanczos"]].concat());
+    assert!(err.contains("images of 32x32 (lanczos), mean [0.0, 0.0, 0.0] and deviation [1.0, 1.0, 1.0]"), "{err}");
+    let (_, error) = fails(path, &[&unnamed[..], &["--crop", "7"]].concat());
+    assert!(error.contains("a crop of 0.1 to 1, not 7"), "{error}");
+
     // The file goes on saying what it is when it is converted; other names are the user's.
     succeeds(path, &["convert", "run/model.safetensors", "again.safetensors", "--model", "mlp", "--classes", "3"]);
     std::fs::write(path.join("labels.txt"), "bleu\nvert\nrouge\n").unwrap();
     let again = ["predict", "mlp", "--weights", "again.safetensors", "--top", "1", photos[0]];
     assert!(succeeds(path, &again).0.ends_with("red\n"));
     assert!(succeeds(path, &[&again[..], &["--labels", "labels.txt"]].concat()).0.ends_with("rouge\n"));
+
+    // Of a file that does not say it, the name is asked for.
+    let weights = Weights::open(path.join("again.safetensors")).unwrap();
+    let tensors: Vec<_> = weights.keys().map(|key| (key, weights.tensor(key, &Device::Cpu).unwrap())).collect();
+    let tensors = tensors.iter().map(|(key, tensor)| (*key, tensor));
+    save_tensors(tensors, path.join("bare.safetensors"), &BTreeMap::new()).unwrap();
+    let (_, error) = fails(path, &["predict", "--weights", "bare.safetensors", photos[0]]);
+    assert!(error.contains("does not say which network it holds: name it before the images"), "{error}");
+    let (_, error) = fails(path, &["predict", "mpl", "--weights", "bare.safetensors", photos[0]]);
+    assert!(error.contains("did you mean mlp"), "{error}");
+    // timm's configuration beside it does, and has the names.
+    let config = r#"{"architecture": "mlp", "label_names": ["x", "y", "z"], "pretrained_cfg": {"crop_pct": 0.5}}"#;
+    std::fs::write(path.join("config.json"), config).unwrap();
+    let (out, err) = succeeds(path, &["predict", "--weights", "bare.safetensors", "--top", "1", photos[0]]);
+    assert!(out.ends_with("z\n") && err.contains("images of 32x32 cut from 64 (bicubic)"), "{out}{err}");
+    assert!(err.contains("ImageNet's mean and deviation (as config.json beside it says)"), "{err}");
+}
+
+#[test]
+fn a_page_tells_of_one_run_and_of_several() {
+    let root = colours();
+    let path = root.path();
+    succeeds(path, &[&["train"], &COLOURS[..]].concat());
+    let (out, _) = succeeds(path, &["report", "run"]);
+    assert_eq!(out, "run/report.html\n");
+    let page = std::fs::read_to_string(path.join("run/report.html")).unwrap();
+    assert!(page.contains("<svg") && page.contains("mlp") && page.contains("confus"), "no chart, name or confusion");
+    assert!(fails(path, &["report", "run"]).1.contains("run/report.html is there already"));
+    assert!(fails(path, &["report", "run", "run"]).1.contains("say where the report goes (-o DIR)"));
+    assert!(fails(path, &["report", "photos"]).1.contains("photos/record.json: no record of a run"));
+    succeeds(path, &["report", "run", "run", "-o", "both"]);
+    assert!(path.join("both/report.md").exists());
+}
+
+#[test]
+fn shells_and_man_know_the_commands() {
+    let folder = tempfile::tempdir().unwrap();
+    for shell in ["bash", "zsh", "fish", "powershell", "elvish"] {
+        assert!(succeeds(folder.path(), &["completions", shell]).0.contains("predict"), "{shell}");
+    }
+    assert!(succeeds(folder.path(), &["man"]).0.contains(".TH zoo 1"));
+    succeeds(folder.path(), &["man", "-o", "pages"]);
+    let page = std::fs::read_to_string(folder.path().join("pages/zoo-predict.1")).unwrap();
+    assert!(page.contains("interpolation"), "{page}");
+}
+
+#[test]
+fn vectors_are_written_for_numpy_and_as_tensors() {
+    let root = colours();
+    let path = root.path();
+    succeeds(path, &[&["train"], &COLOURS[..]].concat());
+    let embed = ["embed", "--weights", "run", "photos/val", "-o"];
+    let (_, err) = succeeds(path, &[&embed[..], &["vectors.safetensors"]].concat());
+    assert!(err.contains("vectors.safetensors: 12 vectors of "), "{err}");
+    let stored = Weights::open(path.join("vectors.safetensors")).unwrap();
+    let vectors = stored.tensor("vectors", &Device::Cpu).unwrap();
+    let images: Vec<String> = serde_json::from_str(&stored.metadata()["images"]).unwrap();
+    assert_eq!((vectors.dim(0).unwrap(), images.len()), (12, 12));
+
+    // The same numbers, row by row, behind a header of whole lines of 64 bytes.
+    succeeds(path, &[&embed[..], &["vectors.npy"]].concat());
+    let bytes = std::fs::read(path.join("vectors.npy")).unwrap();
+    let header = 10 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
+    let text = std::str::from_utf8(&bytes[10..header]).unwrap();
+    assert!(bytes.starts_with(b"\x93NUMPY\x01\x00") && header.is_multiple_of(64) && text.ends_with(" \n"), "{text}");
+    assert!(text.starts_with("{'descr': '<f4', 'fortran_order': False, 'shape': (12, "), "{text}");
+    let numbers: Vec<f32> =
+        bytes[header..].chunks_exact(4).map(|x| f32::from_le_bytes(x.try_into().unwrap())).collect();
+    assert_eq!(numbers, vectors.flatten_all().unwrap().to_vec1::<f32>().unwrap());
+    assert_eq!(std::fs::read_to_string(path.join("vectors.txt")).unwrap().lines().collect::<Vec<_>>(), images);
+    let (_, error) = fails(path, &[&embed[..], &["vectors.npy"]].concat());
+    assert!(error.contains("vectors.npy is there already"), "{error}");
+    let (_, error) = fails(path, &[&embed[..], &["vectors.csv"]].concat());
+    assert!(error.contains("ends in .npy or .safetensors"), "{error}");
 }
 
 #[test]

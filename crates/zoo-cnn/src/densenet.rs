@@ -23,8 +23,8 @@ use candle_core::{Result, Tensor, bail};
 use zoo_core::model::Builder;
 use zoo_core::weights::Rename;
 use zoo_core::{
-    AvgPool2d, BatchNorm, Classifier, Conv2d, Conv2dConfig, DenseBlock, Dimensions, Dropout, Init, Input, MaxPool2d,
-    Model, ModelInfo, ModuleT, Pointwise, Sequential, Stages, VarBuilder, global_avg_pool2d, seq,
+    AvgPool2d, BatchNorm, Classifier, Conv2d, Conv2dConfig, DenseBlock, Dimensions, Dropout, Init, MaxPool2d, Model,
+    ModelInfo, ModuleT, Pointwise, Preprocess, Sequential, Stages, VarBuilder, global_avg_pool2d, seq,
 };
 
 /// What stands in front of the first block.
@@ -306,7 +306,7 @@ const fn imagenet(name: &'static str, parameters: usize, builder: Builder) -> Mo
 }
 
 const fn cifar(name: &'static str, parameters: usize, keys: &'static str, builder: Builder) -> ModelInfo {
-    ModelInfo { input: Input::CIFAR10, num_classes: 10, keys, ..imagenet(name, parameters, builder) }
+    ModelInfo { preprocess: Preprocess::CIFAR10, num_classes: 10, keys, ..imagenet(name, parameters, builder) }
 }
 
 fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {

@@ -20,8 +20,8 @@ use zoo_core::model::Auxiliary;
 use zoo_core::tape::{self, recorded_all};
 use zoo_core::weights::Rename;
 use zoo_core::{
-    BatchNormConfig, Classifier, Concat, Conv2dConfig, Dimensions, Dropout, Init, Input, Linear, MaxPool2d, Model,
-    ModelInfo, ModuleT, Pointwise, Sequential, Stages, VarBuilder, adaptive_avg_pool2d, conv_bn, flatten,
+    BatchNormConfig, Classifier, Concat, Conv2dConfig, Dimensions, Dropout, Init, Linear, MaxPool2d, Model, ModelInfo,
+    ModuleT, Pointwise, Preprocess, Sequential, Stages, VarBuilder, adaptive_avg_pool2d, conv_bn, flatten,
     global_avg_pool2d, relu, seq, trace,
 };
 
@@ -36,7 +36,7 @@ pub struct Config {
     /// loss on the logits only, they stay as they are.
     pub auxiliary: bool,
     /// Whether an image normalised with ImageNet's mean and deviation is taken to the -1..1 that torchvision's
-    /// checkpoint wants, as torchvision does when it loads it. The registered network leaves this to its [`Input`].
+    /// checkpoint wants, as torchvision does when it loads it. The registered network leaves this to its [`Preprocess`].
     pub transform_input: bool,
     /// Rate of the dropout in front of the classifier.
     pub dropout: f64,
@@ -337,7 +337,7 @@ impl GoogLeNet {
 
 /// From pixels normalised with ImageNet's mean and deviation to pixels from -1 to 1.
 fn to_unit_range(xs: &Tensor) -> Result<Tensor> {
-    let Input { mean, std, .. } = Input::IMAGENET;
+    let Preprocess { mean, std, .. } = Preprocess::IMAGENET;
     let channels = |values: [f64; 3]| {
         Tensor::new(&values, &Device::Cpu)?.reshape((1, 3, 1, 1))?.to_dtype(xs.dtype())?.to_device(xs.device())
     };
@@ -398,7 +398,7 @@ pub const MODELS: &[ModelInfo] = &[
     ModelInfo {
         family: "cnn",
         // Pixels from -1 to 1: what torchvision's checkpoint sees once its `transform_input` has run.
-        input: Input { mean: [0.5; 3], std: [0.5; 3], ..Input::IMAGENET },
+        preprocess: Preprocess { mean: [0.5; 3], std: [0.5; 3], ..Preprocess::IMAGENET },
         keys: "torchvision",
         paper: "Szegedy et al. 2014, arXiv:1409.4842",
         renames: RENAMES,
@@ -455,7 +455,7 @@ mod tests {
     #[test]
     fn transform_input_is_the_other_normalisation() {
         // A pixel of 0.2 in every channel.
-        let Input { mean, std, .. } = Input::IMAGENET;
+        let Preprocess { mean, std, .. } = Preprocess::IMAGENET;
         let normalised: Vec<f64> = (0..3).map(|c| (0.2 - mean[c]) / std[c]).collect();
         let xs = Tensor::from_vec(normalised, (1, 3, 1, 1), &Device::Cpu).unwrap();
         let ys = to_unit_range(&xs).unwrap().flatten_all().unwrap().to_vec1::<f64>().unwrap();

@@ -189,7 +189,7 @@ const TIMM: Layout = Layout {
         timm("head.fc.*", "classifier.6.*"),
     ],
     key_map: Some(from_timm),
-    input: None,
+    preprocess: None,
 };
 
 /// The translation of timm's layout, which keeps the linear layers behind the map as convolutions that cover it.

@@ -103,12 +103,12 @@ pub mod weights;
 
 mod containers;
 mod fuse;
-mod input;
 mod kernels;
 mod layers;
 mod op;
 mod pass;
 mod precision;
+mod preprocess;
 mod storage;
 #[cfg(test)]
 mod testing;
@@ -122,7 +122,8 @@ pub use layers::{
     relu, scaled_dot_product_attention, softmax, split_heads, transpose,
 };
 pub use model::{
-    Auxiliary, Dimensions, Input, Interpolation, Model, ModelInfo, ModelOptions, ModuleT, SequenceInfo, SequenceModel,
+    Auxiliary, ChannelOrder, Dimensions, Interpolation, Model, ModelInfo, ModelOptions, ModuleT, Preprocess,
+    PreprocessParts, SequenceInfo, SequenceModel,
 };
 pub use ops::Pointwise;
 pub use pass::with_fixed_weights;

@@ -1,8 +1,8 @@
 //! What every network of the zoo offers, and how one is registered.
 
-pub use crate::input::{Input, Interpolation};
 use crate::layers::Classifier;
 use crate::ops::cross_entropy;
+pub use crate::preprocess::{ChannelOrder, Interpolation, Preprocess, PreprocessParts};
 use crate::tape::{self, in_chunks, recorded};
 use crate::trace;
 use crate::vars::{VarBuilder, VarStore};
@@ -166,7 +166,7 @@ pub struct ModelInfo {
     /// Trainable parameters at the default number of classes; a test holds it true.
     pub parameters: usize,
     /// The image it takes.
-    pub input: Input,
+    pub preprocess: Preprocess,
     /// Default number of classes.
     pub num_classes: usize,
     /// Whose checkpoint keys the network speaks: `torchvision`, `timm` or `own`.
@@ -217,14 +217,14 @@ impl ModelInfo {
     /// A network of 1000 classes for ImageNet's images that reads no files but its own; a row names its family and paper,
     /// and what else differs, over this.
     pub const fn new(name: &'static str, parameters: usize, builder: Builder) -> Self {
-        let (input, num_classes) = (Input::IMAGENET, 1000);
+        let (preprocess, num_classes) = (Preprocess::IMAGENET, 1000);
         let (family, keys, paper, renames, layouts): (_, _, _, &[_], &[_]) = ("", "own", "", &[], &[]);
-        Self { name, family, parameters, input, num_classes, keys, paper, renames, layouts, builder }
+        Self { name, family, parameters, preprocess, num_classes, keys, paper, renames, layouts, builder }
     }
 
     /// The same for 32x32 images and ten classes.
     pub const fn cifar(self) -> Self {
-        Self { input: Input::CIFAR10, num_classes: 10, ..self }
+        Self { preprocess: Preprocess::CIFAR10, num_classes: 10, ..self }
     }
 
     /// The model's dimensions under `options`.
@@ -232,7 +232,7 @@ impl ModelInfo {
         Dimensions {
             num_classes: options.num_classes.unwrap_or(self.num_classes),
             in_chans: options.in_chans.unwrap_or(3),
-            image_size: options.image_size.unwrap_or(self.input.size),
+            image_size: options.image_size.unwrap_or(self.preprocess.size),
         }
     }
 
@@ -259,9 +259,9 @@ impl ModelInfo {
     }
 
     /// The image that files of a layout want, by the layout's name as a report gives it; `None` is the network's own.
-    pub fn input_of(&self, layout: Option<&str>) -> Input {
+    pub fn preprocess_of(&self, layout: Option<&str>) -> Preprocess {
         let found = self.layouts.iter().find(|known| Some(known.name) == layout);
-        found.and_then(|layout| layout.input).unwrap_or(self.input)
+        found.and_then(|layout| layout.preprocess).unwrap_or(self.preprocess)
     }
 
     /// Counts trainable parameters without allocating them.

@@ -653,7 +653,7 @@ fn a_key_map_splits_and_joins() {
         Tensor::arange(0f32, n as f32, &Device::Cpu).and_then(|t| t.reshape(shape)).unwrap()
     };
     let (qkv, a, b, stray) = (range(12, (6, 2)), range(2, (2, 1)), range(4, (2, 2)), range(1, (1, 1)));
-    let layouts = [Layout { name: "split", sign: "qkv", renames: &[], key_map: Some(split), input: None }];
+    let layouts = [Layout { name: "split", sign: "qkv", renames: &[], key_map: Some(split), preprocess: None }];
     let options = LoadOptions { layouts: &layouts, ..Default::default() };
     save_tensors([("qkv", &qkv), ("a", &a), ("b", &b)], &path, &Default::default()).unwrap();
     weights::load(&store, &Weights::open(&path).unwrap(), &options).unwrap();

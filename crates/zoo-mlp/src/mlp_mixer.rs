@@ -20,8 +20,8 @@
 use candle_core::{Result, Tensor, bail};
 use zoo_core::model::Builder;
 use zoo_core::{
-    Classifier, Dimensions, Dropout, Init, Input, LayerNorm, MlpBlock, Model, ModelInfo, ModuleT, PatchEmbed, Residual,
-    Sequential, Stages, Transpose, VarBuilder, seq, trace,
+    Classifier, Dimensions, Dropout, Init, LayerNorm, MlpBlock, Model, ModelInfo, ModuleT, PatchEmbed, Preprocess,
+    Residual, Sequential, Stages, Transpose, VarBuilder, seq, trace,
 };
 
 /// A Mixer.
@@ -208,7 +208,7 @@ impl Model for MlpMixer {
 const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     ModelInfo {
         family: "mlp",
-        input: Input::inception(0.875),
+        preprocess: Preprocess::inception(0.875),
         keys: "timm",
         paper: "Tolstikhin et al. 2021, arXiv:2105.01601",
         ..ModelInfo::new(name, parameters, builder)

@@ -21,8 +21,8 @@ use crate::{check_width, make_divisible};
 use candle_core::{Result, Tensor};
 use zoo_core::model::Builder;
 use zoo_core::{
-    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Dropout, Fan, Init, Input, Model, ModelInfo, ModuleT,
-    Pointwise, Sequential, Stages, VarBuilder, conv_bn, global_avg_pool2d, seq,
+    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Dropout, Fan, Init, Model, ModelInfo, ModuleT, Pointwise,
+    Preprocess, Sequential, Stages, VarBuilder, conv_bn, global_avg_pool2d, seq,
 };
 
 /// A MobileNet v1.
@@ -160,7 +160,7 @@ impl Model for MobileNetV1 {
 const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     ModelInfo {
         family: "mobile",
-        input: Input::inception(0.875),
+        preprocess: Preprocess::inception(0.875),
         keys: "timm",
         paper: "Howard et al. 2017, arXiv:1704.04861",
         ..ModelInfo::new(name, parameters, builder)
@@ -179,7 +179,7 @@ pub const MODELS: &[ModelInfo] = &[
     info("mobilenet_v1_050", 1_331_592, |d, vb| build(Config::new(0.5), d, vb)),
     info("mobilenet_v1_025", 470_072, |d, vb| build(Config::new(0.25), d, vb)),
     ModelInfo {
-        input: Input::CIFAR10,
+        preprocess: Preprocess::CIFAR10,
         num_classes: 10,
         ..info("cifar_mobilenet_v1", 3_217_226, |d, vb| build(Config::cifar(), d, vb))
     },

@@ -22,8 +22,8 @@ use std::collections::BTreeMap;
 use zoo_core::model::{Builder, Interpolation};
 use zoo_core::weights::{Layout, Source, Weights};
 use zoo_core::{
-    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Dropout, Init, Input, Model, ModelInfo, ModuleT, Pointwise,
-    Residual, Sequential, Stages, VarBuilder, conv_bn, global_avg_pool2d, seq,
+    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Dropout, Init, Model, ModelInfo, ModuleT, Pointwise,
+    Preprocess, Residual, Sequential, Stages, VarBuilder, conv_bn, global_avg_pool2d, seq,
 };
 
 /// One row of table 2.
@@ -266,7 +266,7 @@ const TIMM: Layout = Layout {
     sign: "conv_stem.weight",
     renames: &[],
     key_map: Some(from_timm),
-    input: Some(Input { interpolation: Interpolation::Bicubic, ..Input::IMAGENET }),
+    preprocess: Some(Preprocess { interpolation: Interpolation::Bicubic, ..Preprocess::IMAGENET }),
 };
 
 const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
@@ -288,9 +288,9 @@ fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Mo
 pub const MODELS: &[ModelInfo] = &[
     info("mobilenet_v2", 3_504_872, |d, vb| build(Config::new(1.0), d, vb)),
     ModelInfo {
-        input: Input::CIFAR10,
+        preprocess: Preprocess::CIFAR10,
         num_classes: 10,
-        layouts: &[Layout { input: None, ..TIMM }],
+        layouts: &[Layout { preprocess: None, ..TIMM }],
         ..info("cifar_mobilenet_v2", 2_236_682, |d, vb| build(Config::cifar(), d, vb))
     },
 ];

@@ -28,8 +28,8 @@ use candle_core::{Result, Tensor, bail};
 use zoo_core::model::Builder;
 use zoo_core::weights::Layout;
 use zoo_core::{
-    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Init, Input, MaxPool2d, Model, ModelInfo, ModuleT,
-    Pointwise, Sequential, SqueezeExciteConfig, Stages, VarBuilder, conv_bn, global_avg_pool2d, seq,
+    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Init, MaxPool2d, Model, ModelInfo, ModuleT, Pointwise,
+    Preprocess, Sequential, SqueezeExciteConfig, Stages, VarBuilder, conv_bn, global_avg_pool2d, seq,
 };
 
 /// The first layers.
@@ -240,8 +240,14 @@ const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelI
 }
 
 const fn cifar(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
-    let layouts = &[Layout { input: None, ..TRANSFORMERS }];
-    ModelInfo { input: Input::CIFAR10, num_classes: 10, renames: RENAMES, layouts, ..info(name, parameters, builder) }
+    let layouts = &[Layout { preprocess: None, ..TRANSFORMERS }];
+    ModelInfo {
+        preprocess: Preprocess::CIFAR10,
+        num_classes: 10,
+        renames: RENAMES,
+        layouts,
+        ..info(name, parameters, builder)
+    }
 }
 
 pub(crate) fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {

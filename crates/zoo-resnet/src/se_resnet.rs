@@ -18,7 +18,7 @@
 pub use crate::resnet::Config;
 use crate::resnet::{ResNet, build};
 use candle_core::Result;
-use zoo_core::{Dimensions, Input, Interpolation, Model, ModelInfo, VarBuilder};
+use zoo_core::{Dimensions, Interpolation, Model, ModelInfo, Preprocess, VarBuilder};
 
 impl Config {
     /// The network of 18, 34, 50, 101 or 152 layers with squeeze and excitation, reduction 16.
@@ -57,7 +57,7 @@ const fn info(
 ) -> ModelInfo {
     ModelInfo {
         family: "resnet",
-        input: Input { interpolation: Interpolation::Bicubic, crop, ..Input::IMAGENET },
+        preprocess: Preprocess { interpolation: Interpolation::Bicubic, crop, ..Preprocess::IMAGENET },
         keys: "timm",
         paper: "Hu et al. 2017, arXiv:1709.01507",
         ..ModelInfo::new(name, parameters, builder)

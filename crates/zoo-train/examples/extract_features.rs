@@ -38,14 +38,9 @@ fn open(info: &'static ModelInfo, weights: &Path) -> Result<Trained> {
 fn embed(trained: &Trained, images: &[Vec<u8>]) -> Result<Tensor> {
     let mut vectors = Vec::new();
     for images in images.chunks(BATCH) {
-        // The function that `zoo predict` uses too: vectors of images that were normalised in another way than the
-        // network's training did it mean nothing.
-        let batch = trained.preprocess(images)?;
-        // `train` is false: BatchNorm uses its running statistics, so that an image's vector does not depend on its
-        // batch, and no graph is built.
-        let features = trained.model().forward_features(&batch, false)?;
-        // The last map, pooled: what the classifier would read.
-        vectors.push(trained.model().pre_logits(&features, false)?);
+        // The last map, pooled: what the classifier would read, in evaluation, so that an image's vector does not depend
+        // on its batch.
+        vectors.push(trained.embed(images)?);
     }
     Ok(Tensor::cat(&vectors, 0)?)
 }

@@ -170,7 +170,7 @@ fn from_file(model: &str, weights: &Path) -> Result<(Trained, usize)> {
     let report = load(&store, &Weights::open(weights)?, &LoadOptions { may_differ: &head, ..info.load_options() })?;
     println!("{}: {report}", weights.display());
     // As the project whose names the file has normalises images.
-    let input = info.input_of(report.layout);
+    let input = info.preprocess_of(report.layout);
     Ok((Trained { net, store, normalize: Normalize::of(&input) }, input.size))
 }
 

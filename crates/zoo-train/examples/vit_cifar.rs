@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use std::sync::atomic::AtomicBool;
 use zoo::transformer::vit::{self, VisionTransformer};
-use zoo_core::{Input, ModelInfo};
+use zoo_core::{ModelInfo, Preprocess};
 use zoo_train::checkpoint::Checkpoints;
 use zoo_train::data::{DataSpec, Dataset, Synthetic};
 use zoo_train::optim::OptimizerConfig;
@@ -25,7 +25,7 @@ static SMALL_VIT: ModelInfo = ModelInfo {
     name: "vit_cifar",
     family: "transformer",
     parameters: 468_778,
-    input: Input::CIFAR10,
+    preprocess: Preprocess::CIFAR10,
     num_classes: 10,
     keys: "timm",
     paper: "Dosovitskiy et al. 2020, arXiv:2010.11929",

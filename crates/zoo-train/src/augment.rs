@@ -7,8 +7,8 @@
 use crate::data::{DataError, Split};
 use serde::{Deserialize, Serialize};
 use std::fmt;
-use zoo_core::Input;
 use zoo_core::rng::Rng;
+use zoo_core::{ChannelOrder, Preprocess};
 
 /// How pixels become network input.
 ///
@@ -40,11 +40,11 @@ impl Normalize {
     ///
     /// ```
     /// use zoo_train::augment::Normalize;
-    /// assert_eq!(Normalize::of(&zoo::find("resnet18")?.input), Normalize::IMAGENET);
-    /// assert_eq!(Normalize::of(&zoo::find("cifar_resnet20")?.input), Normalize::CIFAR10);
+    /// assert_eq!(Normalize::of(&zoo::find("resnet18")?.preprocess), Normalize::IMAGENET);
+    /// assert_eq!(Normalize::of(&zoo::find("cifar_resnet20")?.preprocess), Normalize::CIFAR10);
     /// # Ok::<(), candle_core::Error>(())
     /// ```
-    pub fn of(input: &Input) -> Self {
+    pub fn of(input: &Preprocess) -> Self {
         let [mean, std] = [input.mean, input.std].map(|values| values.map(|value| value as f32));
         Self::Channels { mean, std }
     }
@@ -124,6 +124,7 @@ pub struct View {
 pub struct Transform {
     shape: [usize; 3],
     table: Table,
+    channel_order: ChannelOrder,
 }
 
 #[derive(Debug, Clone)]
@@ -160,7 +161,7 @@ impl Transform {
             n => return Err(DataError::Mismatch(format!("3 channel means for images of {n} channels"))),
         };
         let table = [0, 1, 2].map(|c| std::array::from_fn(|byte| (byte as f32 / 255.0 - mean[c]) / std[c]));
-        Ok(Self { shape, table: Table::Channels(Box::new(table)) })
+        Ok(Self { shape, table: Table::Channels(Box::new(table)), channel_order: ChannelOrder::Rgb })
     }
 
     /// pixel / 255 minus `mean` at that pixel and channel, of images of `shape`.
@@ -171,7 +172,12 @@ impl Transform {
         if mean.len() != shape.iter().product::<usize>() {
             return Err(DataError::Mismatch(format!("a mean image of {} values for images {shape:?}", mean.len())));
         }
-        Ok(Self { shape, table: Table::PixelMean(mean) })
+        Ok(Self { shape, table: Table::PixelMean(mean), channel_order: ChannelOrder::Rgb })
+    }
+
+    /// With the three colours handed on in this order. Mean and deviation go with their colours.
+    pub fn with_channel_order(self, channel_order: ChannelOrder) -> Self {
+        Self { channel_order, ..self }
     }
 
     /// The mean that is subtracted from each pixel, where it is not one figure a channel.
@@ -199,6 +205,10 @@ impl Transform {
         let inside = first..last;
         for (line, row) in out.chunks_exact_mut(w).enumerate() {
             let (channel, y) = (line / h, (line % h) as isize + view.down);
+            let channel = match self.channel_order {
+                ChannelOrder::Bgr if c == 3 => 2 - channel,
+                _ => channel,
+            };
             row.fill(match &self.table {
                 Table::Channels(values) => values[channel][0],
                 Table::PixelMean(_) => 0.0,
@@ -247,6 +257,17 @@ mod tests {
         let mut out = vec![f32::NAN; 36];
         Transform::new(&identity, &split).unwrap().write(split.image(0), view, &mut out);
         out.into_iter().map(|value| (value * 255.0).round() as u8).collect()
+    }
+
+    #[test]
+    fn colours_come_in_the_order_that_is_asked_for() {
+        let split = image();
+        let normalize = Normalize::Channels { mean: [0.0, 0.5, 1.0], std: [1.0, 2.0, 4.0] };
+        let transform = Transform::new(&normalize, &split).unwrap();
+        let (mut rgb, mut bgr) = (vec![f32::NAN; 36], vec![f32::NAN; 36]);
+        transform.write(split.image(0), View::default(), &mut rgb);
+        transform.with_channel_order(ChannelOrder::Bgr).write(split.image(0), View::default(), &mut bgr);
+        assert_eq!(bgr, [&rgb[24..], &rgb[12..24], &rgb[..12]].concat());
     }
 
     #[test]

@@ -22,6 +22,8 @@ use zoo_core::Precision;
 
 /// File of the suite's folder that holds one [`RunRecord`] a line.
 pub const RESULTS_FILE: &str = "results.jsonl";
+/// The file in a run's folder that holds its record, where it is no run of a suite.
+pub const RECORD_FILE: &str = "record.json";
 /// File of a run's folder that holds one [`EpochMetrics`] a line.
 pub const METRICS_FILE: &str = "metrics.jsonl";
 /// The [`DataRecord::name`] of the unaltered CIFAR-10: the only data that is ever set against published figures.

@@ -1,12 +1,15 @@
 //! Trained networks: opened as their file of weights describes them, run on photographs, measured on test images.
 //!
 //! [`train`](crate::trainer::train) writes into `model.safetensors` which network it holds, the size of its images, how
-//! their pixels were normalised and what the classes are called. [`Trained::open`] follows that; of other files, which
-//! say nothing of the kind, it takes what the published checkpoints with these names of tensors want
-//! ([`ModelInfo::input_of`]).
+//! their pixels were normalised and what the classes are called. [`Trained::open`] follows that, and the configurations of
+//! timm and Hugging Face transformers where they lie beside the file. For other files it takes what the published
+//! checkpoints with these names of tensors want ([`ModelInfo::preprocess_of`]), and says so.
 
+mod config;
+mod hub;
 mod metadata;
 
+pub use hub::HubFile;
 pub(crate) use metadata::metadata;
 pub use metadata::{carried, normalize_of};
 
@@ -22,21 +25,27 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use zoo::{ModelInfo, ModelOptions, VarStore};
 use zoo_core::threads::in_pool;
-use zoo_core::weights::{KeyReport, LoadReport, Selection, Weights, check, load, shown};
-use zoo_core::{Model, Precision};
+use zoo_core::weights::{KeyReport, LoadOptions, LoadReport, Selection, Weights, check, load, shown};
+use zoo_core::{Model, Precision, Preprocess, PreprocessParts};
 
 /// The file of a run's folder that holds the trained network.
 pub const WEIGHTS_FILE: &str = "model.safetensors";
 
-/// The file of weights at `path`, or in the run's folder there.
+/// The file of weights at `path`, or in the run's folder there; `hf:ORG/NAME[@REVISION][:FILE]` is a file of the Hugging
+/// Face hub, from its cache on this machine.
 ///
 /// # Errors
-/// A folder without one.
+/// A folder without one; a file that is not in the cache.
 pub fn weights_file(path: &Path) -> Result<PathBuf> {
+    if let Some(name) = path.to_str().and_then(|path| path.strip_prefix("hf:")) {
+        return name.parse::<HubFile>()?.find();
+    }
     if !path.is_dir() {
         return Ok(path.into());
     }
-    let file = path.join(WEIGHTS_FILE);
+    let others = ["model.safetensors.index.json", "pytorch_model.bin"];
+    let files: Vec<PathBuf> = [WEIGHTS_FILE].iter().chain(&others).map(|name| path.join(name)).collect();
+    let file = files.iter().find(|file| file.exists()).unwrap_or(&files[0]).clone();
     ensure!(
         file.exists(),
         "{}: a folder without {WEIGHTS_FILE}, where a file of weights or a run's folder was expected",
@@ -45,12 +54,25 @@ pub fn weights_file(path: &Path) -> Result<PathBuf> {
     Ok(file)
 }
 
+/// The network that a file of weights says it holds: what `zoo train` writes into it, or the `architecture` in timm's
+/// config.json beside it where that is one of the zoo's names.
+///
+/// # Errors
+/// As [`Trained::open`].
+pub fn model_of(file: &Path, selection: &Selection) -> Result<Option<&'static ModelInfo>> {
+    let file = weights_file(file)?;
+    let stated = FileMetadata::of(&selection.open(&file)?)?.0.model.or_else(|| config::beside(&file).architecture);
+    Ok(stated.and_then(|name| zoo::find(&name).ok()))
+}
+
 /// What is used in place of what a file of weights says.
 #[derive(Debug, Clone, Default)]
 pub struct Overrides {
     /// How pixels are normalised.
     pub normalize: Option<Normalize>,
-    /// Side of the images in pixels.
+    /// Single parts of how photographs become images, over everything else.
+    pub preprocess: PreprocessParts,
+    /// Side of images that are there as they are, in pixels: those of a data set.
     pub image_size: Option<usize>,
     /// Channels of the images: 3, or 1 for grey.
     pub in_chans: Option<usize>,
@@ -72,12 +94,16 @@ pub struct Overrides {
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 pub struct Trained {
+    name: &'static str,
     net: Box<dyn Model>,
     num_classes: usize,
     classes: Option<Vec<String>>,
-    framing: Framing,
-    normalize: Normalize,
+    usual_classes: Option<&'static [&'static str]>,
+    preprocess: Preprocess,
+    /// Whether the mean image is taken off, and not the mean of each colour.
+    mean_image: bool,
     assumed: Option<String>,
+    stated_by: Vec<&'static str>,
     notes: Vec<String>,
     transform: Arc<Transform>,
     device: Device,
@@ -99,15 +125,20 @@ impl Trained {
             let (name, held) = (model.name, shown(held));
             ensure!(held == name, "{} holds the weights of {held}, not of {name}", file.display());
         }
-        let size = overrides.image_size.or(metadata.image_size).unwrap_or(model.input.size);
-        // As in training: a file's claim does not make an image larger than the network's own.
-        ensure!(
-            (1..=model.input.size).contains(&size),
-            "{}: {} takes images of up to {s}x{s}, not {size}x{size}",
-            file.display(),
-            model.name,
-            s = model.input.size
-        );
+        let config = config::beside(file);
+        let stated = config.parts;
+        if let Some(size) = metadata.image_size {
+            // As in training: a file's claim does not make an image larger than the network's own.
+            ensure!(
+                (1..=model.preprocess.size).contains(&size),
+                "{}: {} takes images of up to {s}x{s}, not {size}x{size}",
+                file.display(),
+                model.name,
+                s = model.preprocess.size
+            );
+        }
+        let fixed = overrides.image_size.or(metadata.image_size);
+        let size = overrides.preprocess.size.or(fixed).or(stated.size).unwrap_or(model.preprocess.size);
         let channels = overrides.in_chans.or(metadata.in_chans).unwrap_or(3);
         ensure!(
             channels == 1 || channels == 3,
@@ -116,47 +147,62 @@ impl Trained {
         );
         let shape = [channels, size, size];
 
-        let load_options = overrides.selection.of(model.load_options());
+        let load_options = LoadOptions { adapt: true, ..overrides.selection.of(model.load_options()) };
         let options = ModelOptions { in_chans: Some(channels), image_size: Some(size), num_classes: None };
         let shapes = VarStore::shapes_only();
         let place = model.build(&options, shapes.root())?.classifier().path().to_string();
         let report = check(&shapes, &weights, &load_options)?;
-        let input = model.input_of(report.layout);
-        // What `zoo train` does with photographs.
-        let framing = if metadata.image_size.is_some() || size != model.input.size {
-            Framing::whole(size)
-        } else {
-            Framing::of(&input)
-        };
-        let is_stated = overrides.normalize.is_some() || metadata.normalize.is_some();
-        let assumed = (!is_stated).then(|| assumption(report.layout));
-        let normalize = overrides.normalize.clone().or(metadata.normalize).unwrap_or_else(|| Normalize::of(&input));
-        let transform = match &normalize {
-            Normalize::Channels { mean, std } => Transform::of_channels(*mean, *std, shape),
-            Normalize::PixelMean => match metadata.pixel_mean {
-                Some(mean) => Transform::of_pixel_mean(mean, shape),
-                None => bail!("{}: it does not hold the mean image that is to be taken off", file.display()),
-            },
+
+        let preprocess = preprocess(model.preprocess_of(report.layout), &stated, &metadata, overrides).size(size);
+        if let Some(fault) = preprocess.fault() {
+            bail!("{}: the network's images: expected {fault}", file.display())
         }
-        .with_context(|| format!("{}: how its images are normalised", file.display()))?;
+        let normalize = overrides.normalize.as_ref().or(metadata.normalize.as_ref());
+        let has_own = overrides.preprocess.mean.is_some() || overrides.preprocess.std.is_some();
+        let mean_image = normalize == Some(&Normalize::PixelMean) && !has_own;
+        let is_stated = normalize.is_some() || has_own || stated.mean.is_some();
+        let assumed = (!is_stated).then(|| assumption(report.layout));
+        let transform = match (mean_image, metadata.pixel_mean) {
+            (false, _) => {
+                let [mean, std] = [preprocess.mean, preprocess.std].map(|values| values.map(|value| value as f32));
+                Transform::of_channels(mean, std, shape)
+            }
+            (true, Some(mean)) => Transform::of_pixel_mean(mean, shape),
+            (true, None) => bail!("{}: it does not hold the mean image that is to be taken off", file.display()),
+        }
+        .with_context(|| format!("{}: how its images are normalised", file.display()))?
+        .with_channel_order(preprocess.channel_order);
 
         let num_classes = classes_in(&report, &place).unwrap_or(model.num_classes);
         if let Some(names) = &metadata.classes {
             let n = names.len();
             ensure!(n == num_classes, "{}: {n} names for the network's {num_classes} classes", file.display());
         }
+        let mut notes = notes(&weights, origin);
+        notes.extend(config.notes);
+        let classes = metadata.classes.or_else(|| match config.classes {
+            Some(names) if names.len() == num_classes => Some(names),
+            Some(names) => {
+                notes.push(format!("the {} names beside it are not those of its {num_classes} classes", names.len()));
+                None
+            }
+            None => None,
+        });
         let store = VarStore::new(0, DType::F32, device);
         store.set_batch_norm(metadata.batch_norm.unwrap_or_default().into());
         let net = model.build(&ModelOptions { num_classes: Some(num_classes), ..options }, store.root())?;
-        let report = load(&store, &weights, &load_options)?;
+        notes.extend(notes_of(&load(&store, &weights, &load_options)?));
         Ok(Self {
+            name: model.name,
             net,
             num_classes,
-            classes: metadata.classes,
-            framing,
-            normalize,
+            classes,
+            usual_classes: zoo::classes::usual(model, num_classes),
+            preprocess,
+            mean_image,
             assumed,
-            notes: notes(&weights, &report, origin),
+            stated_by: config.files,
+            notes,
             transform: transform.into(),
             device: device.clone(),
             precision: Precision::F32,
@@ -189,7 +235,12 @@ impl Trained {
         Ok(self)
     }
 
-    /// The names of the classes, if they are known.
+    /// The zoo's name of the network.
+    pub fn name(&self) -> &'static str {
+        self.name
+    }
+
+    /// The names of the classes, if somebody states them.
     pub fn classes(&self) -> Option<&[String]> {
         self.classes.as_deref()
     }
@@ -199,28 +250,44 @@ impl Trained {
         self.num_classes
     }
 
+    /// A class's name: as the file, a configuration beside it or the caller say, else that of ImageNet's or CIFAR-10's
+    /// class where the network has as many outputs as its published weights.
+    pub fn label(&self, class: usize) -> Option<&str> {
+        match &self.classes {
+            Some(names) => names.get(class).map(String::as_str),
+            None => self.usual_classes.and_then(|names| names.get(class).copied()),
+        }
+    }
+
     /// A class by its name, or by its number where that is all that is known.
     pub fn class_name(&self, class: usize) -> String {
-        match self.classes.as_ref().and_then(|names| names.get(class)) {
-            Some(name) => name.clone(),
-            None => format!("class {class}"),
-        }
+        self.label(class).map_or_else(|| format!("class {class}"), str::to_owned)
+    }
+
+    /// How photographs become its images. Where a mean image is taken off, mean and deviation here are not followed.
+    pub fn preprocess(&self) -> Preprocess {
+        self.preprocess
     }
 
     /// How it wants photographs cut.
     pub fn framing(&self) -> Framing {
-        self.framing
+        Framing::of(&self.preprocess)
     }
 
     /// How pixels are normalised.
-    pub fn normalize(&self) -> &Normalize {
-        &self.normalize
+    pub fn normalize(&self) -> Normalize {
+        if self.mean_image { Normalize::PixelMean } else { Normalize::of(&self.preprocess) }
     }
 
-    /// The reason for [`framing`](Self::framing) and [`normalize`](Self::normalize), where neither the file nor the
-    /// caller states how images are normalised.
+    /// The reason for [`preprocess`](Self::preprocess), where neither the weights nor the caller state how images are
+    /// normalised.
     pub fn assumed(&self) -> Option<&str> {
         self.assumed.as_deref()
+    }
+
+    /// The configurations beside the file that were followed.
+    pub fn stated_by(&self) -> &[&'static str] {
+        &self.stated_by
     }
 
     /// What of the file was taken and what was left, a line each, where that is not all of it.
@@ -238,12 +305,23 @@ impl Trained {
     ///
     /// # Errors
     /// No images, or images of another size.
-    pub fn preprocess(&self, images: &[Vec<u8>]) -> Result<Tensor> {
+    pub fn batch(&self, images: &[Vec<u8>]) -> Result<Tensor> {
         let [channels, height, width] = self.transform.shape();
         let split = Split::new(images.concat(), vec![0; images.len()], [3, height, width])?.with_channels(channels)?;
         let loader = Loader::eval(split.into(), self.transform.clone(), images.len().max(1), &self.device)?;
         let loader = loader.precision(self.precision);
         Ok(loader.epoch(0)?.next().context("there are no images to look at")??.images)
+    }
+
+    /// The vector that the classifier reads, of each of `images` as [`Framing::read`] gives them: (n, width), f32. Images
+    /// that look alike to the network have vectors at small angles.
+    ///
+    /// # Errors
+    /// Images of another size, or none.
+    pub fn embed(&self, images: &[Vec<u8>]) -> Result<Tensor> {
+        let batch = self.batch(images)?;
+        let vectors = in_pool(|| self.net.pre_logits(&self.net.forward_features(&batch, false)?, false))?;
+        Ok(vectors.to_dtype(DType::F32)?)
     }
 
     /// The probabilities of the classes, softmax of the logits, for each of `images` as [`Framing::read`] gives them.
@@ -254,7 +332,7 @@ impl Trained {
         if images.is_empty() {
             return Ok(Vec::new());
         }
-        let batch = self.preprocess(images)?;
+        let batch = self.batch(images)?;
         let logits = in_pool(|| self.net.forward_t(&batch, false))?;
         logits.to_dtype(DType::F32)?.to_vec2::<f32>()?.iter().map(|row| softmax(row)).collect()
     }
@@ -301,24 +379,51 @@ impl Trained {
     }
 }
 
+/// How photographs become images: what is `usual` for the file's names, over it what is stated beside the file, in the file
+/// itself, and by the caller.
+fn preprocess(
+    usual: Preprocess,
+    stated: &PreprocessParts,
+    metadata: &FileMetadata,
+    overrides: &Overrides,
+) -> Preprocess {
+    let mut preprocess = stated.over(usual);
+    let fixed = overrides.image_size.filter(|size| *size != preprocess.size).or(metadata.image_size);
+    if let Some(size) = fixed {
+        // What `zoo train` does with photographs.
+        preprocess = Framing::whole(size).over(preprocess);
+    }
+    if let Some(Normalize::Channels { mean, std }) = overrides.normalize.as_ref().or(metadata.normalize.as_ref()) {
+        preprocess = preprocess.mean(mean.map(f64::from)).std(std.map(f64::from));
+    }
+    overrides.preprocess.over(preprocess)
+}
+
 /// The width of the classifier at `place` in the file, where it is not the network's own.
 fn classes_in(report: &KeyReport, place: &str) -> Option<usize> {
     let head = report.mis_shaped.iter().find(|m| m.key == format!("{place}.weight"))?;
     head.file.dims().first().copied()
 }
 
-/// Notes on what of a file was taken and what was left.
-fn notes(weights: &Weights, report: &LoadReport, origin: Origin) -> Vec<String> {
+/// Notes on what of a file is taken.
+fn notes(weights: &Weights, origin: Origin) -> Vec<String> {
     let mut notes = taken(weights);
+    if origin == Origin::Foreign {
+        notes.push("its metadata is not the zoo's: nothing is taken from it".into());
+    }
+    notes
+}
+
+/// Notes on what of its tensors was taken, adapted and left.
+fn notes_of(report: &LoadReport) -> Vec<String> {
+    let mut notes = Vec::new();
     notes.extend(report.prefix.as_ref().map(|prefix| format!("keys behind `{}`", shown(prefix))));
     if !report.passed_over.is_empty() {
         let first: Vec<String> = report.passed_over.iter().take(4).map(|key| format!("`{}`", shown(key))).collect();
         let more = if report.passed_over.len() > first.len() { ", …" } else { "" };
         notes.push(format!("{} tensors passed over: {}{more}", report.passed_over.len(), first.join(", ")));
     }
-    if origin == Origin::Foreign {
-        notes.push("its metadata is not the zoo's: nothing is taken from it".into());
-    }
+    notes.extend(report.adapted.iter().map(|(key, how)| format!("`{}` adapted: {how}", shown(key))));
     notes
 }
 

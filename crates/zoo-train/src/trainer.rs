@@ -200,7 +200,7 @@ impl<'a> Run<'a> {
         let mut notes = Vec::new();
         recipe.precision.check(&job.device)?;
         let [channels, height, width] = data.train.shape();
-        let side = job.model.input.size;
+        let side = job.model.preprocess.size;
         // Networks for 224 pixels take smaller images too, as their published CIFAR-10 runs do; never larger ones.
         ensure!(
             height == width && height <= side,
@@ -221,7 +221,8 @@ impl<'a> Run<'a> {
         let net = job.model.build(&options, store.root())?;
         if let Some(start) = &job.start {
             let may_differ: Vec<&str> = start.may_differ.iter().map(String::as_str).collect();
-            let options = LoadOptions { may_differ: &may_differ, ..start.selection.of(job.model.load_options()) };
+            let options =
+                LoadOptions { may_differ: &may_differ, adapt: true, ..start.selection.of(job.model.load_options()) };
             let weights = start.selection.open(&start.file)?;
             let report = load(&store, &weights, &options)?;
             notes.extend(taken(&weights));

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant, SystemTime};
 use zoo::ModelInfo;
 use zoo::mobile::mobilenet_v1::{Config, MobileNetV1};
 use zoo_core::rng::Rng;
-use zoo_core::{Input, Precision};
+use zoo_core::{Precision, Preprocess};
 use zoo_train::augment::Augment;
 use zoo_train::checkpoint::{self, Checkpoints};
 use zoo_train::data::{Dataset, Synthetic};
@@ -37,7 +37,7 @@ static NETWORK: ModelInfo = ModelInfo {
     name: "mobilenet_v1_020_dropout",
     family: "mobile",
     parameters: 0,
-    input: Input::CIFAR10,
+    preprocess: Preprocess::CIFAR10,
     num_classes: 10,
     keys: "own",
     paper: "Howard et al. 2017, arXiv:1704.04861",

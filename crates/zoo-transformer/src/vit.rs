@@ -22,8 +22,8 @@ pub use layouts::{TORCHVISION, TRANSFORMERS, from_transformers};
 use candle_core::{Result, Tensor, bail};
 use zoo_core::weights::Layout;
 use zoo_core::{
-    Classifier, Dimensions, Dropout, Init, Input, LayerNorm, MlpBlock, Model, ModelInfo, ModuleT, PatchEmbed, Residual,
-    SelfAttention, VarBuilder, seq, tape, trace, weight_for,
+    Classifier, Dimensions, Dropout, Init, LayerNorm, MlpBlock, Model, ModelInfo, ModuleT, PatchEmbed, Preprocess,
+    Residual, SelfAttention, VarBuilder, seq, tape, trace, weight_for,
 };
 
 /// What stands for the image before the classifier.
@@ -339,7 +339,7 @@ const fn info(
 ) -> ModelInfo {
     ModelInfo {
         family: "transformer",
-        input: Input::inception(0.9),
+        preprocess: Preprocess::inception(0.9),
         keys: "timm",
         paper: "Dosovitskiy et al. 2020, arXiv:2010.11929",
         layouts: &[TORCHVISION, TRANSFORMERS],
@@ -359,9 +359,9 @@ pub const MODELS: &[ModelInfo] = &[
     info("vit_base_patch16_224", 86_567_656, |d, vb| build(Config::vit_base_patch16_224(), d, vb)),
     info("vit_base_patch32_224", 88_224_232, |d, vb| build(Config::vit_base_patch32_224(), d, vb)),
     ModelInfo {
-        input: Input::CIFAR10,
+        preprocess: Preprocess::CIFAR10,
         num_classes: 10,
-        layouts: &[Layout { input: None, ..TORCHVISION }, Layout { input: None, ..TRANSFORMERS }],
+        layouts: &[Layout { preprocess: None, ..TORCHVISION }, Layout { preprocess: None, ..TRANSFORMERS }],
         ..info("cifar_vit_tiny_patch4", 5_362_762, |d, vb| build(Config::cifar_vit_tiny_patch4(), d, vb))
     },
 ];

@@ -56,7 +56,7 @@ fn network(c: &mut Criterion<Machine>, counts: &Counts, name: &str, batch: usize
     let info = zoo::find(name)?;
     let store = VarStore::new(0, DType::F32, &Device::Cpu);
     let net = info.build(&ModelOptions::default(), store.root())?;
-    let (side, mut rng) = (info.input.size, Rng::new(0, "bench"));
+    let (side, mut rng) = (info.preprocess.size, Rng::new(0, "bench"));
     let pixels: Vec<f32> = (0..batch * 3 * side * side).map(|_| rng.normal() as f32).collect();
     let images = Tensor::from_vec(pixels, (batch, 3, side, side), &Device::Cpu)?;
     let labels: Vec<u32> = (0..batch).map(|_| rng.below(info.num_classes) as u32).collect();

@@ -16,6 +16,7 @@
 //! ```
 #![deny(missing_docs)]
 
+pub mod classes;
 pub mod registry;
 
 pub use registry::{all, create, files, find, find_for, find_sequence, select, select_for, sequence_models};

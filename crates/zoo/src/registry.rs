@@ -91,7 +91,7 @@ fn close_to(name: &str, side: Option<usize>) -> Vec<&'static str> {
         strsim::levenshtein(name, info.name).min(strsim::levenshtein(name, short))
     };
     let mut close: Vec<_> = all()
-        .map(|info| (distance(info), side.is_some_and(|side| info.input.size != side), info.name))
+        .map(|info| (distance(info), side.is_some_and(|side| info.preprocess.size != side), info.name))
         .filter(|(distance, ..)| *distance <= FAR)
         .collect();
     close.sort();

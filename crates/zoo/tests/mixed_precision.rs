@@ -50,7 +50,7 @@ impl Step {
         let info = zoo::find(name)?;
         let store = VarStore::new(1, weights, &Device::Cpu);
         let model = info.build(&ModelOptions::default(), store.root())?;
-        let (mut rng, side) = (Rng::new(3, name), info.input.size);
+        let (mut rng, side) = (Rng::new(3, name), info.preprocess.size);
         let xs: Vec<f64> = (0..images * 3 * side * side).map(|_| rng.normal()).collect();
         let xs = Tensor::from_vec(xs, (images, 3, side, side), &Device::Cpu)?.to_dtype(DType::BF16)?;
         let xs = tape::to_dtype(&xs.to_dtype(weights)?, maps)?;

@@ -135,7 +135,7 @@ pub fn choose(list: &str, recipe: Option<&str>) -> Result<Vec<Choice>> {
             let rows = set.rows.iter().map(|row| make(zoo::find(row.model)?, Some(set.recipe), &row.changes));
             rows.collect::<Result<_>>()?
         } else if item == ALL {
-            let models = zoo::all().filter(|model| model.input.size == CIFAR_SIDE);
+            let models = zoo::all().filter(|model| model.preprocess.size == CIFAR_SIDE);
             models.map(|model| make(model, None, &Overrides::NONE)).collect::<Result<_>>()?
         } else {
             let models = zoo::select_for(&[item], Some(CIFAR_SIDE)).map_err(|error| {

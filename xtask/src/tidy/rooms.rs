@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 /// The rooms, bottom to top: name and modules. A module's own modules are in its room unless another room lists them.
 const ROOMS: &[(&str, &[&str])] = &[
-    ("numbers and machine", &["rng", "init", "memory", "input", "testing"]),
+    ("numbers and machine", &["rng", "init", "memory", "preprocess", "testing"]),
     ("kernels", &["kernels"]),
     ("storage", &["storage"]),
     ("what a pass writes down", &["trace::graph", "tape::recording"]),

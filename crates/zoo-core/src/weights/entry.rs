@@ -53,6 +53,8 @@ impl Element {
 pub(super) struct Entry {
     pub element: Element,
     pub shape: Shape,
+    /// Which of the files that hold the tensors it is in.
+    pub part: usize,
     start: usize,
     count: usize,
     /// In elements; `None` where the elements lie row by row without gaps.
@@ -71,7 +73,7 @@ impl Entry {
         if need != Some(have) {
             return fail(at, format!("`{}`: shape {dims:?} of {element:?} does not take {have} bytes", shown(key)));
         }
-        Ok(Self { element, shape: dims.into(), start: bytes.start, count, strides: None })
+        Ok(Self { element, shape: dims.into(), part: 0, start: bytes.start, count, strides: None })
     }
 
     /// A view into the storage that lies at `storage` of the file; offset and strides in elements.
@@ -87,7 +89,7 @@ impl Entry {
             return fail(at, format!("`{}`: shape {dims:?} and strides {strides:?} differ in length", shown(key)));
         }
         if count == 0 {
-            return Ok(Self { element, shape: dims.into(), start: storage.start, count, strides: None });
+            return Ok(Self { element, shape: dims.into(), part: 0, start: storage.start, count, strides: None });
         }
         // An axis of length 1 is never stepped along: its stride is free, and files do hold odd ones.
         for (stride, _) in strides.iter_mut().zip(&dims).filter(|&(_, &dim)| dim == 1) {
@@ -108,7 +110,7 @@ impl Entry {
             dense
         });
         let start = storage.start + offset * element.size();
-        Ok(Self { element, shape: dims.into(), start, count, strides: (!is_dense).then_some(strides) })
+        Ok(Self { element, shape: dims.into(), part: 0, start, count, strides: (!is_dense).then_some(strides) })
     }
 
     /// Bytes that the tensor takes once read.

@@ -1,7 +1,7 @@
 //! How a file's keys become a network's: renames, and the layouts that other libraries write.
 
 use super::{Weights, shown};
-use crate::input::Input;
+use crate::preprocess::Preprocess;
 use candle_core::{Device, Result, Shape, Tensor};
 
 /// One rule that turns a file's key into the network's, with the reason why the two differ.
@@ -186,7 +186,7 @@ pub struct Layout {
     /// The translation of what renames cannot express.
     pub key_map: Option<KeyMap>,
     /// The image that its published files of the network were trained on, where that is not the model's own.
-    pub input: Option<Input>,
+    pub preprocess: Option<Preprocess>,
 }
 
 impl Layout {

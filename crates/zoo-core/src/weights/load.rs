@@ -1,5 +1,6 @@
 //! From a file's keys to a network's: what fits, what does not, and loading.
 
+use super::adapt::{Adaptation, adaptation};
 use super::layout::{Layout, Rename, Source};
 use super::report::{KeyReport, LoadReport, MisShaped};
 use super::{Weights, complaint, save_tensors, shown};
@@ -67,6 +68,9 @@ pub struct LoadOptions<'a> {
     pub prefix: Option<&'a str>,
     /// Patterns of the file's keys, or of the network's names for them, that are left out; `*` stands for any text.
     pub ignore: &'a [String],
+    /// Whether tensors are adapted to another image than the file's, as timm does it: the first convolution to other
+    /// channels than red, green and blue, position embeddings to another grid of patches.
+    pub adapt: bool,
 }
 
 impl LoadOptions<'_> {
@@ -205,6 +209,13 @@ impl<'a> Question<'a> {
             let key = key.clone();
             match offers.by_key.get(&key) {
                 Some((_, file)) if file == shape => report.matching.push(key),
+                Some((_, file))
+                    if self.options.adapt
+                        && let Some(how) = adaptation(&key, file, shape) =>
+                {
+                    report.adapted.push((key.clone(), how.to_string()));
+                    report.matching.push(key);
+                }
                 Some((_, file)) => {
                     report.mis_shaped.push(MisShaped { key, file: file.clone(), network: shape.clone() })
                 }
@@ -350,7 +361,8 @@ pub fn load(store: &VarStore, weights: &Weights, options: &LoadOptions) -> Resul
     let beyond = report.unexpected.iter().map(|(key, _)| key.clone());
     let passed_over = left_out.into_iter().chain(beyond).collect();
 
-    let mut done = LoadReport { passed_over, prefix, layout, ..LoadReport::default() };
+    let adapted_keys = report.adapted.clone();
+    let mut done = LoadReport { passed_over, prefix, layout, adapted: adapted_keys, ..LoadReport::default() };
     let mut values: Vec<(Var, Tensor)> = Vec::new();
     for slot in store.slots() {
         let Some(var) = slot.var else { bail!("a store of shapes only has nothing to load `{}` into", slot.key) };
@@ -360,7 +372,7 @@ pub fn load(store: &VarStore, weights: &Weights, options: &LoadOptions) -> Resul
             }
             done.initial.push(slot.key);
         } else if let Some((source, _)) = reading.offers.by_key.get(&slot.key) {
-            let value = source.read(&reading.weights)?;
+            let value = adapted(source.read(&reading.weights)?, &slot.key, &slot.shape)?;
             values.push((var, value.to_dtype(store.dtype())?.to_device(store.device())?));
             done.loaded.push(slot.key);
         }
@@ -371,6 +383,14 @@ pub fn load(store: &VarStore, weights: &Weights, options: &LoadOptions) -> Resul
     done.initial.sort_unstable();
     done.passed_over.sort_unstable();
     Ok(done)
+}
+
+/// A tensor in the network's shape. That of another one has passed [`adaptation`] by now.
+fn adapted(tensor: Tensor, key: &str, shape: &Shape) -> Result<Tensor> {
+    match adaptation(key, tensor.shape(), shape) {
+        Some(how) if tensor.shape() != shape => Adaptation::of(how, &tensor),
+        _ => Ok(tensor),
+    }
 }
 
 /// The tensors of a file under the network's keys, in the network's order and in the file's own element types, and how
@@ -386,8 +406,10 @@ pub fn translate(
     let reading = Question::new(store, options)?.answer(weights)?;
     let report = reading.ensure_fit(options)?;
     let offers = &reading.offers.by_key;
-    let slots = store.slots().into_iter().filter_map(|slot| Some((slot.key.clone(), offers.get(&slot.key)?)));
-    let tensors = slots.map(|(key, (source, _))| Ok((key, source.read(&reading.weights)?)));
+    let slots = store.slots();
+    let offered = slots.iter().filter_map(|slot| Some((slot, &offers.get(&slot.key)?.0)));
+    let tensors = offered
+        .map(|(slot, source)| Ok((slot.key.clone(), adapted(source.read(&reading.weights)?, &slot.key, &slot.shape)?)));
     Ok((tensors.collect::<Result<_>>()?, report))
 }
 

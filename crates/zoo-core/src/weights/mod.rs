@@ -16,6 +16,7 @@ macro_rules! bail {
     ($($what:tt)*) => { return Err($crate::weights::complaint(format!($($what)*))) };
 }
 
+mod adapt;
 mod bytes;
 mod entry;
 mod file;
@@ -24,6 +25,7 @@ mod load;
 mod pickle;
 mod report;
 mod safetensors;
+mod sharded;
 mod torch;
 mod zip;
 
@@ -39,6 +41,7 @@ use candle_core::{DType, Device, Error, Result, Shape, Tensor};
 use entry::Entry;
 use memmap2::Mmap;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -57,7 +60,8 @@ use std::sync::Arc;
 #[derive(Debug, Clone)]
 pub struct Weights {
     name: String,
-    bytes: Arc<Bytes>,
+    /// Of each of its parts: one, unless an index names several.
+    bytes: Arc<Vec<Bytes>>,
     contents: Contents,
     /// What all keys had before them.
     wrapper: String,
@@ -99,7 +103,8 @@ const MOST_WRAPPERS: usize = 8;
 const WRAPPER_PARTS: [&str; 3] = ["_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"];
 
 impl Weights {
-    /// Opens a checkpoint: safetensors, or a state dict that `torch.save` wrote, in its zip format or the older one.
+    /// Opens a checkpoint: safetensors, also in several files by their index (`model.safetensors.index.json`), or a state
+    /// dict that `torch.save` wrote, in its zip format or the older one.
     ///
     /// A state dict may lie in an entry: `state_dict`, `model_state_dict`, `model`, `net`, or the only one that holds
     /// tensors; what lies beside it is ignored. A leading `module.` that all keys share is dropped, and `_orig_mod.`
@@ -122,10 +127,17 @@ impl Weights {
         let name = path.display().to_string();
         let named = |e: std::io::Error| complaint(format!("{name}: {e}"));
         let file = open_regular(path).map_err(named)?;
+        if sharded::is_index(path) {
+            return sharded::open(path, file, entry).map(Self::unwrapped);
+        }
+        Self::mapped(name, &file, entry).map(Self::unwrapped)
+    }
+
+    fn mapped(name: String, file: &File, entry: Option<&str>) -> Result<Self> {
         // SAFETY: the map is read-only and lives as long as the slices into it. A file that another process changes in
         // place meanwhile would change under it: as with every mapped file, the user must not do that. `save_tensors`
         // never does, it replaces files.
-        let map = unsafe { Mmap::map(&file) }.map_err(named)?;
+        let map = unsafe { Mmap::map(file) }.map_err(|e| complaint(format!("{name}: {e}")))?;
         Self::from(name, Bytes::Mapped(map), entry)
     }
 
@@ -134,12 +146,12 @@ impl Weights {
     /// # Errors
     /// As [`Weights::open`].
     pub fn from_bytes(name: impl Into<String>, bytes: Vec<u8>) -> Result<Self> {
-        Self::from(name.into(), Bytes::Owned(bytes), None)
+        Self::from(name.into(), Bytes::Owned(bytes), None).map(Self::unwrapped)
     }
 
     fn from(name: String, bytes: Bytes, entry: Option<&str>) -> Result<Self> {
         match read(&bytes, entry) {
-            Ok(contents) => Ok(Self { name, bytes: bytes.into(), contents, wrapper: String::new() }.unwrapped()),
+            Ok(contents) => Ok(Self { name, bytes: vec![bytes].into(), contents, wrapper: String::new() }),
             Err(Fault { at, what }) => bail!("{name}: {what} (at byte {at})"),
         }
     }
@@ -202,7 +214,7 @@ impl Weights {
     /// A key that the file does not hold, and what the device refuses.
     pub fn tensor(&self, key: &str, device: &Device) -> Result<Tensor> {
         match self.contents.entries.get(key) {
-            Some(entry) => entry.read(&self.bytes, device),
+            Some(entry) => entry.read(&self.bytes[entry.part], device),
             None => bail!("{}: no tensor called `{}` among its {}", self.name, shown(key), self.len()),
         }
     }

@@ -18,8 +18,10 @@ pub struct MisShaped {
 /// How a file's keys stand to a network's; every list is sorted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct KeyReport {
-    /// In both, with one shape.
+    /// In both, with one shape, or one that the file's is adapted to.
     pub matching: Vec<String>,
+    /// Of those the ones that are adapted, and how, in words.
+    pub adapted: Vec<(String, String)>,
     /// In the network only, with the shape it has there.
     pub missing: Vec<(String, Shape)>,
     /// In the file only, with the shape it has there; by the name that the network would know it under.
@@ -114,6 +116,7 @@ impl fmt::Display for KeyReport {
         write_list(f, "mis-shaped", &self.mis_shaped, |m| {
             format!("{}: {:?} in the file, {:?} in the network", shown(&m.key), m.file, m.network)
         })?;
+        write_list(f, "adapted", &self.adapted, |(key, how)| format!("{}: {how}", shown(key)))?;
         write_list(f, "left out of the file", &self.left_out, |key| shown(key))
     }
 }
@@ -139,6 +142,8 @@ fn write_list<T>(f: &mut fmt::Formatter, title: &str, list: &[T], line: impl Fn(
 pub struct LoadReport {
     /// The network's keys that got the file's values.
     pub loaded: Vec<String>,
+    /// Of those the ones whose values were adapted to another image, and how, in words.
+    pub adapted: Vec<(String, String)>,
     /// The network's keys that kept their initial values.
     pub initial: Vec<String>,
     /// The file's tensors that were passed over, by the name that the network would know them under.
@@ -152,6 +157,7 @@ pub struct LoadReport {
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         write!(f, "{} tensors loaded{}", self.loaded.len(), read_as(self.layout, self.prefix.as_deref()))?;
+        write_list(f, "adapted", &self.adapted, |(key, how)| format!("{}: {how}", shown(key)))?;
         write_list(f, "left at their initial values", &self.initial, |key| shown(key))?;
         write_list(f, "passed over in the file", &self.passed_over, |key| shown(key))
     }

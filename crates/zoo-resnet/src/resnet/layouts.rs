@@ -2,7 +2,7 @@
 
 use candle_core::Result;
 use zoo_core::weights::{Layout, Rename, Source, Weights};
-use zoo_core::{Input, Interpolation};
+use zoo_core::{Interpolation, Preprocess};
 
 /// What other files call the tensors of the networks for 32x32 images.
 pub const RENAMES: &[Rename] = &[
@@ -20,7 +20,7 @@ pub const TRANSFORMERS: Layout = Layout {
     sign: "embedder.embedder.convolution.weight",
     renames: &[],
     key_map: Some(from_transformers),
-    input: Some(Input { interpolation: Interpolation::Bicubic, ..Input::IMAGENET }),
+    preprocess: Some(Preprocess { interpolation: Interpolation::Bicubic, ..Preprocess::IMAGENET }),
 };
 
 /// The translation of `ResNetForImageClassification` in Hugging Face transformers, which counts stages and layers from

@@ -7,7 +7,7 @@ use fast_image_resize::images::Image;
 use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
 use image::metadata::Orientation;
 use std::path::Path;
-use zoo_core::{Input, Interpolation};
+use zoo_core::{Interpolation, Preprocess};
 
 /// Pixels of a resized picture up to which all of it is computed: 50 MB.
 const WHOLE_PIXELS: u64 = 1 << 24;
@@ -19,7 +19,7 @@ const WHOLE_PIXELS: u64 = 1 << 24;
 ///
 /// ```
 /// use zoo_train::data::photo::Framing;
-/// let framing = Framing::of(&zoo::find("resnet50")?.input);
+/// let framing = Framing::of(&zoo::find("resnet50")?.preprocess);
 /// assert_eq!((framing.size, framing.crop), (224, 0.875));
 /// # Ok::<(), candle_core::Error>(())
 /// ```
@@ -31,7 +31,7 @@ pub struct Framing {
     pub crop: f64,
     /// How pixels between pixels are found.
     pub interpolation: Interpolation,
-    /// Whether both sides are resized to `size`, whatever the photograph's proportions, and nothing is cut.
+    /// Whether both sides are resized to `size / crop`, whatever the photograph's proportions.
     pub squash: bool,
 }
 
@@ -42,9 +42,15 @@ impl Framing {
     }
 
     /// What a network's published checkpoints are evaluated with.
-    pub const fn of(input: &Input) -> Self {
-        let &Input { size, crop, interpolation, squash, .. } = input;
+    pub const fn of(preprocess: &Preprocess) -> Self {
+        let &Preprocess { size, crop, interpolation, squash, .. } = preprocess;
         Self { size, crop, interpolation, squash }
+    }
+
+    /// `preprocess` with its photographs cut this way.
+    pub const fn over(self, preprocess: Preprocess) -> Preprocess {
+        let Self { size, crop, interpolation, squash } = self;
+        preprocess.size(size).crop(crop).interpolation(interpolation).squash(squash)
     }
 
     /// The picture in the file at `path` as 3·size² bytes: red, green, blue, each row by row.
@@ -79,7 +85,7 @@ impl Framing {
         let short = ((self.size as f64 / self.crop) as u32).max(size);
         let scaled = |long: u32, by: u32| (u64::from(long) * u64::from(short) / u64::from(by.max(1))).max(1);
         let (new_w, new_h) = match self.squash {
-            true => (size.into(), size.into()),
+            true => (short.into(), short.into()),
             false if w < h => (short.into(), scaled(h, w)),
             false => (scaled(w, h), short.into()),
         };
@@ -98,7 +104,7 @@ impl Framing {
         }
         // Pillow's order: first each row, rounded to bytes, then each column; of the upright picture.
         let (mut first, mut second) = if swapped { (1, 0) } else { (0, 1) };
-        if self.squash && u64::from(size) * u64::from(sides[second]) > WHOLE_PIXELS {
+        if self.squash && u64::from(short) * u64::from(sides[second]) > WHOLE_PIXELS {
             // What stands between the two would be larger than the picture.
             (first, second) = (second, first);
         }
@@ -117,9 +123,11 @@ impl Framing {
                 span[axis] = (f64::from(size) * scale).min(f64::from(sides[axis]) - start[axis]);
             }
         }
-        let (filter, support) = match self.interpolation {
-            Interpolation::Bilinear => (FilterType::Bilinear, 1.0),
-            Interpolation::Bicubic => (FilterType::CatmullRom, 2.0),
+        let (resize_alg, support) = match self.interpolation {
+            Interpolation::Nearest => (ResizeAlg::Nearest, 0.5),
+            Interpolation::Bilinear => (ResizeAlg::Convolution(FilterType::Bilinear), 1.0),
+            Interpolation::Bicubic => (ResizeAlg::Convolution(FilterType::CatmullRom), 2.0),
+            Interpolation::Lanczos => (ResizeAlg::Convolution(FilterType::Lanczos3), 3.0),
         };
         let reach = support * (span[second] / f64::from(to[second])).max(1.0) + 1.0;
         let from = (start[second] - reach).floor().max(0.0);
@@ -127,7 +135,7 @@ impl Framing {
 
         let mut resizer = Resizer::new();
         let mut resize = |image: &Image, start: [f64; 2], span: [f64; 2], to: [u32; 2]| {
-            let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(filter));
+            let options = ResizeOptions::new().resize_alg(resize_alg);
             let mut resized = Image::new(to[0], to[1], PixelType::U8x3);
             resizer.resize(image, &mut resized, &options.crop(start[0], start[1], span[0], span[1])).map(|()| resized)
         };
@@ -230,20 +238,43 @@ mod tests {
         assert_eq!((half.len(), half[0], half[7]), (192, 255, 0));
     }
 
-    /// Expected values from Pillow 13: `photo.resize((4, 4), Image.Resampling.BILINEAR)`, channel by channel.
+    /// Expected values from Pillow 13: `photo.resize((4, 4), …)`, channel by channel; the last one resized to 5x5, of which
+    /// torchvision's `center_crop` keeps 4x4.
     #[test]
     fn a_photograph_is_squashed_as_pillow_resizes_it() {
         #[rustfmt::skip]
-        let expected: [u8; 48] = [
-            143, 178, 193, 207, 122, 184, 200, 214, 105, 183, 210, 224, 101, 174, 217, 231, 183, 218, 232, 214, 162, 224, 232, 182,
-            145, 223, 198, 169, 141, 200, 175, 175, 207, 175, 177, 191, 140, 169, 184, 198, 93, 167, 194, 208, 85, 158, 201, 215,
+        let cases: [(Interpolation, f64, [u8; 48]); 4] = [
+            (Interpolation::Bilinear, 1.0, [
+                143, 178, 193, 207, 122, 184, 200, 214, 105, 183, 210, 224, 101, 174, 217, 231, 183, 218, 232, 214, 162, 224, 232, 182,
+                145, 223, 198, 169, 141, 200, 175, 175, 207, 175, 177, 191, 140, 169, 184, 198, 93, 167, 194, 208, 85, 158, 201, 215,
+            ]),
+            (Interpolation::Lanczos, 1.0, [
+                141, 180, 191, 207, 118, 190, 199, 215, 97, 188, 211, 224, 92, 172, 224, 232, 181, 219, 236, 216, 157, 230, 238, 175,
+                136, 235, 200, 160, 135, 203, 173, 174, 215, 175, 173, 191, 136, 168, 185, 199, 82, 171, 196, 209, 76, 157, 208, 216,
+            ]),
+            (Interpolation::Nearest, 1.0, [
+                160, 175, 190, 205, 80, 185, 200, 215, 90, 195, 210, 225, 100, 205, 220, 235, 200, 215, 230, 245, 120, 225, 240, 159,
+                130, 235, 154, 169, 140, 245, 164, 179, 240, 159, 174, 189, 64, 169, 184, 199, 74, 179, 194, 209, 84, 189, 204, 219,
+            ]),
+            (Interpolation::Bilinear, 0.8, [
+                138, 173, 185, 197, 117, 177, 191, 203, 99, 173, 198, 210, 94, 159, 205, 217, 178, 213, 225, 236, 157, 217, 231, 235,
+                139, 213, 236, 202, 134, 199, 227, 169, 213, 193, 169, 181, 160, 166, 175, 187, 101, 157, 182, 194, 78, 143, 189, 201,
+            ]),
         ];
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("photo.png");
         photo(20, 7).save(&path).unwrap();
-        let bytes = Framing { squash: true, ..Framing::whole(4) }.read(&path).unwrap();
-        let furthest = bytes.iter().zip(&expected).map(|(ours, theirs)| ours.abs_diff(*theirs)).max();
-        assert!(bytes.len() == 48 && furthest <= Some(1), "{bytes:?}");
+        for (interpolation, crop, expected) in cases {
+            let framing = Framing { squash: true, interpolation, crop, ..Framing::whole(4) };
+            let bytes = framing.read(&path).unwrap();
+            let furthest = bytes.iter().zip(&expected).map(|(ours, theirs)| ours.abs_diff(*theirs)).max();
+            let most = u8::from(interpolation != Interpolation::Nearest);
+            assert!(bytes.len() == 48 && furthest <= Some(most), "{framing:?}: {bytes:?}");
+        }
+        // Smaller pictures become larger ones.
+        let nearest = Framing { squash: true, interpolation: Interpolation::Nearest, ..Framing::whole(4) };
+        let expected = [64, 157, 157, 160, 64, 157, 157, 160, 69, 72, 72, 165, 69, 72, 72, 165];
+        assert_eq!(apply(nearest, photo(3, 2))[..16], expected);
     }
 
     #[test]

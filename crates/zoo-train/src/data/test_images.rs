@@ -17,7 +17,7 @@ const PART: usize = 1024;
 /// use zoo_train::data::TestImages;
 /// use zoo_train::data::photo::Framing;
 /// use zoo_train::data::picture::Limits;
-/// let framing = Framing::of(&zoo::find("resnet50")?.input);
+/// let framing = Framing::of(&zoo::find("resnet50")?.preprocess);
 /// let images = TestImages::open("imagenet".as_ref(), framing, None, Limits::default())?;
 /// println!("{} images of {} classes", images.len(), images.classes().len());
 /// # Ok::<(), anyhow::Error>(())

@@ -61,7 +61,7 @@ fn graph(model: &ModelInfo) -> Result<Graph> {
         let net = model.build(&options, VarStore::shapes_only().root())?;
         Ok(Graph::of_model(net.as_ref(), (3, side, side))?)
     };
-    on(CIFAR_SIDE).or_else(|_| on(model.input.size))
+    on(CIFAR_SIDE).or_else(|_| on(model.preprocess.size))
 }
 
 #[cfg(test)]

@@ -128,7 +128,7 @@ impl Recipe {
             name if name == "mlp" || name.starts_with("mlp_") => "mlp-sgd",
             // A Transformer under a learning rate of 0.1 goes nowhere; the review trains it at 0.001.
             name if name.starts_with("cifar_vit") => "review-20",
-            _ if model.input.size == CIFAR_SIDE => "modern-200",
+            _ if model.preprocess.size == CIFAR_SIDE => "modern-200",
             // The networks for ImageNet, as they are, on small images: only the review trained these.
             _ => "review-20",
         })

@@ -20,13 +20,13 @@ mod training;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use zoo_core::Precision;
 
 use crate::error_analysis::{self, ErrorAnalysis};
 use crate::errors;
 use crate::record::{
-    EpochMetrics, Lines, METRICS_FILE, RESULTS_FILE, RunOverrides, RunRecord, read_jsonl, replace_file,
+    EpochMetrics, Lines, METRICS_FILE, RECORD_FILE, RESULTS_FILE, RunOverrides, RunRecord, read_jsonl, replace_file,
 };
 
 use chart::Chart;
@@ -125,28 +125,47 @@ pub fn load(out: &Path) -> Result<(Vec<Run>, Vec<String>)> {
             continue;
         }
         let folder = out.join(&record.folder);
-        let path = folder.join(METRICS_FILE);
-        let mut epochs = Vec::new();
-        if path.exists() {
-            let lines = read_jsonl::<EpochMetrics>(&path).unwrap_or_else(|error| {
-                let warning = format!("{}; the report shows no curve of {}", errors::line(&error), record.folder);
-                Lines { values: Vec::new(), warning: Some(warning) }
-            });
-            // An epoch that a resumed run went through again counts as it went the last time.
-            let by_epoch: BTreeMap<usize, EpochMetrics> =
-                lines.values.into_iter().map(|line| (line.epoch, line)).collect();
-            epochs = by_epoch.into_values().collect();
-            warnings.extend(lines.warning);
-        } else if record.epochs_done > 0 {
-            warnings.push(format!("{} is missing: the report shows no curve of {}", path.display(), record.folder));
-        }
-        let analysis = error_analysis::read(&folder).unwrap_or_else(|error| {
-            warnings.push(format!("{}; the report leaves it out", errors::line(&error)));
-            None
-        });
-        runs.push(Run { record, epochs, analysis });
+        runs.push(with_files(&folder, record, &mut warnings));
     }
     Ok((runs, warnings))
+}
+
+/// Reads a run that stands by itself, as `zoo train` leaves it: `record.json` in its folder, and what [`load`] reads there.
+/// Returns it with what the reader should be warned of.
+///
+/// # Errors
+/// A folder without a record.
+pub fn load_run(folder: &Path) -> Result<(Run, Vec<String>)> {
+    let path = folder.join(RECORD_FILE);
+    let text = std::fs::read(&path).with_context(|| format!("{}: no record of a run", path.display()))?;
+    let record: RunRecord =
+        serde_json::from_slice(&text).with_context(|| format!("{}: no record of a run", path.display()))?;
+    let mut warnings = Vec::new();
+    let run = with_files(folder, record, &mut warnings);
+    Ok((run, warnings))
+}
+
+/// A run of this record, with the epochs and the evaluation in its folder.
+fn with_files(folder: &Path, record: RunRecord, warnings: &mut Vec<String>) -> Run {
+    let path = folder.join(METRICS_FILE);
+    let mut epochs = Vec::new();
+    if path.exists() {
+        let lines = read_jsonl::<EpochMetrics>(&path).unwrap_or_else(|error| {
+            let warning = format!("{}; the report shows no curve of {}", errors::line(&error), record.folder);
+            Lines { values: Vec::new(), warning: Some(warning) }
+        });
+        // An epoch that a resumed run went through again counts as it went the last time.
+        let by_epoch: BTreeMap<usize, EpochMetrics> = lines.values.into_iter().map(|line| (line.epoch, line)).collect();
+        epochs = by_epoch.into_values().collect();
+        warnings.extend(lines.warning);
+    } else if record.epochs_done > 0 {
+        warnings.push(format!("{} is missing: the report shows no curve of {}", path.display(), record.folder));
+    }
+    let analysis = error_analysis::read(folder).unwrap_or_else(|error| {
+        warnings.push(format!("{}; the report leaves it out", errors::line(&error)));
+        None
+    });
+    Run { record, epochs, analysis }
 }
 
 /// Writes `report.md` and `report.html` into the folder `out`, with what a suite adds. Each is written aside and

@@ -1,12 +1,14 @@
 //! Metadata of a file of weights: which network it holds and how its images are made, written by training and read
 //! where the network is used.
 
+use super::config;
 use crate::augment::{Normalize, Transform};
 use crate::recipe::{BatchNormOverride, Recipe};
 use anyhow::{Context, Result};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
+use std::path::Path;
 use zoo::ModelInfo;
 use zoo_core::weights::{KeyReport, Weights};
 
@@ -143,15 +145,25 @@ impl FileMetadata {
 }
 
 /// The normalisation that the network in a file expects, and the reason to give for it: what the file states, else what
-/// is usual for files whose tensors have these names, by a [`KeyReport`].
+/// a configuration beside it states, else what is usual for files whose tensors have these names, by a [`KeyReport`].
 ///
 /// # Errors
 /// Metadata under the zoo's keys that the zoo did not write.
-pub fn normalize_of(model: &ModelInfo, weights: &Weights, report: &KeyReport) -> Result<(Normalize, String)> {
-    Ok(match FileMetadata::of(weights)?.0.normalize {
-        Some(normalize) => (normalize, "as the checkpoint says".into()),
-        None => (Normalize::of(&model.input_of(report.layout)), assumption(report.layout)),
-    })
+pub fn normalize_of(
+    model: &ModelInfo,
+    file: &Path,
+    weights: &Weights,
+    report: &KeyReport,
+) -> Result<(Normalize, String)> {
+    if let Some(normalize) = FileMetadata::of(weights)?.0.normalize {
+        return Ok((normalize, "as the checkpoint says".into()));
+    }
+    let config = config::beside(file);
+    let why = match config.parts.mean {
+        Some(_) => format!("as {} beside it says", config.files.join(" and ")),
+        None => assumption(report.layout),
+    };
+    Ok((Normalize::of(&config.parts.over(model.preprocess_of(report.layout))), why))
 }
 
 /// The reason to give for a normalisation that the file does not state.

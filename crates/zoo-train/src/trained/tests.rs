@@ -92,7 +92,7 @@ fn what_a_file_claims_is_checked() {
     let bare = |name, classes| [("model", name), ("classes", classes), ("image_size", "32"), ("normalize", channels)];
     assert_eq!(message(&bare("mlp", r#"["a","b","c"]"#)), Ok(3));
     let opened = Trained::open(model, &path, &Overrides::default(), &Device::Cpu).unwrap();
-    assert_eq!((opened.normalize(), opened.classes().unwrap().len()), (&Normalize::HALF, 3));
+    assert_eq!((opened.normalize(), opened.classes().unwrap().len()), (Normalize::HALF, 3));
     let carried = carried(&Weights::open(&path).unwrap(), None).unwrap();
     assert_eq!(carried.keys().collect::<Vec<_>>(), ["zoo.classes", "zoo.image_size", "zoo.model", "zoo.normalize"]);
     assert!(message(&bare("cifar_plain20", r#"["a","b","c"]"#)).unwrap_err().contains("not of mlp"));
@@ -122,18 +122,67 @@ fn the_names_in_a_file_decide_how_images_are_seen() {
         let metadata = metadata.iter().map(|&(key, value)| (key.to_owned(), value.to_owned())).collect();
         zoo_core::weights::save_tensors(tensors, &path, &metadata).unwrap();
         let trained = Trained::open(model, &path, &Overrides::default(), &Device::Cpu).unwrap();
-        (trained.framing(), trained.normalize().clone(), trained.assumed().map(str::to_owned), trained.notes().len())
+        (trained.framing(), trained.normalize(), trained.assumed().map(str::to_owned), trained.notes().len())
     };
     let (framing, normalize, assumed, notes) = opened(&renamed, &[]);
-    assert_eq!((framing, normalize), (Framing::of(&zoo_core::Input::IMAGENET), Normalize::IMAGENET));
+    assert_eq!((framing, normalize), (Framing::of(&zoo_core::Preprocess::IMAGENET), Normalize::IMAGENET));
     assert_eq!((assumed.as_deref(), notes), (Some("assumed, since the file has torchvision's names"), 0));
     let (framing, normalize, assumed, _) = opened(&str::to_owned, &[]);
-    assert_eq!((framing, normalize), (Framing::of(&model.input), Normalize::HALF));
+    assert_eq!((framing, normalize), (Framing::of(&model.preprocess), Normalize::HALF));
     assert_eq!(assumed.as_deref(), Some("assumed, since the file does not say"));
     // What the file says of itself comes first.
     let cifar = serde_json::to_string(&Normalize::CIFAR10).unwrap();
     let (_, normalize, assumed, _) = opened(&renamed, &[("zoo.normalize", &cifar)]);
     assert_eq!((normalize, assumed), (Normalize::CIFAR10, None));
+}
+
+#[test]
+fn a_configuration_beside_a_file_decides_and_the_caller_over_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("net.safetensors");
+    let model = zoo::find("vit_tiny_patch16_224").unwrap();
+    let store = VarStore::new(0, DType::F32, &Device::Cpu);
+    model.build(&ModelOptions { num_classes: Some(3), ..ModelOptions::default() }, store.root()).unwrap();
+    zoo_core::weights::save_safetensors(&store, &path, &BTreeMap::new()).unwrap();
+    let config = |text: &str| std::fs::write(folder.path().join("config.json"), text).unwrap();
+    let open = |preprocess: PreprocessParts| {
+        let overrides = Overrides { preprocess, ..Overrides::default() };
+        Trained::open(model, &path, &overrides, &Device::Cpu)
+    };
+    config(
+        r#"{"label_names": ["a", "b", "c"], "pretrained_cfg": {"input_size": [3, 224, 224], "crop_pct": 0.95,
+            "interpolation": "bilinear", "mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}}"#,
+    );
+    let trained = open(PreprocessParts::default()).unwrap();
+    assert_eq!(trained.preprocess(), Preprocess::IMAGENET.crop(0.95));
+    assert_eq!((trained.assumed(), trained.stated_by(), trained.notes()), (None, &["config.json"][..], &[][..]));
+    assert_eq!(trained.class_name(1), "b");
+
+    // A larger image takes positions that are resampled, and says so.
+    let parts =
+        PreprocessParts { size: Some(384), crop: Some(1.0), mean: Some([0.0; 3]), ..PreprocessParts::default() };
+    let larger = open(parts).unwrap();
+    assert_eq!(larger.preprocess(), Preprocess::IMAGENET.size(384).crop(1.0).mean([0.0; 3]));
+    assert_eq!(larger.notes(), ["`pos_embed` adapted: 14x14 positions resampled to 24x24"]);
+    let sum: f64 = larger.probabilities(&[vec![128; 3 * 384 * 384]]).unwrap()[0].iter().sum();
+    assert!((sum - 1.0).abs() < 1e-6);
+
+    // The file says more of itself than what lies beside it.
+    let metadata = BTreeMap::from([("zoo.classes".to_owned(), r#"["x","y","z"]"#.to_owned())]);
+    zoo_core::weights::save_safetensors(&store, &path, &metadata).unwrap();
+    assert_eq!(open(PreprocessParts::default()).unwrap().class_name(1), "y");
+    config(r#"{"id2label": {"0": "a", "1": "b"}}"#);
+    zoo_core::weights::save_safetensors(&store, &path, &BTreeMap::new()).unwrap();
+    let two = open(PreprocessParts::default()).unwrap();
+    assert_eq!(two.notes(), ["the 2 names beside it are not those of its 3 classes"]);
+    for (parts, complaint) in [
+        (PreprocessParts { size: Some(230), ..PreprocessParts::default() }, "do not divide an image of 230x230"),
+        (PreprocessParts { size: Some(16_000), ..PreprocessParts::default() }, "pixels a side, not 16000"),
+        (PreprocessParts { crop: Some(0.0), ..PreprocessParts::default() }, "a crop of 0.1 to 1, not 0"),
+    ] {
+        let error = format!("{:#}", open(parts).err().unwrap());
+        assert!(error.contains(complaint), "{error}");
+    }
 }
 
 #[test]

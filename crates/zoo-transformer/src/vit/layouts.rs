@@ -1,7 +1,7 @@
 //! What other libraries call a ViT's tensors, and how their files want images.
 
 use candle_core::Result;
-use zoo_core::Input;
+use zoo_core::Preprocess;
 use zoo_core::model::Interpolation;
 use zoo_core::weights::{Layout, Rename, Source, Weights};
 
@@ -37,7 +37,7 @@ pub const TORCHVISION: Layout = Layout {
     sign: "conv_proj.weight",
     renames: RENAMES,
     key_map: None,
-    input: Some(Input::IMAGENET),
+    preprocess: Some(Preprocess::IMAGENET),
 };
 
 const fn pooler(from: &'static str) -> Rename {
@@ -51,7 +51,7 @@ pub const TRANSFORMERS: Layout = Layout {
     sign: "embeddings.patch_embeddings.projection.weight",
     renames: &[pooler("pooler.dense.*"), pooler("vit.pooler.dense.*")],
     key_map: Some(from_transformers),
-    input: Some(Input { squash: true, interpolation: Interpolation::Bilinear, ..Input::inception(1.0) }),
+    preprocess: Some(Preprocess { squash: true, interpolation: Interpolation::Bilinear, ..Preprocess::inception(1.0) }),
 };
 
 /// The translation of `ViTForImageClassification` in Hugging Face transformers, which keeps queries, keys and values
