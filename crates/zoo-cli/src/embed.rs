@@ -4,6 +4,7 @@ use crate::{pictures, trained};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use zoo_core::weights::{save_tensors, write_whole};
 use zoo_train::progress::say;
@@ -63,7 +64,8 @@ pub fn run(args: &Args) -> Result<()> {
         Format::Npy => {
             write_npy(&args.output, &vectors).with_context(|| args.output.display().to_string())?;
             let lines = seen.iter().fold(String::new(), |text, name| text + &name.replace('\n', " ") + "\n");
-            std::fs::write(&names, lines).with_context(|| names.display().to_string())?;
+            write_whole(&names, |file| file.write_all(lines.as_bytes()))
+                .with_context(|| names.display().to_string())?;
         }
         Format::Safetensors => {
             let metadata = BTreeMap::from([("images".to_owned(), serde_json::to_string(&seen)?)]);
@@ -83,7 +85,6 @@ fn write_npy(path: &Path, vectors: &Tensor) -> Result<()> {
     header.push('\n');
     let numbers = vectors.flatten_all()?.to_vec1::<f32>()?;
     write_whole(path, |file| {
-        use std::io::Write;
         file.write_all(b"\x93NUMPY\x01\x00")?;
         file.write_all(&(header.len() as u16).to_le_bytes())?;
         file.write_all(header.as_bytes())?;

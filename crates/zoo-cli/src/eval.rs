@@ -2,7 +2,7 @@
 
 use crate::text::print_line;
 use crate::{pictures, trained};
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use serde_json::json;
 use std::path::PathBuf;
 use zoo_train::data::TestImages;
@@ -33,7 +33,14 @@ pub struct Args {
 /// Prints the share of images that are classified right.
 pub fn run(args: &Args) -> Result<()> {
     ensure!(args.batch != Some(0), "--batch must be at least 1");
-    let trained = args.network.open(args.model.as_deref(), TestImages::side(&args.data))?;
+    let side = TestImages::side(&args.data);
+    if let Some(side) = side.filter(|_| args.network.cuts_photographs()) {
+        bail!(
+            "{}: its images are {side}x{side} pixels as they are: --size, --crop, --crop-mode and --interpolation are for photographs",
+            args.data.display()
+        )
+    }
+    let trained = args.network.open(args.model.as_deref(), side)?;
     let images = TestImages::open(&args.data, trained.framing(), trained.classes(), args.size.limits())?;
     let batch = args.batch.unwrap_or(if trained.framing().size <= 32 { 250 } else { 32 });
     let mut progress = Images::new(trained.name(), images.len());

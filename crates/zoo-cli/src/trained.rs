@@ -1,4 +1,4 @@
-//! Arguments of `predict` and `eval`: a network with its weights, and how photographs become its images.
+//! Arguments of `predict`, `embed` and `eval`: a network with its weights, and how photographs become its images.
 
 use crate::network::Wanted;
 use anyhow::{Context, Result, bail};
@@ -171,7 +171,7 @@ impl Network {
             None => match self.named()? {
                 Some(model) => model,
                 None => bail!(
-                    "{}: it does not say which network it holds: name it before the images (`zoo list` has the names)",
+                    "{}: it does not say which network it holds: name it first (`zoo list` has the names)",
                     self.weights.display()
                 ),
             },
@@ -198,6 +198,12 @@ impl Network {
             why(&trained)
         ));
         Ok(trained)
+    }
+
+    /// Whether arguments say how photographs are cut and resized.
+    pub fn cuts_photographs(&self) -> bool {
+        let Images { size, crop, crop_mode, interpolation, .. } = &self.images;
+        size.is_some() || crop.is_some() || crop_mode.is_some() || interpolation.is_some()
     }
 
     /// The network that the weights say they are of.

@@ -98,7 +98,7 @@ fn a_network_trained_on_a_folder_names_what_it_sees() {
     let tensors = tensors.iter().map(|(key, tensor)| (*key, tensor));
     save_tensors(tensors, path.join("bare.safetensors"), &BTreeMap::new()).unwrap();
     let (_, error) = fails(path, &["predict", "--weights", "bare.safetensors", photos[0]]);
-    assert!(error.contains("does not say which network it holds: name it before the images"), "{error}");
+    assert!(error.contains("does not say which network it holds: name it first"), "{error}");
     let (_, error) = fails(path, &["predict", "mpl", "--weights", "bare.safetensors", photos[0]]);
     assert!(error.contains("did you mean mlp"), "{error}");
     // timm's configuration beside it does, and has the names.
@@ -381,6 +381,13 @@ fn what_does_not_fit_is_said_in_one_line() {
     candle_core::safetensors::save(&tensors, path.join("bare.safetensors")).unwrap();
     let (_, keys) = fails(path, &["predict", "cifar_resnet20", "--weights", "bare.safetensors", image]);
     assert!(keys.contains("does not fit"), "{keys}");
+
+    // CIFAR-10's images are not cut.
+    add_cifar(path);
+    for flag in [["--size", "16"], ["--crop", "0.5"], ["--crop-mode", "squash"], ["--interpolation", "bicubic"]] {
+        let (_, error) = fails(path, &[&["eval", "mlp", "--weights", weights, "--data", "cifar"], &flag[..]].concat());
+        assert!(error.contains("cifar: its images are 32x32 pixels as they are"), "{error}");
+    }
 
     for wrong in [
         &["predict", "mlp", "--weights", weights][..],

@@ -98,7 +98,8 @@ pub struct Trained {
     net: Box<dyn Model>,
     num_classes: usize,
     classes: Option<Vec<String>>,
-    usual_classes: Option<&'static [&'static str]>,
+    /// Names for classes that nobody states: a configuration's, or those of the published weights' data set.
+    usual_classes: Vec<String>,
     preprocess: Preprocess,
     /// Whether the mean image is taken off, and not the mean of each colour.
     mean_image: bool,
@@ -180,14 +181,20 @@ impl Trained {
         }
         let mut notes = notes(&weights, origin);
         notes.extend(config.notes);
-        let classes = metadata.classes.or_else(|| match config.classes {
-            Some(names) if names.len() == num_classes => Some(names),
-            Some(names) => {
-                notes.push(format!("the {} names beside it are not those of its {num_classes} classes", names.len()));
-                None
+        let usual_classes = match config.classes {
+            Some(names) if names.len() == num_classes => names,
+            others => {
+                let told = others.map(|names| names.len());
+                notes.extend(
+                    told.map(|n| format!("the {n} names beside it are not those of its {num_classes} classes")),
+                );
+                let usual = zoo::classes::usual(model, num_classes).into_iter().flatten();
+                usual.map(|&name| name.to_owned()).collect()
             }
-            None => None,
-        });
+        };
+        // The file says more of itself than what lies beside it.
+        let is_followed = metadata.normalize.is_none() && stated != PreprocessParts::default();
+        let stated_by = if is_followed { config.files } else { Vec::new() };
         let store = VarStore::new(0, DType::F32, device);
         store.set_batch_norm(metadata.batch_norm.unwrap_or_default().into());
         let net = model.build(&ModelOptions { num_classes: Some(num_classes), ..options }, store.root())?;
@@ -196,12 +203,12 @@ impl Trained {
             name: model.name,
             net,
             num_classes,
-            classes,
-            usual_classes: zoo::classes::usual(model, num_classes),
+            classes: metadata.classes,
+            usual_classes,
             preprocess,
             mean_image,
             assumed,
-            stated_by: config.files,
+            stated_by,
             notes,
             transform: transform.into(),
             device: device.clone(),
@@ -240,7 +247,7 @@ impl Trained {
         self.name
     }
 
-    /// The names of the classes, if somebody states them.
+    /// The names of the classes, if the file or the caller state them: those that a data set's must be among.
     pub fn classes(&self) -> Option<&[String]> {
         self.classes.as_deref()
     }
@@ -250,13 +257,10 @@ impl Trained {
         self.num_classes
     }
 
-    /// A class's name: as the file, a configuration beside it or the caller say, else that of ImageNet's or CIFAR-10's
-    /// class where the network has as many outputs as its published weights.
+    /// A class's name: as the file or the caller say, else a configuration beside the file, else that of ImageNet's or
+    /// CIFAR-10's class where the network has as many outputs as its published weights.
     pub fn label(&self, class: usize) -> Option<&str> {
-        match &self.classes {
-            Some(names) => names.get(class).map(String::as_str),
-            None => self.usual_classes.and_then(|names| names.get(class).copied()),
-        }
+        self.classes.as_ref().unwrap_or(&self.usual_classes).get(class).map(String::as_str)
     }
 
     /// A class by its name, or by its number where that is all that is known.
@@ -285,7 +289,7 @@ impl Trained {
         self.assumed.as_deref()
     }
 
-    /// The configurations beside the file that were followed.
+    /// The configurations beside the file that say how its images are made, where the file itself does not.
     pub fn stated_by(&self) -> &[&'static str] {
         &self.stated_by
     }
