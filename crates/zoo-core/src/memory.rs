@@ -13,7 +13,8 @@
 //! Blocks below 64 KiB are the system allocator's. Larger ones are rounded up to a size class, an eighth of a power of
 //! two apart, and a freed one waits in its class for the next use. Where none waits, one of up to twice the size is
 //! lent: an epoch's last batch, smaller than the others, lives in their memory. What waits is bounded by what is in use
-//! at the most.
+//! at the most, and a quarter of it: a step that needs two sizes at two times would else get pages anew each time, 7 %
+//! of cifar_resnet20's in bf16.
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -206,7 +207,7 @@ unsafe impl GlobalAlloc for CachingAllocator {
         }
         let block = block(index);
         IN_USE.fetch_sub(block.size(), Relaxed);
-        if WAITING.load(Relaxed) + block.size() > PEAK.load(Relaxed) {
+        if WAITING.load(Relaxed) + block.size() > PEAK.load(Relaxed) / 4 * 5 {
             // SAFETY: the block came from the system with this layout.
             return unsafe { System.dealloc(ptr, block) };
         }

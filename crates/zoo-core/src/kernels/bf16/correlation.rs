@@ -17,6 +17,7 @@ use crate::kernels::buffer::{Shared, with_scratch, written};
 use crate::kernels::simd::{Kernel, Level, Simd, dispatch_at};
 use half::bf16;
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// Rows of a task that reads the source where it lies, or copies windows: at the most, and at the least.
 const TASK_ROWS: (usize, usize) = (1024, 64);
@@ -111,7 +112,7 @@ impl Plan {
                 (numbers, frame.places(&self.sizes, (images, ys), rows))
             }
             (way, Part::Rows(rows)) => {
-                let mut places: Vec<u32> = rows.clone().map(|row| self.place(row) as u32).collect();
+                let mut places = self.places(rows.clone());
                 let count = rows.len().next_multiple_of(BLOCK);
                 let nowhere = std::iter::repeat_n(NOWHERE, count - rows.len());
                 if let Way::Copied(windows) = way {
@@ -127,11 +128,16 @@ impl Plan {
         }
     }
 
-    /// The pixel of the target that a row is.
-    fn place(&self, row: usize) -> usize {
+    /// The pixels of the target that rows are.
+    fn places(&self, rows: Range<usize>) -> Vec<u32> {
         let (height, width) = self.sizes.out;
-        let (image, y, x) = (row / (height * width), row / width % height, row % width);
-        self.sizes.place(image, y, x)
+        let lines = rows.start / width..rows.end.div_ceil(width);
+        let line = |line: usize| {
+            let first = self.sizes.place(line / height, line % height, 0);
+            let own = rows.start.max(line * width)..rows.end.min((line + 1) * width);
+            own.map(move |row| (first + (row - line * width) * self.sizes.step.1) as u32)
+        };
+        lines.flat_map(line).collect()
     }
 }
 

@@ -32,10 +32,10 @@ impl Frame {
     /// The frame, the numbers of a step, where they begin, and what they hold; `None` where windows are better
     /// copied.
     pub fn new(sizes: &Correlation) -> Option<(Self, usize, Vec<usize>, Depths)> {
-        let used = sizes.from.used;
-        if sizes.stride != (1, 1) || used < 8 {
+        if sizes.stride != (1, 1) {
             return None;
         }
+        let used = sizes.from.used;
         let (out, source) = (sizes.out, sizes.source);
         let dys = || sizes.taps.iter().map(|tap| tap.dy);
         let dxs = || sizes.taps.iter().map(|tap| tap.dx);
@@ -139,6 +139,13 @@ impl Frame {
                 let from = &source[(image * height + y as usize) * width * all..][..width * all];
                 if self.channels == all {
                     pixels.copy_from_slice(from);
+                    continue;
+                }
+                if (self.channels, all, used) == (4, 3, 3) {
+                    // Colours: a copy of three numbers is not worth a call.
+                    for (to, from) in pixels.as_chunks_mut::<4>().0.iter_mut().zip(from.as_chunks::<3>().0) {
+                        *to = [from[0], from[1], from[2], bf16::ZERO];
+                    }
                     continue;
                 }
                 for (to, from) in pixels.chunks_exact_mut(self.channels).zip(from.chunks_exact(all)) {
