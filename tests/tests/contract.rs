@@ -85,7 +85,7 @@ fn the_graph_has_no_gap() -> Result<()> {
             info.parameters
         );
         for node in &graph.nodes[1..] {
-            ensure!(!node.inputs.is_empty(), "{} `{}` reads nothing that the trace knows", node.kind, node.path);
+            ensure!(!node.inputs.is_empty(), "{} `{}` reads nothing that the trace knows", node.kind(), node.path);
         }
         let read: HashSet<usize> = graph.nodes.iter().flat_map(|node| node.inputs.iter().copied()).collect();
         let unread: Vec<_> = (0..graph.nodes.len()).filter(|i| !read.contains(i)).map(|i| &graph.nodes[i]).collect();
@@ -134,7 +134,7 @@ fn cancelled(graph: &Graph) -> HashSet<String> {
     let mut readers: BTreeMap<usize, BTreeSet<&str>> = BTreeMap::new();
     for node in &graph.nodes {
         node.inputs.iter().for_each(|&input| {
-            readers.entry(input).or_default().insert(node.kind);
+            readers.entry(input).or_default().insert(node.kind());
         });
     }
     let only_norm = |i: &usize| readers.get(i).is_some_and(|kinds| kinds.iter().eq(["BatchNorm"].iter()));

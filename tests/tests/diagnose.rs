@@ -56,7 +56,7 @@ fn the_layer_that_reads_a_poisoned_tensor_is_named() -> Result<()> {
             poison(&store, key, value)?;
             for train in [true, false] {
                 let found = first_not_finite(|| net.forward_t(&images, train))?.context("nothing found")?;
-                ensure!((found.path.as_str(), found.kind) == (place, kind), "{model}, {value}: {found:?}");
+                ensure!((found.path.as_str(), found.kind()) == (place, kind), "{model}, {value}: {found:?}");
             }
             let diagnosis = diagnose(net.as_ref(), &store, &images)?;
             ensure!(diagnosis == Diagnosis::Parameter(key.into()), "{model}: {diagnosis}");
@@ -104,7 +104,7 @@ fn a_sum_is_placed_at_its_block() -> Result<()> {
     ensure!(found.path == "layer1.0.conv1", "{found:?}");
     poison(&store, "layer1.0.conv1.weight", 0.0)?;
     let found = first_not_finite(|| net.forward_t(&images, true))?.context("nothing found")?;
-    ensure!((found.path.as_str(), found.kind) == ("layer1.0", "Add"), "{found:?}");
+    ensure!((found.path.as_str(), found.kind()) == ("layer1.0", "Add"), "{found:?}");
     Ok(())
 }
 

@@ -106,7 +106,7 @@ fn json(traced: &Traced) -> serde_json::Value {
     let Traced { name: model, paper, keys, image, graph, .. } = traced;
     let layers = graph.nodes.iter().map(|node| {
         serde_json::json!({
-            "name": name(graph, node), "kind": node.kind, "detail": node.detail, "output": node.shape,
+            "name": name(graph, node), "kind": node.kind(), "detail": node.step.detail(), "output": node.shape,
             "parameters": node.parameters, "macs": node.macs, "inputs": node.inputs,
             "operation": node.operation,
         })
@@ -139,7 +139,7 @@ fn print(traced: &Traced, out: &mut impl Write) -> io::Result<()> {
     // A step that is no operation of its own is marked.
     let kind = |(i, node): (usize, &Node)| {
         let mark = if node.operation < i { "+ " } else { "" };
-        format!("{mark}{} {}", node.kind, node.detail).trim_end().to_string()
+        format!("{mark}{} {}", node.kind(), node.step.detail()).trim_end().to_string()
     };
     let names = graph.nodes.iter().map(|node| name(graph, node).chars().count()).max().unwrap_or(0).max(4);
     let kinds = graph.nodes.iter().enumerate().map(|node| kind(node).chars().count()).max().unwrap_or(0).max(4);

@@ -15,8 +15,8 @@ fn describe(title: &str, config: &InceptionConfig) -> Result<Graph> {
     let module = Inception::new(INPUT[1], config, VarStore::shapes_only().root())?;
     let graph = Graph::of(&[&INPUT], |inputs| module.forward_t(&inputs[0], false))?;
     println!("{title}");
-    for node in graph.nodes.iter().filter(|node| !["BatchNorm", "ReLU"].contains(&node.kind)) {
-        let (name, shape) = (format!("{} {}", node.kind, node.detail), format!("{:?}", node.shape));
+    for node in graph.nodes.iter().filter(|node| !["BatchNorm", "ReLU"].contains(&node.kind())) {
+        let (name, shape) = (format!("{} {}", node.kind(), node.step.detail()), format!("{:?}", node.shape));
         let (parameters, macs) = (node.parameters, node.macs as f64 / 1e9);
         println!("  {:<16} {name:<20} {shape:<20} {parameters:>7} parameters {macs:>6.2} G multiply-adds", node.path);
     }

@@ -374,7 +374,7 @@ mod tests {
             let net = DenseNet::new(&config, VarStore::shapes_only().root()).unwrap();
             let at = |side| Graph::of_model(&net, (3, side, side));
             let graph = at(side).unwrap();
-            let last = graph.nodes.iter().rfind(|node| node.kind == "Concat").unwrap();
+            let last = graph.nodes.iter().rfind(|node| node.kind() == "Concat").unwrap();
             assert_eq!(last.shape[2..], [1, 1], "{side}: {:?}", config.stem);
             let error = at(side - 1).unwrap_err().to_string();
             let wants = format!("an image of {0}x{0}", side - 1);

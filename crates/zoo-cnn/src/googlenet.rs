@@ -18,6 +18,7 @@
 use candle_core::{Device, Module, Result, Tensor, bail};
 use zoo_core::model::Auxiliary;
 use zoo_core::tape::{self, recorded_all};
+use zoo_core::trace::Step;
 use zoo_core::weights::Rename;
 use zoo_core::{
     BatchNormConfig, Classifier, Concat, Conv2dConfig, Dimensions, Dropout, Init, Linear, MaxPool2d, Model, ModelInfo,
@@ -341,9 +342,10 @@ fn to_unit_range(xs: &Tensor) -> Result<Tensor> {
     let channels = |values: [f64; 3]| {
         Tensor::new(&values, &Device::Cpu)?.reshape((1, 3, 1, 1))?.to_dtype(xs.dtype())?.to_device(xs.device())
     };
-    let (scale, shift) = (channels(std.map(|s| s / 0.5))?, channels(mean.map(|m| (m - 0.5) / 0.5))?);
-    trace::op("Normalize", String::new, &[xs], || {
-        tape::foreign_op(&[xs], |xs| xs[0].broadcast_mul(&scale)?.broadcast_add(&shift))
+    let (scale, shift) = (std.map(|s| s / 0.5), mean.map(|m| (m - 0.5) / 0.5));
+    let (factors, summands) = (channels(scale)?, channels(shift)?);
+    trace::op(Step::Normalize { scale, shift }, &[xs], || {
+        tape::foreign_op(&[xs], |xs| xs[0].broadcast_mul(&factors)?.broadcast_add(&summands))
     })
 }
 

@@ -19,9 +19,10 @@
 
 use candle_core::{Result, Tensor, bail};
 use zoo_core::model::Builder;
+use zoo_core::trace::{self, Step};
 use zoo_core::{
     Classifier, Dimensions, Dropout, Init, LayerNorm, MlpBlock, Model, ModelInfo, ModuleT, PatchEmbed, Preprocess,
-    Residual, Sequential, Stages, Transpose, VarBuilder, seq, trace,
+    Residual, Sequential, Stages, Transpose, VarBuilder, seq,
 };
 
 /// A Mixer.
@@ -187,12 +188,8 @@ impl Model for MlpMixer {
     }
 
     fn pre_logits(&self, features: &Tensor, train: bool) -> Result<Tensor> {
-        let mean = trace::op(
-            "AvgPool",
-            || "over tokens".to_string(),
-            &[features],
-            || zoo_core::ops::mean_tokens(features, 0),
-        )?;
+        let mean = || zoo_core::ops::mean_tokens(features, 0);
+        let mean = trace::op(Step::MeanTokens { first: 0 }, &[features], mean)?;
         self.head_dropout.forward_t(&mean, train)
     }
 

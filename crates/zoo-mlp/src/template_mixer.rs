@@ -19,9 +19,10 @@
 use candle_core::{Result, Tensor, bail};
 use zoo_core::model::Builder;
 use zoo_core::tape;
+use zoo_core::trace::{self, Step};
 use zoo_core::{
     Classifier, Dimensions, Init, LayerNorm, Linear, MlpBlock, Model, ModelInfo, ModuleT, Residual, Sequential, Stages,
-    Transpose, VarBuilder, seq, trace,
+    Transpose, VarBuilder, seq,
 };
 
 /// A Mixer of the template suite.
@@ -124,14 +125,14 @@ impl Model for TemplateMixer {
     fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         let (b, c, h, w) = xs.dims4()?;
         let rows = |xs: &Tensor| tape::reshape(xs, (b, self.tokens, c * h * w / self.tokens));
-        let rows = trace::op("Rows", || format!("{} of the memory", self.tokens), &[xs], || rows(xs))?;
+        let rows = trace::op(Step::Rows { tokens: self.tokens }, &[xs], || rows(xs))?;
         let xs = self.layers.forward_t(&self.embed.forward_t(&rows, train)?, train)?;
         self.norm.forward_t(&xs, train)
     }
 
     /// (b, tokens, dim) -> (b, tokens)
     fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> {
-        trace::op("AvgPool", || "over channels".to_string(), &[features], || zoo_core::ops::mean_channels(features))
+        trace::op(Step::MeanChannels, &[features], || zoo_core::ops::mean_channels(features))
     }
 
     fn classifier(&self) -> &Classifier {

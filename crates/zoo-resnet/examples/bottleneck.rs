@@ -36,11 +36,15 @@ fn table(config: &BlockConfig) -> Result<()> {
         let shape = node.shape.iter().map(usize::to_string).collect::<Vec<_>>().join("x");
         println!(
             "{:<14}{:<11}{:<16}{shape:<18}{:>12}{:>12}",
-            node.path, node.kind, node.detail, node.parameters, node.macs
+            node.path,
+            node.kind(),
+            node.step.detail(),
+            node.parameters,
+            node.macs
         );
         // An addition reads two nodes: the branch, and what came past it.
         if let [branch, past] = node.inputs[..] {
-            let name = |i: usize| format!("{} {}", graph.nodes[i].kind, graph.nodes[i].path).trim_end().to_string();
+            let name = |i: usize| format!("{} {}", graph.nodes[i].kind(), graph.nodes[i].path).trim_end().to_string();
             println!("{:<14}= {}  +  {}", "", name(branch), name(past));
         }
     }

@@ -20,6 +20,7 @@ mod layouts;
 pub use layouts::{TORCHVISION, TRANSFORMERS, from_transformers};
 
 use candle_core::{Result, Tensor, bail};
+use zoo_core::trace::Step;
 use zoo_core::weights::Layout;
 use zoo_core::{
     Classifier, Dimensions, Dropout, Init, LayerNorm, MlpBlock, Model, ModelInfo, ModuleT, PatchEmbed, Preprocess,
@@ -251,13 +252,12 @@ impl VisionTransformer {
         }
         let mut tokens = self.patch_embed.forward_t(xs, train)?;
         if let Some(token) = &self.cls_token {
-            tokens =
-                trace::layer("ClassToken", &self.path("cls_token"), &[Some(token)], String::new, &[&tokens], || {
-                    zoo_core::ops::prepend_token(&tokens, &weight_for(token, train))
-                })?;
+            tokens = trace::layer(Step::PrependToken, &self.path("cls_token"), &[Some(token)], &[&tokens], || {
+                zoo_core::ops::prepend_token(&tokens, &weight_for(token, train))
+            })?;
         }
         let (weights, path) = ([Some(&self.pos_embed)], self.path("pos_embed"));
-        let placed = trace::layer("PositionEmbedding", &path, &weights, String::new, &[&tokens], || {
+        let placed = trace::layer(Step::PositionEmbedding, &path, &weights, &[&tokens], || {
             let positions = weight_for(&self.pos_embed, train);
             zoo_core::ops::add_positions(&tokens, &positions)
         })?;
@@ -299,13 +299,13 @@ impl Model for VisionTransformer {
     /// (b, n, dim) -> (b, dim)
     fn pre_logits(&self, features: &Tensor, train: bool) -> Result<Tensor> {
         let pooled = match self.pooling {
-            Pooling::ClassToken => trace::op("ClassToken", String::new, &[features], || {
+            Pooling::ClassToken => trace::op(Step::FirstToken, &[features], || {
                 tape::reshape(&zoo_core::ops::first_token(features)?, (features.dim(0)?, features.dim(2)?))
             })?,
             Pooling::Mean => {
                 let first = usize::from(self.cls_token.is_some());
                 let mean = || zoo_core::ops::mean_tokens(features, first);
-                self.norm.forward_t(&trace::op("MeanTokens", String::new, &[features], mean)?, train)?
+                self.norm.forward_t(&trace::op(Step::MeanTokens { first }, &[features], mean)?, train)?
             }
         };
         self.head_dropout.forward_t(&pooled, train)

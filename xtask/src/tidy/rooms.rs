@@ -13,7 +13,7 @@ const ROOMS: &[(&str, &[&str])] = &[
     ("numbers and machine", &["rng", "init", "memory", "preprocess", "testing"]),
     ("kernels", &["kernels"]),
     ("storage", &["storage"]),
-    ("what a pass writes down", &["trace::graph", "tape::recording"]),
+    ("what a pass writes down", &["trace::graph", "trace::step", "tape::recording"]),
     ("pass", &["pass"]),
     ("trace", &["trace"]),
     ("tape and op", &["tape", "op", "threads"]),

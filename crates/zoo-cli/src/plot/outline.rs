@@ -251,7 +251,7 @@ fn boxes_and_frames(graph: &Graph) -> (Outline, Vec<usize>, Tree) {
                 layer_of_node.push(layer);
                 &mut outline.layers[layer]
             };
-            layer.kinds.push(node.kind);
+            layer.kinds.push(node.kind());
             layer.parameters += node.parameters;
             layer.macs += node.macs;
             layer.shape.clone_from(&node.shape);
@@ -261,8 +261,8 @@ fn boxes_and_frames(graph: &Graph) -> (Outline, Vec<usize>, Tree) {
         layer_of_node.push(layer);
         outline.layers.push(Layer {
             place: node.path.clone(),
-            kinds: vec![node.kind],
-            detail: node.detail.clone(),
+            kinds: vec![node.kind()],
+            detail: node.step.detail(),
             parameters: node.parameters,
             macs: node.macs,
             shape: node.shape.clone(),
@@ -290,8 +290,8 @@ fn boxes_and_frames(graph: &Graph) -> (Outline, Vec<usize>, Tree) {
 fn follows(graph: &Graph, node: &Node, readers: &[usize], layer_of_node: &[usize]) -> Option<usize> {
     let &[input] = node.inputs.as_slice() else { return None };
     let before = &graph.nodes[input];
-    let alone = readers[input] == 1 && before.block == node.block && before.kind != "Input";
-    (alone && FOLLOWERS.contains(&node.kind)).then(|| layer_of_node[input])
+    let alone = readers[input] == 1 && before.block == node.block && before.kind() != "Input";
+    (alone && FOLLOWERS.contains(&node.kind())).then(|| layer_of_node[input])
 }
 
 #[cfg(test)]

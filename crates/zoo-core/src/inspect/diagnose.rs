@@ -21,7 +21,7 @@ use std::fmt;
 /// store.parameters()[2].1.set(&Tensor::new(&[[f32::NAN, 0., 0.]], &Device::Cpu)?)?; // b.weight
 /// let xs = Tensor::ones((1, 2), DType::F32, &Device::Cpu)?;
 /// let found = first_not_finite(|| b.forward_t(&a.forward_t(&xs, true)?, true))?;
-/// assert!(found.is_some_and(|node| node.path == "b" && node.kind == "Linear"));
+/// assert!(found.is_some_and(|node| node.path == "b" && node.kind() == "Linear"));
 /// # Ok::<(), candle_core::Error>(())
 /// ```
 ///
@@ -63,11 +63,11 @@ impl fmt::Display for Diagnosis {
         match self {
             Self::Input => write!(f, "the input is not finite"),
             Self::Parameter(key) => write!(f, "the parameter `{key}` is not finite"),
-            Self::Output(Node { path, kind, .. }) if path.is_empty() => {
-                write!(f, "the first output that is not finite is a {kind}'s")
+            Self::Output(node) if node.path.is_empty() => {
+                write!(f, "the first output that is not finite is a {}'s", node.kind())
             }
-            Self::Output(Node { path, kind, .. }) => {
-                write!(f, "the first output that is not finite is that of {path} ({kind})")
+            Self::Output(node) => {
+                write!(f, "the first output that is not finite is that of {} ({})", node.path, node.kind())
             }
             Self::Statistic(key) => {
                 write!(f, "every output of a training pass is finite, but the running statistic `{key}` is not")

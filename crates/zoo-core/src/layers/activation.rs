@@ -1,7 +1,7 @@
 //! Activation functions as modules and as methods.
 
 use crate::ops::{Pointwise, pointwise, softmax as softmax_op};
-use crate::trace;
+use crate::trace::{self, Step};
 use candle_core::{Module, Result, Tensor};
 
 impl Module for Pointwise {
@@ -15,7 +15,7 @@ impl Module for Pointwise {
 /// # Errors
 /// An element type that is not floating point.
 pub fn activate(xs: &Tensor, function: Pointwise) -> Result<Tensor> {
-    trace::op(function.name(), String::new, &[xs], || pointwise(xs, function))
+    trace::op(Step::Activation(function), &[xs], || pointwise(xs, function))
 }
 
 /// max(x, 0) with derivative 0 at 0, as PyTorch has it (candle's own has 1 there).
@@ -31,5 +31,5 @@ pub fn relu(xs: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// An element type that is not floating point.
 pub fn softmax(xs: &Tensor) -> Result<Tensor> {
-    trace::op("Softmax", String::new, &[xs], || softmax_op(xs))
+    trace::op(Step::Softmax, &[xs], || softmax_op(xs))
 }

@@ -4,8 +4,9 @@ use super::dropout::Dropout;
 use super::linear::Linear;
 use crate::init::Init;
 use crate::ops::{matmul, self_attention, softmax};
+use crate::tape;
+use crate::trace::{self, Step};
 use crate::vars::VarBuilder;
-use crate::{tape, trace};
 use candle_core::{D, Result, Tensor, bail};
 use candle_nn::ModuleT;
 
@@ -99,25 +100,20 @@ impl SelfAttention {
 impl ModuleT for SelfAttention {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         let qkv = self.qkv.forward_t(xs, train)?;
-        let mixed = trace::op(
-            "Attention",
-            || format!("{} heads", self.heads),
-            &[&qkv],
-            || {
-                let dim = xs.dim(2)?;
-                if !self.attention_dropout.drops(train)
-                    && let Some(mixed) = self_attention(&qkv, self.heads)?
-                {
-                    return Ok(mixed);
-                }
-                tape::foreign_op(&[&qkv], |qkv| {
-                    let part = |i: usize| split_heads(&qkv[0].narrow(2, i * dim, dim)?, self.heads);
-                    let (q, k, v) = (part(0)?, part(1)?, part(2)?);
-                    let dropout = Some(&self.attention_dropout);
-                    merge_heads(&scaled_dot_product_attention((&q, &k, &v), None, dropout, train)?)
-                })
-            },
-        )?;
+        let mixed = trace::op(Step::Attention { heads: self.heads }, &[&qkv], || {
+            let dim = xs.dim(2)?;
+            if !self.attention_dropout.drops(train)
+                && let Some(mixed) = self_attention(&qkv, self.heads)?
+            {
+                return Ok(mixed);
+            }
+            tape::foreign_op(&[&qkv], |qkv| {
+                let part = |i: usize| split_heads(&qkv[0].narrow(2, i * dim, dim)?, self.heads);
+                let (q, k, v) = (part(0)?, part(1)?, part(2)?);
+                let dropout = Some(&self.attention_dropout);
+                merge_heads(&scaled_dot_product_attention((&q, &k, &v), None, dropout, train)?)
+            })
+        })?;
         self.dropout.forward_t(&self.proj.forward_t(&mixed, train)?, train)
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::init::Init;
 use crate::ops::{Conv2dParams, conv2d};
-use crate::trace;
+use crate::trace::{self, Step};
 use crate::vars::{VarBuilder, weight_for};
 use candle_core::{Result, Tensor};
 use candle_nn::ModuleT;
@@ -121,40 +121,17 @@ impl Conv2d {
     pub(crate) fn parts(&self, train: bool) -> (Tensor, Option<Tensor>, Conv2dParams) {
         (weight_for(&self.weight, train), self.bias.as_ref().map(|bias| weight_for(bias, train)), self.params)
     }
-
-    /// For example `3x3, stride 2, 32 groups`.
-    fn detail(&self) -> String {
-        let Conv2dParams { stride, padding: _, dilation, groups } = self.params;
-        let mut detail = format!("{}x{}", self.weight.dims()[2], self.weight.dims()[3]);
-        let pair = |(a, b): (usize, usize)| if a == b { a.to_string() } else { format!("{a}x{b}") };
-        if stride != (1, 1) {
-            detail += &format!(", stride {}", pair(stride));
-        }
-        if dilation != (1, 1) {
-            detail += &format!(", dilation {}", pair(dilation));
-        }
-        match groups {
-            1 => {}
-            _ if self.weight.dims()[..2] == [groups, 1] => detail += ", depthwise",
-            _ => detail += &format!(", {groups} groups"),
-        }
-        detail
-    }
 }
 
 impl ModuleT for Conv2d {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         let weights = [Some(&self.weight), self.bias.as_ref()];
-        trace::layer(
-            "Conv2d",
-            &self.path,
-            &weights,
-            || self.detail(),
-            &[xs],
-            || {
-                let (weight, bias, params) = self.parts(train);
-                conv2d(xs, &weight, bias.as_ref(), params)
-            },
-        )
+        let (c_out, group_in, kh, kw) = self.weight.dims4()?;
+        let channels = (group_in * self.params.groups, c_out);
+        let step = Step::Conv2d { channels, kernel: (kh, kw), params: self.params };
+        trace::layer(step, &self.path, &weights, &[xs], || {
+            let (weight, bias, params) = self.parts(train);
+            conv2d(xs, &weight, bias.as_ref(), params)
+        })
     }
 }

@@ -2,7 +2,7 @@
 
 use crate::ops::scale;
 use crate::rng::Rng;
-use crate::trace;
+use crate::trace::{self, Step};
 use crate::vars::{DropoutStream, VarBuilder};
 use candle_core::{Device, Result, Tensor, bail};
 use candle_nn::ModuleT;
@@ -89,7 +89,7 @@ impl ModuleT for Dropout {
         let dims: Vec<usize> = xs.dims().iter().enumerate().map(|(i, &n)| if i < together { n } else { 1 }).collect();
         let values = mask(&mut self.stream.next_mask(), self.p, dims.iter().product());
         let mask = Tensor::from_vec(values, dims, &Device::Cpu)?.to_device(xs.device())?;
-        trace::op("Dropout", || format!("{}", self.p), &[xs], || scale::mask(xs, &mask, kept(self.p)))
+        trace::op(Step::Dropout { p: self.p }, &[xs], || scale::mask(xs, &mask, kept(self.p)))
     }
 }
 

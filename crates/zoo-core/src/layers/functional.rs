@@ -1,7 +1,8 @@
 //! Steps without weights that join or rearrange tensors: what shortcuts, dense connections and grouped convolutions
 //! need.
 
-use crate::{ops, tape, trace};
+use crate::trace::{self, Step};
+use crate::{ops, tape};
 use candle_core::{Module, Result, Tensor};
 
 /// a + b, element by element: where a shortcut meets its branch.
@@ -9,7 +10,7 @@ use candle_core::{Module, Result, Tensor};
 /// # Errors
 /// Shapes that differ.
 pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
-    trace::op("Add", String::new, &[a, b], || ops::add(a, b))
+    trace::op(Step::Add, &[a, b], || ops::add(a, b))
 }
 
 /// Tensors one behind the other along `dim`: where branches meet.
@@ -17,7 +18,7 @@ pub fn add(a: &Tensor, b: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// Shapes that differ elsewhere, or nothing to join.
 pub fn concat(parts: &[&Tensor], dim: usize) -> Result<Tensor> {
-    trace::op("Concat", String::new, parts, || ops::concat(parts, dim))
+    trace::op(Step::Concat { dim }, parts, || ops::concat(parts, dim))
 }
 
 /// (b, s, c) -> (b, c, s): channels as rows.
@@ -25,7 +26,7 @@ pub fn concat(parts: &[&Tensor], dim: usize) -> Result<Tensor> {
 /// # Errors
 /// An input of fewer than three dimensions.
 pub fn transpose(xs: &Tensor) -> Result<Tensor> {
-    trace::op("Transpose", String::new, &[xs], || ops::transpose(xs))
+    trace::op(Step::Transpose, &[xs], || ops::transpose(xs))
 }
 
 /// [`transpose`] as a layer.
@@ -45,7 +46,7 @@ impl Module for Transpose {
 pub fn flatten(xs: &Tensor) -> Result<Tensor> {
     let rest: usize = xs.dims().iter().skip(1).product();
     // A view.
-    trace::fused(None, || trace::op("Flatten", String::new, &[xs], || tape::reshape(xs, (xs.dim(0)?, rest))))
+    trace::fused(None, || trace::op(Step::Flatten, &[xs], || tape::reshape(xs, (xs.dim(0)?, rest))))
 }
 
 /// Zero channels below and above: (b, c, h, w) -> (b, below + c + above, h, w).
@@ -53,7 +54,7 @@ pub fn flatten(xs: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// An input of fewer than two dimensions.
 pub fn pad_channels(xs: &Tensor, below: usize, above: usize) -> Result<Tensor> {
-    trace::op("PadChannels", || format!("{below} + {above}"), &[xs], || ops::pad_channels(xs, below, above))
+    trace::op(Step::PadChannels { below, above }, &[xs], || ops::pad_channels(xs, below, above))
 }
 
 /// [`pad_channels`] as a layer.
@@ -86,7 +87,7 @@ impl Module for PadChannels {
 /// An input that is not (b, c, h, w), or channels that the groups do not divide.
 pub fn channel_shuffle(xs: &Tensor, groups: usize) -> Result<Tensor> {
     let run = || ops::channel_shuffle(xs, groups);
-    trace::op("ChannelShuffle", || format!("{groups} groups"), &[xs], run)
+    trace::op(Step::ChannelShuffle { groups }, &[xs], run)
 }
 
 /// [`channel_shuffle`] as a layer, with this number of groups.

@@ -2,7 +2,7 @@
 
 use crate::init::Init;
 use crate::ops::linear;
-use crate::trace;
+use crate::trace::{self, Step};
 use crate::vars::{VarBuilder, weight_for};
 use candle_core::{Result, Tensor, bail};
 use candle_nn::ModuleT;
@@ -75,8 +75,8 @@ impl Linear {
 impl ModuleT for Linear {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         let weights = [Some(&self.weight), self.bias.as_ref()];
-        let detail = || format!("{} to {}", self.weight.dims()[1], self.weight.dims()[0]);
-        trace::layer("Linear", &self.path, &weights, detail, &[xs], || {
+        let (c_out, c_in) = self.weight.dims2()?;
+        trace::layer(Step::Linear { features: (c_in, c_out) }, &self.path, &weights, &[xs], || {
             let bias = self.bias.as_ref().map(|b| weight_for(b, train));
             linear(xs, &weight_for(&self.weight, train), bias.as_ref())
         })

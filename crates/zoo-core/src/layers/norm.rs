@@ -2,7 +2,7 @@
 
 use crate::init::Init;
 use crate::ops::{BatchStats, Norm, Pointwise, batch_norm_act, batch_stats, layer_norm};
-use crate::trace;
+use crate::trace::{self, Step};
 use crate::vars::{BatchNormSettings, VarBuilder, weight_for};
 use candle_core::{Result, Shape, Tensor, Var, bail};
 use candle_nn::ModuleT;
@@ -145,8 +145,9 @@ impl ModuleT for BatchNorm {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         let weights = self.config.affine.then_some([Some(&self.weight), Some(&self.bias)]);
         let weights = weights.as_ref().map_or(&[][..], |weights| weights);
-        let detail = || if self.normalizes() { String::new() } else { "off".to_string() };
-        trace::layer("BatchNorm", &self.path, weights, detail, &[xs], || self.normalize(xs, None, train))
+        let BatchNormConfig { eps, affine, .. } = self.config;
+        let step = Step::BatchNorm { eps, affine, normalizes: self.normalizes() };
+        trace::layer(step, &self.path, weights, &[xs], || self.normalize(xs, None, train))
     }
 }
 
@@ -191,7 +192,8 @@ impl LayerNorm {
 
 impl ModuleT for LayerNorm {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
-        trace::layer("LayerNorm", &self.path, &[Some(&self.weight), Some(&self.bias)], String::new, &[xs], || {
+        let step = Step::LayerNorm { eps: self.eps, dims: self.weight.rank() };
+        trace::layer(step, &self.path, &[Some(&self.weight), Some(&self.bias)], &[xs], || {
             layer_norm(xs, &weight_for(&self.weight, train), &weight_for(&self.bias, train), self.eps)
         })
     }

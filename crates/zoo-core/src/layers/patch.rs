@@ -4,7 +4,7 @@ use crate::init::Init;
 use crate::ops::{Conv2dParams, conv2d, linear, tokens};
 use crate::pass::{self, Mode};
 use crate::tape::foreign_op;
-use crate::trace;
+use crate::trace::{self, Step};
 use crate::vars::{VarBuilder, weight_for};
 use candle_core::{DType, Result, Tensor, bail};
 use candle_nn::ModuleT;
@@ -71,14 +71,14 @@ impl ModuleT for PatchEmbed {
             return linear(&rows, &weight.reshape((dim, c * p * p))?, Some(&bias));
         }
         let params = Conv2dParams { stride: (p, p), ..Conv2dParams::default() };
-        let stride = if p == 1 { String::new() } else { format!(", stride {p}") };
-        let (weights, detail) = ([Some(&self.weight), Some(&self.bias)], || format!("{p}x{p}{stride}"));
+        let weights = [Some(&self.weight), Some(&self.bias)];
+        let step = Step::Conv2d { channels: (in_chans, dim), kernel: (p, p), params };
         // In training the map is never made: the tokens are a product with the patches.
         trace::fused(Some([&[], &[]]), || {
             let conv = || conv2d(xs, &weight, Some(&bias), params);
-            let map = trace::layer("Conv2d", &self.path, &weights, detail, &[xs], conv)?;
+            let map = trace::layer(step, &self.path, &weights, &[xs], conv)?;
             // (b, dim, h/p, w/p) -> (b, h/p · w/p, dim)
-            trace::op("Tokens", String::new, &[&map], || tokens(&map))
+            trace::op(Step::Tokens, &[&map], || tokens(&map))
         })
     }
 }

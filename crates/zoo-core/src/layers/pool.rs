@@ -1,7 +1,8 @@
 //! Pooling layers.
 
 use crate::ops::{adaptive_avg_pool2d as adaptive, avg_pool2d, max_pool2d};
-use crate::{tape, trace};
+use crate::tape;
+use crate::trace::{self, Step};
 use candle_core::{Module, Result, Tensor};
 
 /// The largest element under each window, see [`max_pool2d`].
@@ -28,9 +29,8 @@ impl Module for MaxPool2d {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let pair = |n| (n, n);
         let run = || max_pool2d(xs, pair(self.kernel), pair(self.stride), pair(self.padding), self.ceil_mode);
-        // A window of one pixel only leaves pixels out.
-        let kind = if self.kernel == 1 { "Subsample" } else { "MaxPool" };
-        trace::op(kind, || window(self.kernel, self.stride), &[xs], run)
+        let Self { kernel, stride, padding, ceil_mode } = *self;
+        trace::op(Step::MaxPool { kernel, stride, padding, ceil_mode }, &[xs], run)
     }
 }
 
@@ -59,14 +59,10 @@ impl AvgPool2d {
 impl Module for AvgPool2d {
     fn forward(&self, xs: &Tensor) -> Result<Tensor> {
         let pair = |n| (n, n);
-        let (kernel, stride, padding) = (pair(self.kernel), pair(self.stride), pair(self.padding));
-        let run = || avg_pool2d(xs, kernel, stride, padding, self.ceil_mode, self.count_include_pad);
-        trace::op("AvgPool", || window(self.kernel, self.stride), &[xs], run)
+        let Self { kernel, stride, padding, ceil_mode, count_include_pad } = *self;
+        let run = || avg_pool2d(xs, pair(kernel), pair(stride), pair(padding), ceil_mode, count_include_pad);
+        trace::op(Step::AvgPool { kernel, stride, padding, ceil_mode, count_include_pad }, &[xs], run)
     }
-}
-
-fn window(kernel: usize, stride: usize) -> String {
-    if stride == 1 { format!("{kernel}x{kernel}") } else { format!("{kernel}x{kernel}, stride {stride}") }
 }
 
 /// The mean over all pixels of each channel: (b, c, h, w) -> (b, c).
@@ -75,12 +71,8 @@ fn window(kernel: usize, stride: usize) -> String {
 /// An input that is not (b, c, h, w).
 pub fn global_avg_pool2d(xs: &Tensor) -> Result<Tensor> {
     let (b, c, h, w) = xs.dims4()?;
-    trace::op(
-        "AvgPool",
-        || "global".to_string(),
-        &[xs],
-        || tape::reshape(&avg_pool2d(xs, (h, w), (1, 1), (0, 0), false, false)?, (b, c)),
-    )
+    let mean = || tape::reshape(&avg_pool2d(xs, (h, w), (1, 1), (0, 0), false, false)?, (b, c));
+    trace::op(Step::GlobalAvgPool, &[xs], mean)
 }
 
 /// The mean over each cell of a grid of `size` laid over the image, see [`crate::ops::adaptive_avg_pool2d`]:
@@ -89,5 +81,5 @@ pub fn global_avg_pool2d(xs: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// An input that is not (b, c, h, w).
 pub fn adaptive_avg_pool2d(xs: &Tensor, size: (usize, usize)) -> Result<Tensor> {
-    trace::op("AvgPool", || format!("to {}x{}", size.0, size.1), &[xs], || adaptive(xs, size))
+    trace::op(Step::AdaptiveAvgPool { size }, &[xs], || adaptive(xs, size))
 }

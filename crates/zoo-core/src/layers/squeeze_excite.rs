@@ -4,7 +4,7 @@ use super::activation::{activate, relu};
 use super::conv::{Conv2d, Conv2dConfig};
 use crate::init::Init;
 use crate::ops::{Pointwise, avg_pool2d, scale};
-use crate::trace;
+use crate::trace::{self, Step};
 use crate::vars::VarBuilder;
 use candle_core::{Result, Tensor};
 use candle_nn::ModuleT;
@@ -67,17 +67,11 @@ impl ModuleT for SqueezeExcite {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         trace::block("SqueezeExcite", &self.path, || {
             let (_, _, h, w) = xs.dims4()?;
-            let pooled = trace::op(
-                "AvgPool",
-                || "global".to_string(),
-                &[xs],
-                || {
-                    avg_pool2d(xs, (h, w), (1, 1), (0, 0), false, false) // (b, c, 1, 1)
-                },
-            )?;
+            let mean = || avg_pool2d(xs, (h, w), (1, 1), (0, 0), false, false); // (b, c, 1, 1)
+            let pooled = trace::op(Step::GlobalAvgPool, &[xs], mean)?;
             let gate = self.fc2.forward_t(&relu(&self.fc1.forward_t(&pooled, train)?)?, train)?;
             let gate = activate(&gate, Pointwise::Sigmoid)?;
-            trace::op("Scale", String::new, &[xs, &gate], || scale::gate(xs, &gate))
+            trace::op(Step::Scale, &[xs, &gate], || scale::gate(xs, &gate))
         })
     }
 }

@@ -1,17 +1,16 @@
 //! The graph of a forward pass, and who writes it down: plain data.
 
+use super::step::Step;
 use candle_core::{Tensor, TensorId};
 use std::collections::{HashMap, HashSet};
 
 /// One step of a forward pass.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Node {
     /// The key that the layer's tensors begin with, for example `layer1.0.conv1`; empty for a step without tensors.
     pub path: String,
-    /// `Conv2d`, `ReLU`, `Add`, …
-    pub kind: &'static str,
-    /// What distinguishes it among its kind, for example `3x3, stride 2`.
-    pub detail: String,
+    /// What it computes.
+    pub step: Step,
     /// The nodes whose outputs it reads, by index.
     pub inputs: Vec<usize>,
     /// Shape of the output, batch first.
@@ -36,6 +35,11 @@ impl Node {
     pub fn elements(&self) -> usize {
         self.shape.iter().product()
     }
+
+    /// `Conv2d`, `ReLU`, `Add`, …
+    pub fn kind(&self) -> &'static str {
+        self.step.kind()
+    }
 }
 
 /// A named group of steps: one residual block, one stage.
@@ -50,7 +54,7 @@ pub struct Block {
 }
 
 /// What one forward pass does, step by step. The first nodes are the inputs.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub struct Graph {
     /// The steps, in the order in which they ran.
     pub nodes: Vec<Node>,
@@ -95,18 +99,11 @@ pub(crate) struct Tracer {
 impl Tracer {
     /// Lists an input of the pass.
     pub fn input(&mut self, xs: &Tensor) {
-        self.list(("Input", ""), &[], String::new, &[], xs);
+        self.list(Step::Input, "", &[], &[], xs);
     }
 
     /// Lists a step, unless it returns what is known already.
-    pub fn list(
-        &mut self,
-        (kind, path): (&'static str, &str),
-        weights: &[Option<&Tensor>],
-        detail: impl FnOnce() -> String,
-        inputs: &[&Tensor],
-        output: &Tensor,
-    ) {
+    pub fn list(&mut self, step: Step, path: &str, weights: &[Option<&Tensor>], inputs: &[&Tensor], output: &Tensor) {
         if self.known.contains_key(&output.id()) {
             return;
         }
@@ -116,8 +113,7 @@ impl Tracer {
         self.known.insert(output.id(), self.graph.nodes.len());
         self.graph.nodes.push(Node {
             path: path.to_string(),
-            kind,
-            detail: detail(),
+            step,
             inputs,
             shape: output.dims().to_vec(),
             parameters,

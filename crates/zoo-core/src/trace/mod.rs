@@ -8,11 +8,13 @@
 //! inside [`op`] or [`layer`]. A test sweeps the registry and fails on a model whose graph has a gap.
 
 pub(crate) mod graph;
+pub(crate) mod step;
 
 use crate::pass;
 use candle_core::{DType, Device, Result, Tensor, bail};
 pub(crate) use graph::Tracer;
 pub use graph::{Block, Graph, Node};
+pub use step::Step;
 
 impl Graph {
     /// The graph of `forward` on inputs of the given shapes. Nothing is computed and nothing is allocated but shapes,
@@ -102,10 +104,9 @@ pub(crate) fn count_macs(n: u64) {
 /// # Errors
 /// Those of `run`.
 pub fn layer(
-    kind: &'static str,
+    step: Step,
     path: &str,
     weights: &[Option<&Tensor>],
-    detail: impl FnOnce() -> String,
     inputs: &[&Tensor],
     run: impl FnOnce() -> Result<Tensor>,
 ) -> Result<Tensor> {
@@ -115,10 +116,11 @@ pub fn layer(
     }
     with(|tracer| (tracer.macs, tracer.foreign) = (0, false));
     let result = run();
+    let kind = step.kind();
     let values = with(|tracer| {
         tracer.inside = false;
         if let Ok(output) = &result {
-            tracer.list((kind, path), weights, detail, inputs, output);
+            tracer.list(step, path, weights, inputs, output);
         }
         tracer.values
     });
@@ -134,13 +136,8 @@ pub fn layer(
 ///
 /// # Errors
 /// Those of `run`.
-pub fn op(
-    kind: &'static str,
-    detail: impl FnOnce() -> String,
-    inputs: &[&Tensor],
-    run: impl FnOnce() -> Result<Tensor>,
-) -> Result<Tensor> {
-    layer(kind, "", &[], detail, inputs, run)
+pub fn op(step: Step, inputs: &[&Tensor], run: impl FnOnce() -> Result<Tensor>) -> Result<Tensor> {
+    layer(step, "", &[], inputs, run)
 }
 
 /// Runs `run` as a block: its steps are listed as belonging together.

@@ -51,7 +51,7 @@ fn images_per_s(model: &ModelInfo) -> f64 {
 
 /// Whether the network has a BatchNorm.
 pub fn has_batch_norm(model: &ModelInfo) -> bool {
-    graph(model).is_ok_and(|graph| graph.nodes.iter().any(|node| node.kind == "BatchNorm"))
+    graph(model).is_ok_and(|graph| graph.nodes.iter().any(|node| node.kind() == "BatchNorm"))
 }
 
 /// On an image of CIFAR-10 or, for networks that take none so small, of their own size.

@@ -3,6 +3,7 @@
 use super::{Config, XAVIER};
 use candle_core::{DType, Device, Result, Tensor, bail};
 use std::ops::Range;
+use zoo_core::trace::Step;
 use zoo_core::{
     Dropout, Init, Linear, ModuleT, VarBuilder, merge_heads, ops, scaled_dot_product_attention, split_heads, tape,
     trace, weight_for,
@@ -86,10 +87,8 @@ impl MultiheadAttention {
         let d = self.in_proj_weight.dim(1)?;
         let rows = |t: &Tensor| weight_for(t, train).narrow(0, parts.start * d, parts.len() * d);
         let (weight, bias) = (rows(&self.in_proj_weight)?, rows(&self.in_proj_bias)?);
-        let (place, detail) = (format!("{}.in_proj", self.place), || format!("{d} to {}", parts.len() * d));
-        trace::layer("Linear", &place, &[Some(&weight), Some(&bias)], detail, &[xs], || {
-            ops::linear(xs, &weight, Some(&bias))
-        })
+        let (place, step) = (format!("{}.in_proj", self.place), Step::Linear { features: (d, parts.len() * d) });
+        trace::layer(step, &place, &[Some(&weight), Some(&bias)], &[xs], || ops::linear(xs, &weight, Some(&bias)))
     }
 
     /// Part `i` of a projection, head by head: (b, n, parts · d) -> (b, heads, n, d / heads)
@@ -106,8 +105,7 @@ impl MultiheadAttention {
         train: bool,
         parts: impl FnOnce(&[Tensor]) -> Result<(Tensor, KeyValues)>,
     ) -> Result<Tensor> {
-        let detail = || format!("{} heads", self.heads);
-        let mixed = trace::op("Attention", detail, read, || {
+        let mixed = trace::op(Step::Attention { heads: self.heads }, read, || {
             tape::foreign_op(read, |read| {
                 let (q, (k, v)) = parts(read)?;
                 merge_heads(&scaled_dot_product_attention((&q, &k, &v), mask, Some(&self.dropout), train)?)

@@ -8,8 +8,9 @@
 use super::training::sequence_loss;
 use super::{Cache, Masks, Transformer, causal_mask, padding_mask};
 use candle_core::{DType, Device, Result, Tensor, bail};
+use zoo_core::trace::{self, Step};
 use zoo_core::weights::Rename;
-use zoo_core::{Dropout, Init, Linear, ModuleT, VarBuilder, trace, weight_for};
+use zoo_core::{Dropout, Init, Linear, ModuleT, VarBuilder, weight_for};
 
 /// Which matrices are one and the same (section 3.4).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -168,12 +169,11 @@ impl Seq2Seq {
     /// Tokens scaled by √d_model, plus positions from `first` on: (b, n) -> (b, n, d_model).
     fn embed(&self, table: &Tensor, name: &str, tokens: &Tensor, first: usize, train: bool) -> Result<Tensor> {
         let ((b, n), d) = (tokens.dims2()?, self.transformer.d_model());
-        let embedded =
-            trace::layer("Embedding", self.place.pp(name).path(), &[Some(table)], String::new, &[tokens], || {
-                let rows = weight_for(table, train).index_select(&tokens.flatten_all()?, 0)?;
-                let positions = sinusoidal_positions(first, n, d, table.dtype(), table.device())?;
-                (rows.reshape((b, n, d))? * (d as f64).sqrt())?.broadcast_add(&positions)
-            })?;
+        let embedded = trace::layer(Step::Embedding, self.place.pp(name).path(), &[Some(table)], &[tokens], || {
+            let rows = weight_for(table, train).index_select(&tokens.flatten_all()?, 0)?;
+            let positions = sinusoidal_positions(first, n, d, table.dtype(), table.device())?;
+            (rows.reshape((b, n, d))? * (d as f64).sqrt())?.broadcast_add(&positions)
+        })?;
         self.dropout.forward_t(&embedded, train)
     }
 
