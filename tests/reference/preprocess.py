@@ -8,7 +8,7 @@ Weights are random: a network that sees another crop, another interpolation or a
 whatever its weights are. Each case writes the file as its library does, with what the library lays beside it, and lets that
 library's own preprocessing look at the photographs: a drawn scene, large, small, upright and wide, one of them turned by EXIF.
 `zoo predict` gets the file and nothing else, unless the case says so. The largest difference of a probability is printed, and the
-largest probability; over 1e-4 the script fails. What is left is resizing, which meets Pillow's bytes to one level in 255.
+largest probability; over 1e-4 the script fails.
 """
 
 import argparse

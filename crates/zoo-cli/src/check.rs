@@ -13,7 +13,7 @@ use zoo_core::weights::{self, KeyReport, shown};
 pub struct Args {
     /// Name of the network, see `zoo list`
     model: String,
-    /// Checkpoint: .safetensors, .pth, .pt, .th or a run's folder
+    /// Checkpoint: .safetensors, .pth, .pt, .th, a run's folder, hf:ORG/NAME, an address, or `default`
     file: PathBuf,
     #[command(flatten)]
     wanted: Wanted,
@@ -32,7 +32,7 @@ pub struct Args {
 pub fn run(args: &Args) -> Result<()> {
     let Shapes { store, options } = Shapes::of(&args.model, args.classes, args.in_chans)?;
     let selection = args.wanted.selection();
-    let report = weights::check(&store, &args.wanted.open(&args.file)?, &selection.of(options))?;
+    let report = weights::check(&store, &args.wanted.open(&args.file, Some(&args.model))?, &selection.of(options))?;
     if args.json {
         print_line(json(&args.model, &report))?;
     } else {

@@ -15,7 +15,7 @@ use zoo_train::trained::carried;
 /// Arguments of `convert`.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Checkpoint: .safetensors, .pth, .pt, .th or a run's folder
+    /// Checkpoint: .safetensors, .pth, .pt, .th, a run's folder, hf:ORG/NAME, an address, or `default`
     input: PathBuf,
     /// The safetensors file to write
     output: PathBuf,
@@ -44,7 +44,7 @@ pub fn run(args: &Args) -> Result<()> {
         crate::Cli::command().error(ErrorKind::MissingRequiredArgument, what).exit();
     }
     may_write(&args.output, args.force)?;
-    let weights = args.wanted.open(&args.input)?;
+    let weights = args.wanted.open(&args.input, args.model.as_deref())?;
     // What the file says of itself goes along: how its images are normalised, what its classes are called.
     let mut metadata = carried(&weights, args.model.as_deref())?;
     metadata.insert("format".to_string(), "pt".to_string());

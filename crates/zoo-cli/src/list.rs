@@ -25,6 +25,8 @@ struct Row {
     image: Option<(usize, usize)>,
     keys: &'static str,
     paper: &'static str,
+    /// The name of its published weights.
+    weights: Option<&'static str>,
 }
 
 /// The networks that any of `patterns` names; all if there is no pattern.
@@ -36,6 +38,7 @@ fn rows(patterns: &[String]) -> Result<Vec<Row>> {
         image: Some((m.preprocess.size, m.num_classes)),
         keys: m.keys,
         paper: m.paper,
+        weights: m.weights,
     };
     let sequence = |m: &SequenceInfo| Row {
         name: m.name,
@@ -44,6 +47,7 @@ fn rows(patterns: &[String]) -> Result<Vec<Row>> {
         image: None,
         keys: m.keys,
         paper: m.paper,
+        weights: None,
     };
     if patterns.is_empty() {
         return Ok(zoo::all().map(image).chain(zoo::sequence_models().map(sequence)).collect());
@@ -79,6 +83,7 @@ fn print(rows: &[Row], json: bool, out: &mut impl Write) -> io::Result<()> {
                 "num_classes": row.image.map(|(_, classes)| classes),
                 "keys": row.keys,
                 "paper": row.paper,
+                "weights": row.weights,
             });
             writeln!(out, "{object}")?;
         }

@@ -5,6 +5,7 @@ mod check;
 mod convert;
 mod embed;
 mod eval;
+mod export;
 mod info;
 mod labels;
 mod list;
@@ -57,6 +58,8 @@ enum Command {
     Predict(predict::Args),
     /// Turn pictures into vectors: what a trained network sees in each, to search or cluster with
     Embed(embed::Args),
+    /// Write a trained network as an ONNX file, or as a folder that timm and the hub read
+    Export(export::Args),
     /// Measure how many test images a trained network classifies right
     Eval(eval::Args),
     /// Train a network on a folder of images or on CIFAR-10, from scratch or from a checkpoint
@@ -96,6 +99,7 @@ fn main() -> ExitCode {
         Command::Predict(args) => predict::run(&args),
         Command::Embed(args) => embed::run(&args),
         Command::Eval(args) => eval::run(&args),
+        Command::Export(args) => export::run(&args),
         Command::Train(args) => train::run(&args),
         Command::Report(args) => report::run(&args),
         Command::Completions(args) => manual::completions(&args, Cli::command()),

@@ -36,8 +36,9 @@ impl Wanted {
     ///
     /// # Errors
     /// A file that is no checkpoint.
-    pub fn open(&self, file: &Path) -> Result<Weights> {
-        let weights = self.selection().open(weights_file(file)?)?;
+    pub fn open(&self, file: &Path, model: Option<&str>) -> Result<Weights> {
+        let model = model.and_then(|name| zoo::find(name).ok());
+        let weights = self.selection().open(weights_file(file, model)?)?;
         taken(&weights).iter().for_each(|note| say(format_args!("{}: {note}", file.display())));
         Ok(weights)
     }

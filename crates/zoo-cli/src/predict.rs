@@ -1,6 +1,6 @@
 //! `zoo predict`: what a trained network sees on images.
 
-use crate::text::print_line;
+use crate::text::{csv_cell, print_line};
 use crate::{labels, pictures, trained};
 use anyhow::{Context, Result};
 use serde_json::json;
@@ -62,20 +62,12 @@ fn shown(args: &Args, trained: &Trained, path: &Path, probabilities: &[f64]) -> 
         return json!({ "image": path.to_string_lossy(), "top": top.collect::<Vec<_>>() }).to_string();
     }
     if args.csv {
-        let image = cell(&path.to_string_lossy());
+        let image = csv_cell(&path.to_string_lossy());
         let line = |(i, &(class, p)): (usize, &(usize, f64))| {
-            format!("{image},{},{class},{},{p}", i + 1, cell(label(class).unwrap_or_default()))
+            format!("{image},{},{class},{},{p}", i + 1, csv_cell(label(class).unwrap_or_default()))
         };
         return largest.iter().enumerate().map(line).collect::<Vec<_>>().join("\n");
     }
     let line = |&(class, p): &(usize, f64)| format!("\n  {:5.1} %  {}", 100.0 * p, trained.class_name(class));
     path.display().to_string() + &largest.iter().map(line).collect::<String>()
-}
-
-/// A text between commas (RFC 4180).
-fn cell(text: &str) -> String {
-    match text.contains([',', '"', '\n', '\r']) {
-        true => format!("\"{}\"", text.replace('"', "\"\"")),
-        false => text.to_owned(),
-    }
 }

@@ -18,7 +18,7 @@ use zoo_core::weights::{self, Weights};
 pub struct Args {
     /// Name of the network, see `zoo list`
     model: String,
-    /// Checkpoint: .safetensors, .pth, .pt, .th or a run's folder
+    /// Checkpoint: .safetensors, .pth, .pt, .th, a run's folder, hf:ORG/NAME, an address, or `default`
     #[arg(long)]
     weights: PathBuf,
     #[command(flatten)]
@@ -78,7 +78,7 @@ pub fn run(args: &Args) -> Result<()> {
     let store = VarStore::new(0, dtype, &Device::Cpu);
     let net = info.build(&options, store.root())?;
     let selection = args.wanted.selection();
-    weights::load(&store, &args.wanted.open(&args.weights)?, &selection.of(info.load_options()))?;
+    weights::load(&store, &args.wanted.open(&args.weights, Some(&args.model))?, &selection.of(info.load_options()))?;
     let input = match args.precision {
         Some(precision) => precision.cast(&input)?,
         None => input,

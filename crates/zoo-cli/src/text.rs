@@ -44,6 +44,14 @@ pub fn print_line(line: impl Display) -> Result<()> {
     until_closed(writeln!(io::stdout(), "{line}"))
 }
 
+/// A text between commas (RFC 4180).
+pub fn csv_cell(text: &str) -> String {
+    match text.contains([',', '"', '\n', '\r']) {
+        true => format!("\"{}\"", text.replace('"', "\"\"")),
+        false => text.to_owned(),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

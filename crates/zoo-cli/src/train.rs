@@ -52,8 +52,9 @@ pub struct Args {
     /// pixels, else the network's own
     #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Recipe::NAMES))]
     recipe: Option<String>,
-    /// Checkpoint to start from: .safetensors, .pth, .pt, .th or a run's folder. Where its classifier has another
-    /// number of classes, the network's starts afresh
+    /// Checkpoint to start from: .safetensors, .pth, .pt, .th, a run's folder, hf:ORG/NAME, an address, or `default`
+    /// for the network's published weights. Where its classifier has another number of classes, the network's starts
+    /// afresh
     #[arg(long, value_name = "FILE")]
     weights: Option<PathBuf>,
     #[command(flatten)]
@@ -325,7 +326,7 @@ struct Start {
 
 /// Opens the checkpoint in `file`, which must fit. Called before anything of an earlier run is removed.
 fn start(args: &Args, model: &ModelInfo, data: &Dataset, file: &Path) -> Result<Start> {
-    let file = weights_file(file)?;
+    let file = weights_file(file, Some(model))?;
     let selection = args.wanted.selection();
     let weights = selection.open(&file)?;
     let [channels, side, _] = data.train.shape();

@@ -40,7 +40,8 @@ impl Targets {
 /// The arguments that name a trained network's weights, and how it looks at images.
 #[derive(clap::Args)]
 pub struct Network {
-    /// Its weights: .safetensors, .pth, .pt, .th or a run's folder. What `zoo train` and the benchmark suite leave, and
+    /// Its weights: .safetensors, .pth, .pt, .th, a run's folder, hf:ORG/NAME[@REVISION][:FILE] of the Hugging Face
+    /// hub, an address, or `default` for the network's published weights. What `zoo train` and the benchmark suite leave, and
     /// the config.json of timm and Hugging Face beside a file, also say how images are cut and normalised and what the
     /// classes are called
     #[arg(long, value_name = "FILE")]
@@ -198,6 +199,11 @@ impl Network {
             why(&trained)
         ));
         Ok(trained)
+    }
+
+    /// What the network is to compute in.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Whether arguments say how photographs are cut and resized.

@@ -125,6 +125,53 @@ fn a_page_tells_of_one_run_and_of_several() {
     assert!(path.join("both/report.md").exists());
 }
 
+/// Of a network of three classes, on data that has two of them under other names.
+#[test]
+fn classes_are_told_one_by_one() {
+    let root = colours();
+    let path = root.path();
+    succeeds(path, &[&["train"], &COLOURS[..]].concat());
+    let eval = ["eval", "--weights", "run", "--data", "photos", "--per-class"];
+    let (out, _) = succeeds(path, &eval);
+    let lines: Vec<&str> = out.lines().collect();
+    assert!(lines[0].starts_with("12 of 12 images right") && lines[1].is_empty(), "{out}");
+    assert!(lines[2].starts_with("class") && lines[2].ends_with("most often taken for"), "{out}");
+    assert_eq!(
+        lines[3].split_whitespace().collect::<Vec<_>>(),
+        ["blue", "4", "100.0", "%", "100.0", "%", "100.0", "%"]
+    );
+    let (out, _) = succeeds(path, &[&eval[..], &["--json"]].concat());
+    let object: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(object["confusion"], json!([[4, 0, 0], [0, 4, 0], [0, 0, 4]]));
+    assert_eq!((&object["classes"][2]["name"], &object["classes"][2]["recall"]), (&json!("red"), &json!(1.0)));
+
+    let two = path.join("two/val");
+    std::fs::create_dir_all(&two).unwrap();
+    for (from, to) in [("red", "rouge"), ("blue", "bleu")] {
+        std::fs::create_dir(two.join(to)).unwrap();
+        for file in std::fs::read_dir(path.join("photos/val").join(from)).unwrap() {
+            let file = file.unwrap().path();
+            std::fs::copy(&file, two.join(to).join(file.file_name().unwrap())).unwrap();
+        }
+    }
+    std::fs::write(path.join("map.json"), r#"{"rouge": "red", "bleu": 0}"#).unwrap();
+    let eval = ["eval", "--weights", "run", "--data", "two", "--class-map", "map.json", "--per-class", "--csv"];
+    let (out, _) = succeeds(path, &eval);
+    let expected =
+        "class,name,images,correct,precision,recall,f1,bleu,rouge\n0,bleu,4,4,1,1,1,4,0\n2,rouge,4,4,1,1,1,0,4\n";
+    assert_eq!(out, expected);
+    for (map, error) in [
+        (r#"{"rouge": "pink", "bleu": 0}"#, "`rouge`: \"pink\" is none of the network's 3 classes"),
+        (r#"{"rouge": 3, "bleu": 0}"#, "`rouge`: 3 is none of the network's 3 classes"),
+        (r#"{"rouge": 0, "bleu": 0}"#, "class 0 stands twice"),
+        ("[1]", "expected a JSON object"),
+    ] {
+        std::fs::write(path.join("map.json"), map).unwrap();
+        let (_, said) = fails(path, &eval);
+        assert!(said.contains(error) && said.contains("map.json"), "{said}");
+    }
+}
+
 #[test]
 fn shells_and_man_know_the_commands() {
     let folder = tempfile::tempdir().unwrap();

@@ -194,6 +194,7 @@ pub const MODELS: &[ModelInfo] = &[
         family: "cnn",
         keys: "torchvision",
         paper: "Krizhevsky 2014, arXiv:1404.5997",
+        weights: Some("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"),
         ..ModelInfo::new("alexnet", 61_100_840, |dims, vb| build(Config::alexnet(), dims, vb))
     },
     ModelInfo {

@@ -20,11 +20,11 @@
 //! | `cifar_densenet_bc_100_12` | 16 16 16 | 12 | 769,162 |
 
 use candle_core::{Result, Tensor, bail};
-use zoo_core::model::Builder;
+use zoo_core::model::{Builder, Timm};
 use zoo_core::weights::Rename;
 use zoo_core::{
     AvgPool2d, BatchNorm, Classifier, Conv2d, Conv2dConfig, DenseBlock, Dimensions, Dropout, Init, MaxPool2d, Model,
-    ModelInfo, ModuleT, Pointwise, Preprocess, Sequential, Stages, VarBuilder, global_avg_pool2d, seq,
+    ModelInfo, ModuleT, Pointwise, Sequential, Stages, VarBuilder, global_avg_pool2d, seq,
 };
 
 /// What stands in front of the first block.
@@ -301,12 +301,13 @@ const fn imagenet(name: &'static str, parameters: usize, builder: Builder) -> Mo
         keys: "torchvision",
         paper: "Huang et al. 2016, arXiv:1608.06993",
         renames: RENAMES,
+        timm: Some(Timm::new(name, "features.conv0", "classifier")),
         ..ModelInfo::new(name, parameters, builder)
     }
 }
 
 const fn cifar(name: &'static str, parameters: usize, keys: &'static str, builder: Builder) -> ModelInfo {
-    ModelInfo { preprocess: Preprocess::CIFAR10, num_classes: 10, keys, ..imagenet(name, parameters, builder) }
+    ModelInfo { keys, ..imagenet(name, parameters, builder).cifar() }
 }
 
 fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
@@ -316,10 +317,14 @@ fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Mo
 
 /// The registered variants.
 pub const MODELS: &[ModelInfo] = &[
-    imagenet("densenet121", 7_978_856, |d, vb| build(Config::densenet121(), d, vb)),
-    imagenet("densenet161", 28_681_000, |d, vb| build(Config::densenet161(), d, vb)),
-    imagenet("densenet169", 14_149_480, |d, vb| build(Config::densenet169(), d, vb)),
-    imagenet("densenet201", 20_013_928, |d, vb| build(Config::densenet201(), d, vb)),
+    imagenet("densenet121", 7_978_856, |d, vb| build(Config::densenet121(), d, vb))
+        .weights("hf:timm/densenet121.ra_in1k"),
+    imagenet("densenet161", 28_681_000, |d, vb| build(Config::densenet161(), d, vb))
+        .weights("hf:timm/densenet161.tv_in1k"),
+    imagenet("densenet169", 14_149_480, |d, vb| build(Config::densenet169(), d, vb))
+        .weights("hf:timm/densenet169.tv_in1k"),
+    imagenet("densenet201", 20_013_928, |d, vb| build(Config::densenet201(), d, vb))
+        .weights("hf:timm/densenet201.tv_in1k"),
     cifar("cifar_densenet121", 6_956_426, "torchvision", |d, vb| build(Config::cifar_densenet121(), d, vb)),
     cifar("cifar_densenet_bc_100_12", 769_162, "own", |d, vb| build(Config::cifar_bc(100, 12)?, d, vb)),
 ];

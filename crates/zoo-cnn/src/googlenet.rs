@@ -404,6 +404,7 @@ pub const MODELS: &[ModelInfo] = &[
         keys: "torchvision",
         paper: "Szegedy et al. 2014, arXiv:1409.4842",
         renames: RENAMES,
+        weights: Some("https://download.pytorch.org/models/googlenet-1378be20.pth"),
         ..ModelInfo::new("googlenet", 6_624_904, |dims, vb| build(Config::googlenet(), dims, vb))
     },
     ModelInfo {

@@ -17,7 +17,7 @@
 
 use crate::alexnet::Numbered;
 use candle_core::{Result, Tensor, bail};
-use zoo_core::model::Builder;
+use zoo_core::model::{Builder, Timm};
 use zoo_core::weights::{Layout, Rename, Source, Weights};
 use zoo_core::{
     Classifier, Conv2dConfig, Dimensions, Init, MaxPool2d, Model, ModelInfo, ModuleT, Sequential, VarBuilder,
@@ -211,6 +211,8 @@ const fn imagenet(name: &'static str, parameters: usize, builder: Builder) -> Mo
         keys: "torchvision",
         paper: "Simonyan and Zisserman 2014, arXiv:1409.1556",
         layouts: &[TIMM],
+        // timm turns torchvision's keys into its own when it reads a file.
+        timm: Some(Timm::new(name, "features.0", "head.fc")),
         ..ModelInfo::new(name, parameters, builder)
     }
 }
@@ -226,14 +228,14 @@ fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Mo
 
 /// The registered variants.
 pub const MODELS: &[ModelInfo] = &[
-    imagenet("vgg11", 132_863_336, |d, vb| build(Config::vgg(11)?, d, vb)),
-    imagenet("vgg13", 133_047_848, |d, vb| build(Config::vgg(13)?, d, vb)),
-    imagenet("vgg16", 138_357_544, |d, vb| build(Config::vgg(16)?, d, vb)),
-    imagenet("vgg19", 143_667_240, |d, vb| build(Config::vgg(19)?, d, vb)),
-    imagenet("vgg11_bn", 132_868_840, |d, vb| build(Config::vgg_bn(11)?, d, vb)),
-    imagenet("vgg13_bn", 133_053_736, |d, vb| build(Config::vgg_bn(13)?, d, vb)),
-    imagenet("vgg16_bn", 138_365_992, |d, vb| build(Config::vgg_bn(16)?, d, vb)),
-    imagenet("vgg19_bn", 143_678_248, |d, vb| build(Config::vgg_bn(19)?, d, vb)),
+    imagenet("vgg11", 132_863_336, |d, vb| build(Config::vgg(11)?, d, vb)).weights("hf:timm/vgg11.tv_in1k"),
+    imagenet("vgg13", 133_047_848, |d, vb| build(Config::vgg(13)?, d, vb)).weights("hf:timm/vgg13.tv_in1k"),
+    imagenet("vgg16", 138_357_544, |d, vb| build(Config::vgg(16)?, d, vb)).weights("hf:timm/vgg16.tv_in1k"),
+    imagenet("vgg19", 143_667_240, |d, vb| build(Config::vgg(19)?, d, vb)).weights("hf:timm/vgg19.tv_in1k"),
+    imagenet("vgg11_bn", 132_868_840, |d, vb| build(Config::vgg_bn(11)?, d, vb)).weights("hf:timm/vgg11_bn.tv_in1k"),
+    imagenet("vgg13_bn", 133_053_736, |d, vb| build(Config::vgg_bn(13)?, d, vb)).weights("hf:timm/vgg13_bn.tv_in1k"),
+    imagenet("vgg16_bn", 138_365_992, |d, vb| build(Config::vgg_bn(16)?, d, vb)).weights("hf:timm/vgg16_bn.tv_in1k"),
+    imagenet("vgg19_bn", 143_678_248, |d, vb| build(Config::vgg_bn(19)?, d, vb)).weights("hf:timm/vgg19_bn.tv_in1k"),
     cifar("cifar_vgg16_bn", 14_728_266, |d, vb| build(Config::cifar(16)?, d, vb)),
     cifar("cifar_vgg19_bn", 20_040_522, |d, vb| build(Config::cifar(19)?, d, vb)),
 ];

@@ -177,8 +177,32 @@ pub struct ModelInfo {
     pub renames: &'static [Rename],
     /// Whose files it reads besides those of `keys`, and how those want their images.
     pub layouts: &'static [Layout],
+    /// What timm calls the network; `None` where timm has none like it.
+    pub timm: Option<Timm>,
+    /// The name of the published weights that are usually meant, `hf:…` or an address; `None` where there are none.
+    pub weights: Option<&'static str>,
     /// Builds the network inside a store; reached through [`ModelInfo::build`].
     pub builder: Builder,
+}
+
+/// A network of the zoo as timm knows it: what its weights need to be loaded there.
+#[derive(Debug, Clone, Copy)]
+pub struct Timm {
+    /// timm's name of the network, for `timm.create_model`.
+    pub architecture: &'static str,
+    /// timm's name of the first convolution, which other channels are adapted in.
+    pub first_conv: &'static str,
+    /// timm's name of the classifier, which other classes replace.
+    pub classifier: &'static str,
+    /// timm's key of a tensor, from the network's own; where it is the same, or timm turns it itself, the same.
+    pub key: fn(&str) -> String,
+}
+
+impl Timm {
+    /// One whose keys are the network's own.
+    pub const fn new(architecture: &'static str, first_conv: &'static str, classifier: &'static str) -> Self {
+        Self { architecture, first_conv, classifier, key: str::to_owned }
+    }
 }
 
 /// One row of the registry of [`SequenceModel`]s.
@@ -219,12 +243,30 @@ impl ModelInfo {
     pub const fn new(name: &'static str, parameters: usize, builder: Builder) -> Self {
         let (preprocess, num_classes) = (Preprocess::IMAGENET, 1000);
         let (family, keys, paper, renames, layouts): (_, _, _, &[_], &[_]) = ("", "own", "", &[], &[]);
-        Self { name, family, parameters, preprocess, num_classes, keys, paper, renames, layouts, builder }
+        Self {
+            name,
+            family,
+            parameters,
+            preprocess,
+            num_classes,
+            keys,
+            paper,
+            renames,
+            layouts,
+            timm: None,
+            weights: None,
+            builder,
+        }
     }
 
     /// The same for 32x32 images and ten classes.
     pub const fn cifar(self) -> Self {
-        Self { preprocess: Preprocess::CIFAR10, num_classes: 10, ..self }
+        Self { preprocess: Preprocess::CIFAR10, num_classes: 10, timm: None, weights: None, ..self }
+    }
+
+    /// The same with published weights.
+    pub const fn weights(self, name: &'static str) -> Self {
+        Self { weights: Some(name), ..self }
     }
 
     /// The model's dimensions under `options`.

@@ -18,7 +18,7 @@
 //! D_S and D_C are the hidden widths of token and channel mixing (table 1).
 
 use candle_core::{Result, Tensor, bail};
-use zoo_core::model::Builder;
+use zoo_core::model::{Builder, Timm};
 use zoo_core::trace::{self, Step};
 use zoo_core::{
     Classifier, Dimensions, Dropout, Init, LayerNorm, MlpBlock, Model, ModelInfo, ModuleT, PatchEmbed, Preprocess,
@@ -208,6 +208,7 @@ const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelI
         preprocess: Preprocess::inception(0.875),
         keys: "timm",
         paper: "Tolstikhin et al. 2021, arXiv:2105.01601",
+        timm: Some(Timm::new(name, "stem.proj", "head")),
         ..ModelInfo::new(name, parameters, builder)
     }
 }
@@ -222,8 +223,10 @@ pub const MODELS: &[ModelInfo] = &[
     info("mixer_s32_224", 19_104_624, |d, vb| build(Config::small(32), d, vb)),
     info("mixer_s16_224", 18_528_264, |d, vb| build(Config::small(16), d, vb)),
     info("mixer_b32_224", 60_293_428, |d, vb| build(Config::base(32), d, vb)),
-    info("mixer_b16_224", 59_880_472, |d, vb| build(Config::base(16), d, vb)),
-    info("mixer_l16_224", 208_196_168, |d, vb| build(Config::large(16), d, vb)),
+    info("mixer_b16_224", 59_880_472, |d, vb| build(Config::base(16), d, vb))
+        .weights("hf:timm/mixer_b16_224.goog_in21k_ft_in1k"),
+    info("mixer_l16_224", 208_196_168, |d, vb| build(Config::large(16), d, vb))
+        .weights("hf:timm/mixer_l16_224.goog_in21k_ft_in1k"),
 ];
 
 #[cfg(test)]

@@ -19,7 +19,7 @@
 
 use crate::{check_width, make_divisible};
 use candle_core::{Result, Tensor};
-use zoo_core::model::Builder;
+use zoo_core::model::{Builder, Timm};
 use zoo_core::{
     BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Dropout, Fan, Init, Model, ModelInfo, ModuleT, Pointwise,
     Preprocess, Sequential, Stages, VarBuilder, conv_bn, global_avg_pool2d, seq,
@@ -174,7 +174,11 @@ fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Mo
 
 /// The registered variants.
 pub const MODELS: &[ModelInfo] = &[
-    info("mobilenet_v1", 4_231_976, |d, vb| build(Config::new(1.0), d, vb)),
+    ModelInfo {
+        weights: Some("hf:timm/mobilenetv1_100.ra4_e3600_r224_in1k"),
+        timm: Some(Timm::new("mobilenetv1_100", "conv_stem", "classifier")),
+        ..info("mobilenet_v1", 4_231_976, |d, vb| build(Config::new(1.0), d, vb))
+    },
     info("mobilenet_v1_075", 2_585_560, |d, vb| build(Config::new(0.75), d, vb)),
     info("mobilenet_v1_050", 1_331_592, |d, vb| build(Config::new(0.5), d, vb)),
     info("mobilenet_v1_025", 470_072, |d, vb| build(Config::new(0.25), d, vb)),

@@ -19,7 +19,7 @@ use crate::check_width;
 use crate::mobilenet_v1::round_width;
 use candle_core::{Result, Tensor, bail};
 use std::collections::BTreeMap;
-use zoo_core::model::{Builder, Interpolation};
+use zoo_core::model::{Builder, Interpolation, Timm};
 use zoo_core::weights::{Layout, Source, Weights};
 use zoo_core::{
     BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Dropout, Init, Model, ModelInfo, ModuleT, Pointwise,
@@ -260,6 +260,34 @@ fn translate<'k>(keys: &[&'k str]) -> Vec<(String, &'k str)> {
     keys.iter().filter_map(|key| Some((ours(key)?, *key))).collect()
 }
 
+/// timm's key of a tensor of the published network; one that is not the network's stays as it is.
+fn to_timm(key: &str) -> String {
+    let own = |key: &str| -> Option<String> {
+        if let Some(tensor) = key.strip_prefix("classifier.1.") {
+            return Some(format!("classifier.{tensor}"));
+        }
+        let (n, rest) = key.strip_prefix("features.")?.split_once('.')?;
+        let n: usize = n.parse().ok()?;
+        let counts = TABLE_2.map(|(_, _, blocks, _)| blocks);
+        let last = 1 + counts.iter().sum::<usize>();
+        if n == 0 || n == last {
+            let (layer, tensor) = rest.split_once('.')?;
+            let [conv, norm] = if n == 0 { ["conv_stem", "bn1"] } else { ["conv_head", "bn2"] };
+            return Some(format!("{}.{tensor}", if layer == "0" { conv } else { norm }));
+        }
+        let (mut stage, mut i) = (0, n - 1);
+        while i >= counts[stage] {
+            i -= counts[stage];
+            stage += 1;
+        }
+        let layers: &[(&str, &str)] = if TABLE_2[stage].0 == 1 { &SEPARABLE } else { &INVERTED };
+        let (place, tensor) = rest.strip_prefix("conv.")?.rsplit_once('.')?;
+        let (name, _) = layers.iter().find(|(_, own)| *own == place)?;
+        Some(format!("blocks.{stage}.{i}.{name}.{tensor}"))
+    };
+    own(key).unwrap_or_else(|| key.to_owned())
+}
+
 /// timm's files, whose images are as torchvision's but for how they are resized.
 const TIMM: Layout = Layout {
     name: "timm",
@@ -286,7 +314,11 @@ fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Mo
 
 /// The registered variants.
 pub const MODELS: &[ModelInfo] = &[
-    info("mobilenet_v2", 3_504_872, |d, vb| build(Config::new(1.0), d, vb)),
+    ModelInfo {
+        weights: Some("hf:timm/mobilenetv2_100.ra_in1k"),
+        timm: Some(Timm { key: to_timm, ..Timm::new("mobilenetv2_100", "conv_stem", "classifier") }),
+        ..info("mobilenet_v2", 3_504_872, |d, vb| build(Config::new(1.0), d, vb))
+    },
     ModelInfo {
         preprocess: Preprocess::CIFAR10,
         num_classes: 10,

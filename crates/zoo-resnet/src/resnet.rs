@@ -25,7 +25,7 @@ pub use layouts::{RENAMES, TRANSFORMERS, from_transformers};
 
 use crate::se_resnet;
 use candle_core::{Result, Tensor, bail};
-use zoo_core::model::Builder;
+use zoo_core::model::{Builder, Timm};
 use zoo_core::weights::Layout;
 use zoo_core::{
     BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Init, MaxPool2d, Model, ModelInfo, ModuleT, Pointwise,
@@ -239,6 +239,10 @@ const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelI
     }
 }
 
+const fn imagenet(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
+    ModelInfo { timm: Some(Timm::new(name, "conv1", "fc")), ..info(name, parameters, builder) }
+}
+
 const fn cifar(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
     let layouts = &[Layout { preprocess: None, ..TRANSFORMERS }];
     ModelInfo {
@@ -257,11 +261,11 @@ pub(crate) fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result
 
 /// The registered variants.
 pub const MODELS: &[ModelInfo] = &[
-    info("resnet18", 11_689_512, |d, vb| build(Config::resnet(18)?, d, vb)),
-    info("resnet34", 21_797_672, |d, vb| build(Config::resnet(34)?, d, vb)),
-    info("resnet50", 25_557_032, |d, vb| build(Config::resnet(50)?, d, vb)),
-    info("resnet101", 44_549_160, |d, vb| build(Config::resnet(101)?, d, vb)),
-    info("resnet152", 60_192_808, |d, vb| build(Config::resnet(152)?, d, vb)),
+    imagenet("resnet18", 11_689_512, |d, vb| build(Config::resnet(18)?, d, vb)).weights("hf:timm/resnet18.a1_in1k"),
+    imagenet("resnet34", 21_797_672, |d, vb| build(Config::resnet(34)?, d, vb)).weights("hf:timm/resnet34.a1_in1k"),
+    imagenet("resnet50", 25_557_032, |d, vb| build(Config::resnet(50)?, d, vb)).weights("hf:timm/resnet50.a1_in1k"),
+    imagenet("resnet101", 44_549_160, |d, vb| build(Config::resnet(101)?, d, vb)).weights("hf:timm/resnet101.a1h_in1k"),
+    imagenet("resnet152", 60_192_808, |d, vb| build(Config::resnet(152)?, d, vb)).weights("hf:timm/resnet152.a1h_in1k"),
     info("plain18", 11_515_688, |d, vb| build(Config::plain(18)?, d, vb)),
     info("plain34", 21_623_848, |d, vb| build(Config::plain(34)?, d, vb)),
     info("plain50", 22_780_456, |d, vb| build(Config::plain(50)?, d, vb)),

@@ -18,6 +18,7 @@
 pub use crate::resnet::Config;
 use crate::resnet::{ResNet, build};
 use candle_core::Result;
+use zoo_core::model::Timm;
 use zoo_core::{Dimensions, Interpolation, Model, ModelInfo, Preprocess, VarBuilder};
 
 impl Config {
@@ -60,6 +61,7 @@ const fn info(
         preprocess: Preprocess { interpolation: Interpolation::Bicubic, crop, ..Preprocess::IMAGENET },
         keys: "timm",
         paper: "Hu et al. 2017, arXiv:1709.01507",
+        timm: Some(Timm::new(name, "conv1", "fc")),
         ..ModelInfo::new(name, parameters, builder)
     }
 }
@@ -68,7 +70,8 @@ const fn info(
 pub const MODELS: &[ModelInfo] = &[
     info("seresnet18", 11_779_624, 0.875, |d, vb| build(Config::seresnet(18)?, d, vb)),
     info("seresnet34", 21_960_416, 0.875, |d, vb| build(Config::seresnet(34)?, d, vb)),
-    info("seresnet50", 28_088_024, 0.95, |d, vb| build(Config::seresnet(50)?, d, vb)),
+    info("seresnet50", 28_088_024, 0.95, |d, vb| build(Config::seresnet(50)?, d, vb))
+        .weights("hf:timm/seresnet50.a1_in1k"),
     info("seresnet101", 49_326_872, 0.875, |d, vb| build(Config::seresnet(101)?, d, vb)),
     info("seresnet152", 66_821_848, 0.875, |d, vb| build(Config::seresnet(152)?, d, vb)),
 ];

@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use candle_core::Device;
 use std::sync::atomic::AtomicBool;
 use zoo::transformer::vit::{self, VisionTransformer};
-use zoo_core::{ModelInfo, Preprocess};
+use zoo_core::ModelInfo;
 use zoo_train::checkpoint::Checkpoints;
 use zoo_train::data::{DataSpec, Dataset, Synthetic};
 use zoo_train::optim::OptimizerConfig;
@@ -22,16 +22,10 @@ use zoo_train::trainer::{Job, train};
 
 /// A network of one's own beside the registry's: a row of the same kind is all that the training loop asks for.
 static SMALL_VIT: ModelInfo = ModelInfo {
-    name: "vit_cifar",
     family: "transformer",
-    parameters: 468_778,
-    preprocess: Preprocess::CIFAR10,
-    num_classes: 10,
     keys: "timm",
     paper: "Dosovitskiy et al. 2020, arXiv:2010.11929",
-    renames: &[],
-    layouts: &[],
-    builder: |dims, vb| {
+    ..ModelInfo::new("vit_cifar", 468_778, |dims, vb| {
         let config = vit::Config {
             patch: 8,
             dim: 96,
@@ -43,7 +37,8 @@ static SMALL_VIT: ModelInfo = ModelInfo {
             ..vit::Config::cifar_vit_tiny_patch4()
         };
         Ok(Box::new(VisionTransformer::new(&config, vb)?))
-    },
+    })
+    .cifar()
 };
 
 fn main() -> Result<()> {

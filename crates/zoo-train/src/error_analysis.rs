@@ -4,6 +4,7 @@
 //! [`write()`] leaves an [`ErrorAnalysis`] in a run's folder as `evaluation.json`, with the mistakes' images in
 //! `mistakes.png`; [`read`] gives both to the report.
 
+use crate::confusion::answer;
 use crate::data::Split;
 use crate::eval::{Evaluation, evaluate_parts};
 use crate::loader::{Batch, Loader};
@@ -269,14 +270,6 @@ impl ErrorAnalysis {
         found.sort_by_key(|cell| (Reverse(cell.count), cell.label, cell.predicted));
         found
     }
-}
-
-/// The class of the largest logit, of equals the lowest, as the accuracy counts; `None` with a NaN among them.
-fn answer(logits: &[f32]) -> Option<usize> {
-    if logits.iter().any(|logit| logit.is_nan()) {
-        return None;
-    }
-    (0..logits.len()).reduce(|best, class| if logits[class] > logits[best] { class } else { best })
 }
 
 /// The softmax of finite `logits` at `class`.

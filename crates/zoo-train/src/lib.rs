@@ -22,6 +22,7 @@
 
 pub mod augment;
 pub mod checkpoint;
+pub mod confusion;
 pub mod data;
 pub mod error_analysis;
 pub mod errors;

@@ -61,6 +61,53 @@ impl Drop for Images {
     }
 }
 
+/// Progress of downloads, one file after the other, on standard error.
+#[derive(Debug, Default)]
+pub struct Download {
+    file: String,
+    bar: Option<ProgressBar>,
+    line: Option<Instant>,
+}
+
+impl Download {
+    /// Shows that `done` bytes of a file are there, of so many where that is known.
+    ///
+    /// ```
+    /// zoo_train::progress::Download::default().show("model.safetensors", 1 << 20, Some(46 << 20));
+    /// ```
+    pub fn show(&mut self, file: &str, done: u64, total: Option<u64>) {
+        if self.file != file {
+            self.end();
+            let template = "{prefix} {bar:30} {bytes} of {total_bytes} · {bytes_per_sec} · {eta} left";
+            let (bar, terminal) = bar(file, total.unwrap_or(0), template);
+            let size = total.map_or(String::new(), |total| format!(", {}", indicatif::DecimalBytes(total)));
+            if !terminal {
+                say(format_args!("downloading {file}{size}"));
+            }
+            // What an earlier try left does not count in the speed.
+            bar.set_position(done);
+            bar.reset_eta();
+            (self.file, self.bar, self.line) = (file.to_owned(), Some(bar), (!terminal).then(Instant::now));
+        }
+        self.bar.iter().for_each(|bar| bar.set_position(done));
+        if let Some(last) = self.line.as_mut().filter(|last| last.elapsed() >= Images::EVERY) {
+            *last = Instant::now();
+            let of = total.map_or(String::new(), |total| format!(" of {}", indicatif::DecimalBytes(total)));
+            say(format_args!("{file}: {}{of}", indicatif::DecimalBytes(done)));
+        }
+    }
+
+    fn end(&self) {
+        self.bar.iter().for_each(ProgressBar::finish_and_clear);
+    }
+}
+
+impl Drop for Download {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
 /// A bar on standard error, hidden where that is not a terminal, and whether it is one.
 fn bar(name: &str, length: u64, template: &str) -> (ProgressBar, bool) {
     let terminal = std::io::stderr().is_terminal();

@@ -6,14 +6,16 @@
 //! checkpoints with these names of tensors want ([`ModelInfo::preprocess_of`]), and says so.
 
 mod config;
-mod hub;
 mod metadata;
+mod place;
+mod timm;
 
-pub use hub::HubFile;
 pub(crate) use metadata::metadata;
 pub use metadata::{carried, normalize_of};
+pub use place::{DEFAULT_WEIGHTS, WEIGHTS_FILE, model_of, weights_file};
 
 use crate::augment::{Normalize, Transform};
+use crate::confusion::ConfusionMatrix;
 use crate::data::photo::Framing;
 use crate::data::{Split, TestImages};
 use crate::eval::{Evaluation, evaluate_parts};
@@ -21,49 +23,12 @@ use crate::loader::Loader;
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::{DType, Device, Tensor};
 use metadata::{FileMetadata, Origin, assumption};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use zoo::{ModelInfo, ModelOptions, VarStore};
 use zoo_core::threads::in_pool;
 use zoo_core::weights::{KeyReport, LoadOptions, LoadReport, Selection, Weights, check, load, shown};
 use zoo_core::{Model, Precision, Preprocess, PreprocessParts};
-
-/// The file of a run's folder that holds the trained network.
-pub const WEIGHTS_FILE: &str = "model.safetensors";
-
-/// The file of weights at `path`, or in the run's folder there; `hf:ORG/NAME[@REVISION][:FILE]` is a file of the Hugging
-/// Face hub, from its cache on this machine.
-///
-/// # Errors
-/// A folder without one; a file that is not in the cache.
-pub fn weights_file(path: &Path) -> Result<PathBuf> {
-    if let Some(name) = path.to_str().and_then(|path| path.strip_prefix("hf:")) {
-        return name.parse::<HubFile>()?.find();
-    }
-    if !path.is_dir() {
-        return Ok(path.into());
-    }
-    let others = ["model.safetensors.index.json", "pytorch_model.bin"];
-    let files: Vec<PathBuf> = [WEIGHTS_FILE].iter().chain(&others).map(|name| path.join(name)).collect();
-    let file = files.iter().find(|file| file.exists()).unwrap_or(&files[0]).clone();
-    ensure!(
-        file.exists(),
-        "{}: a folder without {WEIGHTS_FILE}, where a file of weights or a run's folder was expected",
-        path.display()
-    );
-    Ok(file)
-}
-
-/// The network that a file of weights says it holds: what `zoo train` writes into it, or the `architecture` in timm's
-/// config.json beside it where that is one of the zoo's names.
-///
-/// # Errors
-/// As [`Trained::open`].
-pub fn model_of(file: &Path, selection: &Selection) -> Result<Option<&'static ModelInfo>> {
-    let file = weights_file(file)?;
-    let stated = FileMetadata::of(&selection.open(&file)?)?.0.model.or_else(|| config::beside(&file).architecture);
-    Ok(stated.and_then(|name| zoo::find(&name).ok()))
-}
 
 /// What is used in place of what a file of weights says.
 #[derive(Debug, Clone, Default)]
@@ -94,7 +59,8 @@ pub struct Overrides {
 /// # Ok::<(), anyhow::Error>(())
 /// ```
 pub struct Trained {
-    name: &'static str,
+    info: ModelInfo,
+    store: VarStore,
     net: Box<dyn Model>,
     num_classes: usize,
     classes: Option<Vec<String>>,
@@ -118,7 +84,7 @@ impl Trained {
     /// # Errors
     /// A file that does not hold this network's weights, with the keys that do not fit; metadata that contradicts them.
     pub fn open(model: &ModelInfo, file: &Path, overrides: &Overrides, device: &Device) -> Result<Self> {
-        let file = &weights_file(file)?;
+        let file = &weights_file(file, Some(model))?;
         let weights = overrides.selection.open(file)?;
         let (metadata, origin) = FileMetadata::of(&weights)?;
         if let Some(held) = &metadata.model {
@@ -200,7 +166,8 @@ impl Trained {
         let net = model.build(&ModelOptions { num_classes: Some(num_classes), ..options }, store.root())?;
         notes.extend(notes_of(&load(&store, &weights, &load_options)?));
         Ok(Self {
-            name: model.name,
+            info: *model,
+            store,
             net,
             num_classes,
             classes: metadata.classes,
@@ -214,6 +181,23 @@ impl Trained {
             device: device.clone(),
             precision: Precision::F32,
         })
+    }
+
+    /// A network of the zoo with its published weights ([`ModelInfo::weights`]), from this machine or, with the feature
+    /// `download`, from where they are published.
+    ///
+    /// ```no_run
+    /// let trained = zoo_train::trained::Trained::pretrained("resnet50")?;
+    /// let image = trained.framing().read("photo.jpg".as_ref())?;
+    /// let best = zoo_train::trained::Trained::largest(&trained.probabilities(&[image])?[0], 1)[0];
+    /// println!("{} ({:.1} %)", trained.class_name(best.0), 100.0 * best.1);
+    /// # Ok::<(), anyhow::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// No such network, none published, and as [`open`](Self::open).
+    pub fn pretrained(name: &str) -> Result<Self> {
+        Self::open(zoo::find(name)?, DEFAULT_WEIGHTS.as_ref(), &Overrides::default(), &Device::Cpu)
     }
 
     /// Computes in `precision` from now on, whatever the network was trained in: its weights are f32 in any case.
@@ -244,7 +228,7 @@ impl Trained {
 
     /// The zoo's name of the network.
     pub fn name(&self) -> &'static str {
-        self.name
+        self.info.name
     }
 
     /// The names of the classes, if the file or the caller state them: those that a data set's must be among.
@@ -297,6 +281,16 @@ impl Trained {
     /// What of the file was taken and what was left, a line each, where that is not all of it.
     pub fn notes(&self) -> &[String] {
         &self.notes
+    }
+
+    /// The network's tensors, by key.
+    pub fn store(&self) -> &VarStore {
+        &self.store
+    }
+
+    /// Channels, height and width of its images.
+    pub fn image_shape(&self) -> [usize; 3] {
+        self.transform.shape()
     }
 
     /// The network itself: for its features, and for whatever else a [`Model`] gives.
@@ -353,12 +347,20 @@ impl Trained {
     ///
     /// # Errors
     /// Images of another number of classes, files that cannot be read, or what the network refuses.
-    pub fn evaluate(
+    pub fn evaluate(&self, images: &TestImages, batch: usize, seen: impl FnMut(usize) + Send) -> Result<Evaluation> {
+        Ok(self.evaluate_by_class(images, batch, seen)?.0)
+    }
+
+    /// [`evaluate`](Self::evaluate), and which classes are taken for which.
+    ///
+    /// # Errors
+    /// As [`evaluate`](Self::evaluate).
+    pub fn evaluate_by_class(
         &self,
         images: &TestImages,
         batch: usize,
         mut seen: impl FnMut(usize) + Send,
-    ) -> Result<Evaluation> {
+    ) -> Result<(Evaluation, ConfusionMatrix)> {
         let (n, expected) = (images.classes().len(), self.num_classes);
         ensure!(
             n == expected,
@@ -374,12 +376,14 @@ impl Trained {
             let loader = Loader::eval(grey(split?)?, self.transform.clone(), batch, &self.device)?;
             Ok(loader.precision(self.precision))
         };
-        in_pool(|| {
-            evaluate_parts(self.net.as_ref(), images.parts().map(loader), |batch, _| {
+        let mut matrix = ConfusionMatrix::new(n);
+        let result = in_pool(|| {
+            evaluate_parts(self.net.as_ref(), images.parts().map(loader), |batch, logits| {
                 seen(batch.host_labels.len());
-                Ok(())
+                matrix.add_batch(batch, logits)
             })
-        })
+        })?;
+        Ok((result, matrix))
     }
 }
 

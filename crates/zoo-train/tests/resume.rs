@@ -14,8 +14,8 @@ use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant, SystemTime};
 use zoo::ModelInfo;
 use zoo::mobile::mobilenet_v1::{Config, MobileNetV1};
+use zoo_core::Precision;
 use zoo_core::rng::Rng;
-use zoo_core::{Precision, Preprocess};
 use zoo_train::augment::Augment;
 use zoo_train::checkpoint::{self, Checkpoints};
 use zoo_train::data::{Dataset, Synthetic};
@@ -34,19 +34,13 @@ fn data() -> Dataset {
 
 /// A network with dropout and running statistics, small enough to write a checkpoint after every step.
 static NETWORK: ModelInfo = ModelInfo {
-    name: "mobilenet_v1_020_dropout",
     family: "mobile",
-    parameters: 0,
-    preprocess: Preprocess::CIFAR10,
-    num_classes: 10,
-    keys: "own",
     paper: "Howard et al. 2017, arXiv:1704.04861",
-    renames: &[],
-    layouts: &[],
-    builder: |dims, vb| {
+    ..ModelInfo::new("mobilenet_v1_020_dropout", 0, |dims, vb| {
         let config = Config { dropout: 0.3, num_classes: dims.num_classes, ..Config::new(0.2) };
         Ok(Box::new(MobileNetV1::new(&config, vb)?))
-    },
+    })
+    .cifar()
 };
 
 /// With momentum, warm-up, crop and flip: everything that a checkpoint has to hold or that has to come back without it.

@@ -20,6 +20,7 @@ mod layouts;
 pub use layouts::{TORCHVISION, TRANSFORMERS, from_transformers};
 
 use candle_core::{Result, Tensor, bail};
+use zoo_core::model::Timm;
 use zoo_core::trace::Step;
 use zoo_core::weights::Layout;
 use zoo_core::{
@@ -343,6 +344,7 @@ const fn info(
         keys: "timm",
         paper: "Dosovitskiy et al. 2020, arXiv:2010.11929",
         layouts: &[TORCHVISION, TRANSFORMERS],
+        timm: Some(Timm::new(name, "patch_embed.proj", "head")),
         ..ModelInfo::new(name, parameters, builder)
     }
 }
@@ -354,13 +356,18 @@ fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Mo
 
 /// The registered variants.
 pub const MODELS: &[ModelInfo] = &[
-    info("vit_tiny_patch16_224", 5_717_416, |d, vb| build(Config::vit_tiny_patch16_224(), d, vb)),
-    info("vit_small_patch16_224", 22_050_664, |d, vb| build(Config::vit_small_patch16_224(), d, vb)),
-    info("vit_base_patch16_224", 86_567_656, |d, vb| build(Config::vit_base_patch16_224(), d, vb)),
-    info("vit_base_patch32_224", 88_224_232, |d, vb| build(Config::vit_base_patch32_224(), d, vb)),
+    info("vit_tiny_patch16_224", 5_717_416, |d, vb| build(Config::vit_tiny_patch16_224(), d, vb))
+        .weights("hf:timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k"),
+    info("vit_small_patch16_224", 22_050_664, |d, vb| build(Config::vit_small_patch16_224(), d, vb))
+        .weights("hf:timm/vit_small_patch16_224.augreg_in21k_ft_in1k"),
+    info("vit_base_patch16_224", 86_567_656, |d, vb| build(Config::vit_base_patch16_224(), d, vb))
+        .weights("hf:timm/vit_base_patch16_224.augreg2_in21k_ft_in1k"),
+    info("vit_base_patch32_224", 88_224_232, |d, vb| build(Config::vit_base_patch32_224(), d, vb))
+        .weights("hf:timm/vit_base_patch32_224.augreg_in21k_ft_in1k"),
     ModelInfo {
         preprocess: Preprocess::CIFAR10,
         num_classes: 10,
+        timm: None,
         layouts: &[Layout { preprocess: None, ..TORCHVISION }, Layout { preprocess: None, ..TRANSFORMERS }],
         ..info("cifar_vit_tiny_patch4", 5_362_762, |d, vb| build(Config::cifar_vit_tiny_patch4(), d, vb))
     },

@@ -11,6 +11,7 @@ mod jpeg;
 mod left_out;
 pub mod photo;
 pub mod picture;
+mod resample;
 pub mod synthetic;
 mod test_images;
 
