@@ -1,0 +1,139 @@
+#!/usr/bin/env python3
+"""Networks of torchvision and timm through `zoo export`: ONNX Runtime and timm compute what the library did.
+
+usage: python tests/reference/export.py [--zoo target/release/zoo] [NETWORK...]   (no network: all)
+needs: pip install torch torchvision timm onnx onnxruntime numpy safetensors; cargo build --release --bin zoo
+
+Each network is built by its library with random weights and saved. `zoo export --to onnx` turns the file into an ONNX file, with
+images and with pixels as input; onnx.checker looks at it with shape inference, and ONNX Runtime runs it on batches of one and
+three. `zoo export --to timm` turns it into a folder, from which timm.create_model("local-dir:…") loads it, once with the classes
+it has and once with five. The largest difference of a logit is printed, relative to the largest logit; over 1e-4 the script fails.
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import timm
+import torch
+import torchvision
+from safetensors.torch import load_file, save_file
+
+LIMIT = 1e-4
+V = torchvision.models
+
+
+def lively(net, size):
+    """Statistics of a batch, biases that are not zero and a head that is not, so that nothing is left out unseen."""
+    torch.manual_seed(5)
+    for parameter in net.parameters():
+        if parameter.std() == 0 or parameter.numel() == 1:
+            parameter.data += torch.randn_like(parameter) * 0.05
+    for module in net.modules():
+        if isinstance(module, torch.nn.BatchNorm2d):
+            module.momentum = 1.0
+    net.train()
+    with torch.no_grad():
+        net(torch.randn(4, 3, size, size))
+    return net.eval()
+
+
+# The zoo's name, the network, whether timm has it, the side of its images.
+CASES = {
+    "alexnet": (lambda: V.alexnet(), False, 224),
+    "vgg11_bn": (lambda: V.vgg11_bn(), True, 224),
+    "googlenet": (lambda: V.googlenet(aux_logits=False, init_weights=True), False, 224),
+    "resnet18": (lambda: V.resnet18(), True, 224),
+    "resnet50": (lambda: timm.create_model("resnet50"), True, 224),
+    "seresnet50": (lambda: timm.create_model("seresnet50"), True, 224),
+    "densenet121": (lambda: V.densenet121(), True, 224),
+    "mobilenet_v1": (lambda: timm.create_model("mobilenetv1_100"), True, 224),
+    "mobilenet_v2": (lambda: V.mobilenet_v2(), True, 224),
+    "vit_tiny_patch16_224": (lambda: timm.create_model("vit_tiny_patch16_224"), True, 224),
+    "mixer_s32_224": (lambda: timm.create_model("mixer_s32_224"), True, 224),
+}
+
+
+def call(*command):
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True)
+    if done.returncode:
+        sys.exit(f"{' '.join(map(str, command))}: {done.stderr}")
+
+
+def distance(got, want):
+    return (np.abs(np.asarray(got) - want).max() / np.abs(want).max()).item()
+
+
+def through_onnx(zoo, name, folder, net, size):
+    call(zoo, "export", name, "--weights", folder / "net.safetensors", "--to", "onnx", "-o", folder / "net.onnx")
+    call(zoo, "export", name, "--weights", folder / "net.safetensors", "--to", "onnx", "--pixels", "-o", folder / "pixels.onnx")
+    worst = 0.0
+    for file in ["net.onnx", "pixels.onnx"]:
+        model = onnx.load(folder / file)
+        onnx.checker.check_model(model, full_check=True)
+        session = onnxruntime.InferenceSession(str(folder / file), providers=["CPUExecutionProvider"])
+        preprocess = json.loads(session.get_modelmeta().custom_metadata_map["preprocess"])
+        for batch in (1, 3):
+            rng = np.random.default_rng(batch)
+            pixels = rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
+            images = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+            mean, std = (torch.tensor(preprocess[key]).view(1, 3, 1, 1) for key in ("mean", "std"))
+            images = (images - mean) / std
+            with torch.no_grad():
+                want = net(images).numpy()
+            feed = {"pixels": pixels} if file == "pixels.onnx" else {"images": images.numpy()}
+            (got,) = session.run(["logits"], feed)
+            worst = max(worst, distance(got, want))
+    return worst
+
+
+def through_timm(zoo, name, folder, net, size):
+    out = folder / "timm"
+    call(zoo, "export", name, "--weights", folder / "net.safetensors", "--to", "timm", "-o", out)
+    theirs = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    images = torch.randn(3, 3, size, size)
+    with torch.no_grad():
+        want = net(images).numpy()
+        worst = distance(theirs(images), want)
+    other = timm.create_model(f"local-dir:{out}", pretrained=True, num_classes=5).eval()
+    with torch.no_grad():
+        features = [timm_net.forward_features(images).numpy() for timm_net in (theirs, other)]
+        if other(images).shape != (3, 5) or distance(*features) > 0:
+            sys.exit(f"{name}: timm's network of five classes sees other features")
+    call(zoo, "export", name, "--weights", folder / "net.safetensors", "--to", "timm", "--dtype", "f16", "-o", folder / "half")
+    halves = load_file(folder / "half/model.safetensors")
+    if any(tensor.dtype != torch.float16 for tensor in halves.values()):
+        sys.exit(f"{name}: --dtype f16 left other numbers")
+    return worst
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("networks", nargs="*", metavar="NETWORK")
+    parser.add_argument("--zoo", default="target/release/zoo")
+    args = parser.parse_args()
+    zoo, worst = Path(args.zoo).resolve(), 0.0
+    for name in args.networks or CASES:
+        build, has_timm, size = CASES[name]
+        with tempfile.TemporaryDirectory() as folder:
+            folder = Path(folder)
+            net = lively(build(), size)
+            save_file({key: tensor.contiguous() for key, tensor in net.state_dict().items()}, folder / "net.safetensors")
+            found = [through_onnx(zoo, name, folder, net, size)]
+            if has_timm:
+                found.append(through_timm(zoo, name, folder, net, size))
+        columns = "  ".join(f"{library} {off:.1e}" for library, off in zip(("onnx", "timm"), found))
+        print(f"{name:24} {columns}", flush=True)
+        worst = max(worst, *found)
+    if worst > LIMIT:
+        sys.exit(f"{worst:.1e} is more than {LIMIT}")
+
+
+if __name__ == "__main__":
+    main()
