@@ -68,12 +68,20 @@ struct Inner {
     seed: u64,
     dtype: DType,
     device: Device,
-    shapes_only: bool,
+    values: Values,
     slots: Mutex<Slots>,
     /// Whether dropout layers let everything through.
     dropout_off: Arc<AtomicBool>,
     dropout_calls: Mutex<BTreeMap<String, Arc<AtomicU64>>>,
     batch_norm: Mutex<BatchNormSettings>,
+}
+
+/// What a new tensor holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Values {
+    Drawn,
+    Zeros,
+    None,
 }
 
 #[derive(Debug, Default)]
@@ -101,18 +109,33 @@ pub struct VarStore(Arc<Inner>);
 impl VarStore {
     /// An empty store; `seed` fixes every initial value and every dropout mask of what is built in it.
     pub fn new(seed: u64, dtype: DType, device: &Device) -> Self {
-        Self::build(seed, dtype, device, false)
+        Self::build(seed, dtype, device, Values::Drawn)
+    }
+
+    /// A store whose tensors are zeros until they are loaded: to draw the initial values of a large network takes longer than
+    /// to read its weights.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device};
+    /// use zoo_core::{Init, VarStore};
+    /// let store = VarStore::for_loading(DType::F32, &Device::Cpu);
+    /// let weight = store.root().param((2, 2), "weight", Init::TORCH_WEIGHT)?;
+    /// assert_eq!(weight.to_vec2::<f32>()?, [[0.; 2]; 2]);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    pub fn for_loading(dtype: DType, device: &Device) -> Self {
+        Self::build(0, dtype, device, Values::Zeros)
     }
 
     /// A store that keeps shapes and allocates nothing: for counting parameters and listing keys.
     pub fn shapes_only() -> Self {
-        Self::build(0, DType::F32, &Device::Cpu, true)
+        Self::build(0, DType::F32, &Device::Cpu, Values::None)
     }
 
-    fn build(seed: u64, dtype: DType, device: &Device, shapes_only: bool) -> Self {
+    fn build(seed: u64, dtype: DType, device: &Device, values: Values) -> Self {
         let (slots, dropout_off, dropout_calls, batch_norm) = Default::default();
         let device = device.clone();
-        Self(Arc::new(Inner { seed, dtype, device, shapes_only, slots, dropout_off, dropout_calls, batch_norm }))
+        Self(Arc::new(Inner { seed, dtype, device, values, slots, dropout_off, dropout_calls, batch_norm }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Slots> {
@@ -241,7 +264,7 @@ impl VarBuilder {
     /// A key that is taken already (to share a weight, clone the tensor), or an init that does not fit the shape.
     pub fn param(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Tensor> {
         let (shape, key) = (shape.into(), self.key(name));
-        if self.store.0.shapes_only {
+        if self.store.0.values == Values::None {
             let tensor = Tensor::zeros((), self.dtype(), self.device())?.broadcast_as(&shape)?;
             self.insert(Slot { key, kind: VarKind::Parameter, shape, var: None })?;
             return Ok(tensor);
@@ -258,12 +281,15 @@ impl VarBuilder {
     pub fn buffer(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Var> {
         let (shape, key) = (shape.into(), self.key(name));
         let var = self.fill(&key, &shape, init)?;
-        let stored = (!self.store.0.shapes_only).then(|| var.clone());
+        let stored = (self.store.0.values != Values::None).then(|| var.clone());
         self.insert(Slot { key, kind: VarKind::Buffer, shape, var: stored })?;
         Ok(var)
     }
 
     fn fill(&self, key: &str, shape: &Shape, init: Init) -> Result<Var> {
+        if self.store.0.values == Values::Zeros {
+            return Var::zeros(shape, self.dtype(), self.device());
+        }
         let mut rng = Rng::new(self.store.0.seed, &format!("init/{key}"));
         // The two usual types are drawn where they stay: a copy of a large layer would be the most that building ever
         // takes.

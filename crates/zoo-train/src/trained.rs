@@ -161,7 +161,7 @@ impl Trained {
         // The file says more of itself than what lies beside it.
         let is_followed = metadata.normalize.is_none() && stated != PreprocessParts::default();
         let stated_by = if is_followed { config.files } else { Vec::new() };
-        let store = VarStore::new(0, DType::F32, device);
+        let store = VarStore::for_loading(DType::F32, device);
         store.set_batch_norm(metadata.batch_norm.unwrap_or_default().into());
         let net = model.build(&ModelOptions { num_classes: Some(num_classes), ..options }, store.root())?;
         notes.extend(notes_of(&load(&store, &weights, &load_options)?));
