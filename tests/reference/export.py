@@ -7,7 +7,7 @@ needs: pip install torch torchvision timm onnx onnxruntime numpy safetensors; ca
 Each network is built by its library with random weights and saved. `zoo export --to onnx` turns the file into an ONNX file, with
 images and with pixels as input; onnx.checker looks at it with shape inference, and ONNX Runtime runs it on batches of one and
 three. `zoo export --to timm` turns it into a folder, from which timm.create_model("local-dir:…") loads it, once with the classes
-it has and once with five. The largest difference of a logit is printed, relative to the largest logit; over 1e-4 the script fails.
+it has and once with five. Networks of timm's are exported for another size of images too, and for grey ones. The largest difference of a logit is printed, relative to the largest logit; over 1e-4 the script fails.
 """
 
 import argparse
@@ -29,7 +29,7 @@ LIMIT = 1e-4
 V = torchvision.models
 
 
-def lively(net, size):
+def lively(net, size, channels=3):
     """Statistics of a batch, biases that are not zero and a head that is not, so that nothing is left out unseen."""
     torch.manual_seed(5)
     for parameter in net.parameters():
@@ -40,9 +40,16 @@ def lively(net, size):
             module.momentum = 1.0
     net.train()
     with torch.no_grad():
-        net(torch.randn(4, 3, size, size))
+        net(torch.randn(4, channels, size, size))
     return net.eval()
 
+
+# For images of another size, or of one channel: the zoo's name, timm's network, the side, the flags.
+OTHERS = {
+    "vit_tiny_patch16_224 at 384": (lambda: timm.create_model("vit_tiny_patch16_224", img_size=384), 384, 3),
+    "mixer_s32_224 at 256": (lambda: timm.create_model("mixer_s32_224", img_size=256), 256, 3),
+    "resnet18 at 160, grey": (lambda: timm.create_model("resnet18", in_chans=1), 160, 1),
+}
 
 # The zoo's name, the network, whether timm has it, the side of its images.
 CASES = {
@@ -113,6 +120,23 @@ def through_timm(zoo, name, folder, net, size):
     return worst
 
 
+def of_other_images(zoo, case):
+    build, size, channels = OTHERS[case]
+    name = case.split()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        net = lively(build(), size, channels)
+        save_file({key: tensor.contiguous() for key, tensor in net.state_dict().items()}, folder / "net.safetensors")
+        call(zoo, "export", name, "--weights", folder / "net.safetensors", "--size", size, "--in-chans", channels, "--to", "timm",
+             "-o", folder / "timm")
+        theirs = timm.create_model(f"local-dir:{folder / 'timm'}", pretrained=True).eval()
+        images = torch.randn(2, channels, size, size)
+        with torch.no_grad():
+            off = distance(theirs(images), net(images).numpy())
+    print(f"{case:32} timm {off:.1e}", flush=True)
+    return off
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", metavar="NETWORK")
@@ -131,6 +155,8 @@ def main():
         columns = "  ".join(f"{library} {off:.1e}" for library, off in zip(("onnx", "timm"), found))
         print(f"{name:24} {columns}", flush=True)
         worst = max(worst, *found)
+    if not args.networks:
+        worst = max(worst, *(of_other_images(zoo, case) for case in OTHERS))
     if worst > LIMIT:
         sys.exit(f"{worst:.1e} is more than {LIMIT}")
 

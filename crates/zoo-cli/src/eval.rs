@@ -1,12 +1,12 @@
 //! `zoo eval`: how good a trained network is on test images.
 
 use crate::text::{csv_cell, print_line, until_closed};
-use crate::{pictures, trained};
+use crate::{labels, pictures, trained};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use zoo_train::confusion::ConfusionMatrix;
 use zoo_train::data::TestImages;
 use zoo_train::progress::{Images, say};
@@ -55,9 +55,10 @@ pub fn run(args: &Args) -> Result<()> {
         )
     }
     let trained = args.network.open(args.model.as_deref(), side)?;
-    let mapped =
-        args.class_map.as_deref().map(|path| class_map(path, &trained).with_context(|| path.display().to_string()));
-    let mapped = mapped.transpose()?;
+    let mapped = match &args.class_map {
+        Some(path) => Some(class_map(&labels::text(path)?, &trained).with_context(|| path.display().to_string())?),
+        None => None,
+    };
     let known = mapped.as_deref().or(trained.classes());
     let images = TestImages::open(&args.data, trained.framing(), known, args.size.limits())?;
     let batch = args.batch.unwrap_or(if trained.framing().size <= 32 { 250 } else { 32 });
@@ -102,10 +103,9 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// The data's names of the network's classes: of those that the map has none for, the network's own.
-fn class_map(path: &Path, trained: &Trained) -> Result<Vec<String>> {
-    let text = std::fs::read_to_string(path)?;
+fn class_map(text: &str, trained: &Trained) -> Result<Vec<String>> {
     let map: BTreeMap<String, Value> =
-        serde_json::from_str(&text).context("expected a JSON object of the data's names with the network's classes")?;
+        serde_json::from_str(text).context("expected a JSON object of the data's names with the network's classes")?;
     let n = trained.num_classes();
     let own: Vec<String> = (0..n).map(|class| trained.class_name(class)).collect();
     let mut names: Vec<Option<String>> = vec![None; n];

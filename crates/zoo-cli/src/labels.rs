@@ -16,13 +16,20 @@ const MOST_BYTES: u64 = 64 << 20;
 /// # Errors
 /// A file that cannot be read or is neither; a number that is missing in a map. Each names the file.
 pub fn read(path: &Path) -> Result<Vec<String>> {
+    parse(&text(path)?).with_context(|| path.display().to_string())
+}
+
+/// The text of a file of names.
+///
+/// # Errors
+/// A file that cannot be read, is too large for one, or is no text. Each names the file.
+pub fn text(path: &Path) -> Result<String> {
     let mut bytes = Vec::new();
     let read = open_regular(path).and_then(|file| file.take(MOST_BYTES + 1).read_to_end(&mut bytes));
     read.with_context(|| format!("cannot read {}", path.display()))?;
     let named = || path.display().to_string();
     ensure!(bytes.len() as u64 <= MOST_BYTES, "{}: over {MOST_BYTES} bytes, which is no list of names", named());
-    let text = String::from_utf8(bytes).ok().with_context(|| format!("{}: names that are not UTF-8", named()))?;
-    parse(&text).with_context(named)
+    String::from_utf8(bytes).ok().with_context(|| format!("{}: names that are not UTF-8", named()))
 }
 
 fn parse(text: &str) -> Result<Vec<String>> {

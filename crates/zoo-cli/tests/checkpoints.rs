@@ -1,27 +1,17 @@
 //! Checkpoints as people have them, through the commands that read them.
 
+mod command;
 mod images;
 
 use candle_core::{DType, Device, Tensor};
+use command::{succeeds, zoo};
 use images::{add_cifar, colours};
 use std::io::Write;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 use tempfile::TempDir;
 use zoo::{ModelOptions, VarStore};
 use zoo_core::weights::{save_safetensors, save_tensors};
-
-fn zoo(folder: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_zoo")).args(arguments).current_dir(folder).output().unwrap()
-}
-
-/// Standard output and standard error of a command that must succeed.
-fn succeeds(folder: &Path, arguments: &[&str]) -> (String, String) {
-    let output = zoo(folder, arguments);
-    let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
-    assert!(output.status.success(), "zoo {arguments:?}: {err}");
-    (out, err)
-}
 
 /// Standard output, and standard error from the line on that begins with `error: `, of a command that must fail.
 fn fails(folder: &Path, arguments: &[&str]) -> (String, String) {

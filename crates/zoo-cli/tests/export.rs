@@ -1,23 +1,15 @@
 //! `zoo export` as a user runs it.
 
+mod command;
+
 use candle_core::{DType, Device, Tensor};
+use command::{succeeds, zoo};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 use zoo::{ModelOptions, VarStore};
 use zoo_core::weights::{Weights, save_safetensors};
-
-fn zoo(folder: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_zoo")).args(arguments).current_dir(folder).output().unwrap()
-}
-
-fn succeeds(folder: &Path, arguments: &[&str]) -> (String, String) {
-    let output = zoo(folder, arguments);
-    let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
-    assert!(output.status.success(), "zoo {arguments:?}: {err}");
-    (out, err)
-}
 
 /// What is said on standard error by a command that ends with `code`.
 fn ends(folder: &Path, code: i32, arguments: &[&str]) -> String {

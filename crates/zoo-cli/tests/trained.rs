@@ -1,26 +1,16 @@
 //! `zoo predict` and `zoo eval` as a user runs them, on networks that `zoo train` left.
 
+mod command;
 mod images;
 
 use candle_core::Device;
+use command::{succeeds, zoo};
 use images::{add_cifar, colours};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::Command;
 use zoo_core::weights::{Weights, save_tensors};
-
-fn zoo(folder: &Path, arguments: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_zoo")).args(arguments).current_dir(folder).output().unwrap()
-}
-
-/// Standard output and standard error of a command that must succeed.
-fn succeeds(folder: &Path, arguments: &[&str]) -> (String, String) {
-    let output = zoo(folder, arguments);
-    let [out, err] = [output.stdout, output.stderr].map(|text| String::from_utf8(text).unwrap());
-    assert!(output.status.success(), "zoo {arguments:?}: {err}");
-    (out, err)
-}
 
 /// Standard output and the error's line on standard error, of a command that must fail with exit status 1; only a list
 /// may follow.

@@ -194,6 +194,8 @@ pub struct Timm {
     pub first_conv: &'static str,
     /// timm's name of the classifier, which other classes replace.
     pub classifier: &'static str,
+    /// Whether the network is made for one size of image, which timm has to be told.
+    pub fixed_size: bool,
     /// timm's key of a tensor, from the network's own; where it is the same, or timm turns it itself, the same.
     pub key: fn(&str) -> String,
 }
@@ -201,7 +203,12 @@ pub struct Timm {
 impl Timm {
     /// One whose keys are the network's own.
     pub const fn new(architecture: &'static str, first_conv: &'static str, classifier: &'static str) -> Self {
-        Self { architecture, first_conv, classifier, key: str::to_owned }
+        Self { architecture, first_conv, classifier, fixed_size: false, key: str::to_owned }
+    }
+
+    /// The same, made for one size of image.
+    pub const fn of_fixed_size(self) -> Self {
+        Self { fixed_size: true, ..self }
     }
 }
 

@@ -46,16 +46,17 @@ impl Answer {
         let says = self.header("x-error-message").map_or(String::new(), |text| {
             format!(" ({})", text.chars().filter(|c| !c.is_control()).take(200).collect::<String>())
         });
+        let absent = |why| Some(Error::Absent { name: name.into(), why });
         let why = match (self.status, code) {
             (200..=299, _) => return None,
-            (_, "EntryNotFound") => "the repository has no such file".to_owned(),
+            (_, "EntryNotFound") => return absent("the repository has no such file"),
             (_, "RevisionNotFound") => "the repository has no such branch, tag or commit".to_owned(),
             (_, "GatedRepo") => format!("its terms have to be accepted on the hub first{says}"),
             (401 | 403, _) if has_token => format!("the token in HF_TOKEN does not open it{says}"),
             (401 | 403, _) => {
                 "there is no such repository, or it is not public: for that set HF_TOKEN, or log in with `hf auth login`".into()
             }
-            (404, _) => "there is no such file or repository".to_owned(),
+            (404, _) => return absent("there is no such file or repository"),
             (429, _) => "the server answers no more requests for now: try again in some minutes".to_owned(),
             (status, _) => format!("the server answered with status {status}{says}"),
         };

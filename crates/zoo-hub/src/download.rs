@@ -51,22 +51,21 @@ impl HubFile {
         progress: &mut dyn FnMut(Progress),
     ) -> Result<PathBuf, Error> {
         let repository = Repository { file: self, client, folder: self.folder_in(cache), locks: cache.join(".locks") };
-        let mut first = None;
-        for wanted in self.wanted() {
-            let error = match repository.fetch(wanted, progress) {
+        let wanted = self.wanted();
+        for file in &wanted {
+            match repository.fetch(file, progress) {
                 Ok(path) => {
-                    repository.beside(&path, wanted, progress)?;
+                    repository.beside(&path, file, progress)?;
                     return Ok(path);
                 }
-                Err(error) => error,
-            };
-            // Another of the usual files may be there; anything else is wrong for all of them.
-            if !matches!(&error, Error::Refused { why, .. } if why.contains("no such file")) {
-                return Err(error);
+                // Another of the usual files may be there.
+                Err(Error::Absent { .. }) if wanted.len() > 1 => {}
+                Err(error) => return Err(error),
             }
-            first.get_or_insert(error);
         }
-        Err(first.unwrap_or(Error::NoHome))
+        let why =
+            "there is none of the files that usually hold weights, or no such repository: name a file behind a colon";
+        Err(Error::Absent { name: format!("hf:{self}"), why })
     }
 }
 
@@ -153,14 +152,16 @@ impl Repository<'_> {
             let index: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
             let parts = index["weight_map"].as_object().into_iter().flatten();
             let parts: BTreeSet<&str> = parts.filter_map(|(_, part)| part.as_str()).collect();
-            for part in parts.into_iter().filter(|part| !part.contains(['/', '\\'])) {
+            // Names of files beside it, and nothing that leads elsewhere.
+            let is_name = |part: &&str| !part.contains(['/', '\\']) && !part.starts_with('.');
+            for part in parts.into_iter().filter(is_name) {
                 self.fetch(part, progress)?;
             }
         }
         if WEIGHTS.contains(&file) {
             for file in BESIDE {
                 match self.fetch(file, progress) {
-                    Err(Error::Refused { status: 404, .. }) | Ok(_) => {}
+                    Err(Error::Absent { .. }) | Ok(_) => {}
                     Err(error) => return Err(error),
                 }
             }
@@ -203,7 +204,7 @@ fn transfer(
         match part(client, name, file, meta, &mut out, &mut done, progress) {
             Ok(()) => break,
             Err(Error::Io { source, .. }) => return Err(Error::Io { path: aside, source }),
-            Err(error @ Error::Refused { status: 400..=499, .. }) => return Err(error),
+            Err(error @ (Error::Refused { status: 400..=499, .. } | Error::Absent { .. })) => return Err(error),
             Err(error) => {
                 failures = if done > before { 1 } else { failures + 1 };
                 if failures >= PATIENCE {
@@ -244,6 +245,12 @@ fn part(
             if !range.starts_with(&format!("bytes {done}-")) {
                 return Err(broken(format!("it sent `{range}` where bytes from {done} on were asked for")));
             }
+        }
+        // There is nothing from there on: what was kept is of another file.
+        416 => {
+            out.set_len(0).map_err(io(file))?;
+            *done = 0;
+            return Err(broken("it has no bytes from there on".into()));
         }
         _ => {}
     }

@@ -29,6 +29,14 @@ pub enum Error {
         /// What fetches it.
         command: String,
     },
+    /// The server does not have the file.
+    #[error("{name}: {why}")]
+    Absent {
+        /// What was asked for.
+        name: String,
+        /// Whether it is the file or perhaps the whole repository.
+        why: &'static str,
+    },
     /// An answer that is no file.
     #[error("{name}: {why}")]
     Refused {

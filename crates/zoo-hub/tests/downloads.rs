@@ -268,10 +268,12 @@ fn refusals_say_what_to_do() {
     assert!(refused(401, "RepoNotFound", true).contains("the token in HF_TOKEN does not open it"));
     assert!(refused(403, "GatedRepo", true).contains("terms have to be accepted"));
     assert!(refused(404, "RevisionNotFound", true).contains("no such branch, tag or commit"));
-    assert!(
-        refused(404, "EntryNotFound", true).contains("hf:timm/net: model.safetensors: the repository has no such file")
-    );
-    assert!(refused(404, "", true).contains("no such file or repository"));
+    for code in ["EntryNotFound", ""] {
+        assert!(refused(404, code, true).contains("hf:timm/net: there is none of the files that usually hold weights"));
+    }
+    let server = Server::new(|_| Reply::new(404).with("x-error-code", "EntryNotFound"));
+    let error = fetch("timm/net:net.pth", cache.path(), &client(&server)).unwrap_err().to_string();
+    assert_eq!(error, "hf:timm/net:net.pth: net.pth: the repository has no such file");
     assert!(left(cache.path()).is_empty());
     let server = Server::new(|_| Reply::new(503));
     assert!(fetch("timm/net", cache.path(), &client(&server)).unwrap_err().to_string().contains("status 503"));
@@ -286,8 +288,7 @@ fn other_files_renamed_repositories_and_parts() {
         Reply { body, ..Reply::new(200) }.with("etag", format!("\"{tag}\"")).with("x-repo-commit", COMMIT)
     };
     // A repository of an old name: the new one has no model.safetensors but an index with two parts.
-    let index =
-        r#"{"weight_map": {"a": "one.safetensors", "b": "two.safetensors", "c": "one.safetensors", "d": "../three"}}"#;
+    let index = r#"{"weight_map": {"a": "one.safetensors", "b": "two.safetensors", "c": "one.safetensors", "d": "../three", "e": ".."}}"#;
     let server = Server::new(move |request| {
         if let Some(path) = request.path.strip_prefix("/timm/net/") {
             return Reply::new(307).with("location", format!("/timm/renamed/{path}"));

@@ -208,7 +208,7 @@ const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelI
         preprocess: Preprocess::inception(0.875),
         keys: "timm",
         paper: "Tolstikhin et al. 2021, arXiv:2105.01601",
-        timm: Some(Timm::new(name, "stem.proj", "head")),
+        timm: Some(Timm::new(name, "stem.proj", "head").of_fixed_size()),
         ..ModelInfo::new(name, parameters, builder)
     }
 }

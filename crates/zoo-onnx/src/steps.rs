@@ -56,15 +56,13 @@ pub fn write(to: &mut Builder, at: &Traced, inputs: &[&str]) -> Result<String, E
     Ok(match node.step {
         Step::Conv2d { kernel, params, .. } => conv(to, at, xs, kernel, params)?,
         Step::Linear { .. } => linear(to, at, xs)?,
-        Step::BatchNorm { eps, affine, .. } => batch_norm(to, at, xs, eps, affine)?,
+        Step::BatchNorm { eps, affine, normalizes } => batch_norm(to, at, xs, eps, [affine, normalizes])?,
         Step::LayerNorm { eps, dims } => {
             let (weight, bias) = (to.weight(&at.key("weight"))?, to.weight(&at.key("bias"))?);
             let set = [AttributeProto::int("axis", -(dims as i64)), AttributeProto::float("epsilon", eps)];
             to.op(("LayerNormalization", name), &[xs, &weight, &bias], set)
         }
-        Step::Activation(function) => {
-            activation(to, name, xs, function).ok_or_else(|| at.refused("no such function"))?
-        }
+        Step::Activation(function) => activation(to, name, xs, function),
         Step::Softmax => to.op(("Softmax", name), &[xs], [AttributeProto::int("axis", -1)]),
         Step::MaxPool { kernel, stride, padding, .. } => {
             let pads = reach(at, kernel, stride, padding);
@@ -200,8 +198,14 @@ fn linear(to: &mut Builder, at: &Traced, xs: &str) -> Result<String, Error> {
     Ok(to.op(("Add", &at.name), &[&product, &bias], []))
 }
 
-fn batch_norm(to: &mut Builder, at: &Traced, xs: &str, eps: f64, affine: bool) -> Result<String, Error> {
-    let Step::BatchNorm { normalizes, .. } = at.node.step else { return Err(at.refused("no normalisation")) };
+/// What it does without, ones and zeros stand for.
+fn batch_norm(
+    to: &mut Builder,
+    at: &Traced,
+    xs: &str,
+    eps: f64,
+    [affine, normalizes]: [bool; 2],
+) -> Result<String, Error> {
     let n = at.node.shape[1];
     let mut either = |own: bool, tensor: &str, value: f32| {
         if own { to.weight(&at.key(tensor)) } else { Ok(to.numbers(&at.part(tensor), &[n], &vec![value; n])) }
@@ -214,9 +218,9 @@ fn batch_norm(to: &mut Builder, at: &Traced, xs: &str, eps: f64, affine: bool) -
     Ok(to.op(("BatchNormalization", &at.name), &[xs, &weight, &bias, &mean, &var], set))
 }
 
-fn activation(to: &mut Builder, name: &str, xs: &str, function: Pointwise) -> Option<String> {
+fn activation(to: &mut Builder, name: &str, xs: &str, function: Pointwise) -> String {
     let part = |what: &str| format!("{name}.{what}");
-    Some(match function {
+    match function {
         Pointwise::Relu => to.op(("Relu", name), &[xs], []),
         Pointwise::Relu6 => {
             let (low, high) = (to.number(&part("low"), 0.0), to.number(&part("high"), 6.0));
@@ -259,9 +263,7 @@ fn activation(to: &mut Builder, name: &str, xs: &str, function: Pointwise) -> Op
             to.op(("HardSigmoid", name), &[xs], set)
         }
         Pointwise::HardSwish => to.op(("HardSwish", name), &[xs], []),
-        #[allow(unreachable_patterns)]
-        _ => return None,
-    })
+    }
 }
 
 /// What windows of a pooling reach beyond the map, top, left, bottom, right: as far as the last of them goes.

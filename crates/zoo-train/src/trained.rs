@@ -69,6 +69,8 @@ pub struct Trained {
     preprocess: Preprocess,
     /// Whether the mean image is taken off, and not the mean of each colour.
     mean_image: bool,
+    /// Whether a recipe changed what BatchNorm computes in evaluation.
+    has_other_norms: bool,
     assumed: Option<String>,
     stated_by: Vec<&'static str>,
     notes: Vec<String>,
@@ -161,8 +163,10 @@ impl Trained {
         // The file says more of itself than what lies beside it.
         let is_followed = metadata.normalize.is_none() && stated != PreprocessParts::default();
         let stated_by = if is_followed { config.files } else { Vec::new() };
+        let norms = metadata.batch_norm.unwrap_or_default();
+        let has_other_norms = norms.off || norms.eps.is_some();
         let store = VarStore::for_loading(DType::F32, device);
-        store.set_batch_norm(metadata.batch_norm.unwrap_or_default().into());
+        store.set_batch_norm(norms.into());
         let net = model.build(&ModelOptions { num_classes: Some(num_classes), ..options }, store.root())?;
         notes.extend(notes_of(&load(&store, &weights, &load_options)?));
         Ok(Self {
@@ -174,6 +178,7 @@ impl Trained {
             usual_classes,
             preprocess,
             mean_image,
+            has_other_norms,
             assumed,
             stated_by,
             notes,

@@ -344,7 +344,7 @@ const fn info(
         keys: "timm",
         paper: "Dosovitskiy et al. 2020, arXiv:2010.11929",
         layouts: &[TORCHVISION, TRANSFORMERS],
-        timm: Some(Timm::new(name, "patch_embed.proj", "head")),
+        timm: Some(Timm::new(name, "patch_embed.proj", "head").of_fixed_size()),
         ..ModelInfo::new(name, parameters, builder)
     }
 }

@@ -46,6 +46,34 @@ fn a_file_brings_all_that_its_recipe_changed() {
     }
 }
 
+/// timm's file says nothing of norms: a network with others would compute something else there.
+#[test]
+fn a_network_with_other_norms_is_not_written_for_timm() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("net.safetensors");
+    let model = zoo::find("resnet18").unwrap();
+    let store = VarStore::new(0, DType::F32, &Device::Cpu);
+    model.build(&ModelOptions { num_classes: Some(2), ..ModelOptions::default() }, store.root()).unwrap();
+    let save = |norms: &str| {
+        let claims = [
+            ("model", "resnet18"),
+            ("image_size", "32"),
+            ("classes", r#"["a", "b"]"#),
+            ("normalize", r#"{"channels": {"mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5]}}"#),
+            ("batch_norm", norms),
+        ];
+        let metadata = claims.map(|(key, value)| (format!("zoo.{key}"), value.to_owned()));
+        zoo_core::weights::save_safetensors(&store, &path, &metadata.into()).unwrap();
+        let trained = Trained::open(model, &path, &Overrides::default(), &Device::Cpu).unwrap();
+        trained.save_for_timm(&folder.path().join("out"), DType::F32, true).map_err(|error| error.to_string())
+    };
+    assert!(save(r#"{"momentum": 0.2, "eps": null, "off": false}"#).is_ok());
+    for norms in [r#"{"momentum": null, "eps": 0.1, "off": false}"#, r#"{"momentum": null, "eps": null, "off": true}"#]
+    {
+        assert!(save(norms).unwrap_err().contains("export it to ONNX"));
+    }
+}
+
 #[test]
 fn what_a_file_claims_is_checked() {
     let folder = tempfile::tempdir().unwrap();

@@ -17,7 +17,7 @@ impl Trained {
     /// does; the same three files are what a repository of the hub holds. Tensors are stored as `dtype`: F32, F16 or BF16.
     ///
     /// # Errors
-    /// A network that timm does not have, or a mean image in place of means; files that are there already, unless
+    /// A network that timm does not have, a mean image in place of means, norms that a recipe changed; files that are there already, unless
     /// `overwrite`; what the file system refuses.
     pub fn save_for_timm(&self, folder: &Path, dtype: DType, overwrite: bool) -> Result<()> {
         let name = self.name();
@@ -27,6 +27,10 @@ impl Trained {
         ensure!(
             !self.mean_image,
             "{name}: a mean image is taken off its images, and timm knows means of colours alone"
+        );
+        ensure!(
+            !self.has_other_norms,
+            "{name}: its BatchNorm layers are not as the network's are, and timm cannot be told: export it to ONNX instead"
         );
         std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
         let paths = FILES.map(|file| folder.join(file));
@@ -62,6 +66,7 @@ impl Trained {
                 "tag": "candle_zoo",
                 "custom_load": false,
                 "input_size": [channels, height, width],
+                "fixed_input_size": timm.fixed_size,
                 "interpolation": preprocess.interpolation.name(),
                 "crop_pct": preprocess.crop,
                 "crop_mode": if preprocess.squash { "squash" } else { "center" },
