@@ -62,7 +62,7 @@ fn fetched(name: &zoo_hub::Name) -> Result<PathBuf> {
 /// config.json beside it where that is one of the zoo's names.
 ///
 /// # Errors
-/// As [`Trained::open`].
+/// As [`Trained::open`](super::Trained::open).
 pub fn model_of(file: &Path, selection: &Selection) -> Result<Option<&'static ModelInfo>> {
     let file = weights_file(file, None)?;
     let stated = FileMetadata::of(&selection.open(&file)?)?.0.model.or_else(|| config::beside(&file).architecture);
