@@ -6,7 +6,7 @@ use candle_core::{DType, Device};
 use tests::shared;
 use zoo::{ModelOptions, VarStore};
 use zoo_core::weights::{LoadOptions, Weights, load};
-use zoo_train::augment::{Normalize, Transform};
+use zoo_image::Normalize;
 use zoo_train::data::{DataSpec, Dataset};
 use zoo_train::eval::evaluate;
 use zoo_train::loader::Loader;
@@ -22,7 +22,7 @@ fn correct(model: &str, file: &str) -> Result<Option<usize>> {
     load(&store, &Weights::open(&weights)?, &options)?;
     let data = Dataset::load(&DataSpec::Dir(data))?;
     // What these checkpoints were trained with.
-    let transform = Transform::new(&Normalize::IMAGENET, &data.train)?;
+    let transform = data.train.transform(&Normalize::IMAGENET)?;
     let loader = Loader::eval(data.test, transform.into(), 250, &Device::Cpu)?;
     Ok(Some(evaluate(net.as_ref(), &loader)?.correct))
 }

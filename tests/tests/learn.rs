@@ -6,7 +6,6 @@ use rayon::prelude::*;
 use std::sync::atomic::AtomicBool;
 use zoo::{ModelOptions, VarStore};
 use zoo_core::weights::{LoadOptions, Weights, load};
-use zoo_train::augment::Transform;
 use zoo_train::checkpoint::Checkpoints;
 use zoo_train::data::{Dataset, Synthetic};
 use zoo_train::eval::evaluate;
@@ -89,7 +88,7 @@ fn the_saved_weights_are_the_ones_that_were_tested() -> Result<()> {
     let store = VarStore::new(99, candle_core::DType::F32, &Device::Cpu);
     let net = job.model.build(&ModelOptions::default(), store.root())?;
     load(&store, &Weights::open(folder.path().join("model.safetensors"))?, &LoadOptions::default())?;
-    let transform = Transform::new(&job.recipe.normalize, &data.train)?;
+    let transform = data.train.transform(&job.recipe.normalize)?;
     let loader = Loader::eval(data.test.clone(), transform.into(), 250, &Device::Cpu)?;
     let measured = evaluate(net.as_ref(), &loader)?;
     assert_eq!((measured.top1(), measured.loss), (outcome.epochs[1].test_acc, outcome.epochs[1].test_loss));

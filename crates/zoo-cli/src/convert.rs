@@ -8,9 +8,9 @@ use clap::CommandFactory;
 use clap::error::ErrorKind;
 use std::path::PathBuf;
 use zoo_core::weights;
+use zoo_image::carried;
 use zoo_train::machine::available_memory;
 use zoo_train::progress::say;
-use zoo_train::trained::carried;
 
 /// Arguments of `convert`.
 #[derive(clap::Args)]

@@ -54,7 +54,7 @@ pub fn run(args: &Args) -> Result<()> {
     let (mut seen, mut vectors) = (Vec::new(), Vec::new());
     let read = pictures::in_batches(&paths, trained.framing(), args.size.limits(), |paths, images| {
         seen.extend(paths.iter().map(|path| path.to_string_lossy().into_owned()));
-        vectors.push(trained.embed(images)?);
+        vectors.push(trained.embeddings(&trained.batch(images)?)?);
         Ok(())
     });
     ensure!(!vectors.is_empty(), "no image could be read{}", read.err().map_or(String::new(), |e| format!(": {e:#}")));

@@ -7,10 +7,11 @@ use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::path::PathBuf;
+use zoo_image::ImageClassifier;
 use zoo_train::confusion::ConfusionMatrix;
 use zoo_train::data::TestImages;
+use zoo_train::eval::evaluate_classifier;
 use zoo_train::progress::{Images, say};
-use zoo_train::trained::Trained;
 
 /// Arguments of `eval`.
 #[derive(clap::Args)]
@@ -63,7 +64,7 @@ pub fn run(args: &Args) -> Result<()> {
     let images = TestImages::open(&args.data, trained.framing(), known, args.size.limits())?;
     let batch = args.batch.unwrap_or(if trained.framing().size <= 32 { 250 } else { 32 });
     let mut progress = Images::new(trained.name(), images.len());
-    let result = trained.evaluate_by_class(&images, batch, |n| progress.seen(n));
+    let result = evaluate_classifier(&trained, &images, batch, |n| progress.seen(n));
     drop(progress);
     pictures::tell(&images.left_out());
     let (result, matrix) = result?;
@@ -103,7 +104,7 @@ pub fn run(args: &Args) -> Result<()> {
 }
 
 /// The data's names of the network's classes: of those that the map has none for, the network's own.
-fn class_map(text: &str, trained: &Trained) -> Result<Vec<String>> {
+fn class_map(text: &str, trained: &ImageClassifier) -> Result<Vec<String>> {
     let map: BTreeMap<String, Value> =
         serde_json::from_str(text).context("expected a JSON object of the data's names with the network's classes")?;
     let n = trained.num_classes();
@@ -134,7 +135,7 @@ fn class_map(text: &str, trained: &Trained) -> Result<Vec<String>> {
 
 /// What is told of single classes: those that the data has images of, or that images are taken for.
 struct ByClass<'a> {
-    trained: &'a Trained,
+    trained: &'a ImageClassifier,
     /// The data's names.
     names: &'a [String],
     matrix: &'a ConfusionMatrix,

@@ -8,10 +8,9 @@ use std::path::PathBuf;
 use zoo_core::Precision;
 use zoo_core::trace::Graph;
 use zoo_core::weights::write_whole;
+use zoo_image::{ImageClassifier, Normalize};
 use zoo_onnx::Options;
-use zoo_train::augment::Normalize;
 use zoo_train::progress::say;
-use zoo_train::trained::Trained;
 
 /// Arguments of `export`.
 #[derive(clap::Args)]
@@ -92,7 +91,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-fn onnx(args: &Args, trained: &Trained) -> Result<()> {
+fn onnx(args: &Args, trained: &ImageClassifier) -> Result<()> {
     let path = &args.output;
     ensure!(path.extension().is_some_and(|end| end == "onnx"), "{}: the name must end in .onnx", path.display());
     crate::text::may_write(path, args.force)?;

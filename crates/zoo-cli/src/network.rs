@@ -1,11 +1,11 @@
 //! A network by its name, whether it takes images or sequences, and a checkpoint for it.
 
 use anyhow::{Result, ensure};
-use std::path::Path;
-use zoo::{ModelOptions, VarStore};
+use std::path::{Path, PathBuf};
+use zoo::{ModelInfo, ModelOptions, VarStore};
 use zoo_core::weights::{LoadOptions, Selection, Weights};
-use zoo_train::progress::say;
-use zoo_train::trained::{taken, weights_file};
+use zoo_image::taken;
+use zoo_train::progress::{Download, say};
 
 /// The arguments that say what of a checkpoint is wanted.
 #[derive(clap::Args)]
@@ -42,6 +42,12 @@ impl Wanted {
         taken(&weights).iter().for_each(|note| say(format_args!("{}: {note}", file.display())));
         Ok(weights)
     }
+}
+
+/// The file of weights that `path` means, as [`zoo_image::weights_file`] finds it, with a bar while it is downloaded.
+pub fn weights_file(path: &Path, model: Option<&ModelInfo>) -> Result<PathBuf> {
+    let mut bar = Download::default();
+    Ok(zoo_image::weights_file(path, model, &mut |progress| bar.show(progress.file, progress.done, progress.total))?)
 }
 
 /// The tensors that a network wants from a checkpoint, by shape.

@@ -4,8 +4,7 @@
 use anyhow::{Context, Result, bail, ensure};
 use std::io;
 use std::path::{Path, PathBuf};
-use zoo_train::data::photo::Framing;
-use zoo_train::data::picture::{Limits, Picture};
+use zoo_image::{Framing, Limits, Picture};
 use zoo_train::data::{LeftOut, pictures};
 use zoo_train::errors;
 use zoo_train::progress::say;
@@ -95,7 +94,7 @@ pub fn in_batches(
 pub fn read(path: &Path, framing: Framing, limits: Limits) -> Result<Vec<u8>> {
     if is_standard_input(path) {
         let picture = Picture::from_reader(io::stdin().lock(), "standard input".as_ref(), limits)?;
-        return framing.apply(picture).context("standard input");
+        return framing.apply(&picture).context("standard input");
     }
     let hint = match is_pipe(path) {
         true => "; from a pipe a picture is read as `-`: `… | zoo predict … -`",

@@ -5,7 +5,7 @@ use crate::{labels, pictures, trained};
 use anyhow::{Context, Result};
 use serde_json::json;
 use std::path::{Path, PathBuf};
-use zoo_train::trained::Trained;
+use zoo_image::{Class, ImageClassifier, Prediction};
 
 /// Arguments of `predict`.
 #[derive(clap::Args)]
@@ -46,28 +46,29 @@ pub fn run(args: &Args) -> Result<()> {
         print_line("image,rank,class,label,probability")?;
     }
     pictures::in_batches(&paths, trained.framing(), args.size.limits(), |paths, images| {
-        for (path, probabilities) in paths.iter().zip(trained.probabilities(images)?) {
-            print_line(shown(args, &trained, path, &probabilities))?;
+        for (path, prediction) in paths.iter().zip(trained.predict(&trained.batch(images)?)?) {
+            print_line(shown(args, &trained, path, &prediction))?;
         }
         Ok(())
     })
 }
 
 /// One image's classes: a JSON object, lines of a table, or lines under its name.
-fn shown(args: &Args, trained: &Trained, path: &Path, probabilities: &[f64]) -> String {
-    let largest = Trained::largest(probabilities, args.top.into());
-    let label = |class: usize| trained.label(class);
+fn shown(args: &Args, trained: &ImageClassifier, path: &Path, prediction: &Prediction) -> String {
+    let top = prediction.top(args.top.into());
     if args.json {
-        let top = largest.iter().map(|&(class, p)| json!({ "class": class, "label": label(class), "probability": p }));
+        let of = |class: &Class| json!({ "class": class.index, "label": class.name, "probability": class.probability });
+        let top = top.iter().map(of);
         return json!({ "image": path.to_string_lossy(), "top": top.collect::<Vec<_>>() }).to_string();
     }
     if args.csv {
         let image = csv_cell(&path.to_string_lossy());
-        let line = |(i, &(class, p)): (usize, &(usize, f64))| {
-            format!("{image},{},{class},{},{p}", i + 1, csv_cell(label(class).unwrap_or_default()))
+        let line = |(i, class): (usize, &Class)| {
+            let name = csv_cell(class.name.unwrap_or_default());
+            format!("{image},{},{},{name},{}", i + 1, class.index, class.probability)
         };
-        return largest.iter().enumerate().map(line).collect::<Vec<_>>().join("\n");
+        return top.iter().enumerate().map(line).collect::<Vec<_>>().join("\n");
     }
-    let line = |&(class, p): &(usize, f64)| format!("\n  {:5.1} %  {}", 100.0 * p, trained.class_name(class));
-    path.display().to_string() + &largest.iter().map(line).collect::<String>()
+    let line = |class: &Class| format!("\n  {:5.1} %  {}", 100.0 * class.probability, trained.class_name(class.index));
+    path.display().to_string() + &top.iter().map(line).collect::<String>()
 }

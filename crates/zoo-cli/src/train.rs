@@ -1,6 +1,6 @@
 //! `zoo train`: a network on a folder of images or on CIFAR-10, from scratch or from a checkpoint.
 
-use crate::network::Wanted;
+use crate::network::{Wanted, weights_file};
 use crate::pictures;
 use crate::text::{print_line, quoted};
 use anyhow::{Context, Result, bail, ensure};
@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use zoo::{ModelInfo, ModelOptions, VarStore};
 use zoo_core::Precision;
 use zoo_core::weights::{LoadOptions, ensure_fit};
-use zoo_train::augment::Normalize;
+use zoo_image::{Normalize, WEIGHTS_FILE, normalize_of};
 use zoo_train::checkpoint::{self, Checkpoints};
 use zoo_train::data::Dataset;
 use zoo_train::error_analysis::{EVALUATION_FILE, MISTAKES_FILE};
@@ -24,7 +24,6 @@ use zoo_train::record::{
     METRICS_FILE, RECORD_FILE, RunOverrides, RunRecord, Status, now_utc, read_jsonl, replace_file, reset_peak_rss,
 };
 use zoo_train::run_record::{RunContext, source_commit};
-use zoo_train::trained::{WEIGHTS_FILE, normalize_of, weights_file};
 use zoo_train::trainer::{Job, RUN_FILE, differences, train};
 
 /// The names of the classes, one a line, in the order of the network's outputs.

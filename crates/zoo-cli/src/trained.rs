@@ -1,14 +1,13 @@
-//! Arguments of `predict`, `embed` and `eval`: a network with its weights, and how photographs become its images.
+//! Arguments of `predict`, `embed`, `eval` and `export`: a network with its weights, and how photographs become its images.
 
-use crate::network::Wanted;
+use crate::network::{Wanted, weights_file};
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
 use zoo::ModelInfo;
 use zoo_core::{ChannelOrder, Interpolation, Precision, PreprocessParts};
-use zoo_train::augment::Normalize;
+use zoo_image::{ImageClassifier, Normalize, Options, model_of};
 use zoo_train::machine::{device, set_threads};
 use zoo_train::progress::say;
-use zoo_train::trained::{Overrides, Trained, model_of};
 
 /// Positional arguments: a network's name, if the weights do not say it, and pictures.
 #[derive(clap::Args)]
@@ -164,7 +163,7 @@ impl Images {
 impl Network {
     /// Opens the network called `name`, or the one that the weights say, for images of `image_size` pixels, or of what its
     /// file or the network itself says, and tells the user on standard error how it will look at them.
-    pub fn open(&self, name: Option<&str>, image_size: Option<usize>) -> Result<Trained> {
+    pub fn open(&self, name: Option<&str>, image_size: Option<usize>) -> Result<ImageClassifier> {
         set_threads(self.threads)?;
         let device = device(&self.device)?;
         let model = match name {
@@ -177,15 +176,14 @@ impl Network {
                 ),
             },
         };
-        let overrides = Overrides {
-            normalize: self.images.normalize(model),
-            preprocess: self.images.parts(),
-            image_size,
-            in_chans: self.in_chans,
-            selection: self.wanted.selection(),
-        };
         self.precision.check(&device).context("--precision")?;
-        let trained = Trained::open(model, &self.weights, &overrides, &device)?.with_precision(self.precision)?;
+        let mut options = Options::new().model(model).device(&device).precision(self.precision);
+        options.normalize = self.images.normalize(model);
+        options.preprocess = self.images.parts();
+        options.image_size = image_size;
+        options.in_chans = self.in_chans;
+        options.selection = self.wanted.selection();
+        let trained = options.open(weights_file(&self.weights, Some(model))?)?;
         for note in trained.notes() {
             say(format_args!("{}: {note}", self.weights.display()));
         }
@@ -214,12 +212,12 @@ impl Network {
 
     /// The network that the weights say they are of.
     fn named(&self) -> Result<Option<&'static ModelInfo>> {
-        model_of(&self.weights, &self.wanted.selection())
+        Ok(model_of(&weights_file(&self.weights, None)?, &self.wanted.selection())?)
     }
 }
 
 /// How a photograph becomes the network's image.
-fn seen(trained: &Trained) -> String {
+fn seen(trained: &ImageClassifier) -> String {
     let text = trained.preprocess().to_string();
     match (trained.normalize(), text.rsplit_once("), ")) {
         (Normalize::PixelMean, Some((cut, _))) => format!("{cut}), {}", Normalize::PixelMean),
@@ -228,7 +226,7 @@ fn seen(trained: &Trained) -> String {
 }
 
 /// Who says so, in brackets, unless it is the file itself or the user.
-fn why(trained: &Trained) -> String {
+fn why(trained: &ImageClassifier) -> String {
     match (trained.assumed(), trained.stated_by()) {
         (Some(why), _) => format!(" ({why})"),
         (None, []) => String::new(),

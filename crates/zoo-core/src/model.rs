@@ -4,7 +4,7 @@ use crate::layers::Classifier;
 use crate::ops::cross_entropy;
 pub use crate::preprocess::{ChannelOrder, Interpolation, Preprocess, PreprocessParts};
 use crate::tape::{self, in_chunks, recorded};
-use crate::trace;
+use crate::trace::{self, Graph};
 use crate::vars::{VarBuilder, VarStore};
 use crate::weights::{Layout, LoadOptions, Rename};
 use candle_core::{Result, Tensor, bail};
@@ -83,6 +83,40 @@ pub trait Model: Send + Sync {
         trace::stages(|| self.forward_features(xs, train))
     }
 
+    /// What [`forward_intermediates`](Self::forward_intermediates) gives for images of this shape (channels, height, width),
+    /// known beforehand: shapes are computed and nothing else, also for a network in a store of shapes only.
+    ///
+    /// ```
+    /// use zoo_core::{Classifier, Model};
+    /// # use candle_core::{Result, Tensor};
+    /// # use zoo_core::{MaxPool2d, ModuleT, Sequential, Stages, VarStore, seq};
+    /// # struct Net(Stages, Classifier);
+    /// # impl Model for Net {
+    /// #     fn forward_features(&self, xs: &Tensor, train: bool) -> Result<Tensor> { self.0.forward_t(xs, train) }
+    /// #     fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> { Ok(features.clone()) }
+    /// #     fn classifier(&self) -> &Classifier { &self.1 }
+    /// #     fn classifier_mut(&mut self) -> &mut Classifier { &mut self.1 }
+    /// # }
+    /// # let mut stages = Stages::default();
+    /// # stages.push("layer1", seq![MaxPool2d::new(2, 2)]);
+    /// # let net = Net(stages, Classifier::new(3, 2, VarStore::shapes_only().root())?);
+    /// let stage = &net.feature_info([3, 64, 64])?[0];
+    /// assert_eq!((stage.name.as_str(), stage.channels, stage.stride), ("layer1", 3, 2));
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    /// A shape that does not fit the network.
+    fn feature_info(&self, image: [usize; 3]) -> Result<Vec<FeatureInfo>> {
+        let [channels, height, width] = image;
+        let mut maps = Vec::new();
+        Graph::of(&[&[1, channels, height, width]], |inputs| {
+            maps = self.forward_intermediates(&inputs[0], false)?;
+            Ok(inputs[0].clone())
+        })?;
+        maps.into_iter().map(|(name, map)| FeatureInfo::of(name, map.dims(), [height, width])).collect()
+    }
+
     /// The logits and, in training, those of auxiliary classifiers, each with its weight in the loss. Only GoogLeNet
     /// has such, and only if it is asked for.
     ///
@@ -113,6 +147,32 @@ pub trait Model: Send + Sync {
     /// No class.
     fn reset_classifier(&mut self, num_classes: usize) -> Result<()> {
         self.classifier_mut().reset(num_classes)
+    }
+}
+
+/// A map that a stage of a network hands on, see [`Model::feature_info`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct FeatureInfo {
+    /// The stage's name.
+    pub name: String,
+    /// Its channels, or the width of its tokens.
+    pub channels: usize,
+    /// Pixels of the image between two neighbours of the map, rounded; of tokens, the side of their patches.
+    pub stride: usize,
+    /// Its shape without the batch: (c, h, w), or (tokens, c).
+    pub shape: Vec<usize>,
+}
+
+impl FeatureInfo {
+    fn of(name: String, dims: &[usize], [height, width]: [usize; 2]) -> Result<Self> {
+        let (channels, places) = match *dims {
+            [_, c, h, w] => (c, h * w),
+            [_, tokens, c] => (c, tokens),
+            _ => bail!("stage {name}: expected a map (b, c, h, w) or tokens (b, n, c), found {dims:?}"),
+        };
+        let stride = ((height * width) as f64 / places.max(1) as f64).sqrt().round() as usize;
+        Ok(Self { name, channels, stride, shape: dims[1..].to_vec() })
     }
 }
 

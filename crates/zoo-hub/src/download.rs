@@ -1,5 +1,6 @@
 //! Downloads into the caches that Python reads.
 
+use crate::Progress;
 use crate::client::{Answer, Client, joined};
 use crate::error::{Error, io};
 use crate::hash;
@@ -10,17 +11,6 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
-
-/// How far a download is.
-#[derive(Debug, Clone)]
-pub struct Progress<'a> {
-    /// The file.
-    pub file: &'a str,
-    /// Bytes that are there.
-    pub done: u64,
-    /// Bytes that it has in the end, where the server says so.
-    pub total: Option<u64>,
-}
 
 /// Broken transfers in a row that bring nothing before it is given up.
 const PATIENCE: u32 = 4;

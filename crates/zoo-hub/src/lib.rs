@@ -32,8 +32,6 @@ mod url_file;
 
 #[cfg(feature = "download")]
 pub use client::Client;
-#[cfg(feature = "download")]
-pub use download::Progress;
 pub use error::Error;
 pub use hash::check_name;
 pub use hub_file::HubFile;
@@ -42,6 +40,18 @@ pub use url_file::UrlFile;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+
+/// How far a download is.
+#[derive(Debug, Clone)]
+#[non_exhaustive]
+pub struct Progress<'a> {
+    /// The file.
+    pub file: &'a str,
+    /// Bytes that are there.
+    pub done: u64,
+    /// Bytes that it has in the end, where the server says so.
+    pub total: Option<u64>,
+}
 
 /// The name of a file that may have to be downloaded.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,6 +78,17 @@ impl Name {
             Self::Hub(file) => file.find(),
             Self::Url(file) => file.find(),
         }
+    }
+
+    /// The file on this machine, downloaded if it is not there and the crate is built with the feature `download`;
+    /// `progress` is told how far that is.
+    ///
+    /// # Errors
+    /// What the server refuses, a network that is not there, and a file that is not what the server said.
+    #[cfg(not(feature = "download"))]
+    pub fn fetch(&self, progress: &mut dyn FnMut(Progress)) -> Result<PathBuf, Error> {
+        _ = progress;
+        self.find()
     }
 
     /// The file on this machine, downloaded if it is not there; `progress` is told how far that is.

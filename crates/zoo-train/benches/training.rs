@@ -18,7 +18,8 @@ use std::time::Duration;
 use zoo::{ModelOptions, VarStore};
 use zoo_core::inspect::model_macs;
 use zoo_core::loss::cross_entropy;
-use zoo_train::augment::{Augment, Normalize, Transform};
+use zoo_image::Normalize;
+use zoo_train::augment::Augment;
 use zoo_train::data::{Dataset, Synthetic};
 use zoo_train::loader::Loader;
 use zoo_train::optim::clip_grad_norm;
@@ -48,7 +49,7 @@ fn transform(c: &mut Criterion<Machine>, data: &Dataset) -> Result<()> {
     let split = &data.train;
     let mut out = vec![0.0; split.shape().iter().product()];
     for (means, normalize) in NORMALIZATIONS {
-        let transform = Transform::new(&normalize, split)?;
+        let transform = split.transform(&normalize)?;
         for (name, augment) in AUGMENTATIONS {
             let mut images = (0..split.len()).cycle();
             group.bench_function(format!("{means}, {name}"), |b| {
@@ -69,7 +70,7 @@ fn loader(c: &mut Criterion<Machine>, data: &Dataset) -> Result<()> {
     let mut group = c.benchmark_group("loader");
     group.throughput(Throughput::Elements(data.train.len() as u64));
     for (means, normalize) in NORMALIZATIONS {
-        let transform = Arc::new(Transform::new(&normalize, &data.train)?);
+        let transform = Arc::new(data.train.transform(&normalize)?);
         let loader = Loader::train(data.train.clone(), transform, Augment::STANDARD, 128, 1, &Device::Cpu)?;
         group.bench_function(format!("{means}, crop and flip, batch 128"), |b| {
             b.iter(|| loader.epoch(0).expect("a thread").for_each(|batch| drop(black_box(batch.expect("a batch")))));
@@ -85,7 +86,7 @@ fn epoch(c: &mut Criterion<Machine>, counts: &Counts, data: &Dataset, name: &str
     let recipe = Recipe::default_for(info)?;
     let store = VarStore::new(0, DType::F32, &Device::Cpu);
     let net = info.build(&ModelOptions::default(), store.root())?;
-    let transform = Arc::new(Transform::new(&recipe.normalize, &data.train)?);
+    let transform = Arc::new(data.train.transform(&recipe.normalize)?);
     let loader = Loader::train(data.train.clone(), transform, recipe.augment, recipe.batch, 1, &Device::Cpu)?;
     let parameters = store.parameters();
     let mut optimizer = recipe.optimizer.build(parameters.clone(), recipe.lr, recipe.decay_all);

@@ -14,10 +14,10 @@ use candle_core::{Device, Tensor};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use zoo::ModelInfo;
+use zoo_image::{ImageClassifier, Options};
 use zoo_train::checkpoint::Checkpoints;
 use zoo_train::data::{Dataset, Synthetic, pictures};
 use zoo_train::recipe::{self, Recipe};
-use zoo_train::trained::{self, Trained};
 use zoo_train::trainer::{Job, train};
 
 /// Images a pass.
@@ -27,20 +27,20 @@ const NEAREST: usize = 3;
 
 /// A network with the weights of a file, of however many classes, and all that the file says of the images it wants. A
 /// key that is missing or left over is an error, and not a network that is half at random.
-fn open(info: &'static ModelInfo, weights: &Path) -> Result<Trained> {
-    let trained = Trained::open(info, weights, &trained::Overrides::default(), &Device::Cpu)?;
+fn open(info: &'static ModelInfo, weights: &Path) -> Result<ImageClassifier> {
+    let trained = Options::new().model(info).open(weights)?;
     println!("{}: {}, {} classes", weights.display(), info.name, trained.num_classes());
     trained.notes().iter().for_each(|note| println!("{}: {note}", weights.display()));
     Ok(trained)
 }
 
 /// One vector an image, of images whose bytes are those that the network's framing cuts: (n, features).
-fn embed(trained: &Trained, images: &[Vec<u8>]) -> Result<Tensor> {
+fn embed(trained: &ImageClassifier, images: &[Vec<u8>]) -> Result<Tensor> {
     let mut vectors = Vec::new();
     for images in images.chunks(BATCH) {
         // The last map, pooled: what the classifier would read, in evaluation, so that an image's vector does not depend
         // on its batch.
-        vectors.push(trained.embed(images)?);
+        vectors.push(trained.embeddings(&trained.batch(images)?)?);
     }
     Ok(Tensor::cat(&vectors, 0)?)
 }

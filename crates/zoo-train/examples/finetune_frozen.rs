@@ -22,8 +22,8 @@ use zoo::resnet::cifar_resnet::{CifarResNet, Config};
 use zoo::{Model, ModelOptions, ModuleT, VarStore};
 use zoo_core::loss::{cross_entropy, topk_correct};
 use zoo_core::weights::{LoadOptions, Weights, load};
-use zoo_train::augment::{Augment, Normalize, Transform};
-use zoo_train::data::picture::Limits;
+use zoo_image::{Limits, Normalize};
+use zoo_train::augment::Augment;
 use zoo_train::data::{DataSource, Dataset, Split, Synthetic, folder};
 use zoo_train::eval::evaluate;
 use zoo_train::loader::Loader;
@@ -56,7 +56,7 @@ fn trunk_bits(trained: &Trained) -> Result<Vec<(String, Vec<u32>)>> {
 
 /// What the trunk makes of a split, once and for all: (n, features), and the labels (n).
 fn features(trained: &Trained, split: &Arc<Split>) -> Result<(Tensor, Tensor)> {
-    let transform = Arc::new(Transform::new(&trained.normalize, split)?);
+    let transform = Arc::new(split.transform(&trained.normalize)?);
     let mut vectors = Vec::new();
     for batch in Loader::eval(split.clone(), transform, BATCH, &Device::Cpu)?.epoch(0)? {
         // With `train` false the weights enter detached: no graph is kept, no gradient can reach the trunk, and
@@ -116,7 +116,7 @@ fn finetune(trained: &mut Trained, data: &Dataset) -> Result<(f64, f64)> {
     println!("\nnot a bit of the {} tensors of the trunk has changed", before.len());
 
     // The whole network, from the images.
-    let transform = Arc::new(Transform::new(&trained.normalize, &data.train)?);
+    let transform = Arc::new(data.train.transform(&trained.normalize)?);
     let loader = Loader::eval(data.test.clone(), transform, BATCH, &Device::Cpu)?;
     Ok((first, evaluate(trained.net.as_ref(), &loader)?.top1()))
 }
@@ -141,7 +141,7 @@ fn task(data: &Dataset, classes: std::ops::Range<u32>) -> Result<Dataset> {
 fn pretrain(figures: &Dataset) -> Result<Trained> {
     let store = VarStore::new(1, DType::F32, &Device::Cpu);
     let net = CifarResNet::new(&Config { num_classes: figures.classes.len(), ..Config::resnet(8)? }, store.root())?;
-    let transform = Arc::new(Transform::new(&Normalize::CIFAR10, &figures.train)?);
+    let transform = Arc::new(figures.train.transform(&Normalize::CIFAR10)?);
     let loader = Loader::train(figures.train.clone(), transform, Augment::STANDARD, BATCH, 1, &Device::Cpu)?;
     let mut optimizer = Sgd::new(vec![Group::new(store.parameters(), 5e-4)], 0.05).momentum(0.9);
     for epoch in 0..3 {

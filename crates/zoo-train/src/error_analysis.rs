@@ -282,12 +282,12 @@ fn probability(logits: &[f32], class: usize) -> Option<f64> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::augment::{Normalize, Transform};
     use crate::data::Synthetic;
     use crate::eval::evaluate;
     use candle_core::Device;
     use std::sync::Arc;
     use zoo::{ModelOptions, VarStore};
+    use zoo_image::Normalize;
 
     /// Three images of each of `classes`: one right, one wrong and sure of it, one wrong and less sure. A sheet of
     /// 32x32 tiles.
@@ -313,7 +313,7 @@ pub(crate) mod tests {
     }
 
     fn eval(split: &Arc<Split>, batch: usize) -> Loader {
-        let transform = Transform::new(&Normalize::CIFAR10, split).unwrap();
+        let transform = split.transform(&Normalize::CIFAR10).unwrap();
         Loader::eval(split.clone(), transform.into(), batch, &Device::Cpu).unwrap()
     }
 

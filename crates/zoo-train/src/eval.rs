@@ -1,11 +1,16 @@
 //! Measuring a network on images it was not trained on.
 
+use crate::confusion::ConfusionMatrix;
+use crate::data::{Split, TestImages};
 use crate::loader::{Batch, Loader};
 use anyhow::{Result, ensure};
 use candle_core::Tensor;
+use std::sync::Arc;
 use std::time::Instant;
 use zoo_core::loss::{cross_entropy, topk_correct};
+use zoo_core::threads::in_pool;
 use zoo_core::{Model, with_fixed_weights};
+use zoo_image::ImageClassifier;
 
 /// What a network does on a set of images.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -76,4 +81,40 @@ pub fn evaluate_parts(
     })?;
     ensure!(sum.images > 0, "there are no images to evaluate on");
     Ok(Evaluation { loss: sum.loss / sum.images as f64, seconds: begin.elapsed().as_secs_f64(), ..sum })
+}
+
+/// Measures a classifier on test images, `batch` at a time, with which classes are taken for which, and tells `seen` after
+/// each batch how many images that had.
+///
+/// # Errors
+/// Images of another number of classes, files that cannot be read, or what the network refuses.
+pub fn evaluate_classifier(
+    classifier: &ImageClassifier,
+    images: &TestImages,
+    batch: usize,
+    mut seen: impl FnMut(usize) + Send,
+) -> Result<(Evaluation, ConfusionMatrix)> {
+    let (n, expected) = (images.classes().len(), classifier.num_classes());
+    ensure!(
+        n == expected,
+        "the network tells {expected} classes apart, the images are of {n}: train it for them first (`zoo train --weights`), which \
+         gives it a new classifier"
+    );
+    let channels = classifier.image_shape()[0];
+    let grey = |split: Arc<Split>| match split.shape()[0] == channels {
+        true => Ok(split),
+        false => Arc::unwrap_or_clone(split).with_channels(channels).map(Arc::new),
+    };
+    let loader = |split: Result<Arc<Split>, _>| {
+        let loader = Loader::eval(grey(split?)?, classifier.transform().clone(), batch, classifier.device())?;
+        Ok(loader.precision(classifier.precision()))
+    };
+    let mut matrix = ConfusionMatrix::new(n);
+    let result = in_pool(|| {
+        evaluate_parts(classifier.model(), images.parts().map(loader), |batch, logits| {
+            seen(batch.host_labels.len());
+            matrix.add_batch(batch, logits)
+        })
+    })?;
+    Ok((result, matrix))
 }

@@ -38,5 +38,4 @@ pub mod record;
 pub mod report;
 pub mod run_record;
 pub mod schedule;
-pub mod trained;
 pub mod trainer;

@@ -1,6 +1,6 @@
 //! Batches, made ready on another thread while the network computes.
 
-use crate::augment::{Augment, Transform, View};
+use crate::augment::Augment;
 use crate::data::{DataError, Split};
 use candle_core::{Device, Tensor};
 use std::any::Any;
@@ -10,6 +10,7 @@ use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 use zoo_core::Precision;
 use zoo_core::rng::Rng;
+use zoo_image::{Transform, View};
 
 /// Batches that wait ready. One would do for a steady step; two more cover a step that is quicker than the average.
 const DEPTH: usize = 3;
@@ -35,12 +36,13 @@ pub struct Batch {
 /// ```
 /// use candle_core::Device;
 /// use std::sync::Arc;
-/// use zoo_train::augment::{Augment, Normalize, Transform};
+/// use zoo_train::augment::Augment;
+/// use zoo_image::{Normalize, Transform};
 /// use zoo_train::data::Synthetic;
 /// use zoo_train::loader::Loader;
 ///
 /// let data = Synthetic { train: 100, test: 20, seed: 0 }.generate();
-/// let transform = Arc::new(Transform::new(&Normalize::CIFAR10, &data.train)?);
+/// let transform = Arc::new(data.train.transform(&Normalize::CIFAR10)?);
 /// let train = Loader::train(data.train, transform.clone(), Augment::STANDARD, 32, 1, &Device::Cpu)?;
 /// assert_eq!(train.len(), 4);
 /// let mut batches = train.epoch(0)?;
@@ -307,15 +309,15 @@ impl Drop for Batches {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::augment::Normalize;
     use crate::data::Synthetic;
     use candle_core::DType;
     use std::sync::atomic::{AtomicUsize, Ordering};
+    use zoo_image::Normalize;
 
     /// 50 images.
     fn parts() -> (Arc<Split>, Arc<Transform>) {
         let split = Synthetic { train: 50, test: 0, seed: 0 }.generate().train;
-        let transform = Transform::new(&Normalize::CIFAR10, &split).unwrap();
+        let transform = split.transform(&Normalize::CIFAR10).unwrap();
         (split, transform.into())
     }
 

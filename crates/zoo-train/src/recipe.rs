@@ -9,12 +9,14 @@ mod words;
 
 pub use words::{About, RECIPES};
 
-use crate::augment::{Augment, Normalize};
+use crate::augment::Augment;
+
 use crate::optim::OptimizerConfig;
 use crate::schedule::{Schedule, StepCount};
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
-use zoo_core::{BatchNormSettings, Precision};
+use zoo_core::Precision;
+pub use zoo_image::{BatchNormOverride, Normalize};
 
 /// Side of CIFAR-10's images.
 const CIFAR_SIDE: usize = 32;
@@ -82,30 +84,6 @@ pub struct Recipe {
 
 fn is_default(precision: &Precision) -> bool {
     *precision == Precision::default()
-}
-
-/// What a recipe changes in every BatchNorm of a network, for ablations; by default nothing.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-#[serde(default, deny_unknown_fields)]
-pub struct BatchNormOverride {
-    /// Weight of the new batch in the running statistics, in PyTorch's sense.
-    pub momentum: Option<f64>,
-    /// Added to the variance before its root.
-    pub eps: Option<f64>,
-    /// Nothing is normalised: of the layer, its weight and bias are left.
-    pub off: bool,
-}
-
-impl BatchNormOverride {
-    fn is_none(&self) -> bool {
-        *self == Self::default()
-    }
-}
-
-impl From<BatchNormOverride> for BatchNormSettings {
-    fn from(BatchNormOverride { momentum, eps, off }: BatchNormOverride) -> Self {
-        Self { momentum, eps, normalize: !off }
-    }
 }
 
 /// Single values put over a recipe.
@@ -260,6 +238,7 @@ impl Overrides {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use zoo_core::BatchNormSettings;
 
     /// Recipes are stored beside runs: one of before a field was added still reads, and no unknown field passes.
     #[test]

@@ -8,7 +8,6 @@ mod job;
 pub use identity::{RUN_FILE, differences};
 pub use job::{Job, Outcome, Start};
 
-use crate::augment::Transform;
 use crate::checkpoint::{self, Checkpoint, Checkpoints, Position, Sums, Tensors, Unwritable};
 use crate::data::Dataset;
 use crate::error_analysis::{self, ErrorAnalysis};
@@ -20,7 +19,6 @@ use crate::optim::{Optimizer, clip_grad_norm};
 use crate::progress::Progress;
 use crate::record::{EpochMetrics, METRICS_FILE, Status, append_jsonl, replace_file, rss_mb, write_jsonl};
 use crate::schedule::LearningRate;
-use crate::trained::{WEIGHTS_FILE, metadata, taken};
 use anyhow::{Context, Result, ensure};
 use candle_core::{DType, Var};
 use identity::{differences_between, differences_to, ensure_same, identity};
@@ -34,6 +32,7 @@ use zoo_core::loss::topk_correct;
 use zoo_core::tape::value_and_grad;
 use zoo_core::threads::in_pool;
 use zoo_core::weights::{LoadOptions, load, save_safetensors};
+use zoo_image::{WEIGHTS_FILE, taken};
 
 /// Images a step of evaluation; it holds no graph, so it may be larger than a training step's.
 const EVAL_BATCH: usize = 250;
@@ -238,8 +237,8 @@ impl<'a> Run<'a> {
         }
         let identity = identity(job, data)?;
         let data = data.clone().limit(images);
-        let transform = std::sync::Arc::new(Transform::new(&recipe.normalize, &data.train)?);
-        let metadata = metadata(job.model, &recipe, &transform, &data.classes)?;
+        let transform = std::sync::Arc::new(data.train.transform(&recipe.normalize)?);
+        let metadata = job.metadata(&recipe, &transform, data.classes).to_map()?;
         let extent = recipe.step_count(images)?;
         let train = Loader::train(data.train, transform.clone(), recipe.augment, recipe.batch, job.seed, &job.device)?
             .drop_last(recipe.drop_last)

@@ -2,11 +2,11 @@
 //! `ImageFolder`.
 
 use super::left_out::{self, LeftOut, pictures};
-use super::photo::Framing;
-use super::picture::{KINDS, Limits};
 use super::{DataError, DataSource, Dataset, Split};
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
+use zoo_image::picture::KINDS;
+use zoo_image::{Framing, Limits};
 
 /// Loads the folder at `dir` as RGB images of `side`x`side`, each seen through [`Framing::whole`].
 ///
@@ -107,7 +107,7 @@ pub(super) fn read(
     limits: Limits,
     left_out: &mut LeftOut,
 ) -> Result<Split, DataError> {
-    let decoded: Vec<Result<Vec<u8>, DataError>> =
+    let decoded: Vec<zoo_image::Result<Vec<u8>>> =
         files.par_iter().map(|(path, _)| framing.read_within(path, limits)).collect();
     let (mut images, mut labels) = (Vec::with_capacity(files.len() * 3 * framing.size * framing.size), Vec::new());
     for (image, (path, label)) in decoded.into_iter().zip(files) {

@@ -2,11 +2,7 @@
 
 use super::{DataError, Dataset, Split};
 use std::sync::Arc;
-
-/// Red, green and blue as one channel: ITU-R 601's luma, rounded as Pillow rounds it.
-fn luma([red, green, blue]: [u8; 3]) -> u8 {
-    ((u32::from(red) * 19595 + u32::from(green) * 38470 + u32::from(blue) * 7471 + 0x8000) >> 16) as u8
-}
+use zoo_image::grey;
 
 impl Split {
     /// The images in `channels` channels: as they are, or grey.
@@ -30,12 +26,7 @@ impl Split {
                 format!("images of {own} channels cannot become images of {channels}: only colour can become grey");
             return Err(DataError::Mismatch(problem));
         }
-        let pixels = height * width;
-        let mut images = Vec::with_capacity(self.labels.len() * pixels);
-        for index in 0..self.len() {
-            let image = self.image(index);
-            images.extend((0..pixels).map(|at| luma([image[at], image[pixels + at], image[2 * pixels + at]])));
-        }
+        let images = (0..self.len()).flat_map(|index| grey(self.image(index))).collect();
         Ok(Self { images, labels: self.labels, shape: [1, height, width] })
     }
 }
@@ -56,17 +47,12 @@ impl Dataset {
 mod tests {
     use super::*;
 
-    /// Expected values from Pillow 13: `Image.new("RGB", (1, 1), colour).convert("L").getpixel((0, 0))`.
     #[test]
-    fn colours_become_the_grey_that_pillow_makes() {
-        let colours = [[255, 0, 0], [0, 255, 0], [0, 0, 255], [12, 200, 99], [255, 255, 255], [1, 2, 3], [0, 0, 0]];
-        assert_eq!(colours.map(luma), [76, 150, 29, 132, 255, 2, 0]);
-        let planes = (0..3).flat_map(|c| colours.map(|colour| colour[c])).collect();
-        let split = Split::new(planes, vec![4], [3, 1, 7]).unwrap().with_channels(1).unwrap();
-        assert_eq!(
-            (split.shape(), split.labels(), split.image(0)),
-            ([1, 1, 7], &[4][..], &[76, 150, 29, 132, 255, 2, 0][..])
-        );
+    fn colour_images_become_grey_and_grey_ones_stay() {
+        let planes = vec![255, 12, 0, 200, 0, 99];
+        let split = Split::new(planes, vec![4], [3, 1, 2]).unwrap().with_channels(1).unwrap();
+        assert_eq!((split.shape(), split.labels(), split.image(0)), ([1, 1, 2], &[4][..], &[76, 132][..]));
+        assert_eq!(split.clone().with_channels(1).unwrap(), split);
         assert!(split.with_channels(3).unwrap_err().to_string().contains("1 channels cannot become images of 3"));
     }
 }

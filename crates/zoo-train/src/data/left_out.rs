@@ -1,11 +1,12 @@
 //! Pictures in a folder and its subfolders, and the files there that are left out.
 
-use super::{DataError, picture};
+use super::DataError;
 use rayon::prelude::*;
 use std::ffi::OsStr;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use walkdir::{DirEntry, WalkDir};
+use zoo_image::{Error, picture};
 
 /// The most lines of a summary.
 const LINES: usize = 10;
@@ -41,10 +42,10 @@ impl LeftOut {
     }
 
     /// Adds a file by the error that names it.
-    pub(super) fn add_unreadable(&mut self, path: &Path, error: &DataError) {
+    pub(super) fn add_unreadable(&mut self, path: &Path, error: &Error) {
         let reason = match error {
-            DataError::Io { source, .. } => source.to_string(),
-            DataError::Layout { problem, .. } => problem.clone(),
+            Error::Io { source, .. } => source.to_string(),
+            Error::Picture { problem, .. } => problem.clone(),
             other => other.to_string(),
         };
         self.add(path, reason);

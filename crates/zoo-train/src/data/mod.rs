@@ -7,11 +7,7 @@ pub mod cifar10;
 pub mod folder;
 mod grey;
 pub mod hub;
-mod jpeg;
 mod left_out;
-pub mod photo;
-pub mod picture;
-mod resample;
 pub mod synthetic;
 mod test_images;
 
@@ -19,12 +15,12 @@ pub use left_out::{LeftOut, pictures};
 pub use synthetic::Synthetic;
 pub use test_images::TestImages;
 
-use picture::Limits;
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
+use zoo_image::{Limits, Normalize, Transform};
 
 /// The environment variable that names a directory of CIFAR-10 binary files.
 pub const CIFAR10_DIR: &str = "CIFAR10_DIR";
@@ -67,6 +63,9 @@ pub enum DataError {
          this command ran once"
     )]
     Hub(String),
+    /// A picture that cannot be read.
+    #[error(transparent)]
+    Picture(#[from] zoo_image::Error),
     /// Images, labels, classes or settings that do not fit each other.
     #[error("{0}")]
     Mismatch(String),
@@ -237,6 +236,15 @@ impl Split {
         }
         let scale = 255.0 * self.len().max(1) as f64;
         sums.into_iter().map(|sum| (sum as f64 / scale) as f32).collect()
+    }
+
+    /// How these images become what a network reads. The test images of a run go through the transform of its
+    /// *training* split, whose mean [`Normalize::PixelMean`] takes off.
+    ///
+    /// # Errors
+    /// Images of neither three channels nor one, where three means are taken off.
+    pub fn transform(&self, normalize: &Normalize) -> Result<Transform, DataError> {
+        Ok(Transform::new(normalize, self.shape, || self.mean_image())?)
     }
 
     fn truncate(&mut self, n: usize) {

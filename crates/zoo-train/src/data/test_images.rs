@@ -1,11 +1,10 @@
 //! Test images alone, to measure a trained network without loading its training images.
 
 use super::left_out::LeftOut;
-use super::photo::Framing;
-use super::picture::Limits;
 use super::{DataError, Dataset, Split, cifar10, folder};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use zoo_image::{Framing, Limits};
 
 /// Images of a folder that are in memory at a time.
 const PART: usize = 1024;
@@ -14,9 +13,8 @@ const PART: usize = 1024;
 /// memory.
 ///
 /// ```no_run
+/// use zoo_image::{Framing, Limits};
 /// use zoo_train::data::TestImages;
-/// use zoo_train::data::photo::Framing;
-/// use zoo_train::data::picture::Limits;
 /// let framing = Framing::of(&zoo::find("resnet50")?.preprocess);
 /// let images = TestImages::open("imagenet".as_ref(), framing, None, Limits::default())?;
 /// println!("{} images of {} classes", images.len(), images.classes().len());

@@ -1,12 +1,13 @@
 //! The recipes that have a name: the published ones and our own, and what each changes for a network.
 
 use super::{BatchNormOverride, CIFAR_SIDE, Length, Recipe, fast};
-use crate::augment::{Augment, Normalize};
+use crate::augment::Augment;
 use crate::optim::OptimizerConfig;
 use crate::schedule::{Decay, Every, Schedule, Warmup, When};
 use anyhow::{Result, bail};
 use zoo::ModelInfo;
 use zoo_core::Precision;
+use zoo_image::Normalize;
 
 impl Recipe {
     /// All names, in the order of [`RECIPES`](super::RECIPES).

@@ -6,6 +6,7 @@ use candle_core::Device;
 use std::path::PathBuf;
 use zoo::ModelInfo;
 use zoo_core::weights::Selection;
+use zoo_image::{Metadata, Transform};
 
 /// What to train.
 #[derive(Debug, Clone)]
@@ -47,6 +48,20 @@ impl Job {
         let may_differ = may_differ.iter().map(|&s| s.to_owned()).collect();
         self.start = Some(Start { file: file.into(), may_differ, selection: Selection::default() });
         self
+    }
+
+    /// What the file of the trained weights says of them.
+    pub(super) fn metadata(&self, recipe: &Recipe, transform: &Transform, classes: Vec<String>) -> Metadata {
+        let [channels, side, _] = transform.shape();
+        let mut metadata = Metadata::default();
+        metadata.model = Some(self.model.name.into());
+        metadata.image_size = Some(side);
+        metadata.in_chans = (channels != 3).then_some(channels);
+        metadata.classes = Some(classes);
+        metadata.normalize = Some(recipe.normalize.clone());
+        metadata.pixel_mean = transform.pixel_mean().map(<[f32]>::to_vec);
+        metadata.batch_norm = Some(recipe.batch_norm).filter(|changed| !changed.is_none());
+        metadata
     }
 }
 

@@ -1,15 +1,15 @@
 //! Metadata of a file of weights: which network it holds and how its images are made, written by training and read
 //! where the network is used.
 
-use super::config;
-use crate::augment::{Normalize, Transform};
-use crate::recipe::{BatchNormOverride, Recipe};
-use anyhow::{Context, Result};
-use serde::Serialize;
+use crate::config;
+use crate::error::{Error, Result};
+use crate::transform::Normalize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::path::Path;
 use zoo::ModelInfo;
+use zoo_core::BatchNormSettings;
 use zoo_core::weights::{KeyReport, Weights};
 
 /// The metadata's keys, without the [`key::PREFIX`] that stands before each in a file.
@@ -24,7 +24,7 @@ mod key {
     pub const IN_CHANS: &str = "in_chans";
     /// JSON: a list of names, in the order of the outputs.
     pub const CLASSES: &str = "classes";
-    /// JSON: a [`Normalize`](crate::augment::Normalize).
+    /// JSON: a [`Normalize`](crate::Normalize).
     pub const NORMALIZE: &str = "normalize";
     /// JSON: the values that are taken off each pixel, where `normalize` is `"pixel_mean"`.
     pub const PIXEL_MEAN: &str = "pixel_mean";
@@ -36,33 +36,58 @@ mod key {
     pub const ALWAYS: [&str; 4] = [MODEL, IMAGE_SIZE, CLASSES, NORMALIZE];
 }
 
-/// The metadata for a network that was trained under `recipe`.
-pub(crate) fn metadata(
-    model: &ModelInfo,
-    recipe: &Recipe,
-    transform: &Transform,
-    classes: &[String],
-) -> Result<BTreeMap<String, String>> {
-    fn json(value: &(impl Serialize + ?Sized)) -> Result<String> {
-        serde_json::to_string(value).context("cannot write what the weights are as JSON")
+/// What a recipe changes in every BatchNorm of a network, for ablations; by default nothing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+pub struct BatchNormOverride {
+    /// Weight of the new batch in the running statistics, in PyTorch's sense.
+    pub momentum: Option<f64>,
+    /// Added to the variance before its root.
+    pub eps: Option<f64>,
+    /// Nothing is normalised: of the layer, its weight and bias are left.
+    pub off: bool,
+}
+
+impl BatchNormOverride {
+    /// Whether it changes nothing.
+    pub fn is_none(&self) -> bool {
+        *self == Self::default()
     }
-    let [channels, side, _] = transform.shape();
-    let mut values = BTreeMap::from([
-        (key::MODEL, model.name.to_owned()),
-        (key::IMAGE_SIZE, side.to_string()),
-        (key::CLASSES, json(classes)?),
-        (key::NORMALIZE, json(&recipe.normalize)?),
-    ]);
-    if channels != 3 {
-        values.insert(key::IN_CHANS, channels.to_string());
+}
+
+impl From<BatchNormOverride> for BatchNormSettings {
+    fn from(BatchNormOverride { momentum, eps, off }: BatchNormOverride) -> Self {
+        Self { momentum, eps, normalize: !off }
     }
-    if let Some(mean) = transform.pixel_mean() {
-        values.insert(key::PIXEL_MEAN, json(mean)?);
-    }
-    if recipe.batch_norm != BatchNormOverride::default() {
-        values.insert(key::BATCH_NORM, json(&recipe.batch_norm)?);
-    }
-    Ok(values.into_iter().map(|(key, value)| (format!("{}{key}", key::PREFIX), value)).collect())
+}
+
+/// What a file of weights says of its network, so that whoever has the file needs nothing else.
+///
+/// ```
+/// use zoo_image::{Metadata, Normalize};
+/// let mut metadata = Metadata::default();
+/// metadata.model = Some("cifar_resnet20".into());
+/// metadata.normalize = Some(Normalize::CIFAR10);
+/// assert_eq!(metadata.to_map()?["zoo.model"], "cifar_resnet20");
+/// # Ok::<(), zoo_image::Error>(())
+/// ```
+#[derive(Debug, Clone, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Metadata {
+    /// The zoo's name of the network.
+    pub model: Option<String>,
+    /// Side of its images in pixels.
+    pub image_size: Option<usize>,
+    /// Channels of its images, where they are not 3.
+    pub in_chans: Option<usize>,
+    /// Names of the classes, in the order of the outputs.
+    pub classes: Option<Vec<String>>,
+    /// How pixels are normalised.
+    pub normalize: Option<Normalize>,
+    /// The values that are taken off each pixel, with [`Normalize::PixelMean`].
+    pub pixel_mean: Option<Vec<f32>>,
+    /// What the recipe changed in the network's BatchNorm layers, if it did.
+    pub batch_norm: Option<BatchNormOverride>,
 }
 
 /// The metadata for a copy of `weights`, unchanged or converted for `model`: the file's own, with the zoo's keys behind
@@ -72,7 +97,7 @@ pub(crate) fn metadata(
 /// Metadata under the zoo's keys that the zoo did not write.
 pub fn carried(weights: &Weights, model: Option<&str>) -> Result<BTreeMap<String, String>> {
     let mut metadata = weights.metadata().clone();
-    if FileMetadata::of(weights)?.1 == Origin::Bare {
+    if Metadata::of(weights)?.1 == Origin::Bare {
         for key in key::ALL {
             metadata.remove(key).map(|value| metadata.insert(format!("{}{key}", key::PREFIX), value));
         }
@@ -83,21 +108,9 @@ pub fn carried(weights: &Weights, model: Option<&str>) -> Result<BTreeMap<String
     Ok(metadata)
 }
 
-/// A file's metadata, read back as [`metadata`] wrote it.
-#[derive(Debug, Default)]
-pub(super) struct FileMetadata {
-    pub(super) model: Option<String>,
-    pub(super) image_size: Option<usize>,
-    pub(super) in_chans: Option<usize>,
-    pub(super) classes: Option<Vec<String>>,
-    pub(super) normalize: Option<Normalize>,
-    pub(super) pixel_mean: Option<Vec<f32>>,
-    pub(super) batch_norm: Option<BatchNormOverride>,
-}
-
 /// The program that wrote a file's metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Origin {
+pub(crate) enum Origin {
     /// The zoo.
     Own,
     /// The zoo, from before its keys had a prefix.
@@ -108,12 +121,34 @@ pub(super) enum Origin {
     Absent,
 }
 
-impl FileMetadata {
-    pub(super) fn of(weights: &Weights) -> Result<(Self, Origin)> {
+impl Metadata {
+    /// As a file of weights keeps it: [`save_safetensors`](zoo_core::weights::save_safetensors) takes it.
+    ///
+    /// # Errors
+    /// A value that cannot be written as JSON.
+    pub fn to_map(&self) -> Result<BTreeMap<String, String>> {
+        fn json<T: Serialize>(value: &Option<T>) -> Result<Option<String>> {
+            let text = value.as_ref().map(serde_json::to_string).transpose();
+            text.map_err(|error| Error::Input(format!("cannot write what the weights are as JSON: {error}")))
+        }
+        let values = [
+            (key::MODEL, self.model.clone()),
+            (key::IMAGE_SIZE, json(&self.image_size)?),
+            (key::IN_CHANS, json(&self.in_chans)?),
+            (key::CLASSES, json(&self.classes)?),
+            (key::NORMALIZE, json(&self.normalize)?),
+            (key::PIXEL_MEAN, json(&self.pixel_mean)?),
+            (key::BATCH_NORM, json(&self.batch_norm)?),
+        ];
+        Ok(values.into_iter().filter_map(|(key, value)| Some((format!("{}{key}", key::PREFIX), value?))).collect())
+    }
+
+    pub(crate) fn of(weights: &Weights) -> Result<(Self, Origin)> {
         let metadata = weights.metadata();
         if metadata.keys().any(|key| key.starts_with(key::PREFIX)) {
             let own = Self::read(|key| Some(metadata.get(&format!("{}{key}", key::PREFIX))?.as_str()));
-            return Ok((own.with_context(|| weights.name().to_owned())?, Origin::Own));
+            let own = own.map_err(|problem| Error::weights(Path::new(weights.name()), problem))?;
+            return Ok((own, Origin::Own));
         }
         if !key::ALL.iter().any(|key| metadata.contains_key(*key)) {
             return Ok((Self::default(), Origin::Absent));
@@ -127,10 +162,10 @@ impl FileMetadata {
         })
     }
 
-    fn read<'a>(text: impl Fn(&str) -> Option<&'a str>) -> Result<Self> {
-        fn json<T: DeserializeOwned>(key: &str, text: Option<&str>) -> Result<Option<T>> {
+    fn read<'a>(text: impl Fn(&str) -> Option<&'a str>) -> Result<Self, String> {
+        fn json<T: DeserializeOwned>(key: &str, text: Option<&str>) -> Result<Option<T>, String> {
             let value = text.map(serde_json::from_str).transpose();
-            value.with_context(|| format!("its metadata `{}{key}` is not what zoo train writes", key::PREFIX))
+            value.map_err(|error| format!("its metadata `{}{key}` is not what zoo train writes: {error}", key::PREFIX))
         }
         Ok(Self {
             model: text(key::MODEL).map(str::to_owned),
@@ -155,7 +190,7 @@ pub fn normalize_of(
     weights: &Weights,
     report: &KeyReport,
 ) -> Result<(Normalize, String)> {
-    if let Some(normalize) = FileMetadata::of(weights)?.0.normalize {
+    if let Some(normalize) = Metadata::of(weights)?.0.normalize {
         return Ok((normalize, "as the checkpoint says".into()));
     }
     let config = config::beside(file);
@@ -167,7 +202,7 @@ pub fn normalize_of(
 }
 
 /// The reason to give for a normalisation that the file does not state.
-pub(super) fn assumption(layout: Option<&str>) -> String {
+pub(crate) fn assumption(layout: Option<&str>) -> String {
     match layout {
         Some(name) => format!("assumed, since the file has {name}'s names"),
         None => "assumed, since the file does not say".into(),

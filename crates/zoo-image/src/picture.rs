@@ -4,11 +4,11 @@
 //! that ends inside its pixels, and one of more pixels than a limit. Alpha is dropped and palettes are looked up, as
 //! there.
 
-use super::{DataError, jpeg};
+use crate::error::{Error, Result};
+use crate::jpeg;
 use gif::{ColorOutput, DecodeOptions};
 use image::metadata::Orientation;
 use image::{ColorType, ImageDecoder, ImageError, ImageFormat, ImageReader, ImageResult};
-use std::error::Error;
 use std::fmt::Display;
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Cursor, ErrorKind, Read, Seek, SeekFrom};
@@ -24,7 +24,7 @@ const WORK: u64 = 32 << 20;
 /// What a picture may cost, decided before it is decoded.
 ///
 /// ```
-/// use zoo_train::data::picture::Limits;
+/// use zoo_image::Limits;
 /// assert_eq!(Limits::default().pixels, 178_956_970);
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -77,8 +77,8 @@ impl Picture {
     /// # Errors
     /// A file that cannot be read, is no picture of the known kinds, ends too early or is larger than `limits`; the
     /// error names it.
-    pub fn open(path: &Path, limits: Limits) -> Result<Self, DataError> {
-        let file = open_regular(path).map_err(|source| DataError::Io { path: path.into(), source })?;
+    pub fn open(path: &Path, limits: Limits) -> Result<Self> {
+        let file = open_regular(path).map_err(Error::io(path))?;
         decode(BufReader::new(file), limits).map_err(|problem| problem.of(path))
     }
 
@@ -86,11 +86,33 @@ impl Picture {
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn from_reader(source: impl Read, name: &Path, limits: Limits) -> Result<Self, DataError> {
+    pub fn from_reader(source: impl Read, name: &Path, limits: Limits) -> Result<Self> {
         let mut bytes = Vec::new();
         let read = source.take(limits.bytes() + 1).read_to_end(&mut bytes);
-        read.map_err(|source| DataError::Io { path: name.into(), source })?;
+        read.map_err(Error::io(name))?;
+        Self::from_bytes(&bytes, name, limits)
+    }
+
+    /// Decodes the bytes of a file, such as a request's body. `name` is for messages.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn from_bytes(bytes: &[u8], name: &Path, limits: Limits) -> Result<Self> {
         decode(Cursor::new(bytes), limits).map_err(|problem| problem.of(name))
+    }
+}
+
+impl From<&image::RgbImage> for Picture {
+    fn from(image: &image::RgbImage) -> Self {
+        let orientation = Orientation::NoTransforms;
+        Self { width: image.width(), height: image.height(), rgb: image.as_raw().clone(), orientation }
+    }
+}
+
+impl From<&image::DynamicImage> for Picture {
+    /// As `image` converts its kinds of pixels to eight bits of red, green and blue.
+    fn from(image: &image::DynamicImage) -> Self {
+        Self::from(&image.to_rgb8())
     }
 }
 
@@ -98,7 +120,7 @@ impl Picture {
 ///
 /// # Errors
 /// Why it is none, or cannot be opened: a reason without the path.
-pub(super) fn is_picture(path: &Path) -> Result<(), String> {
+pub fn is_picture(path: &Path) -> Result<(), String> {
     let begin = |file: File| -> io::Result<Vec<u8>> {
         let mut head = Vec::new();
         file.take(HEAD).read_to_end(&mut head)?;
@@ -113,8 +135,8 @@ pub(super) fn is_picture(path: &Path) -> Result<(), String> {
 struct Problem(String);
 
 impl Problem {
-    fn of(self, path: &Path) -> DataError {
-        DataError::Layout { path: path.into(), problem: self.0 }
+    fn of(self, path: &Path) -> Error {
+        Error::Picture { path: path.into(), problem: self.0 }
     }
 
     fn truncated(kind: ImageFormat, length: u64) -> Self {
@@ -122,7 +144,7 @@ impl Problem {
     }
 
     /// A decoder's error, in one line of bounded length.
-    fn decoding(kind: ImageFormat, length: u64, error: &(dyn Error + 'static)) -> Self {
+    fn decoding(kind: ImageFormat, length: u64, error: &(dyn std::error::Error + 'static)) -> Self {
         let mut cause = Some(error);
         while let Some(error) = cause {
             if error.downcast_ref::<io::Error>().is_some_and(|e| e.kind() == ErrorKind::UnexpectedEof) {

@@ -14,7 +14,7 @@ const MOST_BYTES: u64 = 64 << 20;
 
 /// What a configuration states.
 #[derive(Debug, Clone, Default, PartialEq)]
-pub(super) struct Config {
+pub(crate) struct Config {
     /// Of the images.
     pub parts: PreprocessParts,
     /// Names of the classes in the order of the outputs.
@@ -28,7 +28,7 @@ pub(super) struct Config {
 }
 
 /// What lies beside the file of weights at `path`.
-pub(super) fn beside(path: &Path) -> Config {
+pub(crate) fn beside(path: &Path) -> Config {
     let mut config = Config::default();
     let folder = path.parent().unwrap_or(Path::new(""));
     for (name, read) in

@@ -1,18 +1,19 @@
 //! A trained network as timm reads it: `model.safetensors`, `config.json` and a model card in one folder, as on the hub.
 
-use super::Trained;
-use anyhow::{Context, Result, bail, ensure};
+use crate::ImageClassifier;
+use crate::error::{Error, Result};
+use crate::place::WEIGHTS_FILE;
 use candle_core::{DType, Tensor};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use zoo_core::weights::{save_tensors, write_whole};
 
 /// The files of the folder.
-const FILES: [&str; 3] = [super::WEIGHTS_FILE, "config.json", "README.md"];
+const FILES: [&str; 3] = [WEIGHTS_FILE, "config.json", "README.md"];
 
-impl Trained {
+impl ImageClassifier {
     /// Writes the network into `folder` so that `timm.create_model("local-dir:FOLDER", pretrained=True)` computes what it
     /// does; the same three files are what a repository of the hub holds. Tensors are stored as `dtype`: F32, F16 or BF16.
     ///
@@ -21,26 +22,28 @@ impl Trained {
     /// `overwrite`; what the file system refuses.
     pub fn save_for_timm(&self, folder: &Path, dtype: DType, overwrite: bool) -> Result<()> {
         let name = self.name();
+        let refused = |why: &str| Err(Error::Export(format!("{name}: {why}")));
         let Some(timm) = self.info.timm else {
-            bail!("{name}: timm has no network like it: export it to ONNX instead")
+            return refused("timm has no network like it: export it to ONNX instead");
         };
-        ensure!(
-            !self.mean_image,
-            "{name}: a mean image is taken off its images, and timm knows means of colours alone"
-        );
-        ensure!(
-            !self.has_other_norms,
-            "{name}: its BatchNorm layers are not as the network's are, and timm cannot be told: export it to ONNX instead"
-        );
-        std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+        if self.mean_image {
+            return refused("a mean image is taken off its images, and timm knows means of colours alone");
+        }
+        if self.has_other_norms {
+            return refused(
+                "its BatchNorm layers are not as the network's are, and timm cannot be told: export it to ONNX instead",
+            );
+        }
+        std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
         let paths = FILES.map(|file| folder.join(file));
         if let Some(there) = paths.iter().find(|path| path.exists() && !overwrite) {
-            bail!("{} is there already: choose another folder, or --force", there.display())
+            let there = there.display();
+            return Err(Error::Export(format!("{there} is there already: choose another folder, or --force")));
         }
         let [weights, config, card] = paths;
         let mut tensors = Vec::new();
         for slot in self.store.slots() {
-            let var = slot.var.with_context(|| format!("{name}: `{}` has no numbers", slot.key))?;
+            let Some(var) = slot.var else { return refused(&format!("`{}` has no numbers", slot.key)) };
             tensors.push(((timm.key)(&slot.key), var.as_detached_tensor().to_dtype(dtype)?));
         }
         let named = tensors.iter().map(|(key, tensor): &(String, Tensor)| (key.as_str(), tensor));
@@ -104,7 +107,6 @@ impl Trained {
     }
 }
 
-fn write(path: &PathBuf, text: &str) -> Result<()> {
-    write_whole(path, |file| file.write_all(text.as_bytes())).with_context(|| path.display().to_string())?;
-    Ok(())
+fn write(path: &Path, text: &str) -> Result<()> {
+    write_whole(path, |file| file.write_all(text.as_bytes())).map_err(Error::io(path))
 }

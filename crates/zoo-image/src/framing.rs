@@ -1,9 +1,8 @@
 //! Photographs of any size as the square images that networks take.
 
-use super::DataError;
-use super::picture::{Limits, Picture};
-use super::resample::{Axis, resample};
-use anyhow::{Result, ensure};
+use crate::error::{Error, Result};
+use crate::picture::{Limits, Picture};
+use crate::resample::{Axis, resample};
 use image::metadata::Orientation;
 use std::path::Path;
 use zoo_core::{Interpolation, Preprocess};
@@ -15,7 +14,7 @@ use zoo_core::{Interpolation, Preprocess};
 /// is turned upright before, as Pillow's `exif_transpose` does.
 ///
 /// ```
-/// use zoo_train::data::photo::Framing;
+/// use zoo_image::Framing;
 /// let framing = Framing::of(&zoo::find("resnet50")?.preprocess);
 /// assert_eq!((framing.size, framing.crop), (224, 0.875));
 /// # Ok::<(), candle_core::Error>(())
@@ -54,7 +53,7 @@ impl Framing {
     ///
     /// # Errors
     /// What [`Picture::open`] refuses with its default limits.
-    pub fn read(&self, path: &Path) -> Result<Vec<u8>, DataError> {
+    pub fn read(&self, path: &Path) -> Result<Vec<u8>> {
         self.read_within(path, Limits::default())
     }
 
@@ -62,10 +61,17 @@ impl Framing {
     ///
     /// # Errors
     /// What [`Picture::open`] refuses.
-    pub fn read_within(&self, path: &Path, limits: Limits) -> Result<Vec<u8>, DataError> {
-        let picture = Picture::open(path, limits)?;
-        self.apply(picture)
-            .map_err(|error| DataError::Layout { path: path.into(), problem: format!("cannot be resized: {error:#}") })
+    pub fn read_within(&self, path: &Path, limits: Limits) -> Result<Vec<u8>> {
+        self.apply(&Picture::open(path, limits)?).map_err(|error| named(error, path))
+    }
+
+    /// The picture in the bytes of a file, such as a request's body, as [`read`](Self::read) gives it.
+    ///
+    /// # Errors
+    /// As [`read`](Self::read).
+    pub fn read_bytes(&self, bytes: &[u8]) -> Result<Vec<u8>> {
+        let name = Path::new("picture");
+        self.apply(&Picture::from_bytes(bytes, name, Limits::default())?).map_err(|error| named(error, name))
     }
 
     /// A decoded picture as [`read`](Self::read) gives it. However long and narrow it is, only what is kept is
@@ -73,8 +79,8 @@ impl Framing {
     ///
     /// # Errors
     /// A picture whose bytes are not those of its size.
-    pub fn apply(&self, picture: Picture) -> Result<Vec<u8>> {
-        let Picture { width, height, rgb, orientation } = picture;
+    pub fn apply(&self, picture: &Picture) -> Result<Vec<u8>> {
+        let &Picture { width, height, ref rgb, orientation } = picture;
         let (swapped, mirrored) = turn(orientation);
         let size = self.size as u32;
         // Upright.
@@ -97,13 +103,15 @@ impl Framing {
         }
         let sides = [width, height];
         let pixels = 3 * width as usize * height as usize;
-        ensure!(rgb.len() == pixels && pixels > 0, "{} bytes for {width}x{height} pixels", rgb.len());
+        if rgb.len() != pixels || pixels == 0 {
+            return Err(Error::Input(format!("{} bytes for {width}x{height} pixels", rgb.len())));
+        }
         let axes = [0, 1].map(|axis| {
             let kept = margins[axis]..margins[axis] + u64::from(size);
             Axis::new(sides[axis] as usize, resized[axis], kept, mirrored[axis], self.interpolation)
         });
         // Pillow's order: first each row, rounded to bytes, then each column; of the upright picture.
-        let square = resample(&rgb, width as usize, &axes, !swapped);
+        let square = resample(rgb, width as usize, &axes, !swapped);
 
         // The square's planes, upright.
         let mut bytes = Vec::with_capacity(3 * self.size * self.size);
@@ -117,6 +125,11 @@ impl Framing {
         }
         Ok(bytes)
     }
+}
+
+/// An error of [`Framing::apply`] with the picture's name.
+fn named(error: Error, path: &Path) -> Error {
+    Error::Picture { path: path.into(), problem: format!("cannot be resized: {error}") }
 }
 
 /// The turn that brings a picture upright: whether its sides swap, and along which of the file's own axes it is
@@ -144,7 +157,7 @@ mod tests {
     }
 
     fn apply(framing: Framing, image: RgbImage) -> Vec<u8> {
-        framing.apply(picture(image, Orientation::NoTransforms)).unwrap()
+        framing.apply(&picture(image, Orientation::NoTransforms)).unwrap()
     }
 
     /// The photograph of `photos()` in tests/golden/generate.py.
@@ -253,7 +266,7 @@ mod tests {
                     Framing { crop: 0.9, interpolation: Interpolation::Bicubic, ..Framing::whole(12) },
                 ] {
                     let expected = apply(framing, upright.to_rgb8());
-                    let ours = framing.apply(picture(photo(w, h), orientation)).unwrap();
+                    let ours = framing.apply(&picture(photo(w, h), orientation)).unwrap();
                     assert!(ours == expected, "other bytes in {w}x{h} held {exif}");
                 }
             }
