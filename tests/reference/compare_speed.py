@@ -14,7 +14,7 @@ either of them through torch.compile; `--preload` gives them all an allocator. A
 fastest in the first round, in training and in inference, is not run again.
 
 Figures are medians over the rounds. Ratios are to the fastest opponent: of the zoo in f32 to the fastest in f32, of the zoo in bf16
-to the fastest of all. `--images-224` measures inference alone, of the networks for 224-pixel images. `--level` is the zoo's ZOO_SIMD.
+to the fastest of all. `--images-224` measures inference alone, of the networks for 224-pixel images. `--level` is the zoo's ZOO_SIMD; ONEDNN_MAX_CPU_ISA lowers PyTorch's.
 
 The record holds every round and the conditions; it is written anew after each model, and models that it holds already, under the
 same command and commit, are not measured again. With `--into` the tables replace what stands between `<!-- table -->` and
@@ -95,7 +95,7 @@ def conditions(args):
         "python": platform.python_version(), **{name: metadata.version(name) for name in ["torch", "torchvision", "timm"]},
         "precision": args.precision, "amp": args.amp, "torch_compile": args.compile,
         "torch_preload": Path(args.preload).name if args.preload else None,
-        "environment": {key: os.environ[key] for key in ["LD_PRELOAD", "ZOO_SIMD", "OMP_NUM_THREADS"] if key in os.environ},
+        "environment": {key: os.environ[key] for key in ["LD_PRELOAD", "ZOO_SIMD", "OMP_NUM_THREADS", "ONEDNN_MAX_CPU_ISA"] if key in os.environ},
         "commit": git("rev-parse", "HEAD"), "changed_files": bool(git("status", "--porcelain", "--untracked-files=no")),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         # Whoever else computes here takes from both sides, and not alike.
