@@ -10,10 +10,24 @@ use std::path::{Path, PathBuf};
 use zoo_core::VarStore;
 use zoo_train::progress::say;
 
-/// The README's examples, so that they compile.
+/// The examples of README and docs/, so that they compile.
 #[cfg(doctest)]
-#[doc = include_str!("../README.md")]
-pub struct Readme;
+pub mod pages {
+    #[doc = include_str!("../README.md")]
+    pub struct Readme;
+    #[doc = include_str!("../docs/README.md")]
+    pub struct Index;
+    #[doc = include_str!("../docs/from_pytorch.md")]
+    pub struct FromPyTorch;
+    #[doc = include_str!("../docs/serve.md")]
+    pub struct Serve;
+    #[doc = include_str!("../docs/fine_tune.md")]
+    pub struct FineTune;
+    #[doc = include_str!("../docs/train_cifar10.md")]
+    pub struct TrainCifar10;
+    #[doc = include_str!("../docs/add_a_network.md")]
+    pub struct AddANetwork;
+}
 
 /// A file beside the generator.
 pub fn golden(name: &str) -> PathBuf {

@@ -182,6 +182,12 @@ MODELS = {
         lambda: timm.models.ResNet(
             timm.models.resnet.Bottleneck, ONE_EACH, num_classes=10, block_args={"attn_layer": "se"}),
         settings="bottlenecks se", **THREE),
+    "resnets/max": Reference(
+        lambda: timm.models.ResNet(timm.models.resnet.BasicBlock, ONE_EACH, num_classes=10, global_pool="max"),
+        settings="resnet one_each max", **IMAGENET),
+    "resnets/avgmax": Reference(
+        lambda: timm.models.ResNet(timm.models.resnet.BasicBlock, ONE_EACH, num_classes=10, global_pool="avgmax"),
+        settings="resnet one_each avgmax", **IMAGENET),
     "template_residual_cnn": Reference(lambda: TemplateResidualCnn(TEMPLATE, 64), **IMAGENET),
     "template_residual_cnn/big": Reference(
         lambda: TemplateResidualCnn(TEMPLATE, 64, big=True), settings="template_residual_cnn big", **IMAGENET),

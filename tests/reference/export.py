@@ -7,7 +7,8 @@ needs: pip install torch torchvision timm onnx onnxruntime numpy safetensors; ca
 Each network is built by its library with random weights and saved. `zoo export --to onnx` turns the file into an ONNX file, with
 images and with pixels as input; onnx.checker looks at it with shape inference, and ONNX Runtime runs it on batches of one and
 three. `zoo export --to timm` turns it into a folder, from which timm.create_model("local-dir:…") loads it, once with the classes
-it has and once with five. Networks of timm's are exported for another size of images too, and for grey ones. The largest difference of a logit is printed, relative to the largest logit; over 1e-4 the script fails.
+it has and once with five. Networks of timm's are exported for another size of images too, and for grey ones; torch.nn.Transformer
+is exported for sequences of any lengths. The largest difference of a logit is printed, relative to the largest logit; over 1e-4 the script fails.
 """
 
 import argparse
@@ -137,6 +138,29 @@ def of_other_images(zoo, case):
     return off
 
 
+def of_sequences(zoo):
+    """PyTorch's own Transformer, with random weights that move every tensor."""
+    torch.manual_seed(5)
+    net = torch.nn.Transformer(batch_first=True).eval()
+    for parameter in net.parameters():
+        parameter.data += torch.randn_like(parameter) * 0.02
+    with tempfile.TemporaryDirectory() as folder:
+        folder = Path(folder)
+        torch.save(net.state_dict(), folder / "net.pth")
+        call(zoo, "export", "transformer_base", "--weights", folder / "net.pth", "--to", "onnx", "-o", folder / "net.onnx")
+        onnx.checker.check_model(onnx.load(folder / "net.onnx"), full_check=True)
+        session = onnxruntime.InferenceSession(str(folder / "net.onnx"), providers=["CPUExecutionProvider"])
+        worst = 0.0
+        for batch, source, target in [(1, 7, 5), (3, 4, 11)]:
+            given = {"source": torch.randn(batch, source, 512), "target": torch.randn(batch, target, 512)}
+            with torch.no_grad():
+                want = net(given["source"], given["target"]).numpy()
+            (got,) = session.run(["output"], {name: tensor.numpy() for name, tensor in given.items()})
+            worst = max(worst, distance(got, want))
+    print(f"{'torch.nn.Transformer':24} onnx {worst:.1e}", flush=True)
+    return worst
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", metavar="NETWORK")
@@ -157,7 +181,7 @@ def main():
         print(f"{name:24} {columns}", flush=True)
         worst = max(worst, *found)
     if not args.networks:
-        worst = max(worst, *(of_other_images(zoo, case) for case in OTHERS))
+        worst = max(worst, *(of_other_images(zoo, case) for case in OTHERS), of_sequences(zoo))
     if worst > LIMIT:
         sys.exit(f"{worst:.1e} is more than {LIMIT}")
 

@@ -10,6 +10,7 @@ use candle_core::{DType, Device, Tensor};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use tests::{fill, norm, values};
 use zoo::{Model, ModelInfo, ModelOptions, VarStore};
+use zoo_core::GlobalPool;
 use zoo_core::loss::cross_entropy;
 use zoo_core::rng::Rng;
 use zoo_core::trace::Graph;
@@ -128,6 +129,54 @@ fn features_heads_classes_and_channels() -> Result<()> {
     })
 }
 
+/// The options that a network says it has change it, and keep its parameters' number; those that it has not are refused.
+#[test]
+fn choices_are_followed_or_refused() -> Result<()> {
+    each(|info| {
+        let side = small_image(info);
+        // The names and rates of what drops in training.
+        let drops = |options: ModelOptions| -> Result<(usize, Vec<String>, Vec<usize>)> {
+            let store = VarStore::shapes_only();
+            let net = info.build(&ModelOptions { image_size: Some(side), ..options }, store.root())?;
+            let graph = Graph::of(&[&[2, 3, side, side]], |inputs| net.logits(&inputs[0], true))?;
+            let rates = graph.nodes.iter().filter(|node| node.kind() == "Dropout").map(|node| node.step.detail());
+            let shape = graph.nodes.last().map(|node| node.shape.clone()).unwrap_or_default();
+            Ok((store.parameter_count(), rates.collect(), shape))
+        };
+        let own = drops(ModelOptions::default())?;
+        let rate = drops(ModelOptions { drop_rate: Some(0.375), ..Default::default() });
+        let path = drops(ModelOptions { drop_path_rate: Some(0.375), ..Default::default() });
+        let said = |result: Result<_>| result.err().map(|error| error.to_string()).unwrap_or_default();
+        if info.choices.drop_rate {
+            ensure!(rate?.1.contains(&"0.375".to_string()), "drop_rate is not followed");
+        } else {
+            ensure!(said(rate).contains("no drop_rate can be chosen"), "drop_rate is neither followed nor refused");
+        }
+        if info.choices.drop_path_rate {
+            let (parameters, rates, _) = path?;
+            let blocks = rates.len() - own.1.len();
+            ensure!(parameters == own.0 && blocks > 0 && rates.contains(&"0.375".to_string()), "{rates:?}");
+            // Evenly from 0, where nothing is dropped, to the rate.
+            ensure!(rates.windows(2).all(|two| two[0].parse::<f64>().ok() <= two[1].parse().ok()), "{rates:?}");
+        } else {
+            ensure!(
+                said(path).contains("no drop_path_rate can be chosen"),
+                "drop_path_rate is neither followed nor refused"
+            );
+        }
+        for pool in [GlobalPool::Avg, GlobalPool::Max, GlobalPool::AvgMax, GlobalPool::Token] {
+            let pooled = drops(ModelOptions { global_pool: Some(pool), ..Default::default() });
+            if info.choices.global_pool.contains(&pool) {
+                ensure!(pooled?.2 == own.2, "global_pool {pool}");
+            } else {
+                let text = said(pooled);
+                ensure!(text.contains(&format!("global_pool `{pool}` is none of its own")), "{text}");
+            }
+        }
+        Ok(())
+    })
+}
+
 /// The biases that mathematics cancels: those of a layer that nothing but BatchNorm reads, which takes the mean off,
 /// and the bias with it.
 fn cancelled(graph: &Graph) -> HashSet<String> {
@@ -155,7 +204,8 @@ fn images(info: &ModelInfo, batch: usize) -> Result<Tensor> {
 
 fn build(info: &ModelInfo, seed: u64) -> Result<(VarStore, Box<dyn Model>)> {
     let store = VarStore::new(seed, DType::F32, &Device::Cpu);
-    let options = ModelOptions { image_size: Some(small_image(info)), num_classes: Some(10), in_chans: None };
+    let options =
+        ModelOptions { image_size: Some(small_image(info)), num_classes: Some(10), ..ModelOptions::default() };
     let net = info.build(&options, store.root())?;
     Ok((store, net))
 }
@@ -168,7 +218,8 @@ fn zero_gradients(info: &ModelInfo, store: &VarStore, net: &dyn Model, xs: &Tens
     let labels = Tensor::new(&LABELS, &Device::Cpu)?;
     let logits = net.forward_t(xs, true)?;
     let grads = cross_entropy(&logits, &labels, 0.0)?.backward()?;
-    let options = ModelOptions { image_size: Some(small_image(info)), num_classes: Some(10), in_chans: None };
+    let options =
+        ModelOptions { image_size: Some(small_image(info)), num_classes: Some(10), ..ModelOptions::default() };
     let cancelled = cancelled(&trace(info, &options)?.2);
     let mut zero = HashSet::new();
     for (key, var) in store.parameters() {

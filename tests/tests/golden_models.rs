@@ -6,7 +6,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use serde_json::Value;
 use tests::{compare_summary, fill_store, golden_json, norm, unit, values};
 use zoo::{Model, ModelOptions, VarStore};
-use zoo_core::{BatchNormConfig, Pointwise, loss::cross_entropy};
+use zoo_core::{BatchNormConfig, GlobalPool, Pointwise, loss::cross_entropy};
 
 /// The network of a golden entry: the registered one with ten classes, or one with settings that the registry does not
 /// have; `reference_*.py` names them.
@@ -60,6 +60,12 @@ fn build(name: &str, settings: &str, image: usize, store: &VarStore) -> Result<B
                 "plain" => Config { shortcut: Shortcut::None, ..one_each },
                 _ => Config { se_reduction: Some(16), ..one_each },
             };
+            Box::new(ResNet::new(&config, vb)?)
+        }
+        "resnet one_each max" | "resnet one_each avgmax" => {
+            use zoo::resnet::resnet::{Config, ResNet};
+            let global_pool = if settings.ends_with(" max") { GlobalPool::Max } else { GlobalPool::AvgMax };
+            let config = Config { blocks: [1; 4], num_classes: 10, global_pool, ..Config::resnet(18)? };
             Box::new(ResNet::new(&config, vb)?)
         }
         "template_residual_cnn big" => {

@@ -1,6 +1,6 @@
 //! Every registered network as an ONNX file, run by an engine that is not ours: its logits are the network's.
 //!
-//! The files are written from a trace of one image and run on two. `tests/reference/onnx_files.py` asks ONNX's own checker
+//! The files are written from a trace of one image and run on two. `tests/reference/export.py` asks ONNX's own checker
 //! and ONNX Runtime the same.
 
 use anyhow::{Context, Result, ensure};
@@ -11,7 +11,7 @@ use rten_tensor::prelude::*;
 use tests::{fill_store, unit, values};
 use zoo::{Model, ModelInfo, ModelOptions, VarStore};
 use zoo_core::trace::{Graph, Step};
-use zoo_core::{BatchNormSettings, ChannelOrder, Preprocess, VarBuilder, trace};
+use zoo_core::{BatchNormSettings, ChannelOrder, GlobalPool, Preprocess, VarBuilder, trace};
 use zoo_onnx::{Options, to_bytes};
 
 /// How far logits may be off, as a part of the largest.
@@ -127,6 +127,71 @@ fn other_images() -> Result<()> {
         [("googlenet", 97, 3), ("vgg11", 224, 3), ("mobilenet_v2", 225, 1), ("shufflenet_v1_g3", 65, 3)]
     {
         check(zoo::find(name)?, side, in_chans).with_context(|| format!("{name}, {in_chans}x{side}x{side}"))?;
+    }
+    Ok(())
+}
+
+/// Other global poolings than the mean.
+#[test]
+fn poolings() -> Result<()> {
+    for (name, pool) in [
+        ("resnet18", GlobalPool::Max),
+        ("cifar_resnet20", GlobalPool::AvgMax),
+        ("vit_tiny_patch16_224", GlobalPool::Avg),
+    ] {
+        let store = VarStore::for_loading(DType::F32, &Device::Cpu);
+        let options = ModelOptions { image_size: Some(32), global_pool: Some(pool), ..ModelOptions::default() };
+        let net = zoo::find(name)?.build(&options, store.root())?;
+        start(&store)?;
+        let file = to_bytes(&Graph::of_model(net.as_ref(), (3, 32, 32))?, &store, &Options::new(name))?;
+        let (theirs, ours) = images(name, [2, 3, 32])?;
+        let off = distance(&values(&net.forward_t(&ours, false)?)?, &run(file, theirs)?)?;
+        ensure!(off <= TOLERANCE, "{name}, {pool}: {off:.2e}");
+    }
+    Ok(())
+}
+
+/// An encoder with its decoder, on sequences of other lengths than those of the trace, the norms in front and behind. A
+/// mask of the caller's has no place in the file.
+#[test]
+fn sequences() -> Result<()> {
+    use zoo::transformer::transformer::{Config, Masks, Transformer, causal_mask};
+    for norm_first in [false, true] {
+        let config = Config {
+            d_model: 24,
+            heads: 3,
+            encoder_layers: 2,
+            decoder_layers: 2,
+            feed_forward: 40,
+            norm_first,
+            ..Config::base()
+        };
+        let store = VarStore::new(5, DType::F32, &Device::Cpu);
+        let net = Transformer::new(&config, store.root())?;
+        fill_store(&store)?;
+        let trace = |masks: &Masks| {
+            Graph::of(&[&[1, 5, 24], &[1, 4, 24]], |inputs| net.forward(&inputs[0], &inputs[1], masks, false))
+        };
+        let file = to_bytes(&trace(&Masks::default())?, &store, &Options::new("transformer"))?;
+        let sequence = |name: &str, n: usize| -> Result<(Value, Tensor)> {
+            let numbers: Vec<f32> = unit(name, 2 * n * 24).into_iter().map(|x| x as f32).collect();
+            let ours = Tensor::from_slice(&numbers, (2, n, 24), &Device::Cpu)?;
+            Ok((Value::from(NdTensor::from_data([2, n, 24], numbers)), ours))
+        };
+        let (source, target) = (sequence("source", 9)?, sequence("target", 3)?);
+        let ours = values(&net.forward(&source.1, &target.1, &Masks::default(), false)?)?;
+        let engine = rten::Model::load(file)?;
+        let node = |name: &str| engine.find_node(name).context("an input is missing");
+        let inputs = vec![(node("source")?, source.0.into()), (node("target")?, target.0.into())];
+        let [output] = engine.run_n(inputs, [node("output")?], None)?;
+        let output: NdTensor<f32, 3> = output.try_into()?;
+        let theirs: Vec<f64> = output.iter().map(|&x| f64::from(x)).collect();
+        let off = distance(&ours, &theirs)?;
+        ensure!(off <= TOLERANCE, "norms first {norm_first}: {off:.2e}");
+
+        let masks = Masks { target: Some(causal_mask(4, 4, DType::F32, &Device::Cpu)?), ..Masks::default() };
+        let masked = to_bytes(&trace(&masks)?, &store, &Options::new("transformer")).unwrap_err().to_string();
+        ensure!(masked.contains("its mask is the caller's"), "{masked}");
     }
     Ok(())
 }

@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
-use zoo_core::Precision;
+use zoo_core::{InitRule, Precision};
 use zoo_train::checkpoint::{self, Checkpoints, Unwritable};
 use zoo_train::data::{DataError, DataSource, DataSpec, Dataset, Synthetic};
 use zoo_train::errors::{self, Interrupted};
@@ -59,7 +59,7 @@ pub struct Args {
     data_name: Option<String>,
     /// Networks to train: names and globs such as 'cifar_*', or a set: review-20, resnet-paper, template-600,
     /// modern-200, ablation-depth, ablation-shortcut, ablation-se, ablation-batch-norm, ablation-bn-momentum,
-    /// ablation-bn-eps, all
+    /// ablation-bn-eps, ablation-init, all
     #[arg(long, value_name = "LIST")]
     models: Option<String>,
     /// Recipe to train all networks by, see `zoo recipe list`. Default: each network's own
@@ -83,6 +83,9 @@ pub struct Args {
     /// Leave BatchNorm out: only its weight and bias stay
     #[arg(long)]
     no_batch_norm: bool,
+    /// Whose initial values: the network's own, or PyTorch's defaults for every layer. Default: the recipe's
+    #[arg(long, value_name = "model|torch")]
+    init: Option<InitRule>,
     /// What to compute in: f32, or bf16 for mixed precision (on the CPU). With both, every network is trained in each
     #[arg(long, value_name = "f32|bf16", value_delimiter = ',', default_value = "f32")]
     precision: Vec<Precision>,
@@ -379,9 +382,10 @@ impl Suite<'_> {
         add("batch", args.batch.map(|n| n.to_string()));
         add("lr", args.lr.map(|x| x.to_string()));
         // What a set has changed and what the user has, all the same: in the command it stands as flags.
-        let Overrides { bn_momentum, bn_eps, batch_norm, .. } = planned.choice.overrides;
+        let Overrides { bn_momentum, bn_eps, batch_norm, init, .. } = planned.choice.overrides;
         add("bn-momentum", bn_momentum.map(|x| x.to_string()));
         add("bn-eps", bn_eps.map(|x| x.to_string()));
+        add("init", init.map(|rule| rule.to_string()));
         add("no-batch-norm", (batch_norm == Some(false)).then(String::new));
         add("precision", recipe.precision.unusual().map(str::to_owned));
         add("seeds", Some(planned.seed.to_string()));

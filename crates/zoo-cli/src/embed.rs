@@ -50,7 +50,7 @@ pub fn run(args: &Args) -> Result<()> {
     }
     let (model, images) = args.targets.split(&args.network)?;
     let trained = args.network.open(model, None)?;
-    let paths = pictures::listed(images)?;
+    let paths = pictures::listed(images, args.size.limits())?;
     let (mut seen, mut vectors) = (Vec::new(), Vec::new());
     let read = pictures::in_batches(&paths, trained.framing(), args.size.limits(), |paths, images| {
         seen.extend(paths.iter().map(|path| path.to_string_lossy().into_owned()));

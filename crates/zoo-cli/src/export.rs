@@ -4,7 +4,8 @@ use crate::trained;
 use anyhow::{Context, Result, ensure};
 use candle_core::DType;
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use zoo::SequenceInfo;
 use zoo_core::Precision;
 use zoo_core::trace::Graph;
 use zoo_core::weights::write_whole;
@@ -71,6 +72,10 @@ pub fn run(args: &Args) -> Result<()> {
     if args.network.precision() != Precision::F32 {
         wrong("--precision says what to compute in, and nothing is computed here")
     }
+    let sequences = zoo::sequence_models().find(|info| Some(info.name) == args.model.as_deref());
+    if let Some(info) = sequences {
+        return sequence(args, info);
+    }
     let mut trained = args.network.open(args.model.as_deref(), None)?;
     if let Some(path) = &args.labels {
         trained = trained.with_classes(crate::labels::read(path)?).with_context(|| path.display().to_string())?;
@@ -91,10 +96,38 @@ pub fn run(args: &Args) -> Result<()> {
     }
 }
 
-fn onnx(args: &Args, trained: &ImageClassifier) -> Result<()> {
+/// Lengths that a network on sequences is traced with; in the file they are open.
+const LENGTHS: [usize; 2] = [5, 4];
+
+/// Writes a network on sequences.
+fn sequence(args: &Args, info: &SequenceInfo) -> Result<()> {
+    let SequenceInfo { name, d_model, .. } = *info;
+    ensure!(args.to == Target::Onnx, "{name}: timm has no networks on sequences: export it with --to onnx");
+    ensure!(!args.pixels && args.labels.is_none(), "{name} maps sequences: it has no pixels and no classes");
+    let path = onnx_path(args)?;
+    let (store, net) = args.network.open_sequence(info)?;
+    let shapes = LENGTHS.map(|length| [1, length, d_model]);
+    let graph = Graph::of(&[&shapes[0], &shapes[1]], |inputs| net.forward_t(&inputs[0], &inputs[1], false))?;
+    let file = zoo_onnx::to_bytes(&graph, &store, &Options::new(name))?;
+    write_whole(path, |to| to.write_all(&file)).with_context(|| path.display().to_string())?;
+    say(format_args!(
+        "{}: source (batch, source_length, {d_model}) and target (batch, target_length, {d_model}) f32 in, output as the target out, no mask, {:.1} MB",
+        path.display(),
+        file.len() as f64 / 1e6
+    ));
+    Ok(())
+}
+
+/// The file to write, if it may be written.
+fn onnx_path(args: &Args) -> Result<&Path> {
     let path = &args.output;
     ensure!(path.extension().is_some_and(|end| end == "onnx"), "{}: the name must end in .onnx", path.display());
     crate::text::may_write(path, args.force)?;
+    Ok(path)
+}
+
+fn onnx(args: &Args, trained: &ImageClassifier) -> Result<()> {
+    let path = onnx_path(args)?;
     let means_image = trained.normalize() == Normalize::PixelMean;
     ensure!(
         !(args.pixels && means_image),

@@ -77,7 +77,12 @@ impl Traced {
         let info = zoo::find(model)?;
         let image = image.unwrap_or(Image(3, info.preprocess.size, info.preprocess.size));
         let Image(c, h, w) = image;
-        let options = ModelOptions { num_classes: classes, in_chans: Some(c), image_size: (h == w).then_some(h) };
+        let options = ModelOptions {
+            num_classes: classes,
+            in_chans: Some(c),
+            image_size: (h == w).then_some(h),
+            ..ModelOptions::default()
+        };
         let net = info.build(&options, VarStore::shapes_only().root())?;
         let graph = Graph::of_model(net.as_ref(), (c, h, w))
             .with_context(|| format!("{model} cannot take an image of {c}x{h}x{w}"))?;

@@ -41,7 +41,7 @@ pub fn run(args: &Args) -> Result<()> {
     if let Some(path) = &args.labels {
         trained = trained.with_classes(labels::read(path)?).with_context(|| path.display().to_string())?;
     }
-    let paths = pictures::listed(images)?;
+    let paths = pictures::listed(images, args.size.limits())?;
     if args.csv {
         print_line("image,rank,class,label,probability")?;
     }

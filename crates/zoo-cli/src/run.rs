@@ -74,6 +74,7 @@ pub fn run(args: &Args) -> Result<()> {
         in_chans: Some(channels),
         // Position embeddings and token mixing are as large as the image; other networks do not care.
         image_size: (height == width).then_some(height),
+        ..ModelOptions::default()
     };
     let store = VarStore::new(0, dtype, &Device::Cpu);
     let net = info.build(&options, store.root())?;

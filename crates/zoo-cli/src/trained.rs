@@ -1,9 +1,11 @@
 //! Arguments of `predict`, `embed`, `eval` and `export`: a network with its weights, and how photographs become its images.
 
-use crate::network::{Wanted, weights_file};
+use crate::network::{Wanted, no_image_options, weights_file};
 use anyhow::{Context, Result, bail};
+use candle_core::{DType, Device};
 use std::path::PathBuf;
-use zoo::ModelInfo;
+use zoo::{ModelInfo, SequenceInfo, SequenceModel, VarStore};
+use zoo_core::weights::{LoadOptions, load};
 use zoo_core::{ChannelOrder, Interpolation, Precision, PreprocessParts};
 use zoo_image::{ImageClassifier, Normalize, Options, model_of};
 use zoo_train::machine::{device, set_threads};
@@ -12,7 +14,8 @@ use zoo_train::progress::say;
 /// Positional arguments: a network's name, if the weights do not say it, and pictures.
 #[derive(clap::Args)]
 pub struct Targets {
-    /// Pictures: JPEG, PNG, WebP, BMP, GIF (the first frame) or TIFF. Folders are looked through, `-` is standard input.
+    /// Pictures: JPEG, PNG, WebP, BMP, GIF (the first frame) or TIFF. Folders are looked through, `-` is standard
+    /// input: a picture, or a list of files and folders, a line each.
     /// Before them may stand the network's name (see `zoo list`), and must where the weights do not say it
     #[arg(required = true, value_name = "[MODEL] IMAGE")]
     targets: Vec<PathBuf>,
@@ -197,6 +200,18 @@ impl Network {
             why(&trained)
         ));
         Ok(trained)
+    }
+
+    /// The network on sequences that `info` is a row of, in a store with the weights' tensors.
+    pub fn open_sequence(&self, info: &SequenceInfo) -> Result<(VarStore, Box<dyn SequenceModel>)> {
+        no_image_options(info.name, self.in_chans.is_some() || self.images.parts() != PreprocessParts::default())?;
+        let store = VarStore::for_loading(DType::F32, &Device::Cpu);
+        let net = (info.builder)(store.root())?;
+        let weights = self.wanted.open(&self.weights, None)?;
+        let selection = self.wanted.selection();
+        let options = selection.of(LoadOptions { renames: info.renames, ..LoadOptions::default() });
+        load(&store, &weights, &options)?;
+        Ok((store, net))
     }
 
     /// What the network is to compute in.

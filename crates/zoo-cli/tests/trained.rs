@@ -252,6 +252,9 @@ fn pictures_come_from_folders_and_pipes_and_other_things_are_refused_at_once() {
     assert_eq!(code, Some(1));
     assert_eq!(err, "error: standard input: truncated: the JPEG ends at byte 300, before all of it is there");
     assert!(zoo(&["-", "-"], &jpeg()).2.contains("can be read once"));
+    let (code, _, err) = zoo(&["-"], b"<html>\nno such page");
+    assert_eq!(code, Some(1));
+    assert!(err.contains("standard input: expected an image") && err.ends_with("there is no file `<html>`"), "{err}");
 
     // A folder in a folder, an odd name, and what is no picture.
     std::fs::create_dir_all(path.join("mine/more")).unwrap();
@@ -260,6 +263,13 @@ fn pictures_come_from_folders_and_pipes_and_other_things_are_refused_at_once() {
     let (code, out, _) = zoo(&["mine", "photos/val/blue/0.png"], b"");
     assert_eq!((code, out.lines().count()), (Some(0), 4), "{out}");
     assert!(out.starts_with("mine/more/red.jfif\n") && out.contains("red\n") && out.ends_with("blue\n"), "{out}");
+
+    // The same as a list, with a line that is no file.
+    let (code, out, err) = zoo(&["-"], b"mine\r\nphotos/val/blue/0.png\nabsent.png\n");
+    assert_eq!((code, out.lines().count()), (Some(1), 4), "{out}");
+    assert!(err.starts_with("error: absent.png: No such file"), "{err}");
+    let (code, list, _) = zoo(&["-"], b"mine/more/red.jfif\0photos/val/blue/0.png\0");
+    assert_eq!((code, list), (Some(0), out));
 
     let (code, _, err) = zoo(&["/dev/zero"], b"");
     assert_eq!((code, err.as_str()), (Some(1), "error: /dev/zero: it is a device, not a regular file"));

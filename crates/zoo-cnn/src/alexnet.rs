@@ -17,8 +17,8 @@
 use candle_core::{Result, Tensor, bail};
 use std::sync::Arc;
 use zoo_core::{
-    BatchNorm, Classifier, Conv2d, Conv2dConfig, Dimensions, Dropout, Init, Layer, Linear, MaxPool2d, Model, ModelInfo,
-    ModuleT, Pointwise, Sequential, Stages, VarBuilder, adaptive_avg_pool2d, flatten,
+    BatchNorm, Choices, Classifier, Conv2d, Conv2dConfig, Dimensions, Dropout, Init, Layer, Linear, MaxPool2d, Model,
+    ModelInfo, ModuleT, Pointwise, Sequential, Stages, VarBuilder, adaptive_avg_pool2d, flatten,
 };
 
 /// An AlexNet.
@@ -194,18 +194,21 @@ pub const MODELS: &[ModelInfo] = &[
         family: "cnn",
         keys: "torchvision",
         paper: "Krizhevsky 2014, arXiv:1404.5997",
+        choices: Choices { drop_rate: true, ..Choices::NONE },
         weights: Some("https://download.pytorch.org/models/alexnet-owt-7be5be79.pth"),
         ..ModelInfo::new("alexnet", 61_100_840, |dims, vb| build(Config::alexnet(), dims, vb))
     },
     ModelInfo {
         family: "cnn",
         paper: "Krizhevsky, Sutskever and Hinton 2012",
+        choices: Choices { drop_rate: true, ..Choices::NONE },
         ..ModelInfo::new("cifar_alexnet", 5_872_586, |dims, vb| build(Config::cifar_alexnet(), dims, vb)).cifar()
     },
 ];
 
 fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
-    let config = Config { num_classes: dims.num_classes, in_chans: dims.in_chans, ..config };
+    let dropout = dims.drop_rate.unwrap_or(config.dropout);
+    let config = Config { num_classes: dims.num_classes, in_chans: dims.in_chans, dropout, ..config };
     Ok(Box::new(AlexNet::new(&config, vb)?))
 }
 

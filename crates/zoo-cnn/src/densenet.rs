@@ -20,11 +20,11 @@
 //! | `cifar_densenet_bc_100_12` | 16 16 16 | 12 | 769,162 |
 
 use candle_core::{Result, Tensor, bail};
-use zoo_core::model::{Builder, Timm};
+use zoo_core::model::{Builder, Choices, Timm};
 use zoo_core::weights::Rename;
 use zoo_core::{
-    AvgPool2d, BatchNorm, Classifier, Conv2d, Conv2dConfig, DenseBlock, Dimensions, Dropout, Init, MaxPool2d, Model,
-    ModelInfo, ModuleT, Pointwise, Sequential, Stages, VarBuilder, global_avg_pool2d, seq,
+    AvgPool2d, BatchNorm, Classifier, Conv2d, Conv2dConfig, DenseBlock, Dimensions, Dropout, GlobalPool, Init,
+    MaxPool2d, Model, ModelInfo, ModuleT, Pointwise, PooledMap, Sequential, Stages, VarBuilder, seq,
 };
 
 /// What stands in front of the first block.
@@ -60,6 +60,10 @@ pub struct Config {
     pub compression: f64,
     /// Rate of the dropout behind each layer's last convolution. The paper has 0.2 on data without augmentation.
     pub drop_rate: f64,
+    /// What makes a vector of the last map.
+    pub global_pool: GlobalPool,
+    /// Rate of the dropout in front of the classifier: timm's `drop_rate`.
+    pub dropout: f64,
     /// Width of the classifier.
     pub num_classes: usize,
     /// Channels of the input image.
@@ -76,6 +80,8 @@ impl Config {
             bn_size: Some(4),
             compression: 0.5,
             drop_rate: 0.0,
+            global_pool: GlobalPool::Avg,
+            dropout: 0.0,
             num_classes: 1000,
             in_chans: 3,
         }
@@ -201,6 +207,7 @@ pub struct DenseNet {
     stem: Stages,
     /// Each with what reads all of its maps: a transition, or the last norm.
     blocks: Vec<DenseBlock>,
+    pool: PooledMap,
     classifier: Classifier,
     stem_kind: Stem,
     smallest_image: usize,
@@ -250,7 +257,8 @@ impl DenseNet {
         let bias = Some(Init::ZEROS);
         let classifier = Classifier::with(c, config.num_classes, Init::TORCH_WEIGHT, bias, vb.pp("classifier"))?;
         let (stem_kind, smallest_image) = (config.stem, config.smallest_image());
-        Ok(Self { stem, blocks, classifier, stem_kind, smallest_image })
+        let pool = PooledMap::new(config.global_pool, config.dropout, &vb)?;
+        Ok(Self { stem, blocks, pool, classifier, stem_kind, smallest_image })
     }
 }
 
@@ -270,8 +278,8 @@ impl Model for DenseNet {
         self.blocks.iter().try_fold(xs, |xs, block| block.forward_t(&xs, train))
     }
 
-    fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> {
-        global_avg_pool2d(features)
+    fn pre_logits(&self, features: &Tensor, train: bool) -> Result<Tensor> {
+        self.pool.forward_t(features, train)
     }
 
     fn classifier(&self) -> &Classifier {
@@ -302,6 +310,7 @@ const fn imagenet(name: &'static str, parameters: usize, builder: Builder) -> Mo
         paper: "Huang et al. 2016, arXiv:1608.06993",
         renames: RENAMES,
         timm: Some(Timm::new(name, "features.conv0", "classifier")),
+        choices: Choices::OF_MAPS,
         ..ModelInfo::new(name, parameters, builder)
     }
 }
@@ -311,7 +320,13 @@ const fn cifar(name: &'static str, parameters: usize, keys: &'static str, builde
 }
 
 fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
-    let config = Config { num_classes: dims.num_classes, in_chans: dims.in_chans, ..config };
+    let config = Config {
+        num_classes: dims.num_classes,
+        in_chans: dims.in_chans,
+        global_pool: dims.global_pool.unwrap_or(config.global_pool),
+        dropout: dims.drop_rate.unwrap_or(config.dropout),
+        ..config
+    };
     Ok(Box::new(DenseNet::new(&config, vb)?))
 }
 

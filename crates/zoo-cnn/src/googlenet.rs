@@ -16,14 +16,14 @@
 //! | `cifar_googlenet` | 5,602,474 | 9,952,958 |
 
 use candle_core::{Device, Module, Result, Tensor, bail};
-use zoo_core::model::Auxiliary;
+use zoo_core::model::{Auxiliary, Builder, Choices};
 use zoo_core::tape::{self, recorded_all};
 use zoo_core::trace::Step;
 use zoo_core::weights::Rename;
 use zoo_core::{
-    BatchNormConfig, Classifier, Concat, Conv2dConfig, Dimensions, Dropout, Init, Linear, MaxPool2d, Model, ModelInfo,
-    ModuleT, Pointwise, Preprocess, Sequential, Stages, VarBuilder, adaptive_avg_pool2d, conv_bn, flatten,
-    global_avg_pool2d, relu, seq, trace,
+    BatchNormConfig, Classifier, Concat, Conv2dConfig, Dimensions, Dropout, GlobalPool, Init, Linear, MaxPool2d, Model,
+    ModelInfo, ModuleT, Pointwise, PooledMap, Preprocess, Sequential, Stages, VarBuilder, adaptive_avg_pool2d, conv_bn,
+    flatten, relu, seq, trace,
 };
 
 /// A GoogLeNet.
@@ -39,6 +39,8 @@ pub struct Config {
     /// Whether an image normalised with ImageNet's mean and deviation is taken to the -1..1 that torchvision's
     /// checkpoint wants, as torchvision does when it loads it. The registered network leaves this to its [`Preprocess`].
     pub transform_input: bool,
+    /// What makes a vector of the last map.
+    pub global_pool: GlobalPool,
     /// Rate of the dropout in front of the classifier.
     pub dropout: f64,
     /// Rate of the dropouts in the auxiliary classifiers.
@@ -57,6 +59,7 @@ impl Config {
             large_kernel: 3,
             auxiliary: false,
             transform_input: false,
+            global_pool: GlobalPool::Avg,
             dropout: 0.2,
             auxiliary_dropout: 0.7,
             num_classes: 1000,
@@ -266,7 +269,7 @@ pub struct GoogLeNet {
     inception5: Stages,
     /// Each with the index of the module in `inception4` that it reads.
     auxiliary: Vec<(usize, InceptionAux)>,
-    dropout: Dropout,
+    pool: PooledMap,
     fc: Classifier,
 }
 
@@ -279,18 +282,16 @@ impl GoogLeNet {
         if config.transform_input && config.in_chans != 3 {
             bail!("googlenet: transform_input wants images of 3 channels, not {}: turn it off", config.in_chans)
         }
+        let transform_input = config.transform_input;
         let (kernel, stride) = if config.shrinking_stem { (7, 2) } else { (3, 1) };
         let conv1 = conv(config.in_chans, 64, kernel, stride, vb.pp("conv1"))?;
         let (conv2, conv3) = (conv(64, 64, 1, 1, vb.pp("conv2"))?, conv(64, 192, 3, 1, vb.pp("conv3"))?);
         let (mut stem, mut inception3, mut inception5) = Default::default();
-        Stages::push(
-            &mut stem,
-            "stem",
-            match config.shrinking_stem {
-                true => seq![conv1, pool(3), conv2, conv3, pool(3)], // (b, 192, 28, 28)
-                false => seq![conv1, conv2, conv3],
-            },
-        );
+        let first = match config.shrinking_stem {
+            true => seq![conv1, pool(3), conv2, conv3, pool(3)], // (b, 192, 28, 28)
+            false => seq![conv1, conv2, conv3],
+        };
+        Stages::push(&mut stem, "stem", first);
 
         let mut c_in = 192;
         let [mut modules3, mut inception4, mut modules5] = [Vec::new(), Vec::new(), Vec::new()];
@@ -312,10 +313,9 @@ impl GoogLeNet {
                 auxiliary.push((after, InceptionAux::new(inception4[after].c_out(), config, vb.pp(name))?));
             }
         }
-        let dropout = Dropout::new(config.dropout, &vb)?;
         let fc = Classifier::with(c_in, config.num_classes, START, Some(Init::torch_bias(c_in)), vb.pp("fc"))?;
-        let transform_input = config.transform_input;
-        Ok(Self { transform_input, stem, inception3, inception4, inception5, auxiliary, dropout, fc })
+        let pool = PooledMap::new(config.global_pool, config.dropout, &vb)?;
+        Ok(Self { transform_input, stem, inception3, inception4, inception5, auxiliary, pool, fc })
     }
 
     /// The last map, and the auxiliary logits if they are wanted.
@@ -356,7 +356,7 @@ impl Model for GoogLeNet {
     }
 
     fn pre_logits(&self, features: &Tensor, train: bool) -> Result<Tensor> {
-        self.dropout.forward_t(&global_avg_pool2d(features)?, train)
+        self.pool.forward_t(features, train)
     }
 
     fn classifier(&self) -> &Classifier {
@@ -395,29 +395,36 @@ const NO_HEADS: &str = "the auxiliary classifiers, which the registered network 
 pub const RENAMES: &[Rename] =
     &[Rename { from: "aux1.**", to: "", reason: NO_HEADS }, Rename { from: "aux2.**", to: "", reason: NO_HEADS }];
 
+const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
+    ModelInfo {
+        family: "cnn",
+        keys: "torchvision",
+        paper: "Szegedy et al. 2014, arXiv:1409.4842",
+        choices: Choices::OF_MAPS,
+        renames: RENAMES,
+        ..ModelInfo::new(name, parameters, builder)
+    }
+}
+
 /// The registered variants.
 pub const MODELS: &[ModelInfo] = &[
     ModelInfo {
-        family: "cnn",
         // Pixels from -1 to 1: what torchvision's checkpoint sees once its `transform_input` has run.
         preprocess: Preprocess { mean: [0.5; 3], std: [0.5; 3], ..Preprocess::IMAGENET },
-        keys: "torchvision",
-        paper: "Szegedy et al. 2014, arXiv:1409.4842",
-        renames: RENAMES,
         weights: Some("https://download.pytorch.org/models/googlenet-1378be20.pth"),
-        ..ModelInfo::new("googlenet", 6_624_904, |dims, vb| build(Config::googlenet(), dims, vb))
+        ..info("googlenet", 6_624_904, |dims, vb| build(Config::googlenet(), dims, vb))
     },
-    ModelInfo {
-        family: "cnn",
-        keys: "torchvision",
-        paper: "Szegedy et al. 2014, arXiv:1409.4842",
-        renames: RENAMES,
-        ..ModelInfo::new("cifar_googlenet", 5_602_474, |dims, vb| build(Config::cifar_googlenet(), dims, vb)).cifar()
-    },
+    info("cifar_googlenet", 5_602_474, |dims, vb| build(Config::cifar_googlenet(), dims, vb)).cifar(),
 ];
 
 fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
-    let config = Config { num_classes: dims.num_classes, in_chans: dims.in_chans, ..config };
+    let config = Config {
+        num_classes: dims.num_classes,
+        in_chans: dims.in_chans,
+        global_pool: dims.global_pool.unwrap_or(config.global_pool),
+        dropout: dims.drop_rate.unwrap_or(config.dropout),
+        ..config
+    };
     Ok(Box::new(GoogLeNet::new(&config, vb)?))
 }
 

@@ -17,7 +17,7 @@
 
 use crate::alexnet::Numbered;
 use candle_core::{Result, Tensor, bail};
-use zoo_core::model::{Builder, Timm};
+use zoo_core::model::{Builder, Choices, Timm};
 use zoo_core::weights::{Layout, Rename, Source, Weights};
 use zoo_core::{
     Classifier, Conv2dConfig, Dimensions, Init, MaxPool2d, Model, ModelInfo, ModuleT, Sequential, VarBuilder,
@@ -213,16 +213,20 @@ const fn imagenet(name: &'static str, parameters: usize, builder: Builder) -> Mo
         layouts: &[TIMM],
         // timm turns torchvision's keys into its own when it reads a file.
         timm: Some(Timm::new(name, "features.0", "head.fc")),
+        choices: Choices { drop_rate: true, ..Choices::NONE },
         ..ModelInfo::new(name, parameters, builder)
     }
 }
 
 const fn cifar(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
-    ModelInfo { layouts: &[], ..imagenet(name, parameters, builder).cifar() }
+    ModelInfo { layouts: &[], choices: Choices::NONE, ..imagenet(name, parameters, builder).cifar() }
 }
 
 fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
-    let config = Config { num_classes: dims.num_classes, in_chans: dims.in_chans, ..config };
+    let mut config = Config { num_classes: dims.num_classes, in_chans: dims.in_chans, ..config };
+    if let (Head::Hidden { dropout, .. }, Some(rate)) = (&mut config.head, dims.drop_rate) {
+        *dropout = rate;
+    }
     Ok(Box::new(Vgg::new(&config, vb)?))
 }
 

@@ -6,6 +6,9 @@
 use crate::rng::Rng;
 use candle_core::{Result, WithDType, bail};
 use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
 
 /// Which side of a layer the variance is kept on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +17,53 @@ pub enum Fan {
     In,
     /// Keeps the variance of gradients on the way back.
     Out,
+}
+
+/// Whose rules fill a network's layers: its own, or PyTorch's defaults, whatever the network says.
+///
+/// Code in PyTorch that states no initial values starts by its defaults, and a published figure from such code is met from
+/// the same start alone: [`VarStore::set_init`](crate::VarStore::set_init).
+///
+/// ```
+/// use zoo_core::InitRule;
+/// assert_eq!("torch".parse(), Ok(InitRule::Torch));
+/// assert_eq!(InitRule::default().to_string(), "model");
+/// ```
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[non_exhaustive]
+pub enum InitRule {
+    /// Each layer as the network's config says.
+    #[default]
+    Model,
+    /// Convolutions, linear layers and patch embeddings by [`Init::TORCH_WEIGHT`], their biases by [`Init::torch_bias`], and
+    /// norms at 1. Parameters that are no layer's, a class token or position embeddings, start as the network says.
+    Torch,
+}
+
+impl InitRule {
+    /// Its name in recipes and on the command line.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Model => "model",
+            Self::Torch => "torch",
+        }
+    }
+}
+
+impl fmt::Display for InitRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+impl FromStr for InitRule {
+    type Err = String;
+
+    fn from_str(name: &str) -> std::result::Result<Self, String> {
+        let found = [Self::Model, Self::Torch].into_iter().find(|rule| rule.name() == name);
+        found.ok_or_else(|| format!("`{name}` is no initialisation: model and torch are"))
+    }
 }
 
 /// The rule that fills a new parameter.

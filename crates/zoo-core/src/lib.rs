@@ -114,16 +114,16 @@ mod storage;
 mod testing;
 
 pub use containers::{Concat, DenseBlock, Residual, Sequential, Stages, conv_bn};
-pub use init::{Fan, Init};
+pub use init::{Fan, Init, InitRule};
 pub use layers::{
-    AvgPool2d, BatchNorm, BatchNormConfig, ChannelShuffle, Classifier, Conv2d, Conv2dConfig, Dropout, Layer, LayerNorm,
-    Linear, MaxPool2d, MlpBlock, PadChannels, PatchEmbed, SelfAttention, SqueezeExcite, SqueezeExciteConfig, Transpose,
-    activate, adaptive_avg_pool2d, add, channel_shuffle, concat, flatten, global_avg_pool2d, merge_heads, pad_channels,
-    relu, scaled_dot_product_attention, softmax, split_heads, transpose,
+    AvgPool2d, BatchNorm, BatchNormConfig, ChannelShuffle, Classifier, Conv2d, Conv2dConfig, Dropout, GlobalPool,
+    Layer, LayerNorm, Linear, MaxPool2d, MlpBlock, PadChannels, PatchEmbed, PooledMap, SelfAttention, SqueezeExcite,
+    SqueezeExciteConfig, Transpose, activate, adaptive_avg_pool2d, add, channel_shuffle, concat, flatten,
+    global_avg_pool2d, merge_heads, pad_channels, relu, scaled_dot_product_attention, softmax, split_heads, transpose,
 };
 pub use model::{
-    Auxiliary, ChannelOrder, Dimensions, Interpolation, Model, ModelInfo, ModelOptions, ModuleT, Preprocess,
-    PreprocessParts, SequenceInfo, SequenceModel,
+    Auxiliary, ChannelOrder, Choices, Dimensions, FeatureInfo, Interpolation, Model, ModelInfo, ModelOptions, ModuleT,
+    Preprocess, PreprocessParts, SequenceInfo, SequenceModel,
 };
 pub use ops::Pointwise;
 pub use pass::with_fixed_weights;

@@ -1,5 +1,7 @@
 //! What every network of the zoo offers, and how one is registered.
 
+mod options;
+
 use crate::layers::Classifier;
 use crate::ops::cross_entropy;
 pub use crate::preprocess::{ChannelOrder, Interpolation, Preprocess, PreprocessParts};
@@ -9,6 +11,7 @@ use crate::vars::{VarBuilder, VarStore};
 use crate::weights::{Layout, LoadOptions, Rename};
 use candle_core::{Result, Tensor, bail};
 pub use candle_nn::ModuleT;
+pub use options::{Choices, Dimensions, ModelOptions};
 
 /// An image classifier of the zoo.
 ///
@@ -194,25 +197,6 @@ pub trait SequenceModel: Send + Sync {
     fn forward_t(&self, source: &Tensor, target: &Tensor, train: bool) -> Result<Tensor>;
 }
 
-/// What a user may choose when building a registered model; `None` keeps the model's own default.
-#[derive(Debug, Clone, Default)]
-pub struct ModelOptions {
-    /// Width of the classifier.
-    pub num_classes: Option<usize>,
-    /// Channels of the input image (3 if `None`).
-    pub in_chans: Option<usize>,
-    /// Side of the square input image, for networks whose parameters depend on it (position embeddings, token mixing).
-    pub image_size: Option<usize>,
-}
-
-impl ModelOptions {
-    /// Options for a data set: an output for each of its `classes`, and inputs that are its images, `channels` channels
-    /// of `side` by `side` pixels.
-    pub fn for_data(classes: usize, channels: usize, side: usize) -> Self {
-        Self { num_classes: Some(classes), in_chans: Some(channels), image_size: Some(side) }
-    }
-}
-
 /// How a registered model is built inside a store.
 pub type Builder = fn(&Dimensions, VarBuilder) -> Result<Box<dyn Model>>;
 
@@ -241,6 +225,8 @@ pub struct ModelInfo {
     pub timm: Option<Timm>,
     /// The name of the published weights that are usually meant, `hf:…` or an address; `None` where there are none.
     pub weights: Option<&'static str>,
+    /// Which options it has besides sizes.
+    pub choices: Choices,
     /// Builds the network inside a store; reached through [`ModelInfo::build`].
     pub builder: Builder,
 }
@@ -293,17 +279,6 @@ pub struct SequenceInfo {
     pub builder: fn(VarBuilder) -> Result<Box<dyn SequenceModel>>,
 }
 
-/// [`ModelOptions`] with every default filled in: what a model's builder reads.
-#[derive(Debug, Clone, Copy)]
-pub struct Dimensions {
-    /// Width of the classifier.
-    pub num_classes: usize,
-    /// Channels of the input image.
-    pub in_chans: usize,
-    /// Side of the square input image in pixels.
-    pub image_size: usize,
-}
-
 impl ModelInfo {
     /// A network of 1000 classes for ImageNet's images that reads no files but its own; a row names its family and paper,
     /// and what else differs, over this.
@@ -322,6 +297,7 @@ impl ModelInfo {
             layouts,
             timm: None,
             weights: None,
+            choices: Choices::NONE,
             builder,
         }
     }
@@ -342,13 +318,16 @@ impl ModelInfo {
             num_classes: options.num_classes.unwrap_or(self.num_classes),
             in_chans: options.in_chans.unwrap_or(3),
             image_size: options.image_size.unwrap_or(self.preprocess.size),
+            drop_rate: options.drop_rate,
+            drop_path_rate: options.drop_path_rate,
+            global_pool: options.global_pool,
         }
     }
 
     /// Builds the network in `vb`.
     ///
     /// # Errors
-    /// A dimension of zero or beyond 10,000,000, or what the network itself refuses.
+    /// A dimension of zero or beyond 10,000,000, an option that it does not have, or what the network itself refuses.
     pub fn build(&self, options: &ModelOptions, vb: VarBuilder) -> Result<Box<dyn Model>> {
         let dimensions = self.dimensions(options);
         // Far beyond every data set, and products of two still fit a usize.
@@ -359,6 +338,7 @@ impl ModelInfo {
                 self.name
             )
         }
+        self.choices.check(self.name, options)?;
         (self.builder)(&dimensions, vb)
     }
 

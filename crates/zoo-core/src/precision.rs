@@ -49,7 +49,7 @@ pub enum Precision {
 
 impl Precision {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::F32, Self::Bf16];
+    pub const ALL: &[Self] = &[Self::F32, Self::Bf16];
 
     /// The name: `f32` or `bf16`.
     pub const fn name(self) -> &'static str {
@@ -111,7 +111,11 @@ impl FromStr for Precision {
     type Err = UnknownPrecision;
 
     fn from_str(name: &str) -> std::result::Result<Self, UnknownPrecision> {
-        Self::ALL.into_iter().find(|precision| precision.name() == name).ok_or_else(|| UnknownPrecision(name.into()))
+        Self::ALL
+            .iter()
+            .copied()
+            .find(|precision| precision.name() == name)
+            .ok_or_else(|| UnknownPrecision(name.into()))
     }
 }
 
@@ -133,7 +137,7 @@ mod tests {
 
     #[test]
     fn names_are_read_back_and_others_refused() {
-        for precision in Precision::ALL {
+        for &precision in Precision::ALL {
             assert_eq!(precision.to_string().parse(), Ok(precision));
             let json = serde_json::to_string(&precision).unwrap();
             assert_eq!(json, format!("\"{precision}\""));
@@ -147,13 +151,13 @@ mod tests {
             );
         }
         assert_eq!(Precision::default(), Precision::F32);
-        assert_eq!(Precision::ALL.map(Precision::unusual), [None, Some("bf16")]);
+        assert_eq!([Precision::F32, Precision::Bf16].map(Precision::unusual), [None, Some("bf16")]);
     }
 
     #[test]
     fn bf16_is_refused_where_types_do_not_mix() {
         let (cuda, metal) = (DeviceLocation::Cuda { gpu_id: 1 }, DeviceLocation::Metal { gpu_id: 0 });
-        for precision in Precision::ALL {
+        for &precision in Precision::ALL {
             assert!(precision.check_at(DeviceLocation::Cpu).is_ok());
         }
         for (location, name) in [(cuda, "cuda:1"), (metal, "metal")] {

@@ -19,7 +19,7 @@ pub enum Interpolation {
 
 impl Interpolation {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Nearest, Self::Bilinear, Self::Bicubic, Self::Lanczos];
+    pub const ALL: &[Self] = &[Self::Nearest, Self::Bilinear, Self::Bicubic, Self::Lanczos];
 
     /// Its name: Pillow's, in small letters.
     pub const fn name(self) -> &'static str {
@@ -42,7 +42,7 @@ impl FromStr for Interpolation {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let known = Self::ALL.into_iter().find(|known| known.name() == text);
+        let known = Self::ALL.iter().copied().find(|known| known.name() == text);
         known.ok_or_else(|| format!("`{text}` is none of nearest, bilinear, bicubic and lanczos"))
     }
 }
@@ -249,7 +249,7 @@ mod tests {
             assert_eq!(preprocess.to_string(), text);
             assert_eq!(preprocess.fault(), None);
         }
-        for other in Interpolation::ALL {
+        for &other in Interpolation::ALL {
             assert_eq!(other.name().parse(), Ok(other));
         }
         assert!("cubic".parse::<Interpolation>().is_err());

@@ -4,7 +4,7 @@
 //! construction. Here a parameter's initial value is a function of (seed, key) alone, statistics are buffers that no
 //! optimizer sees, and a store can be built from shapes only, to count a 600 MB network without allocating it.
 
-use crate::init::Init;
+use crate::init::{Init, InitRule};
 use crate::rng::Rng;
 use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
 use std::collections::{BTreeMap, HashMap};
@@ -74,6 +74,7 @@ struct Inner {
     dropout_off: Arc<AtomicBool>,
     dropout_calls: Mutex<BTreeMap<String, Arc<AtomicU64>>>,
     batch_norm: Mutex<BatchNormSettings>,
+    init: Mutex<InitRule>,
 }
 
 /// What a new tensor holds.
@@ -133,9 +134,9 @@ impl VarStore {
     }
 
     fn build(seed: u64, dtype: DType, device: &Device, values: Values) -> Self {
-        let (slots, dropout_off, dropout_calls, batch_norm) = Default::default();
+        let (slots, dropout_off, dropout_calls, batch_norm, init) = Default::default();
         let device = device.clone();
-        Self(Arc::new(Inner { seed, dtype, device, values, slots, dropout_off, dropout_calls, batch_norm }))
+        Self(Arc::new(Inner { seed, dtype, device, values, slots, dropout_off, dropout_calls, batch_norm, init }))
     }
 
     fn lock(&self) -> MutexGuard<'_, Slots> {
@@ -200,6 +201,24 @@ impl VarStore {
         *self.0.batch_norm.lock().unwrap_or_else(PoisonError::into_inner) = settings;
     }
 
+    /// Whose rules fill the layers that are built in this store from now on: call it before the network is built.
+    ///
+    /// ```
+    /// use candle_core::{DType, Device};
+    /// use zoo_core::{Conv2d, Conv2dConfig, Init, InitRule, VarStore};
+    /// let store = VarStore::new(0, DType::F32, &Device::Cpu);
+    /// store.set_init(InitRule::Torch);
+    /// let config = Conv2dConfig::new(3).no_bias().init(Init::HE_FAN_OUT);
+    /// Conv2d::new(16, 64, config, store.root())?;
+    /// // PyTorch: uniform below 1 / √(16 · 3 · 3).
+    /// let largest = store.parameters()[0].1.abs()?.max_all()?.to_scalar::<f32>()?;
+    /// assert!(largest > 0.99 / 12.0 && largest <= 1.0 / 12.0);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    pub fn set_init(&self, rule: InitRule) {
+        *self.0.init.lock().unwrap_or_else(PoisonError::into_inner) = rule;
+    }
+
     /// How often each dropout layer has drawn a mask, by key: with the seed, the whole random state of the network.
     pub fn dropout_state(&self) -> BTreeMap<String, u64> {
         let calls = self.0.dropout_calls.lock().unwrap_or_else(PoisonError::into_inner);
@@ -256,6 +275,20 @@ impl VarBuilder {
     /// What the store changes in a BatchNorm.
     pub(crate) fn batch_norm(&self) -> BatchNormSettings {
         *self.store.0.batch_norm.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whose rules fill layers.
+    pub(crate) fn init_rule(&self) -> InitRule {
+        *self.store.0.init.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What fills a layer's weight and bias that has `fan_in` inputs for each output: the layer's own `weight` and `bias`,
+    /// unless the store says otherwise.
+    pub(crate) fn layer_inits(&self, weight: Init, bias: Init, fan_in: usize) -> (Init, Init) {
+        match self.init_rule() {
+            InitRule::Model => (weight, bias),
+            InitRule::Torch => (Init::TORCH_WEIGHT, Init::torch_bias(fan_in)),
+        }
     }
 
     /// A new trainable tensor called `name` here, filled by `init`.

@@ -676,7 +676,9 @@ fn a_store_of_shapes_is_checked_but_not_loaded() {
     store.root().param((2, 3, 2, 2), "conv.weight", Init::ZEROS).unwrap();
     let weights = weights_of(&[("conv.weight", &[2, 3, 2, 2])]);
     let report = weights::check(&store, &weights, &LoadOptions::default()).unwrap();
-    assert_eq!(report, KeyReport { matching: vec!["conv.weight".into()], ..Default::default() });
+    let mut expected = KeyReport::default();
+    expected.matching.push("conv.weight".into());
+    assert_eq!(report, expected);
     assert!(weights::load(&store, &weights, &LoadOptions::default()).is_err());
 }
 

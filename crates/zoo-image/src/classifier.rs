@@ -109,7 +109,7 @@ impl ImageClassifier {
         let shape = [channels, size, size];
 
         let load_options = LoadOptions { adapt: true, ..options.selection.of(model.load_options()) };
-        let own = ModelOptions { in_chans: Some(channels), image_size: Some(size), num_classes: None };
+        let own = ModelOptions { in_chans: Some(channels), image_size: Some(size), ..ModelOptions::default() };
         let shapes = VarStore::shapes_only();
         let place = model.build(&own, shapes.root())?.classifier().path().to_string();
         let report = check(&shapes, &weights, &load_options)?;

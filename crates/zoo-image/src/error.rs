@@ -5,12 +5,14 @@ use std::path::{Path, PathBuf};
 
 /// Why there is no answer. `Display` is one line that names the file and says what was expected.
 ///
-/// A server tells a client's fault, which is [`Picture`](Self::Picture) or [`Input`](Self::Input), from its own:
+/// A server tells a client's fault, which is [`Picture`](Self::Picture), [`TooLarge`](Self::TooLarge) or
+/// [`Input`](Self::Input), from its own:
 ///
 /// ```
 /// use zoo_image::{Error, Framing};
 /// let status = match Framing::whole(32).read_bytes(b"no picture") {
 ///     Ok(_) => 200,
+///     Err(Error::TooLarge { .. }) => 413,
 ///     Err(Error::Picture { .. } | Error::Input(_)) => 400,
 ///     Err(_) => 500,
 /// };
@@ -35,6 +37,14 @@ pub enum Error {
         /// What is wrong and what was expected.
         problem: String,
     },
+    /// A picture of more pixels or bytes than [`Limits`](crate::Limits) allow.
+    #[error("{}: {problem}", path.display())]
+    TooLarge {
+        /// The file, or what the caller calls the bytes.
+        path: PathBuf,
+        /// How large it is, and what is allowed.
+        problem: String,
+    },
     /// A file of weights that does not fit the network, or contradicts itself.
     #[error("{}: {problem}", path.display())]
     Weights {
@@ -52,6 +62,9 @@ pub enum Error {
     /// An argument that does not fit the network: an image of another shape, another number of class names.
     #[error("{0}")]
     Input(String),
+    /// The network's output is not finite: a weight, or a tensor that was given, holds NaN or an infinity.
+    #[error("the network's output is not finite: a weight, or a tensor that was given, holds NaN or an infinity")]
+    NotFinite,
     /// A network that another library's files cannot describe.
     #[error("{0}")]
     Export(String),

@@ -55,3 +55,5 @@ pub use picture::{Limits, Picture};
 pub use place::{DEFAULT_WEIGHTS, WEIGHTS_FILE, model_of, weights_file};
 pub use prediction::{Class, Prediction};
 pub use transform::{Normalize, Transform, View};
+/// The networks: `zoo::all`, `zoo::find`.
+pub use zoo;

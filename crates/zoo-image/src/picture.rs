@@ -48,10 +48,10 @@ impl Limits {
 
     fn check(&self, width: u32, height: u32) -> Result<(), Problem> {
         match u64::from(width) * u64::from(height) {
-            0 => Err(Problem(format!("{width}x{height} pixels: there is nothing to see"))),
+            0 => Err(Problem::Fault(format!("{width}x{height} pixels: there is nothing to see"))),
             pixels if pixels <= self.pixels => Ok(()),
-            _ => Err(Problem(format!(
-                "{width}x{height} pixels, and more than {} are not decoded: --max-pixels raises that",
+            _ => Err(Problem::TooLarge(format!(
+                "{width}x{height} pixels, and more than {} are not decoded",
                 self.pixels
             ))),
         }
@@ -87,10 +87,7 @@ impl Picture {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn from_reader(source: impl Read, name: &Path, limits: Limits) -> Result<Self> {
-        let mut bytes = Vec::new();
-        let read = source.take(limits.bytes() + 1).read_to_end(&mut bytes);
-        read.map_err(Error::io(name))?;
-        Self::from_bytes(&bytes, name, limits)
+        Self::from_bytes(&read_whole(source, name, limits)?, name, limits)
     }
 
     /// Decodes the bytes of a file, such as a request's body. `name` is for messages.
@@ -116,6 +113,25 @@ impl From<&image::DynamicImage> for Picture {
     }
 }
 
+/// All that `source` gives, up to a byte more than a picture within `limits` has; decoding refuses that. `name` is for
+/// messages.
+///
+/// # Errors
+/// What reading refuses.
+pub fn read_whole(source: impl Read, name: &Path, limits: Limits) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    source.take(limits.bytes() + 1).read_to_end(&mut bytes).map_err(Error::io(name))?;
+    Ok(bytes)
+}
+
+/// Whether bytes begin as a picture does.
+///
+/// # Errors
+/// Why they do not: a reason without a name.
+pub fn begins_as_picture(bytes: &[u8]) -> Result<(), String> {
+    recognise(&bytes[..bytes.len().min(HEAD as usize)]).map(|_| ()).map_err(Problem::text)
+}
+
 /// Whether the file at `path` begins as a picture does.
 ///
 /// # Errors
@@ -127,20 +143,35 @@ pub fn is_picture(path: &Path) -> Result<(), String> {
         Ok(head)
     };
     let head = open_regular(path).and_then(begin).map_err(|error| error.to_string())?;
-    recognise(&head).map(|_| ()).map_err(|problem| problem.0)
+    begins_as_picture(&head)
 }
 
 /// The reason why a file does not become a picture, without its path.
 #[derive(Debug)]
-struct Problem(String);
+enum Problem {
+    /// It is none, or damaged.
+    Fault(String),
+    /// It is larger than the limits.
+    TooLarge(String),
+}
 
 impl Problem {
     fn of(self, path: &Path) -> Error {
-        Error::Picture { path: path.into(), problem: self.0 }
+        let path = path.into();
+        match self {
+            Self::Fault(problem) => Error::Picture { path, problem },
+            Self::TooLarge(problem) => Error::TooLarge { path, problem },
+        }
+    }
+
+    fn text(self) -> String {
+        match self {
+            Self::Fault(problem) | Self::TooLarge(problem) => problem,
+        }
     }
 
     fn truncated(kind: ImageFormat, length: u64) -> Self {
-        Self(format!("truncated: the {} ends at byte {length}, before all of it is there", called(kind)))
+        Self::Fault(format!("truncated: the {} ends at byte {length}, before all of it is there", called(kind)))
     }
 
     /// A decoder's error, in one line of bounded length.
@@ -157,13 +188,13 @@ impl Problem {
 
     fn damaged(kind: ImageFormat, error: impl Display) -> Self {
         let message: String = error.to_string().replace(char::is_control, " ").chars().take(200).collect();
-        Self(format!("cannot be decoded as {}: {message}", called(kind)))
+        Self::Fault(format!("cannot be decoded as {}: {message}", called(kind)))
     }
 }
 
 impl From<io::Error> for Problem {
     fn from(error: io::Error) -> Self {
-        Self(error.to_string())
+        Self::Fault(error.to_string())
     }
 }
 
@@ -199,7 +230,7 @@ const FOREIGN: [(usize, &[u8], &str); 11] = [
 
 fn recognise(head: &[u8]) -> Result<ImageFormat, Problem> {
     if head.is_empty() {
-        return Err(Problem("expected an image, found an empty file".into()));
+        return Err(Problem::Fault("expected an image, found an empty file".into()));
     }
     let read =
         [ImageFormat::Jpeg, ImageFormat::Png, ImageFormat::WebP, ImageFormat::Bmp, ImageFormat::Gif, ImageFormat::Tiff];
@@ -207,7 +238,7 @@ fn recognise(head: &[u8]) -> Result<ImageFormat, Problem> {
         return Ok(kind);
     }
     let foreign = FOREIGN.iter().find(|(at, sign, _)| head.get(*at..).is_some_and(|rest| rest.starts_with(sign)));
-    Err(Problem(match foreign {
+    Err(Problem::Fault(match foreign {
         Some((_, _, name)) => format!("a {name} file is not read here: save it as JPEG or PNG"),
         None => format!("expected an image ({KINDS})"),
     }))
@@ -221,10 +252,7 @@ fn decode(mut source: impl BufRead + Seek, limits: Limits) -> Result<Picture, Pr
     source.rewind()?;
     let kind = recognise(&head)?;
     if length > limits.bytes() {
-        return Err(Problem(format!(
-            "{length} bytes, and more than {} are not read: --max-pixels raises that",
-            limits.bytes()
-        )));
+        return Err(Problem::TooLarge(format!("{length} bytes, and more than {} are not read", limits.bytes())));
     }
     match kind {
         ImageFormat::Jpeg => decode_jpeg(source, limits),
@@ -251,7 +279,10 @@ fn decode_jpeg(mut source: impl BufRead + Seek, limits: Limits) -> Result<Pictur
     let most = 3 * u64::from(extent.width) * u64::from(extent.height) + WORK;
     if extent.length > most {
         let (width, height) = (extent.width, extent.height);
-        return Err(Problem(format!("{} bytes are too many for a JPEG of {width}x{height} pixels", extent.length)));
+        return Err(Problem::Fault(format!(
+            "{} bytes are too many for a JPEG of {width}x{height} pixels",
+            extent.length
+        )));
     }
     source.rewind()?;
     pixels(source.take(extent.length), kind, length, limits)
@@ -260,7 +291,7 @@ fn decode_jpeg(mut source: impl BufRead + Seek, limits: Limits) -> Result<Pictur
 /// The pixels of a file of `length` bytes.
 fn pixels(source: impl BufRead + Seek, kind: ImageFormat, length: u64, limits: Limits) -> Result<Picture, Problem> {
     let problem = |error: ImageError| match error {
-        ImageError::Limits(_) => Problem(format!("the {} wants more memory than its pixels take", called(kind))),
+        ImageError::Limits(_) => Problem::Fault(format!("the {} wants more memory than its pixels take", called(kind))),
         ImageError::IoError(error) => Problem::decoding(kind, length, &error),
         error => Problem::decoding(kind, length, &error),
     };
@@ -294,7 +325,7 @@ fn pixels(source: impl BufRead + Seek, kind: ImageFormat, length: u64, limits: L
 
 /// A buffer, if there is memory for it.
 fn zeros(bytes: u64) -> Result<Vec<u8>, Problem> {
-    let none = || Problem(format!("no memory for {bytes} bytes of pixels"));
+    let none = || Problem::Fault(format!("no memory for {bytes} bytes of pixels"));
     let mut buffer = Vec::new();
     let bytes = usize::try_from(bytes).map_err(|_| none())?;
     buffer.try_reserve_exact(bytes).map_err(|_| none())?;

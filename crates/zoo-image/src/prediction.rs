@@ -87,8 +87,7 @@ impl Prediction {
 
 fn softmax(logits: &[f32]) -> Result<Vec<f64>> {
     if !logits.iter().all(|x| x.is_finite()) {
-        let problem = "the network's output is not finite: an image or a weight holds NaN or infinities";
-        return Err(Error::Input(problem.into()));
+        return Err(Error::NotFinite);
     }
     let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
     let powers: Vec<f64> = logits.iter().map(|&x| f64::from(x - largest).exp()).collect();

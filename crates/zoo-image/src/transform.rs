@@ -10,6 +10,7 @@ use zoo_core::{ChannelOrder, Preprocess};
 /// As data: `{"channels":{"mean":[…],"std":[…]}}` or `"pixel_mean"`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum Normalize {
     /// (pixel / 255 - mean\[c\]) / std\[c\] for channel c.
     Channels {

@@ -18,7 +18,7 @@
 //! D_S and D_C are the hidden widths of token and channel mixing (table 1).
 
 use candle_core::{Result, Tensor, bail};
-use zoo_core::model::{Builder, Timm};
+use zoo_core::model::{Builder, Choices, Timm};
 use zoo_core::trace::{self, Step};
 use zoo_core::{
     Classifier, Dimensions, Dropout, Init, LayerNorm, MlpBlock, Model, ModelInfo, ModuleT, PatchEmbed, Preprocess,
@@ -120,8 +120,7 @@ fn mixer_block(config: &Config, tokens: usize, index: usize, vb: VarBuilder) -> 
     let norm2 = norm("norm2")?;
     let mlp_channels = mlp(config.dim, config.channels_dim, config.dropout, vb.pp("mlp_channels"))?;
     // There are 2 · depth perceptrons; the first is never dropped, the last with the full rate.
-    let step = config.drop_path / (2 * config.depth - 1) as f64;
-    let drop_path = |i: usize| Dropout::path(step * (2 * index + i) as f64, &vb);
+    let drop_path = |i: usize| Dropout::path(Dropout::rising(config.drop_path, 2 * index + i, 2 * config.depth), &vb);
     let mix_tokens = Residual::new(seq![norm1, Transpose, mlp_tokens, Transpose]).drop_path(drop_path(0)?);
     let mix_channels = Residual::new(seq![norm2, mlp_channels]).drop_path(drop_path(1)?);
     Ok(seq![mix_tokens, mix_channels].block("MixerBlock", &vb))
@@ -209,13 +208,22 @@ const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelI
         keys: "timm",
         paper: "Tolstikhin et al. 2021, arXiv:2105.01601",
         timm: Some(Timm::new(name, "stem.proj", "head").of_fixed_size()),
+        choices: Choices { drop_rate: true, drop_path_rate: true, ..Choices::NONE },
         ..ModelInfo::new(name, parameters, builder)
     }
 }
 
 fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
-    let Dimensions { num_classes, in_chans, image_size } = *dims;
-    Ok(Box::new(MlpMixer::new(&Config { num_classes, in_chans, image_size, ..config }, vb)?))
+    let Dimensions { num_classes, in_chans, image_size, .. } = *dims;
+    let config = Config {
+        num_classes,
+        in_chans,
+        image_size,
+        head_dropout: dims.drop_rate.unwrap_or(config.head_dropout),
+        drop_path: dims.drop_path_rate.unwrap_or(config.drop_path),
+        ..config
+    };
+    Ok(Box::new(MlpMixer::new(&config, vb)?))
 }
 
 /// The registered variants.

@@ -149,7 +149,7 @@ const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelI
 }
 
 fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
-    let Dimensions { num_classes, in_chans, image_size } = *dims;
+    let Dimensions { num_classes, in_chans, image_size, .. } = *dims;
     Ok(Box::new(TemplateMixer::new(&Config { num_classes, in_chans, image_size, ..config }, vb)?))
 }
 

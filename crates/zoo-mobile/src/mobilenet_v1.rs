@@ -19,10 +19,10 @@
 
 use crate::{check_width, make_divisible};
 use candle_core::{Result, Tensor};
-use zoo_core::model::{Builder, Timm};
+use zoo_core::model::{Builder, Choices, Timm};
 use zoo_core::{
-    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Dropout, Fan, Init, Model, ModelInfo, ModuleT, Pointwise,
-    Preprocess, Sequential, Stages, VarBuilder, conv_bn, global_avg_pool2d, seq,
+    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Fan, GlobalPool, Init, Model, ModelInfo, ModuleT, Pointwise,
+    PooledMap, Preprocess, Sequential, Stages, VarBuilder, conv_bn, seq,
 };
 
 /// A MobileNet v1.
@@ -32,6 +32,8 @@ pub struct Config {
     pub width: f64,
     /// 2, or 1 for 32x32 images.
     pub stem_stride: usize,
+    /// What makes a vector of the last map.
+    pub global_pool: GlobalPool,
     /// Rate of the dropout in front of the classifier.
     pub dropout: f64,
     /// Every BatchNorm of the network.
@@ -45,7 +47,15 @@ pub struct Config {
 impl Config {
     /// The paper's network with width multiplier `width`: 1, 0.75, 0.5 or 0.25 there.
     pub fn new(width: f64) -> Self {
-        Self { width, stem_stride: 2, dropout: 0.0, norm: BatchNormConfig::default(), num_classes: 1000, in_chans: 3 }
+        Self {
+            width,
+            stem_stride: 2,
+            global_pool: GlobalPool::Avg,
+            dropout: 0.0,
+            norm: BatchNormConfig::default(),
+            num_classes: 1000,
+            in_chans: 3,
+        }
     }
 
     /// For 32x32 images: the stem does not stride, so that 2x2 pixels reach the end, and ten classes.
@@ -100,7 +110,7 @@ const RELU6: Option<Pointwise> = Some(Pointwise::Relu6);
 pub struct MobileNetV1 {
     stem: Sequential,
     stages: Stages,
-    dropout: Dropout,
+    pool: PooledMap,
     classifier: Classifier,
 }
 
@@ -126,11 +136,11 @@ impl MobileNetV1 {
             }
             stages.push(format!("blocks.{s}"), stage.into_iter().collect());
         }
-        let dropout = Dropout::new(config.dropout, &vb)?;
+        let pool = PooledMap::new(config.global_pool, config.dropout, &vb)?;
         // timm: U(-b, b) with b = 1 / √num_classes.
         let init = Init::KaimingUniform { fan: Fan::Out, gain: 1.0 / 3f64.sqrt() };
         let classifier = Classifier::with(c_in, config.num_classes, init, Some(Init::ZEROS), vb.pp("classifier"))?;
-        Ok(Self { stem, stages, dropout, classifier })
+        Ok(Self { stem, stages, pool, classifier })
     }
 }
 
@@ -141,7 +151,7 @@ impl Model for MobileNetV1 {
     }
 
     fn pre_logits(&self, features: &Tensor, train: bool) -> Result<Tensor> {
-        self.dropout.forward_t(&global_avg_pool2d(features)?, train)
+        self.pool.forward_t(features, train)
     }
 
     fn classifier(&self) -> &Classifier {
@@ -163,12 +173,19 @@ const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelI
         preprocess: Preprocess::inception(0.875),
         keys: "timm",
         paper: "Howard et al. 2017, arXiv:1704.04861",
+        choices: Choices::OF_MAPS,
         ..ModelInfo::new(name, parameters, builder)
     }
 }
 
 fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
-    let config = Config { num_classes: dims.num_classes, in_chans: dims.in_chans, ..config };
+    let config = Config {
+        num_classes: dims.num_classes,
+        in_chans: dims.in_chans,
+        global_pool: dims.global_pool.unwrap_or(config.global_pool),
+        dropout: dims.drop_rate.unwrap_or(config.dropout),
+        ..config
+    };
     Ok(Box::new(MobileNetV1::new(&config, vb)?))
 }
 

@@ -19,11 +19,11 @@ use crate::check_width;
 use crate::mobilenet_v1::round_width;
 use candle_core::{Result, Tensor, bail};
 use std::collections::BTreeMap;
-use zoo_core::model::{Builder, Interpolation, Timm};
+use zoo_core::model::{Builder, Choices, Interpolation, Timm};
 use zoo_core::weights::{Layout, Source, Weights};
 use zoo_core::{
-    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Dropout, Init, Model, ModelInfo, ModuleT, Pointwise,
-    Preprocess, Residual, Sequential, Stages, VarBuilder, conv_bn, global_avg_pool2d, seq,
+    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, GlobalPool, Init, Model, ModelInfo, ModuleT, Pointwise,
+    PooledMap, Preprocess, Residual, Sequential, Stages, VarBuilder, conv_bn, seq,
 };
 
 /// One row of table 2.
@@ -48,6 +48,8 @@ pub struct Config {
     pub width: f64,
     /// 2, or 1 for 32x32 images.
     pub stem_stride: usize,
+    /// What makes a vector of the last map.
+    pub global_pool: GlobalPool,
     /// Rate of the dropout in front of the classifier.
     pub dropout: f64,
     /// Every BatchNorm of the network.
@@ -72,6 +74,7 @@ impl Config {
             stages: TABLE_2.map(stage).to_vec(),
             width,
             stem_stride: 2,
+            global_pool: GlobalPool::Avg,
             dropout: 0.2,
             norm: BatchNormConfig::default(),
             num_classes: 1000,
@@ -136,7 +139,7 @@ pub struct MobileNetV2 {
     stem: Sequential,
     stages: Stages,
     last: Sequential,
-    dropout: Dropout,
+    pool: PooledMap,
     classifier: Classifier,
 }
 
@@ -174,7 +177,7 @@ impl MobileNetV2 {
             stem,
             stages,
             last,
-            dropout: Dropout::new(config.dropout, &vb.pp("classifier").pp(0))?,
+            pool: PooledMap::new(config.global_pool, config.dropout, &vb.pp("classifier").pp(0))?,
             classifier: Classifier::with(c_last, config.num_classes, init, Some(Init::ZEROS), place)?,
         })
     }
@@ -188,7 +191,7 @@ impl Model for MobileNetV2 {
     }
 
     fn pre_logits(&self, features: &Tensor, train: bool) -> Result<Tensor> {
-        self.dropout.forward_t(&global_avg_pool2d(features)?, train)
+        self.pool.forward_t(features, train)
     }
 
     fn classifier(&self) -> &Classifier {
@@ -303,12 +306,19 @@ const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelI
         keys: "torchvision",
         paper: "Sandler et al. 2018, arXiv:1801.04381",
         layouts: &[TIMM],
+        choices: Choices::OF_MAPS,
         ..ModelInfo::new(name, parameters, builder)
     }
 }
 
 fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
-    let config = Config { num_classes: dims.num_classes, in_chans: dims.in_chans, ..config };
+    let config = Config {
+        num_classes: dims.num_classes,
+        in_chans: dims.in_chans,
+        global_pool: dims.global_pool.unwrap_or(config.global_pool),
+        dropout: dims.drop_rate.unwrap_or(config.dropout),
+        ..config
+    };
     Ok(Box::new(MobileNetV2::new(&config, vb)?))
 }
 

@@ -19,10 +19,10 @@
 
 use crate::{check_width, make_divisible};
 use candle_core::{Result, Tensor, bail};
-use zoo_core::model::Builder;
+use zoo_core::model::{Builder, Choices};
 use zoo_core::{
-    AvgPool2d, BatchNormConfig, ChannelShuffle, Classifier, Concat, Conv2dConfig, Dimensions, Init, MaxPool2d, Model,
-    ModelInfo, ModuleT, Pointwise, Residual, Sequential, Stages, VarBuilder, conv_bn, global_avg_pool2d, seq,
+    AvgPool2d, BatchNormConfig, ChannelShuffle, Classifier, Concat, Conv2dConfig, Dimensions, GlobalPool, Init,
+    MaxPool2d, Model, ModelInfo, ModuleT, Pointwise, PooledMap, Residual, Sequential, Stages, VarBuilder, conv_bn, seq,
 };
 
 /// The first layers.
@@ -48,6 +48,10 @@ pub struct Config {
     pub stem: Stem,
     /// Every BatchNorm of the network.
     pub norm: BatchNormConfig,
+    /// What makes a vector of the last map.
+    pub global_pool: GlobalPool,
+    /// Rate of the dropout in front of the classifier.
+    pub dropout: f64,
     /// Width of the classifier.
     pub num_classes: usize,
     /// Channels of the input image.
@@ -73,7 +77,17 @@ impl Config {
             )
         };
         let norm = BatchNormConfig::default();
-        Ok(Self { groups, channels, width: 1.0, stem: Stem::ImageNet, norm, num_classes: 1000, in_chans: 3 })
+        Ok(Self {
+            groups,
+            channels,
+            width: 1.0,
+            stem: Stem::ImageNet,
+            norm,
+            global_pool: GlobalPool::Avg,
+            dropout: 0.0,
+            num_classes: 1000,
+            in_chans: 3,
+        })
     }
 
     /// The same network with a stem for 32x32 images and ten classes.
@@ -134,6 +148,7 @@ fn unit(
 pub struct ShuffleNetV1 {
     stem: Sequential,
     stages: Stages,
+    pool: PooledMap,
     fc: Classifier,
 }
 
@@ -176,7 +191,8 @@ impl ShuffleNetV1 {
             }
             stages.push(name, list.into_iter().collect());
         }
-        Ok(Self { stem, stages, fc: Classifier::new(c_in, config.num_classes, vb.pp("fc"))? })
+        let pool = PooledMap::new(config.global_pool, config.dropout, &vb)?;
+        Ok(Self { stem, stages, pool, fc: Classifier::new(c_in, config.num_classes, vb.pp("fc"))? })
     }
 }
 
@@ -186,8 +202,8 @@ impl Model for ShuffleNetV1 {
         self.stages.forward_t(&self.stem.forward_t(xs, train)?, train)
     }
 
-    fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> {
-        global_avg_pool2d(features)
+    fn pre_logits(&self, features: &Tensor, train: bool) -> Result<Tensor> {
+        self.pool.forward_t(features, train)
     }
 
     fn classifier(&self) -> &Classifier {
@@ -207,6 +223,7 @@ const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelI
     ModelInfo {
         family: "mobile",
         paper: "Zhang et al. 2017, arXiv:1707.01083",
+        choices: Choices::OF_MAPS,
         ..ModelInfo::new(name, parameters, builder)
     }
 }
@@ -216,7 +233,13 @@ const fn cifar(name: &'static str, parameters: usize, builder: Builder) -> Model
 }
 
 fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
-    let config = Config { num_classes: dims.num_classes, in_chans: dims.in_chans, ..config };
+    let config = Config {
+        num_classes: dims.num_classes,
+        in_chans: dims.in_chans,
+        global_pool: dims.global_pool.unwrap_or(config.global_pool),
+        dropout: dims.drop_rate.unwrap_or(config.dropout),
+        ..config
+    };
     Ok(Box::new(ShuffleNetV1::new(&config, vb)?))
 }
 

@@ -1,7 +1,7 @@
 //! The zoo's networks as [ONNX](https://onnx.ai) files: what ONNX Runtime, OpenVINO, TensorRT, browsers and phones run.
 //!
 //! A network is traced ([`Graph`]), and every step is written as the standard's operators, opset 17, in f32. The number of
-//! images stays open; their size is that of the trace. Norms, activations and attention are written as they are
+//! images stays open, and so do the lengths of sequences; the size of images is that of the trace. Norms, activations and attention are written as they are
 //! computed, and each engine fuses them as it likes.
 //!
 //! ```
@@ -28,6 +28,8 @@
 //! | input `images` | (batch, channels, height, width), f32, normalised |
 //! | or `pixels` | (batch, height, width, 3), u8, red first, as pictures are decoded: with [`Options::pixels`] |
 //! | output `logits` | (batch, classes), f32 |
+//! | inputs `source`, `target` | of an encoder and decoder: (batch, length, width), f32, embedded; no mask, any lengths |
+//! | output `output` | (batch, length of the target, width), f32 |
 //! | metadata | `model`; `classes`, a JSON list; `preprocess`, a JSON object: see [`Options::preprocess`] |
 #![deny(missing_docs)]
 
@@ -59,7 +61,7 @@ pub enum Error {
     /// The store holds no values under a key that the graph names.
     #[error("the store holds no tensor `{0}`: is it that of the network that was traced, with its weights?")]
     NoTensor(String),
-    /// The graph is not that of an image classifier.
+    /// The graph is neither that of an image classifier nor that of an encoder with a decoder.
     #[error("{0}")]
     Shape(String),
     /// The standard keeps one file below 2 GiB.
@@ -99,30 +101,11 @@ impl Options {
 /// more.
 pub fn to_bytes(graph: &Graph, store: &VarStore, options: &Options) -> Result<Vec<u8>, Error> {
     let mut to = Builder::new(&options.name, store);
-    let inputs: Vec<_> = graph.nodes.iter().filter(|node| node.step == Step::Input).collect();
-    let ([input], Some(last)) = (inputs.as_slice(), graph.nodes.last()) else {
-        return Err(Error::Shape("an image classifier reads one tensor, its images".into()));
-    };
-    let &[_, channels, height, width] = input.shape.as_slice() else {
-        return Err(Error::Shape(format!("its images are of shape {:?}, not (b, c, h, w)", input.shape)));
-    };
-    let output = to.name("logits");
-    let (described, first) = if options.pixels {
-        if channels != 3 {
-            return Err(Error::Shape(format!("pixels have three colours, and the network reads {channels} channels")));
-        }
-        let preprocess = options.preprocess.unwrap_or(Preprocess::IMAGENET);
-        let pixels = to.name("pixels");
-        let images = from_pixels(&mut to, &pixels, &preprocess);
-        (ValueInfo::of_batch(&pixels, UINT8, &[height, width, 3]), images)
-    } else {
-        let images = to.name("images");
-        (ValueInfo::of_batch(&images, FLOAT, &[channels, height, width]), images)
-    };
+    let Ends { mut given, inputs, output } = Ends::of(&mut to, graph, options)?;
     let mut values = Vec::with_capacity(graph.nodes.len());
     for node in &graph.nodes {
         if node.step == Step::Input {
-            values.push(first.clone());
+            values.push(given.pop().unwrap_or_default());
             continue;
         }
         let read: Vec<&str> = node.inputs.iter().map(|&i: &usize| String::as_str(&values[i])).collect();
@@ -133,9 +116,9 @@ pub fn to_bytes(graph: &Graph, store: &VarStore, options: &Options) -> Result<Ve
         return Err(Error::TooLarge(to.size as f64 / f64::from(1 << 30)));
     }
     let value = values.last().map_or("", String::as_str);
-    to.op_named("Identity", value, &output);
-    to.graph.input.push(described);
-    to.graph.output.push(ValueInfo::of_batch(&output, FLOAT, &last.shape[1..]));
+    to.op_named("Identity", value, &output.name);
+    to.graph.input = inputs;
+    to.graph.output.push(output);
     let file = ModelProto {
         ir_version: proto::IR_VERSION,
         producer_name: "candle-zoo".into(),
@@ -145,6 +128,54 @@ pub fn to_bytes(graph: &Graph, store: &VarStore, options: &Options) -> Result<Ve
         metadata_props: metadata(options),
     };
     Ok(file.encode_to_vec())
+}
+
+/// What a file reads and gives.
+struct Ends {
+    /// The values of the graph's inputs, the last first.
+    given: Vec<String>,
+    inputs: Vec<ValueInfo>,
+    output: ValueInfo,
+}
+
+impl Ends {
+    fn of(to: &mut Builder, graph: &Graph, options: &Options) -> Result<Self, Error> {
+        let inputs = graph.nodes.iter().filter(|node| node.step == Step::Input).map(|node| node.shape.as_slice());
+        let last = graph.nodes.last().map_or(&[][..], |node| &node.shape);
+        match inputs.collect::<Vec<_>>()[..] {
+            [&[_, channels, height, width]] => Self::of_images(to, [channels, height, width], &last[1..], options),
+            [&[_, _, source], &[_, _, target]] if last.len() == 3 && !options.pixels => {
+                let [from, into] = [("source", source), ("target", target)].map(|(name, width)| {
+                    let length = format!("{name}_length");
+                    (to.name(name), ValueInfo::of(name, FLOAT, &["batch", &length], &[width]))
+                });
+                let output = ValueInfo::of(&to.name("output"), FLOAT, &["batch", "target_length"], &last[2..]);
+                Ok(Self { given: vec![into.0, from.0], inputs: vec![from.1, into.1], output })
+            }
+            ref shapes => Err(Error::Shape(format!(
+                "images (b, c, h, w), or a source and a target (b, n, d) are what can be read, and the network reads {shapes:?}"
+            ))),
+        }
+    }
+
+    fn of_images(to: &mut Builder, shape: [usize; 3], logits: &[usize], options: &Options) -> Result<Self, Error> {
+        let [channels, height, width] = shape;
+        let output = ValueInfo::of_batch(&to.name("logits"), FLOAT, logits);
+        let (input, images) = if options.pixels {
+            if channels != 3 {
+                let problem = format!("pixels have three colours, and the network reads {channels} channels");
+                return Err(Error::Shape(problem));
+            }
+            let preprocess = options.preprocess.unwrap_or(Preprocess::IMAGENET);
+            let pixels = to.name("pixels");
+            let images = from_pixels(to, &pixels, &preprocess);
+            (ValueInfo::of_batch(&pixels, UINT8, &[height, width, 3]), images)
+        } else {
+            let images = to.name("images");
+            (ValueInfo::of_batch(&images, FLOAT, &shape), images)
+        };
+        Ok(Self { given: vec![images], inputs: vec![input], output })
+    }
 }
 
 /// From bytes, (b, h, w, 3), to normalised images, (b, 3, h, w): ((x / 255) - mean) / std.

@@ -170,9 +170,14 @@ impl AttributeProto {
 impl ValueInfo {
     /// Tensors of `shape` behind a batch that the caller chooses.
     pub fn of_batch(name: &str, elem_type: i32, shape: &[usize]) -> Self {
-        let batch = Dimension { dim_value: None, dim_param: Some("batch".into()) };
+        Self::of(name, elem_type, &["batch"], shape)
+    }
+
+    /// Tensors of `shape` behind dimensions that the caller chooses, called `open`.
+    pub fn of(name: &str, elem_type: i32, open: &[&str], shape: &[usize]) -> Self {
+        let open = open.iter().map(|&name| Dimension { dim_value: None, dim_param: Some(name.into()) });
         let rest = shape.iter().map(|&n| Dimension { dim_value: Some(n as i64), dim_param: None });
-        let shape = Some(TensorShape { dim: std::iter::once(batch).chain(rest).collect() });
+        let shape = Some(TensorShape { dim: open.chain(rest).collect() });
         let tensor_type = Some(TensorType { elem_type, shape });
         Self { name: name.into(), value_type: Some(TypeProto { tensor_type }) }
     }

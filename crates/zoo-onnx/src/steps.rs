@@ -56,6 +56,15 @@ pub fn write(to: &mut Builder, at: &Traced, inputs: &[&str]) -> Result<String, E
     Ok(match node.step {
         Step::Conv2d { kernel, params, .. } => conv(to, at, xs, kernel, params)?,
         Step::Linear { .. } => linear(to, at, xs)?,
+        Step::InProjection { features: (_, rows), first } => {
+            let of = |tensor: &str| format!("{}_{tensor}", node.path);
+            let some = |what: &str| format!("{}_{what}.{first}", node.path);
+            let matrix = |weight: Tensor| weight.narrow(0, first, rows)?.t()?.contiguous();
+            let weight = to.weight_as(&of("weight"), &some("weight.T"), matrix)?;
+            let bias = to.weight_as(&of("bias"), &some("bias"), |bias| bias.narrow(0, first, rows))?;
+            let product = to.op(("MatMul", &at.part("product")), &[xs, &weight], []);
+            to.op(("Add", name), &[&product, &bias], [])
+        }
         Step::BatchNorm { eps, affine, normalizes } => batch_norm(to, at, xs, eps, [affine, normalizes])?,
         Step::LayerNorm { eps, dims } => {
             let (weight, bias) = (to.weight(&at.key("weight"))?, to.weight(&at.key("bias"))?);
@@ -87,6 +96,11 @@ pub fn write(to: &mut Builder, at: &Traced, inputs: &[&str]) -> Result<String, E
                 _ => mean,
             }
         }
+        Step::GlobalMaxPool => {
+            let largest = to.op(("GlobalMaxPool", name), &[xs], []);
+            to.op(("Flatten", &at.part("flat")), &[&largest], [AttributeProto::int("axis", 1)])
+        }
+        Step::Mean => to.op(("Mean", name), inputs, []),
         Step::AdaptiveAvgPool { size } => adaptive(to, at, xs, size)?,
         Step::MeanTokens { first } => {
             let tokens = if first == 0 { xs.to_string() } else { tokens_from(to, at, xs, first) };
@@ -111,7 +125,10 @@ pub fn write(to: &mut Builder, at: &Traced, inputs: &[&str]) -> Result<String, E
             to.op(("Transpose", name), &[&rows], [AttributeProto::ints("perm", [0, 2, 1])])
         }
         Step::Scale => to.op(("Mul", name), inputs, []),
-        Step::Attention { heads } if inputs.len() == 1 => attention(to, at, xs, heads)?,
+        Step::Attention { masked: true, .. } => {
+            return Err(at.refused("its mask is the caller's, and the file would have none: trace it without"));
+        }
+        Step::Attention { heads, .. } => attention(to, at, inputs, heads)?,
         Step::PrependToken => {
             let token = to.weight_as(&node.path, &format!("{}.in_front", node.path), |token| {
                 token.pad_with_zeros(1, 0, node.shape[1] - 1)
@@ -323,25 +340,44 @@ fn tokens_from(to: &mut Builder, at: &Traced, xs: &str, first: usize) -> String 
     to.op(("Slice", &at.part("tokens")), &[xs, &starts, &ends, &axes], [])
 }
 
-/// softmax(q · kᵀ / √d) · v, head by head.
-fn attention(to: &mut Builder, at: &Traced, xs: &str, heads: usize) -> Result<String, Error> {
-    let &[_, n, width] = at.input_shape() else { return Err(at.refused("it reads no tokens")) };
-    let (dim, d) = (width / 3, width / 3 / heads);
-    let parts = to.whole_numbers(&at.part("parts"), &[dim as i64; 3]);
-    let parts = to.op_of_many(("Split", &at.part("split")), &[xs, &parts], 3, 2);
+/// softmax(q · kᵀ / √d) · v, head by head: of one input, queries, keys and values side by side, or of two, the queries and
+/// then keys and values. The numbers of tokens stay open.
+fn attention(to: &mut Builder, at: &Traced, inputs: &[&str], heads: usize) -> Result<String, Error> {
+    let dim = at.node.shape.last().copied().unwrap_or(0);
+    let split = |to: &mut Builder, xs: &str, name: &str, parts: usize| {
+        let sizes = to.whole_numbers(&at.part(&format!("{name}.parts")), &vec![dim as i64; parts]);
+        to.op_of_many(("Split", &at.part(name)), &[xs, &sizes], parts, 2)
+    };
+    let [queries, keys, values] = match inputs {
+        [all] if at.input_shape().last() == Some(&(3 * dim)) => {
+            <[String; 3]>::try_from(split(to, all, "split", 3)).map_err(|_| at.refused("three parts"))?
+        }
+        [queries, others] => match <[String; 2]>::try_from(split(to, others, "split", 2)) {
+            Ok([keys, values]) => [queries.to_string(), keys, values],
+            Err(_) => return Err(at.refused("two parts")),
+        },
+        _ => return Err(at.refused("it keeps keys and values from before: trace it without a cache")),
+    };
     // (b, n, dim) -> (b, heads, n, d), keys as (b, heads, d, n)
     let mut by_head = |part: &str, name: &str, perm: [usize; 4]| {
-        let split = reshape(to, &at.part(&format!("{name}.heads")), part, &[n, heads, d]);
+        let split = of_tokens(to, &at.part(&format!("{name}.heads")), part, &[heads, dim / heads]);
         to.op(("Transpose", &at.part(name)), &[&split], [AttributeProto::ints("perm", perm)])
     };
-    let q = by_head(&parts[0], "q", [0, 2, 1, 3]);
-    let k = by_head(&parts[1], "k", [0, 2, 3, 1]);
-    let v = by_head(&parts[2], "v", [0, 2, 1, 3]);
-    let scale = to.number(&at.part("scale"), 1.0 / (d as f64).sqrt());
+    let q = by_head(&queries, "q", [0, 2, 1, 3]);
+    let k = by_head(&keys, "k", [0, 2, 3, 1]);
+    let v = by_head(&values, "v", [0, 2, 1, 3]);
+    let scale = to.number(&at.part("scale"), 1.0 / ((dim / heads) as f64).sqrt());
     let q = to.op(("Mul", &at.part("q.scaled")), &[&q, &scale], []);
     let scores = to.op(("MatMul", &at.part("scores")), &[&q, &k], []);
     let weights = to.op(("Softmax", &at.part("weights")), &[&scores], [AttributeProto::int("axis", -1)]);
     let mixed = to.op(("MatMul", &at.part("mixed")), &[&weights, &v], []);
     let tokens = to.op(("Transpose", &at.part("tokens")), &[&mixed], [AttributeProto::ints("perm", [0, 2, 1, 3])]);
-    Ok(reshape(to, &at.name, &tokens, &[n, dim]))
+    Ok(of_tokens(to, &at.name, &tokens, &[dim]))
+}
+
+/// The same elements of each token as `shape`, whatever the number of images and of tokens.
+fn of_tokens(to: &mut Builder, name: &str, xs: &str, shape: &[usize]) -> String {
+    let target: Vec<i64> = [0, 0].into_iter().chain(shape.iter().map(|&n| n as i64)).collect();
+    let target = to.whole_numbers(&format!("{name}.shape"), &target);
+    to.op(("Reshape", name), &[xs, &target], [])
 }

@@ -21,11 +21,11 @@
 pub use crate::resnet::Shortcut;
 use crate::resnet::{BlockConfig, block};
 use candle_core::{Result, Tensor, bail};
-use zoo_core::model::Builder;
+use zoo_core::model::{Builder, Choices};
 use zoo_core::weights::Rename;
 use zoo_core::{
-    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Init, Model, ModelInfo, ModuleT, Pointwise, Sequential,
-    SqueezeExciteConfig, Stages, VarBuilder, conv_bn, global_avg_pool2d,
+    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Dropout, GlobalPool, Init, Model, ModelInfo, ModuleT,
+    Pointwise, PooledMap, Sequential, SqueezeExciteConfig, Stages, VarBuilder, conv_bn,
 };
 
 /// A CIFAR residual network of 6n + 2 layers.
@@ -41,6 +41,12 @@ pub struct Config {
     pub zero_init: bool,
     /// Every BatchNorm of the network.
     pub norm: BatchNormConfig,
+    /// What makes a vector of the last map.
+    pub global_pool: GlobalPool,
+    /// Rate of the dropout in front of the classifier.
+    pub dropout: f64,
+    /// The share of images for which the last block's branch is left out in training; it rises evenly from 0 at the first.
+    pub drop_path: f64,
     /// Width of the classifier.
     pub num_classes: usize,
     /// Channels of the input image.
@@ -62,6 +68,9 @@ impl Config {
             se_reduction: None,
             zero_init: false,
             norm: BatchNormConfig::default(),
+            global_pool: GlobalPool::Avg,
+            dropout: 0.0,
+            drop_path: 0.0,
             num_classes: 10,
             in_chans: 3,
         })
@@ -91,7 +100,7 @@ impl Config {
         Ok(Self { se_reduction: Some(16), ..Self::resnet(layers)? })
     }
 
-    fn block(&self, c_in: usize, c_out: usize, stride: usize) -> BlockConfig {
+    fn block(&self, index: usize, c_in: usize, c_out: usize, stride: usize) -> BlockConfig {
         let squeeze = |reduction: usize| SqueezeExciteConfig {
             weight_init: Init::HE_FAN_OUT,
             // A single squeezed channel whose bias starts below its inputs' reach would be dead from the start.
@@ -105,6 +114,7 @@ impl Config {
             se: self.se_reduction.map(squeeze),
             zero_init: self.zero_init,
             norm: self.norm,
+            drop_path: Dropout::rising(self.drop_path, index, 3 * self.blocks),
             ..BlockConfig::basic(c_in, c_out)
         }
     }
@@ -127,6 +137,7 @@ impl Config {
 pub struct CifarResNet {
     conv1: Sequential,
     stages: Stages,
+    pool: PooledMap,
     linear: Classifier,
 }
 
@@ -153,13 +164,15 @@ impl CifarResNet {
             let mut blocks = Vec::with_capacity(config.blocks);
             for i in 0..config.blocks {
                 let stride = if i == 0 { stride } else { 1 };
-                blocks.push(block(&config.block(c_in, c_out, stride), vb.pp(&name).pp(i))?);
+                let index = stage * config.blocks + i;
+                blocks.push(block(&config.block(index, c_in, c_out, stride), vb.pp(&name).pp(i))?);
                 c_in = c_out;
             }
             stages.push(name, blocks.into_iter().collect());
         }
         let linear = Classifier::new(c_in, config.num_classes, vb.pp("linear"))?;
-        Ok(Self { conv1, stages, linear })
+        let pool = PooledMap::new(config.global_pool, config.dropout, &vb)?;
+        Ok(Self { conv1, stages, pool, linear })
     }
 }
 
@@ -169,8 +182,8 @@ impl Model for CifarResNet {
         self.stages.forward_t(&self.conv1.forward_t(xs, train)?, train)
     }
 
-    fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> {
-        global_avg_pool2d(features)
+    fn pre_logits(&self, features: &Tensor, train: bool) -> Result<Tensor> {
+        self.pool.forward_t(features, train)
     }
 
     fn classifier(&self) -> &Classifier {
@@ -198,8 +211,14 @@ const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelI
         family: "resnet",
         paper: "He et al. 2015, arXiv:1512.03385, section 4.2",
         renames: RENAMES,
+        choices: Choices::OF_RESIDUAL_MAPS,
         ..ModelInfo::new(name, parameters, builder).cifar()
     }
+}
+
+/// Without shortcuts there is no stochastic depth.
+const fn plain(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
+    ModelInfo { choices: Choices::OF_MAPS, ..info(name, parameters, builder) }
 }
 
 const fn se(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
@@ -208,7 +227,14 @@ const fn se(name: &'static str, parameters: usize, builder: Builder) -> ModelInf
 }
 
 fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
-    let config = Config { num_classes: dims.num_classes, in_chans: dims.in_chans, ..config };
+    let config = Config {
+        num_classes: dims.num_classes,
+        in_chans: dims.in_chans,
+        global_pool: dims.global_pool.unwrap_or(config.global_pool),
+        dropout: dims.drop_rate.unwrap_or(config.dropout),
+        drop_path: dims.drop_path_rate.unwrap_or(config.drop_path),
+        ..config
+    };
     Ok(Box::new(CifarResNet::new(&config, vb)?))
 }
 
@@ -224,10 +250,10 @@ pub const MODELS: &[ModelInfo] = &[
     info("cifar_resnet44_b", 661_338, |d, vb| build(Config::resnet_b(44)?, d, vb)),
     info("cifar_resnet56_b", 855_770, |d, vb| build(Config::resnet_b(56)?, d, vb)),
     info("cifar_resnet110_b", 1_730_714, |d, vb| build(Config::resnet_b(110)?, d, vb)),
-    info("cifar_plain20", 269_722, |d, vb| build(Config::plain(20)?, d, vb)),
-    info("cifar_plain32", 464_154, |d, vb| build(Config::plain(32)?, d, vb)),
-    info("cifar_plain44", 658_586, |d, vb| build(Config::plain(44)?, d, vb)),
-    info("cifar_plain56", 853_018, |d, vb| build(Config::plain(56)?, d, vb)),
+    plain("cifar_plain20", 269_722, |d, vb| build(Config::plain(20)?, d, vb)),
+    plain("cifar_plain32", 464_154, |d, vb| build(Config::plain(32)?, d, vb)),
+    plain("cifar_plain44", 658_586, |d, vb| build(Config::plain(44)?, d, vb)),
+    plain("cifar_plain56", 853_018, |d, vb| build(Config::plain(56)?, d, vb)),
     se("cifar_seresnet20", 272_095, |d, vb| build(Config::seresnet(20)?, d, vb)),
     se("cifar_seresnet56", 860_137, |d, vb| build(Config::seresnet(56)?, d, vb)),
     se("cifar_seresnet110", 1_742_200, |d, vb| build(Config::seresnet(110)?, d, vb)),

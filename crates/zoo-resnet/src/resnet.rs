@@ -25,11 +25,11 @@ pub use layouts::{RENAMES, TRANSFORMERS, from_transformers};
 
 use crate::se_resnet;
 use candle_core::{Result, Tensor, bail};
-use zoo_core::model::{Builder, Timm};
+use zoo_core::model::{Builder, Choices, Timm};
 use zoo_core::weights::Layout;
 use zoo_core::{
-    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Init, MaxPool2d, Model, ModelInfo, ModuleT, Pointwise,
-    Preprocess, Sequential, SqueezeExciteConfig, Stages, VarBuilder, conv_bn, global_avg_pool2d, seq,
+    BatchNormConfig, Classifier, Conv2dConfig, Dimensions, Dropout, GlobalPool, Init, MaxPool2d, Model, ModelInfo,
+    ModuleT, Pointwise, PooledMap, Preprocess, Sequential, SqueezeExciteConfig, Stages, VarBuilder, conv_bn, seq,
 };
 
 /// The first layers.
@@ -64,6 +64,12 @@ pub struct Config {
     pub zero_init: bool,
     /// Every BatchNorm of the network.
     pub norm: BatchNormConfig,
+    /// What makes a vector of the last map.
+    pub global_pool: GlobalPool,
+    /// Rate of the dropout in front of the classifier.
+    pub dropout: f64,
+    /// The share of images for which the last block's branch is left out in training; it rises evenly from 0 at the first.
+    pub drop_path: f64,
     /// Width of the classifier.
     pub num_classes: usize,
     /// Channels of the input image.
@@ -99,6 +105,9 @@ impl Config {
             se_reduction: None,
             zero_init: false,
             norm: BatchNormConfig::default(),
+            global_pool: GlobalPool::Avg,
+            dropout: 0.0,
+            drop_path: 0.0,
             num_classes: 1000,
             in_chans: 3,
         })
@@ -120,8 +129,8 @@ impl Config {
         Ok(Self { stem: Stem::Cifar, num_classes: 10, ..Self::resnet(layers)? })
     }
 
-    /// The first block of a stage of `planes` channels, or a later one.
-    fn block(&self, c_in: usize, planes: usize, stride: usize) -> BlockConfig {
+    /// Block `index` of the network, the first of a stage of `planes` channels, or a later one.
+    fn block(&self, index: usize, c_in: usize, planes: usize, stride: usize) -> BlockConfig {
         let c_out = planes * self.kind.expansion();
         let squeeze = |reduction| SqueezeExciteConfig {
             weight_init: Init::HE_FAN_OUT,
@@ -137,6 +146,7 @@ impl Config {
             se: self.se_reduction.map(squeeze),
             zero_init: self.zero_init,
             norm: self.norm,
+            drop_path: Dropout::rising(self.drop_path, index, self.blocks.iter().sum()),
             ..BlockConfig::basic(c_in, c_out)
         }
     }
@@ -175,6 +185,7 @@ impl Config {
 pub struct ResNet {
     stem: Sequential,
     stages: Stages,
+    pool: PooledMap,
     fc: Classifier,
 }
 
@@ -195,18 +206,20 @@ impl ResNet {
             stem = seq![stem, MaxPool2d { padding: 1, ..MaxPool2d::new(3, 2) }];
         }
 
-        let (mut c_in, mut stages) = (64, Stages::default());
+        let (mut c_in, mut stages, mut index) = (64, Stages::default(), 0);
         for (stage, planes) in [64, 128, 256, 512].into_iter().enumerate() {
             let name = format!("layer{}", stage + 1);
             let mut blocks = Vec::with_capacity(config.blocks[stage]);
             for i in 0..config.blocks[stage] {
                 let stride = if stage > 0 && i == 0 { 2 } else { 1 };
-                blocks.push(block(&config.block(c_in, planes, stride), vb.pp(&name).pp(i))?);
+                blocks.push(block(&config.block(index, c_in, planes, stride), vb.pp(&name).pp(i))?);
+                index += 1;
                 c_in = planes * config.kind.expansion();
             }
             stages.push(name, blocks.into_iter().collect());
         }
-        Ok(Self { stem, stages, fc: Classifier::new(c_in, config.num_classes, vb.pp("fc"))? })
+        let pool = PooledMap::new(config.global_pool, config.dropout, &vb)?;
+        Ok(Self { stem, stages, pool, fc: Classifier::new(c_in, config.num_classes, vb.pp("fc"))? })
     }
 }
 
@@ -216,8 +229,8 @@ impl Model for ResNet {
         self.stages.forward_t(&self.stem.forward_t(xs, train)?, train)
     }
 
-    fn pre_logits(&self, features: &Tensor, _: bool) -> Result<Tensor> {
-        global_avg_pool2d(features)
+    fn pre_logits(&self, features: &Tensor, train: bool) -> Result<Tensor> {
+        self.pool.forward_t(features, train)
     }
 
     fn classifier(&self) -> &Classifier {
@@ -235,8 +248,14 @@ const fn info(name: &'static str, parameters: usize, builder: Builder) -> ModelI
         keys: "torchvision",
         paper: "He et al. 2015, arXiv:1512.03385",
         layouts: &[TRANSFORMERS],
+        choices: Choices::OF_RESIDUAL_MAPS,
         ..ModelInfo::new(name, parameters, builder)
     }
+}
+
+/// Without shortcuts there is no stochastic depth.
+const fn plain(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
+    ModelInfo { choices: Choices::OF_MAPS, ..info(name, parameters, builder) }
 }
 
 const fn imagenet(name: &'static str, parameters: usize, builder: Builder) -> ModelInfo {
@@ -255,7 +274,14 @@ const fn cifar(name: &'static str, parameters: usize, builder: Builder) -> Model
 }
 
 pub(crate) fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
-    let config = Config { num_classes: dims.num_classes, in_chans: dims.in_chans, ..config };
+    let config = Config {
+        num_classes: dims.num_classes,
+        in_chans: dims.in_chans,
+        global_pool: dims.global_pool.unwrap_or(config.global_pool),
+        dropout: dims.drop_rate.unwrap_or(config.dropout),
+        drop_path: dims.drop_path_rate.unwrap_or(config.drop_path),
+        ..config
+    };
     Ok(Box::new(ResNet::new(&config, vb)?))
 }
 
@@ -266,9 +292,9 @@ pub const MODELS: &[ModelInfo] = &[
     imagenet("resnet50", 25_557_032, |d, vb| build(Config::resnet(50)?, d, vb)).weights("hf:timm/resnet50.a1_in1k"),
     imagenet("resnet101", 44_549_160, |d, vb| build(Config::resnet(101)?, d, vb)).weights("hf:timm/resnet101.a1h_in1k"),
     imagenet("resnet152", 60_192_808, |d, vb| build(Config::resnet(152)?, d, vb)).weights("hf:timm/resnet152.a1h_in1k"),
-    info("plain18", 11_515_688, |d, vb| build(Config::plain(18)?, d, vb)),
-    info("plain34", 21_623_848, |d, vb| build(Config::plain(34)?, d, vb)),
-    info("plain50", 22_780_456, |d, vb| build(Config::plain(50)?, d, vb)),
+    plain("plain18", 11_515_688, |d, vb| build(Config::plain(18)?, d, vb)),
+    plain("plain34", 21_623_848, |d, vb| build(Config::plain(34)?, d, vb)),
+    plain("plain50", 22_780_456, |d, vb| build(Config::plain(50)?, d, vb)),
     cifar("cifar_resnet18", 11_173_962, |d, vb| build(Config::cifar(18)?, d, vb)),
     cifar("cifar_resnet34", 21_282_122, |d, vb| build(Config::cifar(34)?, d, vb)),
     cifar("cifar_resnet50", 23_520_842, |d, vb| build(Config::cifar(50)?, d, vb)),

@@ -18,7 +18,7 @@
 pub use crate::resnet::Config;
 use crate::resnet::{ResNet, build};
 use candle_core::Result;
-use zoo_core::model::Timm;
+use zoo_core::model::{Choices, Timm};
 use zoo_core::{Dimensions, Interpolation, Model, ModelInfo, Preprocess, VarBuilder};
 
 impl Config {
@@ -62,6 +62,7 @@ const fn info(
         keys: "timm",
         paper: "Hu et al. 2017, arXiv:1709.01507",
         timm: Some(Timm::new(name, "conv1", "fc")),
+        choices: Choices::OF_RESIDUAL_MAPS,
         ..ModelInfo::new(name, parameters, builder)
     }
 }

@@ -136,7 +136,7 @@ impl Model for TemplateResidualCnn {
 }
 
 fn build(dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
-    let Dimensions { num_classes, in_chans, image_size } = *dims;
+    let Dimensions { num_classes, in_chans, image_size, .. } = *dims;
     Ok(Box::new(TemplateResidualCnn::new(&Config { num_classes, in_chans, image_size, ..Config::template() }, vb)?))
 }
 

@@ -3,7 +3,7 @@
 //!
 //! Figures are images a second. An epoch is every batch with augmentation, forward, loss, backward and the optimizer's
 //! step, under the network's own recipe, without evaluation; its share of the machine's peak is counted as in `cargo
-//! bench -p zoo`. One thread makes the loader's batches, beside those that compute.
+//! bench -p candle-zoo`. One thread makes the loader's batches, beside those that compute.
 
 #[path = "../../zoo-core/benches/machine/mod.rs"]
 mod machine;

@@ -14,6 +14,7 @@ use zoo_image::ImageClassifier;
 
 /// What a network does on a set of images.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[non_exhaustive]
 pub struct Evaluation {
     /// Images looked at.
     pub images: usize,

@@ -196,6 +196,7 @@ impl Optimizer for Adam {
 /// Which optimizer, as a recipe states it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum OptimizerConfig {
     /// [`Sgd`].
     Sgd {

@@ -15,7 +15,7 @@ use crate::optim::OptimizerConfig;
 use crate::schedule::{Schedule, StepCount};
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
-use zoo_core::Precision;
+use zoo_core::{InitRule, Precision};
 pub use zoo_image::{BatchNormOverride, Normalize};
 
 /// Side of CIFAR-10's images.
@@ -76,14 +76,17 @@ pub struct Recipe {
     /// What is changed in the network's BatchNorm layers.
     #[serde(default, skip_serializing_if = "BatchNormOverride::is_none")]
     pub batch_norm: BatchNormOverride,
+    /// Whose rules the initial values follow. The network's own are not written, see [`precision`](Self::precision).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub init: InitRule,
     /// What the network computes in, in training and in evaluation. f32 is not written: a recipe that says nothing, as
     /// none did before there was a choice, is the same one.
     #[serde(default, skip_serializing_if = "is_default")]
     pub precision: Precision,
 }
 
-fn is_default(precision: &Precision) -> bool {
-    *precision == Precision::default()
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// Single values put over a recipe.
@@ -111,12 +114,15 @@ pub struct Overrides {
     /// Whether every BatchNorm normalises; with `false` it is its weight and bias alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub batch_norm: Option<bool>,
+    /// Whose rules the initial values follow.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub init: Option<InitRule>,
 }
 
 impl Overrides {
     /// Nothing is changed.
     pub const NONE: Self =
-        Self { epochs: None, batch: None, lr: None, bn_momentum: None, bn_eps: None, batch_norm: None };
+        Self { epochs: None, batch: None, lr: None, bn_momentum: None, bn_eps: None, batch_norm: None, init: None };
 }
 
 impl Recipe {
@@ -153,6 +159,7 @@ impl Recipe {
         if let Some(on) = overrides.batch_norm {
             recipe.batch_norm.off = !on;
         }
+        recipe.init = overrides.init.unwrap_or(recipe.init);
         Ok(recipe)
     }
 
@@ -209,6 +216,7 @@ impl Overrides {
             bn_momentum: self.bn_momentum.filter(|&own| Some(own) != momentum),
             bn_eps: self.bn_eps.filter(|&own| Some(own) != eps),
             batch_norm: self.batch_norm.filter(|&on| on == off),
+            init: self.init.filter(|&init| init != recipe.init),
         }
     }
 
@@ -221,6 +229,7 @@ impl Overrides {
             bn_momentum: self.bn_momentum.or(others.bn_momentum),
             bn_eps: self.bn_eps.or(others.bn_eps),
             batch_norm: self.batch_norm.or(others.batch_norm),
+            init: self.init.or(others.init),
         }
     }
 
@@ -231,7 +240,8 @@ impl Overrides {
         let bn_momentum = self.bn_momentum.map(|momentum| format!("bn_momentum={momentum}"));
         let bn_eps = self.bn_eps.map(|eps| format!("bn_eps={eps}"));
         let batch_norm = self.batch_norm.map(|on| format!("batch_norm={}", if on { "on" } else { "off" }));
-        [batch, lr, bn_momentum, bn_eps, batch_norm].into_iter().flatten().collect()
+        let init = self.init.map(|init| format!("init={init}"));
+        [batch, lr, bn_momentum, bn_eps, batch_norm, init].into_iter().flatten().collect()
     }
 }
 
@@ -285,6 +295,10 @@ mod tests {
         assert!(lr.at(359) == 0.05 && lr.at(360) < 0.01 && lr.at(540) < 0.001);
         assert_eq!(overrides.that_change(&recipe), Overrides { epochs: None, ..overrides });
         assert_eq!(overrides.settings(), ["batch=100", "lr=0.05"]);
+        let own = Overrides { init: Some(InitRule::Model), ..Overrides::NONE };
+        let review = Recipe::named("review-20").unwrap();
+        assert_eq!((review.init, review.with(&own).unwrap().init), (InitRule::Torch, InitRule::Model));
+        assert_eq!((own.that_change(&review), own.that_change(&recipe)), (own, Overrides::NONE));
         let same = Overrides { lr: Some(0.1), ..Overrides::NONE };
         assert_eq!(same.that_change(&recipe), Overrides::NONE);
 

@@ -18,7 +18,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::SystemTime;
 use std::{fmt, fs};
-use zoo_core::Precision;
+use zoo_core::{InitRule, Precision};
 
 /// File of the suite's folder that holds one [`RunRecord`] a line.
 pub const RESULTS_FILE: &str = "results.jsonl";
@@ -96,6 +96,20 @@ pub struct RunRecord {
     pub platform: Platform,
     /// The run's own folder, relative to the folder of `results.jsonl`.
     pub folder: String,
+}
+
+impl RunRecord {
+    /// The record as it is read today: where its recipe has come to state other initial values than the run had, those are
+    /// among its overrides. Records from before recipes stated any are of the network's own.
+    #[must_use]
+    pub fn told_today(mut self) -> Self {
+        let had = self.hyperparameters.as_ref().map_or(InitRule::Model, |recipe| recipe.init);
+        let today = Recipe::named(&self.recipe).map_or(had, |recipe| recipe.init);
+        if had != today {
+            self.overrides.recipe.init.get_or_insert(had);
+        }
+        self
+    }
 }
 
 /// How a run ended. In JSON a field `status`, and for a failed run a field `message`.
@@ -370,6 +384,16 @@ pub(crate) mod tests {
     }
 
     #[cfg(target_os = "linux")]
+    /// The recipe of the review has come to state PyTorch's initial values: a record of before had the network's own.
+    #[test]
+    fn a_record_from_before_initial_values_says_which_it_had() {
+        let told = |record: RunRecord| record.told_today().overrides.settings();
+        let old = record("mobilenet_v1", "review-20", 1, 0.4);
+        assert_eq!(told(old.clone()), ["init=model"]);
+        let today = RunRecord { hyperparameters: Recipe::named("review-20").ok(), ..old };
+        assert!(told(today).is_empty() && told(record("cifar_resnet20", "modern-200", 1, 0.9)).is_empty());
+    }
+
     #[test]
     fn the_peak_memory_grows_with_an_allocation() {
         let before = peak_rss_mb().unwrap();

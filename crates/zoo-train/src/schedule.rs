@@ -38,6 +38,7 @@ pub enum Every {
 /// The course of the learning rate after the warm-up.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
+#[non_exhaustive]
 pub enum Decay {
     /// Stays.
     Constant,

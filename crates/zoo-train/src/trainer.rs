@@ -217,6 +217,7 @@ impl<'a> Run<'a> {
         }
         let store = VarStore::new(job.seed, DType::F32, &job.device);
         store.set_batch_norm(recipe.batch_norm.into());
+        store.set_init(recipe.init);
         let net = job.model.build(&options, store.root())?;
         if let Some(start) = &job.start {
             let may_differ: Vec<&str> = start.may_differ.iter().map(String::as_str).collect();

@@ -20,12 +20,12 @@ mod layouts;
 pub use layouts::{TORCHVISION, TRANSFORMERS, from_transformers};
 
 use candle_core::{Result, Tensor, bail};
-use zoo_core::model::Timm;
+use zoo_core::model::{Choices, Timm};
 use zoo_core::trace::Step;
 use zoo_core::weights::Layout;
 use zoo_core::{
-    Classifier, Dimensions, Dropout, Init, LayerNorm, MlpBlock, Model, ModelInfo, ModuleT, PatchEmbed, Preprocess,
-    Residual, SelfAttention, VarBuilder, seq, tape, trace, weight_for,
+    Classifier, Dimensions, Dropout, GlobalPool, Init, LayerNorm, MlpBlock, Model, ModelInfo, ModuleT, PatchEmbed,
+    Preprocess, Residual, SelfAttention, VarBuilder, seq, tape, trace, weight_for,
 };
 
 /// What stands for the image before the classifier.
@@ -223,8 +223,7 @@ impl VisionTransformer {
         let positions = config.patches() + usize::from(config.class_token);
         let pos_embed = vb.param((1, positions, dim), "pos_embed", INIT)?;
         let patch_embed = PatchEmbed::new(config.in_chans, dim, patch, Init::TORCH_WEIGHT, vb.pp("patch_embed"))?;
-        let drop_path = |i: usize| config.drop_path * i as f64 / (depth - 1).max(1) as f64;
-        let block = |i| Block::new(config, drop_path(i), vb.pp("blocks").pp(i));
+        let block = |i| Block::new(config, Dropout::rising(config.drop_path, i, depth), vb.pp("blocks").pp(i));
         let blocks = (0..depth).map(block).collect::<Result<_>>()?;
         let norm = if config.pooling == Pooling::Mean { "fc_norm" } else { "norm" };
         Ok(Self {
@@ -333,6 +332,10 @@ impl Model for VisionTransformer {
     }
 }
 
+/// Of maps there are none: what is pooled are tokens.
+const CHOICES: Choices =
+    Choices { drop_rate: true, drop_path_rate: true, global_pool: &[GlobalPool::Token, GlobalPool::Avg] };
+
 const fn info(
     name: &'static str,
     parameters: usize,
@@ -345,13 +348,28 @@ const fn info(
         paper: "Dosovitskiy et al. 2020, arXiv:2010.11929",
         layouts: &[TORCHVISION, TRANSFORMERS],
         timm: Some(Timm::new(name, "patch_embed.proj", "head").of_fixed_size()),
+        choices: CHOICES,
         ..ModelInfo::new(name, parameters, builder)
     }
 }
 
 fn build(config: Config, dims: &Dimensions, vb: VarBuilder) -> Result<Box<dyn Model>> {
-    let &Dimensions { num_classes, in_chans, image_size } = dims;
-    Ok(Box::new(VisionTransformer::new(&Config { num_classes, in_chans, image_size, ..config }, vb)?))
+    let &Dimensions { num_classes, in_chans, image_size, .. } = dims;
+    let pooling = match dims.global_pool {
+        Some(GlobalPool::Token) => Pooling::ClassToken,
+        Some(_) => Pooling::Mean,
+        None => config.pooling,
+    };
+    let config = Config {
+        num_classes,
+        in_chans,
+        image_size,
+        pooling,
+        head_dropout: dims.drop_rate.unwrap_or(config.head_dropout),
+        drop_path: dims.drop_path_rate.unwrap_or(config.drop_path),
+        ..config
+    };
+    Ok(Box::new(VisionTransformer::new(&config, vb)?))
 }
 
 /// The registered variants.

@@ -1,4 +1,4 @@
-//! One training step and one inference of a network: `cargo bench -p zoo`, or `cargo bench -p zoo -- resnet20`.
+//! One training step and one inference of a network: `cargo bench -p candle-zoo`, or `cargo bench -p candle-zoo -- resnet20`.
 //!
 //! Images a second, and what that is in GFLOP/s and as a share of what the machine's registers reach. The operations
 //! are the multiply-adds of convolutions, linear layers and matrix products (`zoo info`), two each; a training step
@@ -69,7 +69,7 @@ fn network(c: &mut Criterion<Machine>, counts: &Counts, name: &str, batch: usize
     let mut group = c.benchmark_group(name);
     // Each sample is as many steps as every other: a step takes up to seconds.
     group.sampling_mode(SamplingMode::Flat).throughput(Throughput::Elements(batch as u64));
-    for precision in Precision::ALL {
+    for &precision in Precision::ALL {
         counts.precision.set(precision);
         counts.flops_per_image.set(Some(3.0 * flops));
         let cast = || precision.cast(&images).expect("on the CPU");

@@ -8,8 +8,8 @@ use std::sync::LazyLock;
 pub static IMAGENET: LazyLock<Vec<&'static str>> = LazyLock::new(|| include_str!("imagenet.txt").lines().collect());
 
 /// CIFAR-10's ten classes.
-pub static CIFAR10: [&str; 10] =
-    ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
+pub static CIFAR10: &[&str] =
+    &["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 
 /// The names of the classes that a network's published weights tell apart, if a file of it has as many outputs.
 ///
@@ -21,7 +21,7 @@ pub static CIFAR10: [&str; 10] =
 /// ```
 pub fn usual(info: &ModelInfo, num_classes: usize) -> Option<&'static [&'static str]> {
     let known: &'static [&'static str] = match info.preprocess == Preprocess::CIFAR10 {
-        true => &CIFAR10,
+        true => CIFAR10,
         false => &IMAGENET,
     };
     (known.len() == num_classes).then_some(known)

@@ -1,7 +1,7 @@
 //! Ablation charts: each answers one question, what depth does, what a setting does, what a layer does, and is drawn
 //! from rows that differ in this one thing.
 
-use zoo_core::Precision;
+use zoo_core::{InitRule, Precision};
 use zoo_train::format::{duration, percent};
 use zoo_train::recipe::Overrides;
 use zoo_train::record::{RunOverrides, RunRecord};
@@ -54,7 +54,7 @@ pub fn group(section: &Section) -> Option<ChartGroup> {
 fn charts(section: &Section) -> Vec<Chart> {
     let mut charts = by_depth(section);
     charts.extend(SETTINGS.iter().flat_map(|setting| by_setting(section, setting)));
-    charts.extend(batch_norm(section));
+    charts.extend(PAIRS.iter().flat_map(|pair| by_pair(section, pair)));
     charts.extend(frontier(section));
     charts
 }
@@ -219,32 +219,55 @@ fn short(value: f64) -> String {
     if value < 0.001 { format!("{value:.0e}") } else { format!("{}", (value * 1e6).round() / 1e6) }
 }
 
-/// Test accuracy by epoch with and without BatchNorm, a chart for each model that was trained both ways.
-fn batch_norm(section: &Section) -> Vec<Chart> {
-    let unset = |overrides: &mut Overrides| overrides.batch_norm = None;
-    let off = |row: &Row| row.record().overrides.recipe.batch_norm == Some(false);
+/// Two ways to train that differ in one choice.
+struct Pair {
+    /// What differs, for the title.
+    title: &'static str,
+    /// The recipe's own way and the changed one.
+    names: [&'static str; 2],
+    is_changed: fn(&Overrides) -> bool,
+    unset: fn(&mut Overrides),
+}
+
+const PAIRS: [Pair; 2] = [
+    Pair {
+        title: "with and without BatchNorm",
+        names: ["with BatchNorm", "without BatchNorm"],
+        is_changed: |overrides| overrides.batch_norm == Some(false),
+        unset: |overrides| overrides.batch_norm = None,
+    },
+    Pair {
+        title: "from PyTorch's initial values and from its own",
+        names: ["PyTorch's initial values", "the network's own"],
+        is_changed: |overrides| overrides.init == Some(InitRule::Model),
+        unset: |overrides| overrides.init = None,
+    },
+];
+
+/// Test accuracy by epoch in both ways of a pair, a chart for each model that was trained so.
+fn by_pair(section: &Section, pair: &Pair) -> Vec<Chart> {
+    let is_changed = |row: &Row| (pair.is_changed)(&row.record().overrides.recipe);
     let mut charts = Vec::new();
-    for without in section.rows.iter().filter(|row| off(row)) {
-        let training = training(without.record(), unset);
-        let model = &without.record().model;
-        let same =
-            |row: &&Row| !off(row) && row.record().model == *model && self::training(row.record(), unset) == training;
-        let Some(with) = section.rows.iter().find(same) else { continue };
-        let pair = [(with, "with BatchNorm"), (without, "without BatchNorm")];
-        let epochs = || pair.iter().flat_map(|(row, _)| &row.runs).flat_map(|run| &run.epochs);
-        if pair.iter().any(|(row, _)| row.runs.iter().all(|run| run.epochs.is_empty())) {
+    for changed in section.rows.iter().filter(|row| is_changed(row)) {
+        let training = training(changed.record(), pair.unset);
+        let model = &changed.record().model;
+        let same = |row: &&Row| {
+            !is_changed(row) && row.record().model == *model && self::training(row.record(), pair.unset) == training
+        };
+        let Some(own) = section.rows.iter().find(same) else { continue };
+        let rows = [own, changed];
+        let epochs = || rows.iter().flat_map(|row| &row.runs).flat_map(|run| &run.epochs);
+        if rows.iter().any(|row| row.runs.iter().all(|run| run.epochs.is_empty())) {
             continue;
         }
-        let lines = pair.iter().enumerate();
+        let lines = rows.iter().enumerate();
+        let legend = pair.names.iter().enumerate();
         charts.push(Chart {
-            title: format!("{model} with and without BatchNorm · {} · {}", named(&training), section.name()),
+            title: format!("{model} {} · {} · {}", pair.title, named(&training), section.name()),
             x: Axis::epochs(epochs().map(|epoch| epoch.epoch).max().unwrap_or(1)),
             y: Axis::percent(epochs().map(test_acc)),
-            series: lines
-                .clone()
-                .flat_map(|(index, (row, _))| curve(row, Style::Series(index), test_acc, percent))
-                .collect(),
-            legend: lines.map(|(index, (_, name))| (Style::Series(index), (*name).to_owned())).collect(),
+            series: lines.flat_map(|(index, row)| curve(row, Style::Series(index), test_acc, percent)).collect(),
+            legend: legend.map(|(index, name)| (Style::Series(index), (*name).to_owned())).collect(),
             notes: vec![],
             size: LARGE,
         });
@@ -455,5 +478,14 @@ mod tests {
         let mut unseen = runs[..2].to_vec();
         unseen[1].epochs.clear();
         assert_eq!(drawn(&unseen), []);
+
+        let own = Overrides { init: Some(InitRule::Model), ..Overrides::NONE };
+        let starts = [run("mobilenet_v1", "review-20", 1, 0.5), with(own, run("mobilenet_v1", "review-20", 1, 0.3))];
+        let (title, names, _) = &drawn(&starts)[0];
+        assert!(
+            title.starts_with("mobilenet_v1 from PyTorch's initial values and from its own · review-20"),
+            "{title}"
+        );
+        assert_eq!(names[..], ["PyTorch's initial values", "the network's own"]);
     }
 }

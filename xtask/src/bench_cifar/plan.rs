@@ -53,12 +53,13 @@ pub fn plan(args: &Args, images: usize) -> Result<Vec<Planned>> {
         bn_momentum: args.bn_momentum,
         bn_eps: args.bn_eps,
         batch_norm: args.no_batch_norm.then_some(false),
+        init: args.init,
     };
     let mut seeds = args.seeds.clone();
     seeds.sort_unstable();
     seeds.dedup();
     ensure!(!seeds.is_empty(), "--seeds names no seed");
-    let precisions = Precision::ALL.into_iter().filter(|precision| args.precision.contains(precision));
+    let precisions = Precision::ALL.iter().copied().filter(|precision| args.precision.contains(precision));
     let mut planned = Vec::new();
     for choice in choose(models, recipe)? {
         let changes = overrides.that_change(&choice.recipe);

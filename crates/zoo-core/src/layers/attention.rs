@@ -100,7 +100,7 @@ impl SelfAttention {
 impl ModuleT for SelfAttention {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         let qkv = self.qkv.forward_t(xs, train)?;
-        let mixed = trace::op(Step::Attention { heads: self.heads }, &[&qkv], || {
+        let mixed = trace::op(Step::Attention { heads: self.heads, masked: false }, &[&qkv], || {
             let dim = xs.dim(2)?;
             if !self.attention_dropout.drops(train)
                 && let Some(mixed) = self_attention(&qkv, self.heads)?

@@ -109,8 +109,10 @@ impl Conv2d {
         }
         let (kh, kw) = config.kernel;
         let group_in = in_channels / groups;
-        let weight = vb.param((out_channels, group_in, kh, kw), "weight", config.init)?;
-        let bias_init = config.bias_init.unwrap_or_else(|| Init::torch_bias(group_in * kh * kw));
+        let fan_in = group_in * kh * kw;
+        let bias_init = config.bias_init.unwrap_or_else(|| Init::torch_bias(fan_in));
+        let (init, bias_init) = vb.layer_inits(config.init, bias_init, fan_in);
+        let weight = vb.param((out_channels, group_in, kh, kw), "weight", init)?;
         let bias = config.bias.then(|| vb.param(out_channels, "bias", bias_init));
         Ok(Self { weight, bias: bias.transpose()?, params: config.params, path: vb.path().to_string() })
     }

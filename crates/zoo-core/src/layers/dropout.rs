@@ -59,6 +59,16 @@ impl Dropout {
         Self::with(p, Unit::Sample, vb)
     }
 
+    /// The rate of block `index` of `blocks` where stochastic depth rises evenly from 0 at the first to `rate` at the last.
+    ///
+    /// ```
+    /// use zoo_core::Dropout;
+    /// assert_eq!([0, 1, 4].map(|block| Dropout::rising(0.2, block, 5)), [0.0, 0.05, 0.2]);
+    /// ```
+    pub fn rising(rate: f64, index: usize, blocks: usize) -> f64 {
+        rate * index as f64 / blocks.saturating_sub(1).max(1) as f64
+    }
+
     /// Whether it drops anything, or hands its input on.
     pub(crate) fn drops(&self, train: bool) -> bool {
         train && self.p > 0.0 && !self.stream.is_off()

@@ -56,8 +56,9 @@ impl Linear {
         bias: Option<Init>,
         vb: VarBuilder,
     ) -> Result<Self> {
-        let weight = vb.param((out_features, in_features), "weight", init)?;
-        let bias = bias.map(|init| vb.param(out_features, "bias", init)).transpose()?;
+        let (weight, bias_init) = vb.layer_inits(init, bias.unwrap_or(Init::ZEROS), in_features);
+        let weight = vb.param((out_features, in_features), "weight", weight)?;
+        let bias = bias.map(|_| vb.param(out_features, "bias", bias_init)).transpose()?;
         Ok(Self { weight, bias, path: vb.path().to_string() })
     }
 

@@ -23,7 +23,7 @@ pub use linear::{Classifier, Linear};
 pub use mlp_block::MlpBlock;
 pub use norm::{BatchNorm, BatchNormConfig, LayerNorm};
 pub use patch::PatchEmbed;
-pub use pool::{AvgPool2d, MaxPool2d, adaptive_avg_pool2d, global_avg_pool2d};
+pub use pool::{AvgPool2d, GlobalPool, MaxPool2d, PooledMap, adaptive_avg_pool2d, global_avg_pool2d};
 pub use squeeze_excite::{SqueezeExcite, SqueezeExciteConfig};
 
 use candle_nn::ModuleT;

@@ -1,6 +1,6 @@
 //! Normalisation layers.
 
-use crate::init::Init;
+use crate::init::{Init, InitRule};
 use crate::ops::{BatchStats, Norm, Pointwise, batch_norm_act, batch_stats, layer_norm};
 use crate::trace::{self, Step};
 use crate::vars::{BatchNormSettings, VarBuilder, weight_for};
@@ -69,6 +69,9 @@ impl BatchNorm {
             let zeros = Tensor::zeros(channels, vb.dtype(), vb.device())?;
             constants = Some((zeros.clone(), zeros.ones_like()?));
             config.eps = 0.0;
+        }
+        if vb.init_rule() == InitRule::Torch {
+            config.weight_init = Init::ONES;
         }
         let (weight, bias) = if config.affine {
             (vb.param(channels, "weight", config.weight_init)?, vb.param(channels, "bias", Init::ZEROS)?)

@@ -47,6 +47,7 @@ impl PatchEmbed {
             bail!("{}: a patch has at least one pixel", vb.path())
         }
         let vb = vb.pp("proj");
+        let (init, bias) = vb.layer_inits(init, bias, in_chans * patch * patch);
         let weight = vb.param((dim, in_chans, patch, patch), "weight", init)?;
         Ok(Self { weight, bias: vb.param(dim, "bias", bias)?, patch, path: vb.path().to_string() })
     }

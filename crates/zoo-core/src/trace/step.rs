@@ -31,6 +31,14 @@ pub enum Step {
         /// (in, out)
         features: (usize, usize),
     },
+    /// The same with some rows of the tensors `PATH_weight` and `PATH_bias`, PATH the node's: queries, keys and values have
+    /// one matrix in PyTorch's attention, `in_proj`.
+    InProjection {
+        /// (in, out)
+        features: (usize, usize),
+        /// The first row that counts.
+        first: usize,
+    },
     /// [`BatchNorm`](crate::BatchNorm) by its running statistics; tensors `running_mean`, `running_var`, and `weight`
     /// and `bias` if it is affine.
     BatchNorm {
@@ -78,6 +86,10 @@ pub enum Step {
     },
     /// The mean over all pixels of a channel: (b, c, h, w) -> (b, c) or (b, c, 1, 1).
     GlobalAvgPool,
+    /// The largest value of a channel: (b, c, h, w) -> (b, c).
+    GlobalMaxPool,
+    /// The mean of its inputs, which are of one shape, element by element.
+    Mean,
     /// The mean over each cell of a grid: [`ops::adaptive_avg_pool2d`](crate::ops::adaptive_avg_pool2d).
     AdaptiveAvgPool {
         /// (height, width) of the grid.
@@ -122,6 +134,8 @@ pub enum Step {
     Attention {
         /// How many heads share the channels.
         heads: usize,
+        /// Whether a mask of the caller's is added to the scores.
+        masked: bool,
     },
     /// A learned token, the step's own tensor, in front of every image's tokens: (b, n, c) -> (b, 1 + n, c).
     PrependToken,
@@ -168,14 +182,15 @@ impl Step {
         match self {
             Self::Input => "Input",
             Self::Conv2d { .. } => "Conv2d",
-            Self::Linear { .. } => "Linear",
+            Self::Linear { .. } | Self::InProjection { .. } => "Linear",
             Self::BatchNorm { .. } => "BatchNorm",
             Self::LayerNorm { .. } => "LayerNorm",
             Self::Activation(function) => function.name(),
             Self::Softmax => "Softmax",
             // A window of one pixel only leaves pixels out.
             Self::MaxPool { kernel: 1, .. } => "Subsample",
-            Self::MaxPool { .. } => "MaxPool",
+            Self::MaxPool { .. } | Self::GlobalMaxPool => "MaxPool",
+            Self::Mean => "Mean",
             Self::AvgPool { .. }
             | Self::GlobalAvgPool
             | Self::AdaptiveAvgPool { .. }
@@ -219,7 +234,9 @@ impl Step {
                 }
                 detail
             }
-            Self::Linear { features: (c_in, c_out) } => format!("{c_in} to {c_out}"),
+            Self::Linear { features: (c_in, c_out) } | Self::InProjection { features: (c_in, c_out), .. } => {
+                format!("{c_in} to {c_out}")
+            }
             Self::BatchNorm { normalizes: false, .. } => "off".to_string(),
             Self::MaxPool { kernel, stride: 1, .. } | Self::AvgPool { kernel, stride: 1, .. } => {
                 format!("{kernel}x{kernel}")
@@ -227,13 +244,13 @@ impl Step {
             Self::MaxPool { kernel, stride, .. } | Self::AvgPool { kernel, stride, .. } => {
                 format!("{kernel}x{kernel}, stride {stride}")
             }
-            Self::GlobalAvgPool => "global".to_string(),
+            Self::GlobalAvgPool | Self::GlobalMaxPool => "global".to_string(),
             Self::AdaptiveAvgPool { size } => format!("to {}x{}", size.0, size.1),
             Self::MeanTokens { .. } => "over tokens".to_string(),
             Self::MeanChannels => "over channels".to_string(),
             Self::PadChannels { below, above } => format!("{below} + {above}"),
             Self::ChannelShuffle { groups } => format!("{groups} groups"),
-            Self::Attention { heads } => format!("{heads} heads"),
+            Self::Attention { heads, .. } => format!("{heads} heads"),
             Self::Rows { tokens } => format!("{tokens} of the memory"),
             Self::Dropout { p } => p.to_string(),
             Self::Other { detail, .. } => detail.clone(),

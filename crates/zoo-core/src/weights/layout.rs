@@ -84,6 +84,7 @@ fn captures<'k>(pattern: &str, key: &'k str) -> Option<Vec<&'k str>> {
 
 /// How a tensor of the network comes from tensors of a file, where names alone do not tell.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Source {
     /// The file's tensor of this key.
     Key(String),

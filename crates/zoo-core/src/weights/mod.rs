@@ -18,6 +18,7 @@ macro_rules! bail {
 
 mod adapt;
 mod bytes;
+mod candle;
 mod entry;
 mod file;
 mod layout;
@@ -30,6 +31,7 @@ mod torch;
 mod zip;
 
 pub use bytes::shown;
+pub use candle::{from_candle, to_candle};
 pub use file::{open_regular, write_whole};
 pub use layout::{KeyMap, Layout, Rename, Source};
 pub use load::{LoadOptions, Selection, check, ensure_fit, load, save_safetensors, translate};

@@ -6,6 +6,7 @@ use std::fmt;
 
 /// A tensor whose shape in the file is not the network's.
 #[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct MisShaped {
     /// The network's key.
     pub key: String,
@@ -17,6 +18,7 @@ pub struct MisShaped {
 
 /// How a file's keys stand to a network's; every list is sorted.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct KeyReport {
     /// In both, with one shape, or one that the file's is adapted to.
     pub matching: Vec<String>,
@@ -139,6 +141,7 @@ fn write_list<T>(f: &mut fmt::Formatter, title: &str, list: &[T], line: impl Fn(
 
 /// What [`load`](super::load()) did.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct LoadReport {
     /// The network's keys that got the file's values.
     pub loaded: Vec<String>,

@@ -88,7 +88,7 @@ fn png(width: u32, height: u32, chunks: &[(&[u8; 4], Vec<u8>)]) -> Vec<u8> {
 
 #[test]
 fn too_many_pixels_are_refused_before_they_take_memory() {
-    let expected = "x: 20000x20000 pixels, and more than 178956970 are not decoded: --max-pixels raises that";
+    let expected = "x: 20000x20000 pixels, and more than 178956970 are not decoded";
     assert_eq!(read(&png(20_000, 20_000, &[(b"IDAT", vec![])])).unwrap_err(), expected);
     let mut gif = b"GIF89a\0\0\0\0\x80\0\0\0\0\0\xFF\xFF\xFF,\0\0\0\0\0\0\0\0\0\x02".to_vec();
     for side in [6, 8, 24, 26] {
@@ -103,7 +103,7 @@ fn too_many_pixels_are_refused_before_they_take_memory() {
         let read = |limits| Picture::from_reader(bytes.get_ref().as_slice(), "x".as_ref(), limits);
         assert_eq!(read(small).unwrap().rgb.len(), 36);
         let error = read(Limits { pixels: 11 }).unwrap_err().to_string();
-        assert_eq!(error, "x: 4x3 pixels, and more than 11 are not decoded: --max-pixels raises that");
+        assert_eq!(error, "x: 4x3 pixels, and more than 11 are not decoded");
     }
 }
 

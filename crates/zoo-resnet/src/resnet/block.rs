@@ -2,8 +2,8 @@
 
 use candle_core::{Result, bail};
 use zoo_core::{
-    BatchNormConfig, Conv2dConfig, Init, MaxPool2d, PadChannels, Pointwise, Residual, Sequential, SqueezeExcite,
-    SqueezeExciteConfig, VarBuilder, conv_bn, seq,
+    BatchNormConfig, Conv2dConfig, Dropout, Init, MaxPool2d, PadChannels, Pointwise, Residual, Sequential,
+    SqueezeExcite, SqueezeExciteConfig, VarBuilder, conv_bn, seq,
 };
 
 /// What stands on the residual branch (figure 5).
@@ -66,6 +66,8 @@ pub struct BlockConfig {
     pub zero_init: bool,
     /// Every BatchNorm of the block.
     pub norm: BatchNormConfig,
+    /// The share of images for which the branch is left out in training (Huang et al. 2016, arXiv:1603.09382).
+    pub drop_path: f64,
 }
 
 impl BlockConfig {
@@ -86,6 +88,7 @@ impl BlockConfig {
             se: None,
             zero_init: false,
             norm: BatchNormConfig::default(),
+            drop_path: 0.0,
         }
     }
 
@@ -133,7 +136,8 @@ fn shortcut(config: &BlockConfig, vb: VarBuilder) -> Result<Option<Sequential>> 
 /// ```
 ///
 /// # Errors
-/// Groups in a basic block or such as do not divide the width, a shortcut A that would take channels away.
+/// Groups in a basic block or such as do not divide the width, a shortcut A that would take channels away, a rate outside
+/// 0..1, or one above 0 without a shortcut.
 pub fn block(config: &BlockConfig, vb: VarBuilder) -> Result<Sequential> {
     let BlockConfig { c_in, width, c_out, stride, groups, .. } = *config;
     if config.kind == Kind::Basic && groups != 1 {
@@ -161,10 +165,17 @@ pub fn block(config: &BlockConfig, vb: VarBuilder) -> Result<Sequential> {
         branch = seq![branch, SqueezeExcite::with(c_out, se, vb.pp("se"))?];
     }
     let shortcut = shortcut(config, vb.pp(config.shortcut_key))?;
+    if config.shortcut == Shortcut::None && config.drop_path > 0.0 {
+        bail!("{}: without a shortcut nothing is left where the branch is left out, so drop_path must be 0", vb.path())
+    }
+    let residual = |branch| -> Result<Residual> {
+        let sum = Residual::new(branch).drop_path(Dropout::path(config.drop_path, &vb)?);
+        Ok(sum.activation(Pointwise::Relu))
+    };
     let block = match (config.shortcut, shortcut) {
         (Shortcut::None, _) => seq![branch, Pointwise::Relu],
-        (_, None) => seq![Residual::new(branch).activation(Pointwise::Relu)],
-        (_, Some(shortcut)) => seq![Residual::new(branch).shortcut(shortcut).activation(Pointwise::Relu)],
+        (_, None) => seq![residual(branch)?],
+        (_, Some(shortcut)) => seq![residual(branch)?.shortcut(shortcut)],
     };
     let name = match config.kind {
         Kind::Basic => "BasicBlock",

@@ -12,8 +12,8 @@ use std::path::{Path, PathBuf};
 use zoo_core::weights::open_regular;
 
 /// Names of the ten classes; the position is the label.
-pub const CLASSES: [&str; 10] =
-    ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
+pub const CLASSES: &[&str] =
+    &["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"];
 
 /// (channels, height, width) of an image.
 pub const SHAPE: [usize; 3] = [3, 32, 32];

@@ -22,7 +22,7 @@ pub fn load() -> Result<Dataset, DataError> {
         .map_err(|e| DataError::Hub(e.to_string().replace('\n', " ")))?;
     let train = upright(&raw.train_images, &raw.train_labels)?;
     let test = upright(&raw.test_images, &raw.test_labels)?;
-    Dataset::new(train, test, cifar10::CLASSES.map(String::from).to_vec(), DataSource::Cifar10Hub)
+    Dataset::new(train, test, cifar10::CLASSES.iter().copied().map(String::from).collect(), DataSource::Cifar10Hub)
 }
 
 /// Fails: this build cannot reach the hub. With the feature `hub` it loads the data set from the local hub cache, or

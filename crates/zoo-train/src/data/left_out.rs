@@ -46,6 +46,7 @@ impl LeftOut {
         let reason = match error {
             Error::Io { source, .. } => source.to_string(),
             Error::Picture { problem, .. } => problem.clone(),
+            Error::TooLarge { problem, .. } => format!("{problem}: --max-pixels raises that"),
             other => other.to_string(),
         };
         self.add(path, reason);

@@ -27,6 +27,7 @@ pub const CIFAR10_DIR: &str = "CIFAR10_DIR";
 
 /// Why data could not be loaded or delivered; `Display` is one line.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum DataError {
     /// The operating system refused.
     #[error("{}: {source}", path.display())]

@@ -31,7 +31,7 @@ const FIRST_TEXTURE: usize = 6;
 const BRIGHTER: f64 = 0.8;
 
 /// Names of the ten classes; the position is the label.
-pub const CLASSES: [&str; 10] = [
+pub const CLASSES: &[&str] = &[
     "disc",
     "ring",
     "square",
@@ -83,7 +83,7 @@ impl Synthetic {
         Dataset {
             train: split("train", self.train).into(),
             test: split("test", self.test).into(),
-            classes: CLASSES.map(String::from).to_vec(),
+            classes: CLASSES.iter().copied().map(String::from).collect(),
             source: DataSource::Synthetic { seed: self.seed },
             left_out: LeftOut::default(),
         }

@@ -6,12 +6,12 @@ use crate::optim::OptimizerConfig;
 use crate::schedule::{Decay, Every, Schedule, Warmup, When};
 use anyhow::{Result, bail};
 use zoo::ModelInfo;
-use zoo_core::Precision;
+use zoo_core::{InitRule, Precision};
 use zoo_image::Normalize;
 
 impl Recipe {
     /// All names, in the order of [`RECIPES`](super::RECIPES).
-    pub const NAMES: [&str; 11] = [
+    pub const NAMES: &[&str] = &[
         "review-20",
         "resnet-paper",
         "template-600",
@@ -48,11 +48,13 @@ impl Recipe {
             clip_norm: None,
             hold_out: 0.0,
             batch_norm: BatchNormOverride::default(),
+            init: InitRule::Model,
             precision: Precision::F32,
         };
         let warmup = Some(Warmup { length: When::Fraction(0.1), factor: None });
         Ok(match name {
-            "review-20" => Self { lr: 0.001, length: Length::Epochs(20), ..base },
+            // Its networks are PyTorch modules that state no initial values. Under a constant rate of 0.001 the start decides.
+            "review-20" => Self { lr: 0.001, length: Length::Epochs(20), init: InitRule::Torch, ..base },
             "resnet-paper" => Self {
                 optimizer: sgd(false, 1e-4),
                 // After 32,000 and 48,000 of 64,000 iterations.
@@ -172,7 +174,7 @@ mod tests {
 
     #[test]
     fn every_recipe_has_its_name_and_survives_json() {
-        for name in Recipe::NAMES {
+        for &name in Recipe::NAMES {
             let recipe = Recipe::named(name).unwrap();
             assert_eq!(recipe.name, name);
             let json = serde_json::to_string(&recipe).unwrap();

@@ -5,7 +5,7 @@ use crate::augment::Augment;
 use crate::format::thousands;
 use crate::optim::OptimizerConfig;
 use crate::schedule::{Decay, Every, Schedule, Warmup, When};
-use zoo_core::Precision;
+use zoo_core::{InitRule, Precision};
 
 /// What a recipe is, in a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,9 +24,9 @@ const fn about(name: &'static str, whose: &'static str, short: &'static str) -> 
 
 /// All recipes, the published ones first.
 #[rustfmt::skip]
-pub const RECIPES: [About; 11] = [
+pub const RECIPES: &[About] = &[
     about("review-20", "a review of networks on CIFAR-10",
-        "20 epochs, SGD at a constant 0.001; its batch is not stated, 128 here"),
+        "20 epochs, SGD at a constant 0.001 from PyTorch's initial values; its batch is not stated, 128 here"),
     about("resnet-paper", "He et al. 2015, section 4.2",
         "64,000 iterations, SGD 0.1, divided by 10 at a half and three quarters, crop and flip"),
     about("template-600", "a template's published table",
@@ -78,6 +78,7 @@ impl Recipe {
             ("Normalisation", self.normalize.to_string()),
             ("Held out", self.held_out_in_words()),
             ("BatchNorm", batch_norm(self.batch_norm)),
+            ("Initial values", init(self.init)),
             ("Precision", precision(self.precision)),
         ]
     }
@@ -202,6 +203,13 @@ fn batch_norm(changed: BatchNormOverride) -> String {
     if changes.is_empty() { "the network's own".into() } else { changes.join(", ") }
 }
 
+fn init(rule: InitRule) -> String {
+    match rule {
+        InitRule::Torch => "PyTorch's defaults, layer by layer".into(),
+        _ => "the network's own".into(),
+    }
+}
+
 fn precision(precision: Precision) -> String {
     match precision {
         Precision::F32 => "f32".into(),
@@ -229,8 +237,8 @@ mod tests {
 
     #[test]
     fn every_recipe_is_told_in_a_line() {
-        assert_eq!(RECIPES.map(|about| about.name), Recipe::NAMES);
-        for name in Recipe::NAMES {
+        assert!(RECIPES.iter().map(|about| about.name).eq(Recipe::NAMES.iter().copied()));
+        for &name in Recipe::NAMES {
             assert_eq!(Recipe::named(name).unwrap().about().unwrap().name, name);
         }
         let fifteen = Recipe { name: "fast".into(), ..Recipe::named("fast-15").unwrap() };
@@ -252,6 +260,7 @@ mod tests {
             Normalisation: less the mean image of the training images\n\
             Held out: the last 10 % of the training images\n\
             BatchNorm: the network's own\n\
+            Initial values: the network's own\n\
             Precision: f32\n";
         assert_eq!(paper, expected);
     }
@@ -289,7 +298,7 @@ mod tests {
     fn the_names_are_the_same_for_all() {
         let names = |recipe: Recipe| recipe.hyperparameters().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
         let first = names(Recipe::named("quick").unwrap());
-        for name in Recipe::NAMES {
+        for &name in Recipe::NAMES {
             assert_eq!(names(Recipe::named(name).unwrap()), first, "{name}");
         }
     }

@@ -57,6 +57,7 @@ impl RunOverrides {
             "lr" => self.recipe.lr = Some(value.parse().ok()?),
             "bn_momentum" => self.recipe.bn_momentum = Some(value.parse().ok()?),
             "bn_eps" => self.recipe.bn_eps = Some(value.parse().ok()?),
+            "init" => self.recipe.init = Some(value.parse().ok()?),
             "batch_norm" => self.recipe.batch_norm = Some(value == "on"),
             "normalize" => self.normalize = Some(value.into()),
             "weights" => self.weights = Some(value.into()),
@@ -93,6 +94,7 @@ mod tests {
     use crate::record::RunRecord;
     use crate::record::tests::record;
     use serde_json::{Value, json};
+    use zoo_core::InitRule;
 
     fn read(overrides: Value) -> serde_json::Result<RunOverrides> {
         let mut line = serde_json::to_value(record("mlp", "fast", 1, 0.5))?;
@@ -108,6 +110,7 @@ mod tests {
             bn_momentum: Some(0.01),
             bn_eps: Some(1e-7),
             batch_norm: Some(false),
+            init: Some(InitRule::Torch),
         };
         RunOverrides { recipe, normalize: Some("half".into()), weights: Some("a=b.pth".into()) }
     }
@@ -116,7 +119,7 @@ mod tests {
     fn only_what_is_changed_is_written() {
         assert_eq!(serde_json::to_value(RunOverrides::default()).unwrap(), json!({}));
         let written = json!({
-            "batch": 6, "lr": 0.05, "bn_momentum": 0.01, "bn_eps": 1e-7, "batch_norm": false,
+            "batch": 6, "lr": 0.05, "bn_momentum": 0.01, "bn_eps": 1e-7, "batch_norm": false, "init": "torch",
             "normalize": "half", "weights": "a=b.pth",
         });
         assert_eq!(serde_json::to_value(all()).unwrap(), written);
@@ -134,6 +137,7 @@ mod tests {
             "bn_momentum=0.01",
             "bn_eps=0.0000001",
             "batch_norm=off",
+            "init=torch",
             "normalize=half",
             "weights=a=b.pth",
         ];

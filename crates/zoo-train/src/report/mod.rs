@@ -98,7 +98,8 @@ fn identity(record: &RunRecord) -> (&str, &str, &str, &RunOverrides, Precision, 
 /// and what [`error_analysis::write`] left there. Returns them with what the reader should be warned of: lines that a
 /// crash cut off, epochs that are missing, an evaluation that is damaged.
 pub fn load(out: &Path) -> Result<(Vec<Run>, Vec<String>)> {
-    let records = read_jsonl::<RunRecord>(&out.join(RESULTS_FILE))?;
+    let mut records = read_jsonl::<RunRecord>(&out.join(RESULTS_FILE))?;
+    records.values = records.values.into_iter().map(RunRecord::told_today).collect();
     let mut warnings: Vec<String> = records.warning.into_iter().collect();
     // A run that was cut off and resumed has a line for each time it ended: the last one counts, in the place of the
     // first.
@@ -140,6 +141,7 @@ pub fn load_run(folder: &Path) -> Result<(Run, Vec<String>)> {
     let text = std::fs::read(&path).with_context(|| format!("{}: no record of a run", path.display()))?;
     let record: RunRecord =
         serde_json::from_slice(&text).with_context(|| format!("{}: no record of a run", path.display()))?;
+    let record = record.told_today();
     let mut warnings = Vec::new();
     let run = with_files(folder, record, &mut warnings);
     Ok((run, warnings))

@@ -67,6 +67,7 @@ impl Job {
 
 /// What a run came to.
 #[derive(Debug, Clone)]
+#[non_exhaustive]
 pub struct Outcome {
     /// Finished, interrupted, or failed with the reason.
     pub status: Status,

@@ -87,7 +87,8 @@ impl MultiheadAttention {
         let d = self.in_proj_weight.dim(1)?;
         let rows = |t: &Tensor| weight_for(t, train).narrow(0, parts.start * d, parts.len() * d);
         let (weight, bias) = (rows(&self.in_proj_weight)?, rows(&self.in_proj_bias)?);
-        let (place, step) = (format!("{}.in_proj", self.place), Step::Linear { features: (d, parts.len() * d) });
+        let place = format!("{}.in_proj", self.place);
+        let step = Step::InProjection { features: (d, parts.len() * d), first: parts.start * d };
         trace::layer(step, &place, &[Some(&weight), Some(&bias)], &[xs], || ops::linear(xs, &weight, Some(&bias)))
     }
 
@@ -105,7 +106,7 @@ impl MultiheadAttention {
         train: bool,
         parts: impl FnOnce(&[Tensor]) -> Result<(Tensor, KeyValues)>,
     ) -> Result<Tensor> {
-        let mixed = trace::op(Step::Attention { heads: self.heads }, read, || {
+        let mixed = trace::op(Step::Attention { heads: self.heads, masked: mask.is_some() }, read, || {
             tape::foreign_op(read, |read| {
                 let (q, (k, v)) = parts(read)?;
                 merge_heads(&scaled_dot_product_attention((&q, &k, &v), mask, Some(&self.dropout), train)?)
