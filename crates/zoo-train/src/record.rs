@@ -99,11 +99,16 @@ pub struct RunRecord {
 }
 
 impl RunRecord {
+    /// Whose initial values the run started from. Records from before recipes stated any are of the network's own.
+    pub fn init(&self) -> InitRule {
+        self.hyperparameters.as_ref().map_or(InitRule::Model, |recipe| recipe.init)
+    }
+
     /// The record as it is read today: where its recipe has come to state other initial values than the run had, those are
-    /// among its overrides. Records from before recipes stated any are of the network's own.
+    /// among its overrides.
     #[must_use]
     pub fn told_today(mut self) -> Self {
-        let had = self.hyperparameters.as_ref().map_or(InitRule::Model, |recipe| recipe.init);
+        let had = self.init();
         let today = Recipe::named(&self.recipe).map_or(had, |recipe| recipe.init);
         if had != today {
             self.overrides.recipe.init.get_or_insert(had);

@@ -129,11 +129,11 @@ impl RunRecord {
         Ok(checkpoint::differences(
             &json!({
                 "model": self.model, "recipe": self.recipe, "seed": self.seed, "epochs": self.epochs, "batch": self.batch,
-                "precision": self.precision, "data": told(&self.data),
+                "precision": self.precision, "init": self.init(), "data": told(&self.data),
             }),
             &json!({
                 "model": job.model.name, "recipe": job.recipe.name, "seed": job.seed, "epochs": epochs, "batch": job.recipe.batch,
-                "precision": job.recipe.precision, "data": told(&ours),
+                "precision": job.recipe.precision, "init": job.recipe.init, "data": told(&ours),
             }),
         ))
     }
@@ -173,7 +173,7 @@ mod tests {
     use crate::recipe::{Overrides, Recipe};
     use crate::record::tests::epoch;
     use candle_core::Device;
-    use zoo_core::Precision;
+    use zoo_core::{InitRule, Precision};
 
     fn job(model: &str) -> Job {
         let recipe = Recipe::named("quick").unwrap();
@@ -226,6 +226,11 @@ mod tests {
         let recorded = RunRecord::of(&mixed, &data, &outcome, context()).unwrap();
         assert_eq!(recorded.precision, Precision::Bf16);
         assert!(recorded.differences(&mixed, &data).unwrap().is_empty());
+
+        // A run of before the recipe stated other initial values is not taken for one of today.
+        let mut started = job("mlp");
+        started.recipe.init = InitRule::Torch;
+        assert_eq!(record.differences(&started, &data).unwrap(), [r#"init: "model" there, "torch" here"#]);
     }
 
     #[test]
