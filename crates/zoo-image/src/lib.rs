@@ -54,6 +54,7 @@ pub use options::Options;
 pub use picture::{Limits, Picture};
 pub use place::{DEFAULT_WEIGHTS, WEIGHTS_FILE, model_of, weights_file};
 pub use prediction::{Class, Prediction};
+pub use resample::resize;
 pub use transform::{Normalize, Transform, View};
 /// The networks: `zoo::all`, `zoo::find`.
 pub use zoo;

@@ -8,7 +8,8 @@ use zoo_core::Interpolation;
 
 /// Binary digits of a weight behind the point.
 const DIGITS: u32 = 22;
-const CHANNELS: usize = 3;
+/// Red, green and blue of a pixel, side by side.
+const RGB: usize = 3;
 
 /// The pixels of one axis that each kept pixel is made of.
 pub(super) struct Axis {
@@ -102,19 +103,46 @@ fn lanczos(x: f64) -> f64 {
 /// The kept part of an image of `width` pixels a row, red, green and blue side by side: `axes` along its rows and along its
 /// columns, `rows_first` in which order.
 pub(super) fn resample(image: &[u8], width: usize, [x, y]: &[Axis; 2], rows_first: bool) -> Vec<u8> {
+    in_order::<RGB>(image, width, [x, y], rows_first)
+}
+
+/// A planar image of `shape`, (channels, height, width), resized to `to`, (height, width), with antialiasing: byte for byte
+/// as Pillow 13 resizes.
+///
+/// ```
+/// use zoo_core::Interpolation;
+/// let image = [0, 100, 200, 100];
+/// assert_eq!(zoo_image::resize(&image, [1, 1, 4], [1, 2], Interpolation::Bilinear), [71, 143]);
+/// ```
+///
+/// # Panics
+/// If the image has another number of bytes.
+pub fn resize(image: &[u8], shape: [usize; 3], to: [usize; 2], interpolation: Interpolation) -> Vec<u8> {
+    let [channels, height, width] = shape;
+    assert!(image.len() == channels * height * width, "{} bytes for an image of shape {shape:?}", image.len());
+    let axis = |side: usize, to: usize| Axis::new(side, to as u64, 0..to as u64, false, interpolation);
+    let (x, y) = (axis(width, to[1]), axis(height, to[0]));
+    // What decides since Pillow 13: columns come first where the height shrinks by more than twice what the width does.
+    let rows_first = to[0] >= height || (height - to[0]) as i64 <= 2 * (width as i64 - to[1] as i64);
+    let planes = image.chunks_exact((height * width).max(1));
+    planes.flat_map(|plane| in_order::<1>(plane, width, [&x, &y], rows_first)).collect()
+}
+
+/// As [`resample`], of pixels of `CHANNELS` bytes.
+fn in_order<const CHANNELS: usize>(image: &[u8], width: usize, [x, y]: [&Axis; 2], rows_first: bool) -> Vec<u8> {
     if rows_first {
         let lines = y.reach();
-        let narrow =
-            along_rows(&image[CHANNELS * width * lines.start..][..CHANNELS * width * lines.len()], width, x, 0);
-        return along_columns(&narrow, x.len(), 0..x.len(), y, lines.start);
+        let lines_of = &image[CHANNELS * width * lines.start..][..CHANNELS * width * lines.len()];
+        let narrow = along_rows::<CHANNELS>(lines_of, width, x, 0);
+        return along_columns::<CHANNELS>(&narrow, x.len(), 0..x.len(), y, lines.start);
     }
     let columns = x.reach();
-    let low = along_columns(image, width, columns.clone(), y, 0);
-    along_rows(&low, columns.len(), x, columns.start)
+    let low = along_columns::<CHANNELS>(image, width, columns.clone(), y, 0);
+    along_rows::<CHANNELS>(&low, columns.len(), x, columns.start)
 }
 
 /// Every row of `image`, whose first pixel is the axis's pixel `offset`.
-fn along_rows(image: &[u8], width: usize, axis: &Axis, offset: usize) -> Vec<u8> {
+fn along_rows<const CHANNELS: usize>(image: &[u8], width: usize, axis: &Axis, offset: usize) -> Vec<u8> {
     let mut out = Vec::with_capacity(CHANNELS * axis.len() * (image.len() / (CHANNELS * width).max(1)));
     for row in image.chunks_exact(CHANNELS * width) {
         for (first, weights) in &axis.windows {
@@ -133,7 +161,13 @@ fn along_rows(image: &[u8], width: usize, axis: &Axis, offset: usize) -> Vec<u8>
 }
 
 /// Some columns of `image`, whose first row is the axis's pixel `offset`.
-fn along_columns(image: &[u8], width: usize, columns: Range<usize>, axis: &Axis, offset: usize) -> Vec<u8> {
+fn along_columns<const CHANNELS: usize>(
+    image: &[u8],
+    width: usize,
+    columns: Range<usize>,
+    axis: &Axis,
+    offset: usize,
+) -> Vec<u8> {
     let mut out = Vec::with_capacity(CHANNELS * columns.len() * axis.len());
     let mut sums = vec![0i32; CHANNELS * columns.len()];
     for (first, weights) in &axis.windows {

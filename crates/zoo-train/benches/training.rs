@@ -38,7 +38,7 @@ const NORMALIZATIONS: [(&str, Normalize); 2] =
     [("channel means", Normalize::CIFAR10), ("pixel mean", Normalize::PixelMean)];
 const AUGMENTATIONS: [(&str, Augment); 3] = [
     ("as they are", Augment::NONE),
-    ("flip", Augment { crop_padding: 0, flip: true }),
+    ("flip", Augment { flip: true, ..Augment::NONE }),
     ("crop and flip", Augment::STANDARD),
 ];
 

@@ -1,7 +1,7 @@
 //! Recipes in words: what a person reads of one in a report, on the console and from `zoo recipe`.
 
 use super::{BatchNormOverride, Length, Recipe};
-use crate::augment::Augment;
+use crate::augment::{Augment, ColorJitter, Erased, RandomErasing, ResizedCrop};
 use crate::format::thousands;
 use crate::optim::OptimizerConfig;
 use crate::schedule::{Decay, Every, Schedule, Warmup, When};
@@ -74,7 +74,7 @@ impl Recipe {
             ("Weight decay", decay(&self.optimizer, self.decay_all)),
             ("Gradient clipping", self.clip_norm.map_or_else(none, |norm| format!("to a norm of {}", number(norm)))),
             ("Label smoothing", if self.label_smoothing == 0.0 { none() } else { number(self.label_smoothing) }),
-            ("Augmentation", augmentation(self.augment)),
+            ("Augmentation", augmentation(&self.augment)),
             ("Normalisation", self.normalize.to_string()),
             ("Held out", self.held_out_in_words()),
             ("BatchNorm", batch_norm(self.batch_norm)),
@@ -183,14 +183,68 @@ fn moments(moments: &[When]) -> String {
     }
 }
 
-fn augmentation(Augment { crop_padding, flip }: Augment) -> String {
-    let crop = format!("random crop after {crop_padding} black pixels around");
-    match (crop_padding, flip) {
-        (0, false) => none(),
-        (0, true) => "random flip, left and right".into(),
-        (_, false) => crop,
-        (_, true) => format!("{crop}, random flip, left and right"),
-    }
+fn augmentation(augment: &Augment) -> String {
+    let crop = match (augment.resized_crop, augment.crop_padding) {
+        (Some(crop), _) => Some(resized_crop(&crop)),
+        (None, 0) => None,
+        (None, padding) => Some(format!("random crop after {padding} black pixels around")),
+    };
+    let parts = [
+        crop,
+        augment.flip.then(|| "random flip, left and right".into()),
+        augment.vertical_flip.then(|| "random flip, top and bottom".into()),
+        augment.policy.map(|policy| policy.to_string()),
+        augment.color_jitter.map(|jitter| color_jitter(&jitter)),
+        augment.random_erasing.map(|erasing| random_erasing(&erasing)),
+        augment.cutout.map(|side| format!("cutout of {side}x{side} pixels")),
+        mixing(augment),
+    ];
+    let parts: Vec<String> = parts.into_iter().flatten().collect();
+    if parts.is_empty() { none() } else { parts.join(", ") }
+}
+
+fn resized_crop(crop: &ResizedCrop) -> String {
+    let ([least, most], [narrow, wide]) = (crop.scale, crop.ratio);
+    let sampled = zoo_core::Interpolation::from(crop.interpolation);
+    let ratio = format!("{} to {} times as wide as high", rounded(narrow), rounded(wide));
+    format!("a random {} to {} of the picture, {ratio}, resized ({sampled})", percent(least), percent(most))
+}
+
+fn color_jitter(jitter: &ColorJitter) -> String {
+    let ColorJitter { brightness, contrast, saturation, hue } = *jitter;
+    let parts = [("brightness", brightness), ("contrast", contrast), ("saturation", saturation), ("hue", hue)];
+    let parts: Vec<String> =
+        parts.iter().filter(|(_, by)| *by != 0.0).map(|(name, by)| format!("{name} by {}", number(*by))).collect();
+    if parts.is_empty() { "colours as they are".into() } else { format!("random {}", parts.join(" and ")) }
+}
+
+fn random_erasing(erasing: &RandomErasing) -> String {
+    let ([least, most], value) = (erasing.scale, if erasing.value == Erased::Pixel { "noise" } else { "0" });
+    let share = format!("{} to {} of it", percent(least), percent(most));
+    format!("{share} replaced by {value} in {} of the images", percent(erasing.probability))
+}
+
+fn mixing(augment: &Augment) -> Option<String> {
+    let named = |name: &str, alpha: f64| format!("{name} with alpha {}", number(alpha));
+    let (text, switch) = match (augment.mixup, augment.cutmix) {
+        (None, None) => return None,
+        (Some(alpha), None) => (named("mixup", alpha), None),
+        (None, Some(alpha)) => (named("CutMix", alpha), None),
+        (Some(mixup), Some(cutmix)) => {
+            let share = augment.mixup_switch_prob;
+            (named("mixup", mixup), Some(format!(" or, in {} of them, {}", percent(share), named("CutMix", cutmix))))
+        }
+    };
+    let batches = match augment.mixup_prob {
+        1.0 => " on all batches".into(),
+        share => format!(" on {} of the batches", percent(share)),
+    };
+    Some(text + &batches + &switch.unwrap_or_default())
+}
+
+/// With three digits behind the point at most.
+fn rounded(value: f64) -> f64 {
+    (value * 1e3).round() / 1e3
 }
 
 fn batch_norm(changed: BatchNormOverride) -> String {
@@ -263,6 +317,32 @@ mod tests {
             Initial values: the network's own\n\
             Precision: f32\n";
         assert_eq!(paper, expected);
+    }
+
+    #[test]
+    fn every_augmentation_is_told() {
+        let told = |augment: Augment| augmentation(&augment);
+        assert_eq!(told(Augment::NONE), "none");
+        assert_eq!(told(Augment { flip: true, ..Augment::NONE }), "random flip, left and right");
+        assert_eq!(told(Augment { crop_padding: 2, ..Augment::NONE }), "random crop after 2 black pixels around");
+        let all = Augment {
+            resized_crop: Some(ResizedCrop::default()),
+            vertical_flip: true,
+            policy: "rand-m9-inc1".parse().ok(),
+            color_jitter: Some(ColorJitter { brightness: 0.4, hue: 0.1, ..ColorJitter::default() }),
+            random_erasing: Some(RandomErasing { probability: 0.25, value: Erased::Pixel, ..RandomErasing::default() }),
+            cutout: Some(16),
+            mixup: Some(0.8),
+            cutmix: Some(1.0),
+            ..Augment::STANDARD
+        };
+        let expected = "a random 8 % to 100 % of the picture, 0.75 to 1.333 times as wide as high, resized (bilinear), \
+            random flip, left and right, random flip, top and bottom, rand-m9-n2-inc1, \
+            random brightness by 0.4 and hue by 0.1, 2 % to 33.3333 % of it replaced by noise in 25 % of the images, \
+            cutout of 16x16 pixels, mixup with alpha 0.8 on all batches or, in 50 % of them, CutMix with alpha 1";
+        assert_eq!(told(all), expected);
+        let mixed = told(Augment { cutmix: Some(0.5), mixup_prob: 0.5, ..Augment::NONE });
+        assert_eq!(mixed, "CutMix with alpha 0.5 on 50 % of the batches");
     }
 
     #[test]
