@@ -2,9 +2,11 @@
 
     python tests/golden/augment.py
 
-writes augment.json beside this file. Made with torch 2.15, torchvision 0.29, timm 1.0.31, Pillow 13.0 and numpy 2.4; the
+writes augment.json beside this file. Made with torch 2.15, torchvision 0.29, timm 1.0.31, Pillow 13.0, numpy 2.4; the
 file names the versions that it was made with. Images are filled by `byte`, which the Rust test computes too; what
 comes out is stored as base64 of the planes (channel by channel, row by row).
+The strengths of policies are those of torch on a processor with FMA: without it, a few last digits of torch.linspace
+differ.
 """
 
 import base64
@@ -33,8 +35,8 @@ def byte(x, y, c):
 def picture(shape, span=256, low=0):
     """`span` and `low` make an image of fewer values, which stretching has something to do on."""
     channels, height, width = shape
-    planes = [[[low + byte(x, y, c) * span // 256 for c in range(channels)] for x in range(width)] for y in range(height)]
-    array = np.array(planes, dtype=np.uint8)
+    pixel = lambda x, y: [low + byte(x, y, c) * span // 256 for c in range(channels)]  # noqa: E731
+    array = np.array([[pixel(x, y) for x in range(width)] for y in range(height)], dtype=np.uint8)
     return Image.fromarray(array[:, :, 0] if channels == 1 else array)
 
 
@@ -164,7 +166,7 @@ def central_crops():
 
 
 def sides():
-    """As torchvision and timm compute them from an area and a ratio: [width, height] of crops, [height, width] of erasing."""
+    """As torchvision and timm compute them: [area, ratio, width, height] of crops, […, height, width] of erasing."""
     for area in (1.0, 20.48, 63.5, 512.0, 1000.0, 40000.0, 156.25):
         for ratio in (0.3, 0.75, 1.0, 4 / 3, 1 / 0.3, 2.0):
             first, second = int(round(math.sqrt(area * ratio))), int(round(math.sqrt(area / ratio)))
@@ -186,7 +188,10 @@ def targets():
     for lam, smoothing in ((1.0, 0.0), (0.75, 0.0), (0.3, 0.1), (0.5, 0.1), (1.0, 0.1)):
         labels = torch.tensor([0, 3, 2, 2])
         made = mixup.mixup_target(labels, 5, lam, smoothing)
-        yield {"labels": labels.tolist(), "classes": 5, "lam": lam, "smoothing": smoothing, "targets": made.flatten().tolist()}
+        yield {
+            "labels": labels.tolist(), "classes": 5, "lam": lam, "smoothing": smoothing,
+            "targets": made.flatten().tolist(),
+        }  # fmt: skip
 
 
 def batches():

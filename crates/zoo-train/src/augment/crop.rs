@@ -122,8 +122,9 @@ mod tests {
         assert!(regions.iter().all(|r| (0.075..=1.0).contains(&share(r)) && (0.72..=1.37).contains(&ratio(r))));
         assert!(regions.iter().all(|r| r.top + r.height <= height && r.left + r.width <= width));
         assert!(regions.iter().any(|r| share(r) < 0.1) && regions.iter().any(|r| share(r) > 0.9));
+        // Of torchvision's 20,000 draws for this size; large parts often do not fit and are drawn anew.
         let mean = regions.iter().map(share).sum::<f64>() / 4000.0;
-        assert!((mean - 0.53).abs() < 0.03, "{mean}");
+        assert!((mean - 0.4336).abs() < 0.02, "{mean}");
     }
 
     #[test]
