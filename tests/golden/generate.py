@@ -313,6 +313,10 @@ def ops():
             x = draw(f"cross_entropy/{label}", "input", (5, 7), scale)
             case("cross_entropy", label, lambda input: F.cross_entropy(
                 input, target, label_smoothing=smoothing), {"input": x}, {"label_smoothing": smoothing}, {"target": target})
+            # Weights of the classes: of one row zero, of the others whatever sums they have.
+            soft = draw(f"cross_entropy/soft_{label}", "target", (5, 7)).abs() * torch.tensor([1, 0.5, 0, 2, 1])[:, None]
+            case("cross_entropy", f"soft_{label}", lambda input: F.cross_entropy(
+                input, soft, label_smoothing=smoothing), {"input": x}, {"label_smoothing": smoothing}, {"target": soft})
 
     # label: shape, dimensions that are normalised, eps
     layer_norms = {

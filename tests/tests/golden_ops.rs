@@ -105,7 +105,8 @@ impl Case<'_> {
             "gelu" => activation(Pointwise::Gelu),
             "leaky_relu" => activation(Pointwise::LeakyRelu(self.number("negative_slope")?)),
             "cross_entropy" => {
-                let targets = self.tensors["target"].to_dtype(DType::U32)?;
+                let targets = self.tensors["target"];
+                let targets = targets.to_dtype(if targets.rank() == 1 { DType::U32 } else { dtype })?;
                 Ok(ops::cross_entropy(x, &targets, self.number("label_smoothing")?)?)
             }
             other => bail!("{}: the test does not know the operation {other}", self.name),

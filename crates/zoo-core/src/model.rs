@@ -130,7 +130,8 @@ pub trait Model: Send + Sync {
     }
 
     /// What training makes small, with the logits (b, num_classes): the mean cross-entropy of the logits and, added to
-    /// it, those of the auxiliary classifiers, each times its weight. `labels` are (b); see [`cross_entropy`].
+    /// it, those of the auxiliary classifiers, each times its weight. `labels` are classes (b) or weights of the classes
+    /// (b, num_classes); see [`cross_entropy`].
     ///
     /// # Errors
     /// As [`Model::forward_features`], and what [`cross_entropy`] refuses.
@@ -417,13 +418,18 @@ mod tests {
             head: Classifier::new(5, 4, vb.pp("head"))?,
         };
         let xs = Tensor::new(&[[0.5f64, -1.0, 2.0], [1.5, 0.25, -0.75]], &Device::Cpu)?;
-        let labels = Tensor::new(&[1u32, 3], &Device::Cpu)?;
-        let (loss, logits) = toy.training_loss(&xs, &labels, 0.1)?;
-        let aux = toy.aux.forward_t(&toy.forward_features(&xs, false)?, false)?;
-        let by_hand = (cross_entropy(&logits.detach(), &labels, 0.1)? + (cross_entropy(&aux, &labels, 0.1)? * 0.3)?)?;
+        check(&toy, &store, &xs, &Tensor::new(&[1u32, 3], &Device::Cpu)?)?;
+        let mixed = Tensor::new(&[[0.25f64, 0.75, 0.0, 0.0], [0.0, 0.5, 0.25, 0.5]], &Device::Cpu)?;
+        check(&toy, &store, &xs, &mixed)
+    }
+
+    fn check(toy: &Toy, store: &VarStore, xs: &Tensor, labels: &Tensor) -> Result<()> {
+        let (loss, logits) = toy.training_loss(xs, labels, 0.1)?;
+        let aux = toy.aux.forward_t(&toy.forward_features(xs, false)?, false)?;
+        let by_hand = (cross_entropy(&logits.detach(), labels, 0.1)? + (cross_entropy(&aux, labels, 0.1)? * 0.3)?)?;
         assert!((loss.to_scalar::<f64>()? - by_hand.to_scalar::<f64>()?).abs() < 1e-15);
         let want = loss.backward()?;
-        let (value, got) = value_and_grad(&xs, |xs| Ok(toy.training_loss(xs, &labels, 0.1)?.0))?;
+        let (value, got) = value_and_grad(xs, |xs| Ok(toy.training_loss(xs, labels, 0.1)?.0))?;
         assert_eq!(value.to_scalar::<f64>()?, loss.to_scalar::<f64>()?);
         for (key, var) in store.parameters() {
             let (got, want) = (got.get(&var).expect(&key), want.get(&var).expect(&key));

@@ -159,6 +159,38 @@ fn loss() {
     for smoothing in [0.0, 0.1, 1.0] {
         check_both("cross entropy", &[&[3, 5]], |t| ops::cross_entropy(&t[0], &targets, smoothing));
     }
+    // Weights of classes, of either sign, whose rows sum to what they do.
+    let weights = random("weights of the classes", &[3, 5]);
+    for smoothing in [0.0, 0.1, 1.0] {
+        check_both("soft cross entropy", &[&[3, 5]], |t| ops::cross_entropy(&t[0], &weights, smoothing));
+    }
+}
+
+/// One target of weight 1 is a class; and half types give an f32 loss on the CPU, or one of their own, as with classes.
+#[test]
+fn certain_weights_are_classes() {
+    let classes = Tensor::new(&[2u32, 0, 4], &Device::Cpu).unwrap();
+    let mut rows = vec![0f32; 15];
+    for i in [2, 5, 14] {
+        rows[i] = 1.0;
+    }
+    let weights = Tensor::from_vec(rows, (3, 5), &Device::Cpu).unwrap();
+    for dtype in [DType::F64, DType::F32, DType::BF16, DType::F16] {
+        let x = Var::from_tensor(&random("logits", &[3, 5]).to_dtype(dtype).unwrap()).unwrap();
+        for smoothing in [0.0, 0.1] {
+            let of = |targets: &Tensor| {
+                let loss = ops::cross_entropy(&x, targets, smoothing).unwrap();
+                let grads = loss.backward().unwrap();
+                let grad = grads.get(&x).unwrap().to_dtype(DType::F64).unwrap().flatten_all().unwrap();
+                (loss.dtype(), loss.to_dtype(DType::F64).unwrap().to_scalar::<f64>().unwrap(), grad.to_vec1().unwrap())
+            };
+            let (want, got): ((_, _, Vec<f64>), (_, _, Vec<f64>)) = (of(&classes), of(&weights));
+            let bound = if dtype == DType::F64 { 1e-15 } else { 1e-7 };
+            assert!(got.0 == want.0 && (got.1 - want.1).abs() < bound, "{dtype:?}: {} for {}", got.1, want.1);
+            let close = |(a, b): (&f64, &f64)| (a - b).abs() <= bound;
+            assert!(got.2.iter().zip(&want.2).all(close), "{dtype:?}: {:?} for {:?}", got.2, want.2);
+        }
+    }
 }
 
 #[test]
@@ -205,4 +237,10 @@ fn special_values_pass_through() {
     let logits = Tensor::new(&[[0f32, -inf, 1.]], &Device::Cpu).unwrap();
     let loss = ops::cross_entropy(&logits, &Tensor::new(&[2u32], &Device::Cpu).unwrap(), 0.0).unwrap();
     assert!((loss.to_scalar::<f32>().unwrap() - 0.313_261_7).abs() < 1e-6, "{loss}");
+    let certain = Tensor::new(&[[0f32, 0., 1.]], &Device::Cpu).unwrap();
+    for composed in [false, true] {
+        let soft = || ops::cross_entropy(&logits, &certain, 0.0).unwrap().to_scalar::<f32>().unwrap();
+        let soft = if composed { ops::with_fallback(soft) } else { soft() };
+        assert!((soft - 0.313_261_7).abs() < 1e-6, "{soft}");
+    }
 }

@@ -53,3 +53,65 @@ impl Targets {
         dx
     }
 }
+
+/// Weights of the classes for each row of a batch, smoothed: what the mean negative log likelihood is taken with.
+#[derive(Debug, Clone)]
+pub(crate) struct SoftTargets {
+    /// (b, classes)
+    weights: Vec<f64>,
+    classes: usize,
+}
+
+impl SoftTargets {
+    /// Rows of `classes` weights, each moved by `label_smoothing` s towards 1 / classes: (1 - s) t + s / classes.
+    pub fn new(mut weights: Vec<f64>, classes: usize, label_smoothing: f64) -> Self {
+        if label_smoothing > 0.0 {
+            let everywhere = label_smoothing / classes as f64;
+            weights.iter_mut().for_each(|t| *t = *t * (1.0 - label_smoothing) + everywhere);
+        }
+        Self { weights, classes }
+    }
+
+    /// The weights, row by row.
+    pub fn smoothed(&self) -> &[f64] {
+        &self.weights
+    }
+
+    fn rows<'a, T: Real>(&'a self, logits: &'a [T]) -> impl Iterator<Item = (&'a [T], &'a [f64])> {
+        logits.chunks_exact(self.classes).zip(self.weights.chunks_exact(self.classes))
+    }
+
+    fn batch(&self) -> f64 {
+        (self.weights.len() / self.classes) as f64
+    }
+
+    /// The mean over the rows of Σₖ tₖ (log Σ exp x - xₖ).
+    pub fn forward<T: Real>(&self, logits: &[T]) -> T {
+        let total: f64 = self
+            .rows(logits)
+            .map(|(row, targets)| {
+                let (max, log_sum) = log_sum_exp(row);
+                let loss = |(&x, &t): (&T, &f64)| t * (log_sum - (x.to_f64() - max));
+                // A class that is not wanted must not enter: 0 · ∞ would make a NaN of a logit of -∞.
+                row.iter().zip(targets).filter(|(_, t)| **t != 0.0).map(loss).sum::<f64>()
+            })
+            .sum();
+        T::from_f64(total / self.batch())
+    }
+
+    /// d loss / dx = (softmax(x) Σₖ tₖ - t) / b, times the scalar gradient that comes in.
+    pub fn backward<T: Real>(&self, logits: &[T], grad: T) -> Vec<T> {
+        let scale = grad.to_f64() / self.batch();
+        let mut dx = Vec::with_capacity(logits.len());
+        for (row, targets) in self.rows(logits) {
+            let (max, log_sum) = log_sum_exp(row);
+            let whole: f64 = targets.iter().sum();
+            dx.extend(
+                row.iter()
+                    .zip(targets)
+                    .map(|(x, t)| T::from_f64(scale * ((x.to_f64() - max - log_sum).exp() * whole - t))),
+            );
+        }
+        dx
+    }
+}

@@ -180,3 +180,15 @@ pub(crate) fn cross_entropy(logits: &Tensor, targets: &Tensor, label_smoothing: 
     let everywhere = log_probs.mean_all()?;
     (on_target * (label_smoothing - 1.0))? - (everywhere * label_smoothing)?
 }
+
+/// Targets (b, classes), weights of the classes.
+pub(crate) fn soft_cross_entropy(logits: &Tensor, targets: &Tensor, label_smoothing: f64) -> Result<Tensor> {
+    let (b, classes) = logits.dims2()?;
+    let mut weights = targets.detach().to_dtype(logits.dtype())?.to_device(logits.device())?;
+    if label_smoothing != 0.0 {
+        weights = weights.affine(1.0 - label_smoothing, label_smoothing / classes as f64)?;
+    }
+    let terms = (candle_nn::ops::log_softmax(logits, D::Minus1)? * &weights)?;
+    // A class that is not wanted must not enter: 0 · ∞ would make a NaN of a logit of -∞.
+    weights.eq(0.0)?.where_cond(&terms.zeros_like()?, &terms)?.sum_all()? * (-1.0 / b as f64)
+}

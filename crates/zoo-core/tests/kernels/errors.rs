@@ -70,6 +70,9 @@ fn malformed_shapes_are_errors_that_name_operation_and_shapes() {
         (ops::cross_entropy(&t(&[2, 3]), &t(&[3]), 0.0), &["cross_entropy", "[2, 3]", "[3]"]),
         (ops::cross_entropy(&t(&[2]), &t(&[2]), 0.0), &["cross_entropy", "[2]"]),
         (ops::cross_entropy(&t(&[2, 3]), &(t(&[2]) + 3.0).unwrap(), 0.0), &["cross_entropy", "target 3", "[2, 3]"]),
+        (ops::cross_entropy(&t(&[2, 3]), &t(&[2, 4]), 0.0), &["cross_entropy", "[2, 3]", "[2, 4]", "(b, classes)"]),
+        (ops::cross_entropy(&t(&[2, 3]), &t(&[1, 2, 3]), 0.0), &["cross_entropy", "[2, 3]", "[1, 2, 3]"]),
+        (ops::cross_entropy(&t(&[2, 3]), &t(&[2, 3]).to_dtype(DType::U32).unwrap(), 0.0), &["cross_entropy", "U32"]),
     ];
     for (i, (result, expected)) in cases.into_iter().enumerate() {
         let message = result.expect_err(&format!("case {i}, {expected:?}, is an error")).to_string();
