@@ -41,6 +41,16 @@ impl<A: Split, B: Split> Split for (A, B) {
     }
 }
 
+/// A slice that may be missing, beside one that is there: its length is not asked for.
+impl<S: Split> Split for Option<S> {
+    fn len(&self) -> usize {
+        self.as_ref().map_or(0, S::len)
+    }
+    fn split_at(self, at: usize) -> (Self, Self) {
+        self.map(|slices| slices.split_at(at)).unzip()
+    }
+}
+
 /// Runs `f` on pieces of `slices`, in parallel.
 fn in_chunks<S: Split>(slices: S, f: impl Fn(S) + Sync + Copy) {
     let n = slices.len();
@@ -49,6 +59,37 @@ fn in_chunks<S: Split>(slices: S, f: impl Fn(S) + Sync + Copy) {
     }
     let (left, right) = slices.split_at(n / 2);
     rayon::join(|| in_chunks(left, f), || in_chunks(right, f));
+}
+
+/// Runs `f` on the same pieces and adds up what it gives, in an order that does not depend on the number of threads.
+fn sums_of_chunks<S: Split>(slices: S, f: impl Fn(S) -> [f64; 2] + Sync + Copy) -> [f64; 2] {
+    let n = slices.len();
+    if n <= CHUNK {
+        return f(slices);
+    }
+    let (left, right) = slices.split_at(n / 2);
+    let ([a, b], [c, d]) = rayon::join(|| sums_of_chunks(left, f), || sums_of_chunks(right, f));
+    [a + c, b + d]
+}
+
+/// The way from one number to another, as `torch.lerp` goes it: from the nearer end.
+#[derive(Clone, Copy)]
+pub(crate) struct Lerp<T> {
+    weight: T,
+    rest: T,
+    from_start: bool,
+}
+
+impl<T: Real> Lerp<T> {
+    /// `weight` of the way: 0 is the start, 1 the end.
+    pub fn new(weight: f64) -> Self {
+        Self { weight: T::from_f64(weight), rest: T::from_f64(1.0 - weight), from_start: weight < 0.5 }
+    }
+
+    #[inline(always)]
+    fn at(self, start: T, end: T) -> T {
+        if self.from_start { start + self.weight * (end - start) } else { end - (end - start) * self.rest }
+    }
 }
 
 /// One SGD step on elements, with momentum where there is a buffer.
@@ -145,6 +186,223 @@ impl<T: Real> Kernel<T> for Adam<'_, T> {
             *p -= size * (*m / (v.sqrt() / root + eps));
         }
     }
+}
+
+/// What an RMSprop step keeps of elements: the mean square, and the mean and the momentum where there are such.
+pub(crate) type RmspropState<'a, T> = (&'a mut [T], (Option<&'a mut [T]>, Option<&'a mut [T]>));
+
+/// One RMSprop step on elements.
+pub(crate) fn rmsprop<T: Real>(numbers: RmspropNumbers<T>, p: &mut [T], g: &[T], state: RmspropState<'_, T>) {
+    in_chunks(((p, g), state), |((p, g), state)| dispatch(Rmsprop { numbers, p, g, state }));
+}
+
+/// The numbers of an RMSprop step.
+#[derive(Clone, Copy)]
+pub(crate) struct RmspropNumbers<T> {
+    pub lr: T,
+    pub alpha: T,
+    /// 1 - alpha
+    pub rest: T,
+    pub to_mean: Lerp<T>,
+    pub eps: T,
+    pub l2: T,
+    pub momentum: T,
+}
+
+struct Rmsprop<'a, T> {
+    numbers: RmspropNumbers<T>,
+    p: &'a mut [T],
+    g: &'a [T],
+    state: RmspropState<'a, T>,
+}
+
+impl<T: Real> Kernel<T> for Rmsprop<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) {
+        let RmspropNumbers { lr, alpha, rest, to_mean, eps, l2, momentum } = self.numbers;
+        let (square, (mean, buffer)) = self.state;
+        let square_of = |v: &mut T, g: T| {
+            *v = alpha * *v + rest * g * g;
+            *v
+        };
+        let variance_of = |v: &mut T, m: &mut T, g: T| {
+            *m = to_mean.at(*m, g);
+            square_of(v, g) - *m * *m
+        };
+        let step = |p: &mut T, g: T, v: T| *p -= lr * g / (v.sqrt() + eps);
+        let step_with = |p: &mut T, b: &mut T, g: T, v: T| {
+            *b = momentum * *b + g / (v.sqrt() + eps);
+            *p -= lr * *b;
+        };
+        let all = self.p.iter_mut().zip(self.g).zip(square).map(|((p, &g), v)| (g + l2 * *p, p, v));
+        match (mean, buffer) {
+            (None, None) => {
+                for (g, p, v) in all {
+                    step(p, g, square_of(v, g));
+                }
+            }
+            (Some(mean), None) => {
+                for ((g, p, v), m) in all.zip(mean) {
+                    step(p, g, variance_of(v, m, g));
+                }
+            }
+            (None, Some(buffer)) => {
+                for ((g, p, v), b) in all.zip(buffer) {
+                    step_with(p, b, g, square_of(v, g));
+                }
+            }
+            (Some(mean), Some(buffer)) => {
+                for (((g, p, v), m), b) in all.zip(mean).zip(buffer) {
+                    step_with(p, b, g, variance_of(v, m, g));
+                }
+            }
+        }
+    }
+}
+
+/// The numbers of a LAMB step.
+#[derive(Clone, Copy)]
+pub(crate) struct LambNumbers<T> {
+    /// What the gradient is divided by.
+    pub clip: T,
+    pub to_mean: Lerp<T>,
+    pub beta2: T,
+    /// 1 - beta2
+    pub rest2: T,
+    /// The first moment's bias correction, and the root of the second's.
+    pub correction: T,
+    pub root: T,
+    pub eps: T,
+    pub decay: T,
+}
+
+impl<T: Real> LambNumbers<T> {
+    /// Adam's update with the weight decay in it.
+    #[inline(always)]
+    fn update(self, p: T, m: T, v: T) -> T {
+        m / self.correction / (v.sqrt() / self.root + self.eps) + self.decay * p
+    }
+}
+
+/// Moves both moments; the sums of squares of the parameter and of the update that it is to take.
+pub(crate) fn lamb_moments<T: Real>(numbers: LambNumbers<T>, p: &[T], g: &[T], m: &mut [T], v: &mut [T]) -> [f64; 2] {
+    sums_of_chunks((((p, g), m), v), |(((p, g), m), v)| dispatch(LambMoments { numbers, p, g, m, v }))
+}
+
+struct LambMoments<'a, T> {
+    numbers: LambNumbers<T>,
+    p: &'a [T],
+    g: &'a [T],
+    m: &'a mut [T],
+    v: &'a mut [T],
+}
+
+impl<T: Real> Kernel<T> for LambMoments<'_, T> {
+    type Output = [f64; 2];
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) -> [f64; 2] {
+        let LambNumbers { clip, to_mean, beta2, rest2, .. } = self.numbers;
+        for ((&g, m), v) in self.g.iter().zip(&mut *self.m).zip(&mut *self.v) {
+            let g = g / clip;
+            *m = to_mean.at(*m, g);
+            *v = beta2 * *v + rest2 * g * g;
+        }
+        let square = |x: T| x.to_f64() * x.to_f64();
+        let (p, m, v) = (self.p, &*self.m, &*self.v);
+        let of_update = super::lanes(p.len(), |i| square(self.numbers.update(p[i], m[i], v[i])));
+        [super::lanes(p.len(), |i| square(p[i])), of_update]
+    }
+}
+
+/// Takes `size` of the update off the parameter.
+pub(crate) fn lamb_step<T: Real>(numbers: LambNumbers<T>, size: T, p: &mut [T], m: &[T], v: &[T]) {
+    in_chunks(((p, m), v), |((p, m), v)| dispatch(LambStep { numbers, size, p, m, v }));
+}
+
+struct LambStep<'a, T> {
+    numbers: LambNumbers<T>,
+    size: T,
+    p: &'a mut [T],
+    m: &'a [T],
+    v: &'a [T],
+}
+
+impl<T: Real> Kernel<T> for LambStep<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) {
+        for ((p, &m), &v) in self.p.iter_mut().zip(self.m).zip(self.v) {
+            *p -= self.size * self.numbers.update(*p, m, v);
+        }
+    }
+}
+
+/// One Lion step on elements: parameter, gradient, momentum.
+pub(crate) fn lion<T: Real>(numbers: LionNumbers<T>, p: &mut [T], g: &[T], m: &mut [T]) {
+    in_chunks(((p, g), m), |((p, g), m)| dispatch(Lion { numbers, p, g, m }));
+}
+
+/// The numbers of a Lion step.
+#[derive(Clone, Copy)]
+pub(crate) struct LionNumbers<T> {
+    pub lr: T,
+    /// What weight decay leaves of the parameter.
+    pub shrink: T,
+    /// From the momentum to the gradient: whose sign is taken, and what is kept.
+    pub to_update: Lerp<T>,
+    pub to_kept: Lerp<T>,
+}
+
+struct Lion<'a, T> {
+    numbers: LionNumbers<T>,
+    p: &'a mut [T],
+    g: &'a [T],
+    m: &'a mut [T],
+}
+
+impl<T: Real> Kernel<T> for Lion<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<V: Simd<Elem = T>>(self) {
+        let LionNumbers { lr, shrink, to_update, to_kept } = self.numbers;
+        for ((p, &g), m) in self.p.iter_mut().zip(self.g).zip(self.m) {
+            let update = to_update.at(*m, g);
+            // No step where the update is zero, or not a number.
+            let up = if update < T::zero() { lr } else { T::zero() };
+            let down = if update > T::zero() { lr } else { T::zero() };
+            *p = *p * shrink - down + up;
+            *m = to_kept.at(*m, g);
+        }
+    }
+}
+
+/// Moves Muon's momentum towards the gradient, which stands in `update` and leaves what is to be made orthogonal there.
+pub(crate) fn muon_momentum<T: Real>(to_kept: Lerp<T>, nesterov: Option<Lerp<T>>, b: &mut [T], update: &mut [T]) {
+    in_chunks((b, update), |(b, update)| {
+        for (b, u) in b.iter_mut().zip(update) {
+            *b = to_kept.at(*b, *u);
+            *u = nesterov.map_or(*b, |lerp| lerp.at(*u, *b));
+        }
+    });
+}
+
+/// Moves elements along the way to others.
+pub(crate) fn lerp<T: Real>(lerp: Lerp<T>, xs: &mut [T], end: &[T]) {
+    in_chunks((xs, end), |(xs, end)| xs.iter_mut().zip(end).for_each(|(x, &end)| *x = lerp.at(*x, end)));
+}
+
+/// p = shrink · p - size · update
+pub(crate) fn shrink_and_subtract<T: Real>(shrink: T, size: T, p: &mut [T], update: &[T]) {
+    in_chunks((p, update), |(p, update)| {
+        for (p, &u) in p.iter_mut().zip(update) {
+            *p = *p * shrink - size * u;
+        }
+    });
 }
 
 /// Σ x² in f64, in an order that does not depend on the number of threads.

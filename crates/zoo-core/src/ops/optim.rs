@@ -1,10 +1,21 @@
 //! Optimizer steps in place: one pass over parameter, gradient and state.
 //!
-//! The formulas and their order of operations are PyTorch's (`torch.optim`), so that trajectories agree to rounding. On
-//! the CPU a step allocates nothing; on any other device, and for half types, it is composed of candle's ops.
+//! The formulas and their order of operations are PyTorch's (`torch.optim`) and timm's, so that trajectories agree to
+//! rounding. On the CPU a step allocates nothing, but for Muon's products of matrices; on any other device, and for half
+//! types, it is composed of candle's ops.
+
+mod lamb;
+mod lion;
+mod muon;
+mod rmsprop;
+
+pub use lamb::{LambStep, lamb_step};
+pub use lion::{LionStep, lion_step};
+pub use muon::{MuonStep, muon_step, newton_schulz};
+pub use rmsprop::{RmspropStep, rmsprop_step};
 
 use super::{Real, elements, read};
-use crate::kernels::optim::{self as kernel, AdamNumbers, SgdNumbers};
+use crate::kernels::optim::{self as kernel, AdamNumbers, Lerp, SgdNumbers};
 use crate::pass::{Backend, backend};
 use crate::storage;
 use candle_core::{CpuStorage, DType, InplaceOp1, InplaceOp2, Layout, Result, Tensor, Var, bail};
@@ -158,6 +169,29 @@ fn adam_fallback(param: &Var, grad: &Tensor, exp_avg: &Var, exp_avg_sq: &Var, st
     param.set(&(p - ((m / denominator)? * size)?)?)
 }
 
+/// Moves `target` by `weight` of the way to `end`: a step of a moving average.
+///
+/// ```text
+/// target = target + weight · (end - target)
+/// ```
+///
+/// # Errors
+/// Shapes, element types or devices that differ.
+pub fn lerp_step(target: &Var, end: &Tensor, weight: f64) -> Result<()> {
+    check("lerp_step", target, [Some(end)])?;
+    fn with_kernel<T: Real>(target: &Tensor, end: &Tensor, weight: f64) -> Result<()> {
+        update_from(target, end, |xs: &mut [T], end: &[T]| {
+            kernel::lerp(Lerp::new(weight), xs, end);
+            Ok(())
+        })
+    }
+    match (backend(target), target.dtype()) {
+        (Backend::Kernel, DType::F32) => with_kernel::<f32>(target, &end.contiguous()?, weight),
+        (Backend::Kernel, _) => with_kernel::<f64>(target, &end.contiguous()?, weight),
+        _ => target.set(&lerp(&target.as_detached_tensor(), &end.detach(), weight)?),
+    }
+}
+
 /// √Σ x² over all elements of all `tensors`, summed in f64 on the CPU (in f32 elsewhere), in an order that does not
 /// depend on the number of threads.
 ///
@@ -215,6 +249,19 @@ fn update_from<T: Real>(target: &Tensor, source: &Tensor, f: impl FnMut(&mut [T]
     target.inplace_op2(source, &UpdateFrom(RefCell::new(f), PhantomData))
 }
 
+/// [`update`] of what may be missing.
+fn update_any<T: Real>(target: Option<&Var>, mut f: impl FnMut(Option<&mut [T]>) -> Result<()>) -> Result<()> {
+    match target {
+        None => f(None),
+        Some(target) => update(target, |xs| f(Some(xs))),
+    }
+}
+
+/// `weight` of the way from `start` to `end`.
+fn lerp(start: &Tensor, end: &Tensor, weight: f64) -> Result<Tensor> {
+    (start * (1.0 - weight))? + (end * weight)?
+}
+
 impl<T: Real, F: FnMut(&mut [T]) -> Result<()>> InplaceOp1 for Update<T, F> {
     fn name(&self) -> &'static str {
         "optimizer-step"
@@ -245,7 +292,7 @@ mod tests {
     /// Longer than two chunks and not a multiple of one, so that every path of the splitting is taken.
     const LEN: usize = 2 * CHUNK + 37;
 
-    fn random(name: &str) -> Var {
+    pub(super) fn random(name: &str) -> Var {
         Var::from_tensor(&numbers(name, &[LEN])).unwrap()
     }
 
