@@ -2,10 +2,11 @@
 
 use crate::text::until_closed;
 use anyhow::Result;
-use clap::Subcommand;
-use clap::builder::PossibleValuesParser;
+use clap::builder::{PossibleValue, PossibleValuesParser, StringValueParser, TypedValueParser};
+use clap::{Arg, Command, Subcommand};
+use std::ffi::OsStr;
 use std::io::{self, Write};
-use zoo_train::recipe::{RECIPES, Recipe};
+use zoo_train::recipe::{RECIPES, Recipe, RecipeSource};
 
 /// Arguments of `recipe`.
 #[derive(clap::Args)]
@@ -25,17 +26,42 @@ enum What {
     /// Show every setting of one recipe: length, batch, optimizer, learning rate and its course, augmentation and the
     /// rest
     Show {
-        /// Name of the recipe
-        #[arg(value_name = "NAME", value_parser = PossibleValuesParser::new(Recipe::NAMES))]
+        /// Name of the recipe, or a file of one's own: `base = "finetune"` and what differs, in TOML
+        #[arg(value_name = "NAME|FILE.toml", value_parser = NameOrFile)]
         name: String,
         /// Network that is trained: the `fast` recipes, `finetune` and `resnet-paper` depend on it. Default: as for
         /// cifar_resnet20
         #[arg(long, value_name = "MODEL")]
         model: Option<String>,
+        /// Change one setting first: `lr=0.05`, `optimizer.weight_decay=0.05`
+        #[arg(long, value_name = "KEY=VALUE")]
+        set: Vec<String>,
+        /// Print a file for `zoo train --recipe FILE.toml`: every setting, to change what should differ
+        #[arg(long, conflicts_with = "json")]
+        toml: bool,
         /// Print one JSON object, as a run's record holds it under `hyperparameters`
         #[arg(long)]
         json: bool,
     },
+}
+
+/// The argument of `--recipe`: a name, which shells complete, or a file.
+#[derive(Clone)]
+pub struct NameOrFile;
+
+impl TypedValueParser for NameOrFile {
+    type Value = String;
+
+    fn parse_ref(&self, command: &Command, arg: Option<&Arg>, value: &OsStr) -> Result<String, clap::Error> {
+        match value.to_str() {
+            Some(text) if RecipeSource::is_file(text) => StringValueParser::new().parse_ref(command, arg, value),
+            _ => PossibleValuesParser::new(Recipe::NAMES).parse_ref(command, arg, value),
+        }
+    }
+
+    fn possible_values(&self) -> Option<Box<dyn Iterator<Item = PossibleValue> + '_>> {
+        Some(Box::new(Recipe::NAMES.iter().map(PossibleValue::new)))
+    }
 }
 
 /// Prints the list, or the settings.
@@ -43,17 +69,22 @@ pub fn run(args: &Args) -> Result<()> {
     let mut out = io::stdout().lock();
     match &args.what {
         What::List { json } => until_closed(list(*json, &mut out)),
-        What::Show { name, model, json } => {
-            let recipe = Recipe::named(name)?;
-            let recipe = match model {
+        What::Show { name, model, set, toml, json } => {
+            let source = RecipeSource::open(name)?;
+            let mut recipe = match model {
                 Some(model) => {
                     let model = zoo::find(model)?;
-                    recipe.adapted_to(model.name).for_side(model.preprocess.size)
+                    source.adapted(model.name, model.preprocess.size)?
                 }
-                None => recipe,
+                None => source.recipe()?,
             };
-            let object = serde_json::to_string(&recipe)?;
-            until_closed(if *json { writeln!(out, "{object}") } else { show(&recipe, model.as_deref(), &mut out) })
+            recipe.set_all(set)?;
+            let shown = match (toml, json) {
+                (true, _) => write!(out, "{}", recipe.to_toml()?),
+                (_, true) => writeln!(out, "{}", serde_json::to_string(&recipe)?),
+                _ => show(&recipe, model.as_deref(), &mut out),
+            };
+            until_closed(shown)
         }
     }
 }

@@ -2,10 +2,10 @@
 
 use crate::network::{Wanted, weights_file};
 use crate::pictures;
+use crate::recipe::NameOrFile;
 use crate::text::{print_line, quoted};
 use anyhow::{Context, Result, bail, ensure};
 use candle_core::Device;
-use clap::builder::PossibleValuesParser;
 use std::fs;
 use std::path::{Path, PathBuf};
 use zoo::{ModelInfo, ModelOptions, VarStore};
@@ -19,7 +19,7 @@ use zoo_train::errors::Interrupted;
 use zoo_train::lock::FolderLock;
 use zoo_train::machine::{Stop, device, set_threads};
 use zoo_train::progress::say;
-use zoo_train::recipe::{Overrides, Recipe};
+use zoo_train::recipe::{Overrides, Recipe, RecipeSource};
 use zoo_train::record::{
     METRICS_FILE, RECORD_FILE, RunOverrides, RunRecord, Status, now_utc, read_jsonl, replace_file, reset_peak_rss,
 };
@@ -47,10 +47,15 @@ pub struct Args {
     /// Folder for model.safetensors, classes.txt, metrics.jsonl (a line an epoch) and record.json
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
-    /// Recipe to train by, see `zoo recipe list`. Default: `finetune` with --weights and for images larger than 32
-    /// pixels, else the network's own
-    #[arg(long, value_name = "NAME", value_parser = PossibleValuesParser::new(Recipe::NAMES))]
+    /// Recipe to train by, see `zoo recipe list`, or a file of one's own: `base = "finetune"` and what differs, in
+    /// TOML; `zoo recipe show NAME --toml` prints one to start from. Default: `finetune` with --weights and for images
+    /// larger than 32 pixels, else the network's own
+    #[arg(long, value_name = "NAME|FILE.toml", value_parser = NameOrFile)]
     recipe: Option<String>,
+    /// Change one setting of the recipe, as often as wanted: `lr=0.05`, `optimizer.weight_decay=0.05`,
+    /// `schedule.decay.cosine.every=step`, `clip_norm=none`; `zoo recipe show NAME --toml` shows them all
+    #[arg(long, value_name = "KEY=VALUE")]
+    set: Vec<String>,
     /// Checkpoint to start from: .safetensors, .pth, .pt, .th, a run's folder, hf:ORG/NAME, an address, or `default`
     /// for the network's published weights. Where its classifier has another number of classes, the network's starts
     /// afresh
@@ -84,9 +89,10 @@ pub struct Args {
     /// Train on the first N images only; the classes of an image folder are mixed before
     #[arg(long, value_name = "N")]
     limit: Option<usize>,
-    /// What to compute in: f32, or bf16 for mixed precision (on the CPU). The weights that are left are f32 in either case
-    #[arg(long, value_name = "f32|bf16", default_value_t)]
-    precision: Precision,
+    /// What to compute in: f32, or bf16 for mixed precision (on the CPU). The weights that are left are f32 in either
+    /// case. Default: the recipe's, f32 in all of the zoo's
+    #[arg(long, value_name = "f32|bf16")]
+    precision: Option<Precision>,
     /// Device to compute on: cpu, cuda:N or metal
     #[arg(long, default_value = "cpu")]
     device: String,
@@ -136,7 +142,7 @@ impl NormalizeFrom {
 pub fn run(args: &Args) -> Result<()> {
     let threads = set_threads(args.threads)?;
     let device = device(&args.device)?;
-    args.precision.check(&device).context("--precision")?;
+    args.precision.map_or(Ok(()), |precision| precision.check(&device)).context("--precision")?;
     let model = zoo::find(&args.model)?;
     may_leave_a_run(args)?;
     let data = load_data(args, model)?;
@@ -154,7 +160,7 @@ pub fn run(args: &Args) -> Result<()> {
         model.name,
         job.recipe.name,
         job.recipe.batch,
-        args.precision,
+        job.recipe.precision,
         args.device
     ));
 
@@ -280,20 +286,26 @@ fn load_data(args: &Args, model: &ModelInfo) -> Result<Dataset> {
 /// Decides what is trained and how, and lists what differs from the named recipe.
 fn plan(args: &Args, model: &'static ModelInfo, data: &Dataset, device: Device) -> Result<(Job, RunOverrides)> {
     let [_, side, _] = data.train.shape();
-    let recipe = match &args.recipe {
-        Some(name) => Recipe::named(name)?,
+    let source = match &args.recipe {
+        Some(text) => RecipeSource::open(text)?,
         // The networks' own recipes were made for training on CIFAR-10 from scratch.
-        None if args.weights.is_some() || side > 32 => Recipe::named("finetune")?,
-        None => Recipe::default_for(model)?,
+        None if args.weights.is_some() || side > 32 => RecipeSource::Named(Recipe::named("finetune")?.into()),
+        None => RecipeSource::Named(Recipe::default_for(model)?.into()),
     };
-    let recipe = recipe.adapted_to(model.name).for_side(side);
+    let mut recipe = source.adapted(model.name, side)?;
+    let set = set(args, &mut recipe)?;
     let changes = Overrides { epochs: args.epochs, batch: args.batch, lr: args.lr, ..Overrides::NONE };
-    let mut overrides = RunOverrides::from(changes.that_change(&recipe));
-    let mut recipe = Recipe { precision: args.precision, ..recipe.with(&changes)? };
+    let mut overrides = RunOverrides { set, ..changes.that_change(&recipe).into() };
+    let precision = args.precision.unwrap_or(recipe.precision);
+    precision.check(&device)?;
+    let mut recipe = Recipe { precision, ..recipe.with(&changes)? };
 
     let start = args.weights.as_deref().map(|file| start(args, model, data, file)).transpose()?;
     let usual = if data.source.is_cifar10() { NormalizeFrom::Recipe } else { NormalizeFrom::Model };
-    let (normalize, source) = match (args.normalize, &start) {
+    // What the user's own file or --set states is no less the user's wish than a flag.
+    let is_stated = source.states("normalize") || args.set.iter().any(|setting| is_of(setting, "normalize"));
+    let wished = args.normalize.or(is_stated.then_some(NormalizeFrom::Recipe));
+    let (normalize, source) = match (wished, &start) {
         (None, Some(start)) => (start.normalize.clone(), "checkpoint"),
         (from, _) => from.unwrap_or(usual).figures(model, &recipe),
     };
@@ -312,6 +324,28 @@ fn plan(args: &Args, model: &'static ModelInfo, data: &Dataset, device: Device) 
         job.on_epoch = Some(|metrics| _ = print_line(serde_json::to_string(metrics).unwrap_or_default()).ok());
     }
     Ok((job, overrides))
+}
+
+/// Whether `KEY=VALUE` sets something of the recipe's part `part`.
+fn is_of(setting: &str, part: &str) -> bool {
+    setting.split(['=', '.']).next().is_some_and(|key| key.trim() == part)
+}
+
+/// Puts what --set says over the recipe: those of the settings that change it.
+fn set(args: &Args, recipe: &mut Recipe) -> Result<Vec<String>> {
+    let flags = [
+        ("length", "--epochs", args.epochs.is_some()),
+        ("batch", "--batch", args.batch.is_some()),
+        ("lr", "--lr", args.lr.is_some()),
+        ("precision", "--precision", args.precision.is_some()),
+        ("normalize", "--normalize", args.normalize.is_some()),
+    ];
+    for (part, flag, _) in flags.into_iter().filter(|(.., is_given)| *is_given) {
+        if let Some(setting) = args.set.iter().find(|setting| is_of(setting, part)) {
+            bail!("--set {} and {flag} say the same setting twice: leave one out", quoted(setting));
+        }
+    }
+    recipe.set_all(&args.set).context("--set")
 }
 
 /// A checkpoint to start from.

@@ -360,6 +360,18 @@ fn recipes_are_listed_and_shown() {
     let recipe: zoo_train::recipe::Recipe = serde_json::from_str(&json).unwrap();
     assert_eq!(recipe, zoo_train::recipe::Recipe::named("fast").unwrap().adapted_to("mlp"));
 
+    // As a file it is the same recipe, and one of the user's own is shown like the zoo's.
+    let toml = succeeds(folder.path(), &["recipe", "show", "fast", "--model", "mlp", "--toml"]);
+    std::fs::write(folder.path().join("same.toml"), &toml).unwrap();
+    assert_eq!(zoo_train::recipe::Recipe::read(&folder.path().join("same.toml")).unwrap(), recipe, "{toml}");
+    std::fs::write(folder.path().join("mine.toml"), "base = 'modern-200'\nlr = 0.2\n").unwrap();
+    let shown = succeeds(folder.path(), &["recipe", "show", "mine.toml", "--set", "optimizer.momentum=0.8"]);
+    assert!(shown.contains("SGD with momentum 0.8") && shown.contains("Learning rate      0.2"), "{shown}");
+    let error = fails(folder.path(), &["recipe", "show", "mine.toml", "--set", "lr_rate=1"]);
+    assert!(error.contains("there is no setting `lr_rate`: did you mean `lr`?"), "{error}");
+    let error = fails(folder.path(), &["recipe", "show", "absent.toml"]);
+    assert!(error.contains("absent.toml: "), "{error}");
+
     let unknown = zoo(folder.path(), &["recipe", "show", "modern-20"]);
     assert_eq!(unknown.status.code(), Some(2));
     assert!(String::from_utf8_lossy(&unknown.stderr).contains("modern-200"));

@@ -102,6 +102,40 @@ fn cifar_files_train_under_the_networks_recipe_and_start_other_tasks() {
 }
 
 #[test]
+fn a_recipe_of_ones_own_and_single_settings_are_followed_and_recorded() {
+    let root = colours();
+    let path = root.path();
+    let text =
+        "base = 'finetune'\nbatch = 6\nlength.epochs = 2\nnormalize = 'pixel_mean'\n[optimizer]\nkind = 'adamw'\n";
+    std::fs::write(path.join("gentle.toml"), text).unwrap();
+    let common = ["mlp", "--data", "photos", "--recipe", "gentle.toml", "--out", "run"];
+    let set = ["--set", "optimizer.weight_decay=0.05", "--set", "augment.flip=false", "--set", "batch=6"];
+    let (_, err) = succeeds(path, &[&common[..], &set].concat());
+    assert!(err.contains("recipe gentle, batch 6"), "{err}");
+    let record = json(&path.join("run/record.json"));
+    assert_eq!((&record["recipe"], &record["epochs"], &record["batch"]), (&"gentle".into(), &2.into(), &6.into()));
+    let set = serde_json::json!({"set": ["optimizer.weight_decay=0.05", "augment.flip=false"]});
+    assert_eq!(record["overrides"], set);
+    let followed = &record["hyperparameters"];
+    assert_eq!(
+        (&followed["optimizer"]["kind"], &followed["optimizer"]["weight_decay"]),
+        (&"adamw".into(), &0.05.into())
+    );
+    // What a file states of the pixels counts, where else the network's own would.
+    assert_eq!((&followed["normalize"], &followed["augment"]["flip"]), (&"pixel_mean".into(), &false.into()));
+
+    for (wrong, told) in [
+        (&["--set", "lr_rate=0.1"][..], "--set: `lr_rate=0.1`: there is no setting `lr_rate`: did you mean `lr`?"),
+        (&["--set", "lr=0.1", "--lr", "0.2"], "--set lr=0.1 and --lr say the same setting twice"),
+        (&["--set", "lr=0"], "the learning rate must be a positive number, got 0"),
+    ] {
+        let other = ["mlp", "--data", "photos", "--recipe", "gentle.toml", "--out", "other"];
+        let error = fails(path, &[&other[..], wrong].concat());
+        assert!(error.contains(told) && !path.join("other").exists(), "{error}");
+    }
+}
+
+#[test]
 fn pixels_are_normalised_as_the_checkpoint_was_trained_unless_the_user_says_otherwise() {
     let root = colours();
     let path = root.path();

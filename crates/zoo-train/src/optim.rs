@@ -228,6 +228,25 @@ pub enum OptimizerConfig {
 }
 
 impl OptimizerConfig {
+    /// The kind of this name, as a recipe writes it, with PyTorch's constants and, of SGD, the usual momentum; without
+    /// weight decay but AdamW's own.
+    ///
+    /// ```
+    /// use zoo_train::optim::OptimizerConfig;
+    /// let adamw = OptimizerConfig::AdamW { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01 };
+    /// assert_eq!(OptimizerConfig::of_kind("adamw"), Some(adamw));
+    /// assert_eq!(OptimizerConfig::of_kind("adamm"), None);
+    /// ```
+    pub fn of_kind(name: &str) -> Option<Self> {
+        let (betas, eps) = ([0.9, 0.999], 1e-8);
+        Some(match name {
+            "sgd" => Self::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 },
+            "adam" => Self::Adam { betas, eps, weight_decay: 0.0 },
+            "adamw" => Self::AdamW { betas, eps, weight_decay: 0.01 },
+            _ => return None,
+        })
+    }
+
     /// How many tensors of its own it keeps for each parameter.
     pub fn states(&self) -> usize {
         match *self {

@@ -1,12 +1,17 @@
 //! Recipes: everything that decides how a network is trained, as data with a name.
 //!
 //! [`Recipe::named`] knows the published ones and ours. [`RECIPES`] says of each whose it is and how it trains, in a
-//! line; `zoo recipe list` prints them, `zoo recipe show NAME` every setting of one.
+//! line; `zoo recipe list` prints them, `zoo recipe show NAME` every setting of one. [`Recipe::read`] reads one's own
+//! from a file, [`Recipe::set`] changes single settings.
 
+mod check;
 mod fast;
+mod file;
 mod named;
+mod over;
 mod words;
 
+pub use file::{RecipeFile, RecipeSource};
 pub use words::{About, RECIPES};
 
 use crate::augment::Augment;
@@ -129,37 +134,17 @@ impl Recipe {
     /// The recipe with single values put over it.
     ///
     /// # Errors
-    /// No epochs or more than a million, no batch or one of more than a billion images, a learning rate or ε that is
-    /// not a positive number, or a momentum outside 0..=1.
+    /// What [`check`](Self::check) refuses.
     pub fn with(&self, overrides: &Overrides) -> Result<Self> {
-        // Beyond all that anybody trains, and what is computed from them does not overflow.
-        const MOST_EPOCHS: usize = 1_000_000;
-        const MOST_IMAGES: usize = 1_000_000_000;
         let mut recipe = self.clone();
-        if let Some(epochs) = overrides.epochs {
-            ensure!((1..=MOST_EPOCHS).contains(&epochs), "epochs must be from 1 to {MOST_EPOCHS}, got {epochs}");
-            recipe.length = Length::Epochs(epochs);
-        }
-        if let Some(batch) = overrides.batch {
-            ensure!((1..=MOST_IMAGES).contains(&batch), "batch must be from 1 to {MOST_IMAGES}, got {batch}");
-            recipe.batch = batch;
-        }
-        if let Some(lr) = overrides.lr {
-            ensure!(lr > 0.0 && lr.is_finite(), "the learning rate must be a positive number, got {lr}");
-            recipe.lr = lr;
-        }
-        if let Some(momentum) = overrides.bn_momentum {
-            ensure!((0.0..=1.0).contains(&momentum), "the momentum of BatchNorm must lie in 0..=1, got {momentum}");
-            recipe.batch_norm.momentum = Some(momentum);
-        }
-        if let Some(eps) = overrides.bn_eps {
-            ensure!(eps > 0.0 && eps.is_finite(), "the ε of BatchNorm must be a positive number, got {eps}");
-            recipe.batch_norm.eps = Some(eps);
-        }
-        if let Some(on) = overrides.batch_norm {
-            recipe.batch_norm.off = !on;
-        }
+        recipe.length = overrides.epochs.map_or(recipe.length, Length::Epochs);
+        recipe.batch = overrides.batch.unwrap_or(recipe.batch);
+        recipe.lr = overrides.lr.unwrap_or(recipe.lr);
+        recipe.batch_norm.momentum = overrides.bn_momentum.or(recipe.batch_norm.momentum);
+        recipe.batch_norm.eps = overrides.bn_eps.or(recipe.batch_norm.eps);
+        recipe.batch_norm.off = overrides.batch_norm.map_or(recipe.batch_norm.off, |on| !on);
         recipe.init = overrides.init.unwrap_or(recipe.init);
+        recipe.check()?;
         Ok(recipe)
     }
 

@@ -19,6 +19,9 @@ pub struct RunOverrides {
     /// Single values; epochs are not among them, for the record has a field of its own.
     #[serde(flatten)]
     pub recipe: Overrides,
+    /// Any other settings, each as `KEY=VALUE` for [`Recipe::set`](crate::recipe::Recipe::set), in their order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub set: Vec<String>,
     /// Whose mean and deviation pixels were normalised by, as `zoo train --normalize` names them; `checkpoint` for
     /// those that the run's weights came with.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -31,7 +34,7 @@ pub struct RunOverrides {
 
 impl From<Overrides> for RunOverrides {
     fn from(recipe: Overrides) -> Self {
-        Self { recipe, normalize: None, weights: None }
+        Self { recipe, ..Self::default() }
     }
 }
 
@@ -44,13 +47,14 @@ impl RunOverrides {
     /// As `name=value`, for people to read.
     pub fn settings(&self) -> Vec<String> {
         let mut settings = self.recipe.settings();
+        settings.extend(self.set.iter().cloned());
         settings.extend(self.normalize.as_ref().map(|normalize| format!("normalize={normalize}")));
         settings.extend(self.weights.as_ref().map(|weights| format!("weights={weights}")));
         settings
     }
 
     /// Takes one `name=value` over; `None` if it is none that was ever written.
-    fn set(&mut self, setting: &str) -> Option<()> {
+    fn take(&mut self, setting: &str) -> Option<()> {
         let (name, value) = setting.split_once('=')?;
         match name {
             "batch" => self.recipe.batch = Some(value.parse().ok()?),
@@ -83,7 +87,7 @@ pub(super) fn fields_or_list<'de, D: Deserializer<'de>>(deserializer: D) -> Resu
     let mut overrides = RunOverrides::default();
     for setting in list {
         // A setting that is passed over would make a changed run look like an unchanged one.
-        overrides.set(&setting).ok_or_else(|| D::Error::custom(format!("`{setting}` is no override")))?;
+        overrides.take(&setting).ok_or_else(|| D::Error::custom(format!("`{setting}` is no override")))?;
     }
     Ok(overrides)
 }
@@ -112,7 +116,7 @@ mod tests {
             batch_norm: Some(false),
             init: Some(InitRule::Torch),
         };
-        RunOverrides { recipe, normalize: Some("half".into()), weights: Some("a=b.pth".into()) }
+        RunOverrides { recipe, set: Vec::new(), normalize: Some("half".into()), weights: Some("a=b.pth".into()) }
     }
 
     #[test]
@@ -126,6 +130,17 @@ mod tests {
         assert_eq!(read(written).unwrap(), all());
         assert!(read(json!({})).unwrap().is_empty() && !all().is_empty());
         assert!(read(json!({"batch": "six"})).is_err());
+    }
+
+    #[test]
+    fn settings_of_any_kind_are_listed() {
+        let overrides =
+            RunOverrides { set: vec!["optimizer.weight_decay=0.05".into(), "clip_norm=none".into()], ..all() };
+        let written = serde_json::to_value(&overrides).unwrap();
+        assert_eq!(written["set"], json!(["optimizer.weight_decay=0.05", "clip_norm=none"]));
+        assert_eq!(read(written).unwrap(), overrides);
+        assert_eq!(overrides.settings()[6..8], ["optimizer.weight_decay=0.05", "clip_norm=none"]);
+        assert!(!RunOverrides { set: vec!["clip_norm=none".into()], ..RunOverrides::default() }.is_empty());
     }
 
     #[test]

@@ -44,7 +44,10 @@ fn named(run: &Run) -> Option<Recipe> {
         return None;
     }
     // Neither whose figures pixels were normalised by nor what a run started from is a recipe's to say.
-    let RunOverrides { recipe: changes, normalize: None, weights: None } = &record.overrides else { return None };
+    let RunOverrides { recipe: changes, set, normalize: None, weights: None } = &record.overrides else { return None };
+    if !set.is_empty() {
+        return None;
+    }
     let mut recipe = Recipe::named(&record.recipe).ok()?.adapted_to(&record.model).with(changes).ok()?;
     recipe.precision = record.precision;
     let images = record.data.train_images;
