@@ -37,9 +37,10 @@ const FILES: [&str; 7] =
 pub struct Args {
     /// Name of the network, see `zoo list`
     model: String,
-    /// CIFAR-10's binary files (data_batch_*.bin and test_batch.bin, or train.bin and test.bin), CIFAR-100's, or an
-    /// image folder: train/CLASS/* and val/CLASS/* or test/CLASS/*, whose pictures (JPEG, PNG, WebP, BMP, GIF, TIFF,
-    /// also in folders of the class's) are cut to the network's size
+    /// CIFAR-10's binary files (data_batch_*.bin and test_batch.bin, or train.bin and test.bin), CIFAR-100's, MNIST's or
+    /// Fashion-MNIST's (train-images-idx3-ubyte and the other three, also with .gz), or an image folder: train/CLASS/*
+    /// and val/CLASS/* or test/CLASS/*, whose pictures (JPEG, PNG, WebP, BMP, GIF, TIFF, also in folders of the class's)
+    /// are cut to the network's size.
     #[arg(long, value_name = "DIR")]
     data: PathBuf,
     #[command(flatten)]

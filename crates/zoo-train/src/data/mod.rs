@@ -7,6 +7,7 @@ pub mod cifar10;
 pub mod folder;
 mod grey;
 pub mod hub;
+pub mod idx;
 mod left_out;
 pub mod synthetic;
 mod test_images;
@@ -314,11 +315,11 @@ impl Dataset {
         }
     }
 
-    /// Loads what lies in `dir`: binary files of CIFAR-10 or CIFAR-100 ([`cifar10::load_any`]), or an image folder, its
-    /// images cut to `side`x`side` ([`folder::load`]).
+    /// Loads what lies in `dir`: binary files of CIFAR-10 or CIFAR-100 ([`cifar10::load_any`]), MNIST's or
+    /// Fashion-MNIST's files ([`idx::load`]), or an image folder, its images cut to `side`x`side` ([`folder::load`]).
     ///
     /// # Errors
-    /// A folder that is neither, with both layouts, or both; what the two loaders refuse.
+    /// A folder that is none, with all layouts, or two; what the loaders refuse.
     pub fn open(dir: &Path, side: usize) -> Result<Self, DataError> {
         Self::open_within(dir, side, Limits::default())
     }
@@ -328,16 +329,17 @@ impl Dataset {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn open_within(dir: &Path, side: usize, limits: Limits) -> Result<Self, DataError> {
-        let problem = match (cifar10::is_in(dir), folder::is_in(dir)) {
-            (true, false) => return cifar10::load_any(dir),
-            (false, true) => return folder::load(dir, side, limits),
-            (true, true) => "holds two data sets, where one was expected",
+        let problem = match (cifar10::is_in(dir), idx::is_in(dir), folder::is_in(dir)) {
+            (true, false, false) => return cifar10::load_any(dir),
+            (false, true, false) => return idx::load(dir),
+            (false, false, true) => return folder::load(dir, side, limits),
+            (true, ..) | (_, true, _) => "holds two data sets, where one was expected",
             _ if dir.is_dir() => "holds no data set",
             _ if dir.exists() => "not a directory",
             _ => "no such directory",
         };
-        let layouts = "CIFAR-10 binary files (data_batch_*.bin and test_batch.bin, or train.bin and test.bin) or an image folder \
-                       (train/CLASS/* and val/CLASS/* or test/CLASS/*)";
+        let layouts = "CIFAR-10 binary files (data_batch_*.bin and test_batch.bin, or train.bin and test.bin), MNIST's \
+                       files (train-images-idx3-ubyte, …) or an image folder (train/CLASS/* and val/CLASS/* or test/CLASS/*)";
         Err(DataError::Layout { path: dir.into(), problem: format!("{problem}: expected {layouts}") })
     }
 

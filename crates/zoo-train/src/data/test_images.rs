@@ -1,7 +1,7 @@
 //! Test images alone, to measure a trained network without loading its training images.
 
 use super::left_out::LeftOut;
-use super::{DataError, Dataset, Split, cifar10, folder};
+use super::{DataError, Dataset, Split, cifar10, folder, idx};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use zoo_image::{Framing, Limits};
@@ -35,12 +35,12 @@ enum Images {
 }
 
 impl TestImages {
-    /// The side of the images in `dir`, where their files fix it: 32 for CIFAR-10's.
+    /// The side of the images in `dir`, where their files fix it: 32 for CIFAR-10's, 28 for MNIST's.
     pub fn side(dir: &Path) -> Option<usize> {
-        cifar10::is_in(dir).then_some(cifar10::SHAPE[1])
+        cifar10::is_in(dir).then_some(cifar10::SHAPE[1]).or_else(|| idx::side(dir))
     }
 
-    /// The test images of what lies in `dir`: CIFAR-10's binary files, or an image folder (`val/CLASS/*` or
+    /// The test images of what lies in `dir`: CIFAR-10's binary files, MNIST's, or an image folder (`val/CLASS/*` or
     /// `test/CLASS/*`), each photograph seen through `framing`.
     ///
     /// Labels follow the order of `known`, the names of the network's outputs. Without it they follow the data's own
@@ -49,7 +49,7 @@ impl TestImages {
     /// # Errors
     /// What [`Dataset::open`] refuses; a class that is not among the `known` ones.
     pub fn open(dir: &Path, framing: Framing, known: Option<&[String]>, limits: Limits) -> Result<Self, DataError> {
-        if folder::is_in(dir) && !cifar10::is_in(dir) {
+        if folder::is_in(dir) && !cifar10::is_in(dir) && !idx::is_in(dir) {
             let (files, classes, left_out) = folder::test_files(dir, known)?;
             let images = Images::Files(files, framing, limits);
             return Ok(Self { images, classes, left_out: Arc::new(left_out.into()) });
