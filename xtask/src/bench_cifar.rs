@@ -19,7 +19,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use zoo_core::{InitRule, Precision};
 use zoo_train::checkpoint::{self, Checkpoints, Unwritable};
-use zoo_train::data::{DataError, DataSource, DataSpec, Dataset, Synthetic};
+use zoo_train::data::{DataError, DataSource, DataSpec, Dataset, Synthetic, download};
 use zoo_train::errors::{self, Interrupted};
 use zoo_train::format::count;
 use zoo_train::lock::FolderLock;
@@ -51,8 +51,9 @@ pub struct Args {
     /// Try everything out in about two minutes (once built): three small networks, a few epochs, synthetic images
     #[arg(long)]
     quick: bool,
-    /// Directory of CIFAR-10's binary files, `hub` or `synthetic`; by default $CIFAR10_DIR, else the hub
-    #[arg(long, value_name = "DIR|hub|synthetic")]
+    /// Directory of CIFAR-10's binary files, `download` (170 MB, once), `hub` or `synthetic`. Default: $CIFAR10_DIR, else
+    /// what was downloaded before, else the hub's local cache, else `download`
+    #[arg(long, value_name = "download|DIR|hub|synthetic")]
     data: Option<DataSpec>,
     /// Name of the data in the report, if it is not the original CIFAR-10: `CIFAR-10, 40x40`
     #[arg(long, value_name = "NAME")]
@@ -250,7 +251,7 @@ fn load_data(args: &Args) -> Result<Dataset> {
         (None, false) => DataSpec::Auto,
     };
     let mut data = Dataset::load(&spec).map_err(|error| match error {
-        DataError::Hub(why) => anyhow!(no_data(&why)),
+        DataError::Hub(why) | DataError::Download(why) => anyhow!(no_data(&why)),
         error => error.into(),
     })?;
     if let Some(name) = &args.data_name {
@@ -268,13 +269,17 @@ fn load_data(args: &Args) -> Result<Dataset> {
     }
 }
 
-/// What to do where CIFAR-10 is nowhere: first the command that gets it and then runs what was asked for.
+/// What to do where CIFAR-10 is nowhere and cannot be downloaded: the commands that get it and then run what was asked
+/// for.
 fn no_data(why: &str) -> String {
     let given = std::env::args().skip(2).map(|argument| " ".to_owned() + &quoted(&argument)).collect::<String>();
     let get = "curl -O https://www.cs.toronto.edu/~kriz/cifar-10-binary.tar.gz && tar xzf cifar-10-binary.tar.gz";
     format!(
         "CIFAR-10 is not on this machine; this gets it and starts: \
-         `{get} && cargo xtask bench-cifar{given} --data cifar-10-batches-bin`; without network: `cargo xtask bench-cifar --quick`, or --data with the folder of its binary files; from the hub: {why}"
+         `{get} && cargo xtask bench-cifar{given} --data cifar-10-batches-bin`; from a mirror: {}=ADDRESS before the \
+         command; without network: `cargo xtask bench-cifar --quick`, or --data with the folder of its binary files; \
+         what is in the way: {why}",
+        download::URL_VARIABLE
     )
 }
 
@@ -367,6 +372,7 @@ impl Suite<'_> {
             }
         };
         let data = match (&args.data, args.quick, &self.data.source) {
+            (Some(DataSpec::Download), ..) => Some("download".into()),
             (_, true, DataSource::Synthetic { .. }) if args.data.is_none() => None,
             (_, _, DataSource::Cifar10Files { dir } | DataSource::Altered { dir, .. }) => {
                 Some(quoted(&dir.display().to_string()))

@@ -13,7 +13,7 @@ use zoo_core::Precision;
 use zoo_core::weights::{LoadOptions, ensure_fit};
 use zoo_image::{Normalize, WEIGHTS_FILE, normalize_of};
 use zoo_train::checkpoint::{self, Checkpoints};
-use zoo_train::data::Dataset;
+use zoo_train::data::{Dataset, download};
 use zoo_train::error_analysis::{EVALUATION_FILE, MISTAKES_FILE};
 use zoo_train::errors::Interrupted;
 use zoo_train::lock::FolderLock;
@@ -40,8 +40,8 @@ pub struct Args {
     /// CIFAR-10's binary files (data_batch_*.bin and test_batch.bin, or train.bin and test.bin), CIFAR-100's, MNIST's or
     /// Fashion-MNIST's (train-images-idx3-ubyte and the other three, also with .gz), or an image folder: train/CLASS/*
     /// and val/CLASS/* or test/CLASS/*, whose pictures (JPEG, PNG, WebP, BMP, GIF, TIFF, also in folders of the class's)
-    /// are cut to the network's size.
-    #[arg(long, value_name = "DIR")]
+    /// are cut to the network's size. `download` is CIFAR-10: downloaded once (170 MB), and found again
+    #[arg(long, value_name = "DIR|download")]
     data: PathBuf,
     #[command(flatten)]
     size: pictures::Size,
@@ -268,7 +268,12 @@ fn make_folder(args: &Args) -> Result<FolderLock> {
 
 fn load_data(args: &Args, model: &ModelInfo) -> Result<Dataset> {
     ensure!(args.limit != Some(0), "--limit must be at least 1");
-    let data = Dataset::open_within(&args.data, model.preprocess.size, args.size.limits())?;
+    // A folder of that name is `./download`.
+    let folder = match args.data.as_os_str() == "download" {
+        true => download::cifar10()?,
+        false => args.data.clone(),
+    };
+    let data = Dataset::open_within(&folder, model.preprocess.size, args.size.limits())?;
     pictures::tell(&data.left_out);
     let data = match args.in_chans {
         Some(channels) => data.with_channels(channels)?,

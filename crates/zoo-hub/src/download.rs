@@ -70,14 +70,39 @@ impl UrlFile {
         client: &Client,
         progress: &mut dyn FnMut(Progress),
     ) -> Result<PathBuf, Error> {
+        // The tag of a server of files is no hash of theirs; their names are.
+        self.held_to(hash::stated_in(self.file_name()), folder, client, progress)
+    }
+
+    /// Downloads the file into `folder` and holds it to a SHA-256, in hexadecimal and small letters, that is known from
+    /// elsewhere.
+    ///
+    /// # Errors
+    /// As [`HubFile::fetch_into`].
+    pub fn fetch_exactly_into(
+        &self,
+        sha256: &str,
+        folder: &Path,
+        client: &Client,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<PathBuf, Error> {
+        self.held_to(Some(sha256), folder, client, progress)
+    }
+
+    fn held_to(
+        &self,
+        hash: Option<&str>,
+        folder: &Path,
+        client: &Client,
+        progress: &mut dyn FnMut(Progress),
+    ) -> Result<PathBuf, Error> {
         let (name, path) = (self.url(), folder.join(self.file_name()));
         let answer = client.ask(name, name, None, |_| false)?;
         if let Some(error) = answer.refusal(name, false) {
             return Err(error);
         }
         fs::create_dir_all(folder).map_err(io(folder))?;
-        // The tag of a server of files is no hash of theirs; their names are.
-        let meta = Meta { tag: hash::stated_in(self.file_name()).map(str::to_owned), ..meta(&answer) };
+        let meta = Meta { tag: hash.map(str::to_owned), ..meta(&answer) };
         transfer(client, name, self.file_name(), &meta, &path, progress)?;
         Ok(path)
     }

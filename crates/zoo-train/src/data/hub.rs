@@ -25,6 +25,18 @@ pub fn load() -> Result<Dataset, DataError> {
     Dataset::new(train, test, cifar10::CLASSES.iter().copied().map(String::from).collect(), DataSource::Cifar10Hub)
 }
 
+/// Whether the data set lies in the local hub cache, so that [`load`] needs no network.
+pub(super) fn is_cached() -> bool {
+    use std::env::var_os;
+    use std::path::PathBuf;
+    // As hf-hub looks for it: the reference is written last.
+    let path = |name: &str| var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let home = || Some(path("HOME").or_else(|| path("USERPROFILE"))?.join(".cache/huggingface"));
+    let cache = path("HF_HUB_CACHE").or_else(|| Some(path("HF_HOME").or_else(home)?.join("hub")));
+    cfg!(feature = "hub")
+        && cache.is_some_and(|cache| cache.join("datasets--cifar10/refs/refs/convert/parquet").is_file())
+}
+
 /// Fails: this build cannot reach the hub. With the feature `hub` it loads the data set from the local hub cache, or
 /// downloads it there.
 ///

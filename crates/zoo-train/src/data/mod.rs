@@ -1,9 +1,10 @@
 //! Labelled images in memory, and where they come from.
 //!
 //! A [`Dataset`] is two [`Split`]s of u8 images with the names of the classes and a [`DataSource`] that every report
-//! repeats. [`Dataset::load`] follows a [`DataSpec`], the `--data DIR|hub|synthetic` of the commands.
+//! repeats. [`Dataset::load`] follows a [`DataSpec`], the `--data download|DIR|hub|synthetic` of the commands.
 
 pub mod cifar10;
+pub mod download;
 pub mod folder;
 mod grey;
 pub mod hub;
@@ -12,6 +13,7 @@ mod left_out;
 pub mod synthetic;
 mod test_images;
 
+use download::URL_VARIABLE;
 pub use left_out::{LeftOut, pictures};
 pub use synthetic::Synthetic;
 pub use test_images::TestImages;
@@ -65,6 +67,12 @@ pub enum DataError {
          this command ran once"
     )]
     Hub(String),
+    /// CIFAR-10's archive cannot be downloaded.
+    #[error(
+        "CIFAR-10 cannot be downloaded: {0}; other ways: `--data DIR` with its binary files (or {CIFAR10_DIR}=DIR), \
+         {URL_VARIABLE}=ADDRESS for a mirror, `--data synthetic` for the embedded procedural data"
+    )]
+    Download(String),
     /// A picture that cannot be read.
     #[error(transparent)]
     Picture(#[from] zoo_image::Error),
@@ -147,14 +155,18 @@ impl fmt::Display for DataSource {
 /// ```
 /// use zoo_train::data::{DataSpec, Synthetic};
 /// assert_eq!("hub".parse(), Ok(DataSpec::Hub));
+/// assert_eq!("download".parse(), Ok(DataSpec::Download));
 /// assert_eq!("synthetic".parse(), Ok(DataSpec::Synthetic(Synthetic::default())));
 /// assert_eq!("./hub".parse(), Ok(DataSpec::Dir("./hub".into())));
 /// ```
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum DataSpec {
-    /// `$CIFAR10_DIR` if it is set, else the local hub cache, else a download from the hub.
+    /// CIFAR-10 from wherever it is: `$CIFAR10_DIR` if it is set, else what was downloaded before, else the hub's local
+    /// cache, in a build with the feature `hub`, else downloaded now.
     #[default]
     Auto,
+    /// CIFAR-10's own archive: what was downloaded before, else downloaded now. See [`download`].
+    Download,
     /// A directory of CIFAR-10 binary files.
     Dir(PathBuf),
     /// The hub copy: from the local cache, else downloaded.
@@ -168,6 +180,7 @@ impl FromStr for DataSpec {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         Ok(match text {
+            "download" => Self::Download,
             "hub" => Self::Hub,
             "synthetic" => Self::Synthetic(Synthetic::default()),
             dir => Self::Dir(dir.into()),
@@ -304,11 +317,12 @@ impl Dataset {
     /// Loads what `spec` names.
     ///
     /// # Errors
-    /// Files that are missing or damaged, with the place and what was expected; a hub that is neither cached nor
-    /// reachable, with the ways out.
+    /// Files that are missing or damaged, with the place and what was expected; a hub or an archive that is neither
+    /// cached nor reachable, with the ways out.
     pub fn load(spec: &DataSpec) -> Result<Self, DataError> {
         match spec {
             DataSpec::Auto => Self::load_auto(std::env::var_os(CIFAR10_DIR)),
+            DataSpec::Download => cifar10::load(&download::cifar10()?),
             DataSpec::Dir(dir) => cifar10::load(dir),
             DataSpec::Hub => hub::load(),
             DataSpec::Synthetic(synthetic) => Ok(synthetic.generate()),
@@ -346,8 +360,11 @@ impl Dataset {
     fn load_auto(cifar10_dir: Option<OsString>) -> Result<Self, DataError> {
         match cifar10_dir {
             Some(dir) if !dir.is_empty() => cifar10::load(Path::new(&dir)),
-            // Looks into the local cache before it downloads.
-            _ => hub::load(),
+            _ => match download::found() {
+                Some(dir) => cifar10::load(&dir),
+                None if hub::is_cached() => hub::load(),
+                None => Self::load(&DataSpec::Download),
+            },
         }
     }
 
@@ -428,13 +445,9 @@ mod tests {
     #[test]
     #[cfg(not(feature = "hub"))]
     fn a_build_without_the_hub_names_the_ways_out() {
-        for data in [Dataset::load_auto(None), Dataset::load(&DataSpec::Hub)] {
-            let error = data.unwrap_err().to_string();
-            assert!(error.starts_with("CIFAR-10 from the hub: this build has no hub access"), "{error}");
-            assert!(
-                ["--features hub", "--data DIR", "CIFAR10_DIR", "--data synthetic"].iter().all(|w| error.contains(w))
-            );
-            assert_eq!(error.lines().count(), 1);
-        }
+        let error = Dataset::load(&DataSpec::Hub).unwrap_err().to_string();
+        assert!(error.starts_with("CIFAR-10 from the hub: this build has no hub access"), "{error}");
+        assert!(["--features hub", "--data DIR", "CIFAR10_DIR", "--data synthetic"].iter().all(|w| error.contains(w)));
+        assert_eq!(error.lines().count(), 1);
     }
 }
