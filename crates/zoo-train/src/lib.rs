@@ -38,4 +38,6 @@ pub mod record;
 pub mod report;
 pub mod run_record;
 pub mod schedule;
+#[cfg(feature = "tensorboard")]
+pub mod tensorboard;
 pub mod trainer;
