@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes the golden values that the zoo's tests compare with: what PyTorch computes, in f64.
 
-usage: python tests/golden/generate.py [ops] [optim] [photos] [pictures] [cnn] [resnet] [mobile] [transformer] [mlp]
+usage: python tests/golden/generate.py [ops] [optim] [optim_more] [photos] [pictures] [cnn] [resnet] [mobile] [transformer] [mlp]
                                         [transformer_seq]
        (no name: all of them; rewrites the files beside it; a family's networks stand in reference_FAMILY.py)
 needs: pip install torch torchvision timm numpy safetensors
@@ -11,6 +11,7 @@ Files
   models_FAMILY.json          whole networks: logits, loss, gradients, running statistics after one training step; dropout off
   transformer_seq.json        nn.Transformer, and a translator on top of it, on sequences: output, loss, gradients; dropout 0
   optim.json                  optimizers step by step, gradient clipping, learning-rate schedules
+  optim_more.json             RMSprop, LAMB, Lion and Muon step by step, layer-wise learning rates: reference_optim.py
   photos.json                 photographs resized and cut by torchvision on Pillow's images, byte by byte
   pictures.json               files of all kinds as Pillow reads them: upright RGB pixels, and which cut-off files it takes
 Each holds the generator's name and PyTorch's version. Running the script again on the same version changes nothing.
@@ -556,6 +557,10 @@ def optim():
     })
 
 
+def optim_more():
+    write_json("optim_more.json", importlib.import_module("reference_optim").optim_more(unit))
+
+
 # --------------------------------------------------------------------------------------------------------- photographs
 
 
@@ -685,7 +690,7 @@ def pictures():
     write_json("pictures.json", {"pillow": pillow, "cases": cases})
 
 
-PARTS = {"ops": ops, "optim": optim, "photos": photos, "pictures": pictures, "transformer_seq": transformer_seq} | {family: functools.partial(models, family) for family in FAMILIES}
+PARTS = {"ops": ops, "optim": optim, "optim_more": optim_more, "photos": photos, "pictures": pictures, "transformer_seq": transformer_seq} | {family: functools.partial(models, family) for family in FAMILIES}
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -103,7 +103,7 @@ fn training_goes_on_from_a_checkpoint_with_another_head() -> Result<()> {
     // The first three classes only, so that the classifier has another shape.
     let all = data();
     let keep: Vec<usize> = (0..all.train.len()).filter(|&i| all.train.labels()[i] < 3).collect();
-    let images: Vec<u8> = keep.iter().flat_map(|&i| all.train.image(i).to_vec()).collect();
+    let images: Vec<u8> = keep.iter().flat_map(|&i| all.train.image(i).unwrap().to_vec()).collect();
     let labels: Vec<u32> = keep.iter().map(|&i| all.train.labels()[i]).collect();
     let split = zoo_train::data::Split::new(images, labels, [3, 32, 32])?;
     let three = Dataset::new(split.clone(), split, all.classes[..3].to_vec(), all.source.clone())?;

@@ -3,7 +3,7 @@
 use anyhow::{Result, ensure};
 use zoo::ModelOptions;
 use zoo_core::Precision;
-use zoo_core::inspect::training_memory;
+use zoo_core::inspect::{TrainingPlan, training_memory};
 
 /// Model, batch and the `peak_rss_mb` of `zoo bench MODEL --mode train --json`, 2 threads, images of 32x32: the
 /// defaults of ten networks first, then other batches and kinds.
@@ -35,7 +35,8 @@ const IN_BF16: &[(&str, usize, f64)] = &[
 fn the_estimate_is_near_what_was_measured() -> Result<()> {
     for (precision, table) in [(Precision::F32, IN_F32), (Precision::Bf16, IN_BF16)] {
         for &(name, batch, measured) in table {
-            let needed = training_memory(zoo::find(name)?, &ModelOptions::default(), precision, batch, 1)?;
+            let needed =
+                training_memory(zoo::find(name)?, &ModelOptions::default(), &TrainingPlan::new(precision, batch, 1))?;
             let estimate = needed as f64 / 1e6;
             let off = 100.0 * (estimate / measured - 1.0);
             println!("| {name} | {batch} | {} | {estimate:.0} | {measured:.0} | {off:+.0} % |", precision.name());
@@ -43,7 +44,10 @@ fn the_estimate_is_near_what_was_measured() -> Result<()> {
         }
     }
     // Adam keeps one tensor a parameter more.
-    let bytes = |states| training_memory(zoo::find("mlp")?, &ModelOptions::default(), Precision::F32, 1, states);
+    let bytes = |states| {
+        let plan = TrainingPlan::new(Precision::F32, 1, states);
+        training_memory(zoo::find("mlp")?, &ModelOptions::default(), &plan)
+    };
     ensure!(bytes(2)? - bytes(1)? == 4 * zoo::find("mlp")?.parameters as u64);
     Ok(())
 }

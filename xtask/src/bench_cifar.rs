@@ -176,7 +176,7 @@ pub fn run(args: &Args) -> Result<()> {
         append_jsonl(&out.join(RESULTS_FILE), &record)?;
         match record.status {
             Status::Finished => checkpoint::remove(&out.join(&planned.folder))?,
-            Status::Interrupted => left += 1,
+            Status::Interrupted | Status::Running => left += 1,
             Status::Failed { message } => {
                 let precision = record.precision.unusual().map_or(String::new(), |precision| format!(" {precision}"));
                 failures.push(format!("{}{precision} seed {}: {message}", record.model, record.seed));

@@ -26,6 +26,9 @@ pub struct Args {
     data: PathBuf,
     #[command(flatten)]
     size: pictures::Size,
+    /// Part of an image folder: val, test or train. Default: val if it is there, else test
+    #[arg(long, value_name = "NAME", value_parser = ["val", "test", "train"])]
+    split: Option<String>,
     /// Batch size: images that go through the network together. Default: 250 up to 32 pixels, 32 of larger ones
     #[arg(long, value_name = "N")]
     batch: Option<usize>,
@@ -61,7 +64,8 @@ pub fn run(args: &Args) -> Result<()> {
         None => None,
     };
     let known = mapped.as_deref().or(trained.classes());
-    let images = TestImages::open(&args.data, trained.framing(), known, args.size.limits())?;
+    let limits = args.size.limits();
+    let images = TestImages::open_split(&args.data, args.split.as_deref(), trained.framing(), known, limits)?;
     let batch = args.batch.unwrap_or(if trained.framing().size <= 32 { 250 } else { 32 });
     let mut progress = Images::new(trained.name(), images.len());
     let result = evaluate_classifier(&trained, &images, batch, |n| progress.seen(n));

@@ -63,7 +63,7 @@ enum Command {
     /// Measure how many test images a trained network classifies right
     Eval(eval::Args),
     /// Train a network on a folder of images or on CIFAR-10, from scratch or from a checkpoint
-    Train(train::Args),
+    Train(Box<train::Args>),
     /// Write a page about runs: curves, results, confusion and mistakes
     Report(report::Args),
     /// Print a script that completes this command in a shell

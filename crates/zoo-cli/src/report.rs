@@ -16,7 +16,7 @@ pub struct Args {
     /// Folder for report.html and report.md. Default: that of the run, if it is one
     #[arg(long, short, value_name = "DIR")]
     output: Option<PathBuf>,
-    /// Overwrite a report that is there
+    /// Overwrite a report that is in --output already
     #[arg(long)]
     force: bool,
 }
@@ -40,7 +40,9 @@ pub fn run(args: &Args) -> Result<()> {
     }
     std::fs::create_dir_all(out).with_context(|| out.display().to_string())?;
     let page = out.join("report.html");
-    ensure!(args.force || !page.exists(), "{} is there already: choose another folder, or --force", page.display());
+    // A run's own page is written anew, as training does it.
+    let may_write = args.force || args.output.is_none() || !page.exists();
+    ensure!(may_write, "{} is there already: choose another folder, or --force", page.display());
     report::write(out, &runs, &Additions::NONE)?;
     print_line(page.display())
 }

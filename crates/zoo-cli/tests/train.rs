@@ -44,7 +44,7 @@ fn a_folder_of_images_leaves_a_network_its_classes_and_a_record() {
     let path = root.path();
     let (out, err) = succeeds(path, &["mlp", "--data", "photos", "--out", "my run", "--epochs", "4", "--batch", "6"]);
     assert_eq!(out, "");
-    assert!(err.contains("36 images to train on, 12 to test on, 3 classes"), "{err}");
+    assert!(err.contains("36 images to train on, 12 to test on; 3 classes of 12 images each"), "{err}");
     assert!(
         err.contains("epoch   4/4") && err.contains("zoo predict mlp --weights 'my run/model.safetensors' IMAGE"),
         "{err}"
@@ -247,14 +247,14 @@ fn the_end_says_which_epoch_the_file_holds() {
     let root = colours();
     let (_, err) = succeeds(root.path(), &["mlp", "--data", "photos", "--out", "run", "--epochs", "6", "--batch", "6"]);
     let record = json(&root.path().join("run/record.json"));
-    let line = err.lines().find(|line| line.contains("test accuracy")).unwrap();
-    assert!(line.contains(" % after the last epoch (this is what model.safetensors holds); "), "{line}");
-    let [best, last] = ["test_acc_best", "test_acc_last"].map(|key| record[key].as_f64().unwrap());
-    let end = match best > last {
-        true => format!("best {:.1} % after epoch {}, not kept", 100.0 * best, record["best_epoch"]),
-        false => "no epoch was better".into(),
-    };
-    assert!(line.ends_with(&end), "{line}");
+    let line = err.lines().find(|line| line.contains("this is what model.safetensors holds")).unwrap();
+    let (kept, accuracy) = (record["kept"]["epoch"].as_u64().unwrap(), record["test_acc_best"].as_f64().unwrap());
+    assert_eq!((record["best_epoch"].as_u64(), record["kept"]["accuracy"].as_f64()), (Some(kept), Some(accuracy)));
+    assert!(line.contains(&format!("{:.1} % on the validation images after epoch {kept}", 100.0 * accuracy)), "{line}");
+    // The last epoch's, where that is asked for.
+    let last = ["mlp", "--data", "photos", "--out", "last", "--epochs", "2", "--batch", "6", "--keep", "last"];
+    let (_, err) = succeeds(root.path(), &last);
+    assert!(err.contains("after epoch 2: this is what model.safetensors holds"), "{err}");
 }
 
 #[test]

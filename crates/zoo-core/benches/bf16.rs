@@ -20,7 +20,7 @@ use std::hint::black_box;
 use std::time::Duration;
 use zoo_core::ops::{self, Conv2dParams, Pointwise};
 use zoo_core::rng::Rng;
-use zoo_core::{Precision, tape};
+use zoo_core::{BatchNorm, Conv2d, Conv2dConfig, DenseBlock, ModuleT, Precision, Sequential, VarStore, seq, tape};
 
 /// As the `zoo` command does it.
 #[global_allocator]
@@ -92,6 +92,42 @@ fn convolutions(c: &mut Criterion<Machine>) {
         let work = [flops(layer.flops()), flops(layer.flops() * if asks { 3 } else { 2 })];
         let params = layer.params();
         measure(&mut group, &layer.name(), (&xs, asks), &weight, work, |xs, w| ops::conv2d(xs, &w[0], None, params));
+    }
+    group.finish();
+}
+
+/// Six layers of DenseNet-121's, as its four blocks begin: each is a norm on maps that stand apart, a convolution of single
+/// taps and one of 3x3. The products are those of the convolutions.
+fn dense_blocks(c: &mut Criterion<Machine>) {
+    const GROWTH: usize = 32;
+    const LAYERS: usize = 6;
+    let mut group = c.benchmark_group("bf16 dense block");
+    for (channels, side) in [(64, 32), (128, 16), (256, 8), (512, 4)] {
+        let (b, wide) = (32, 4 * GROWTH);
+        let store = VarStore::new(0, DType::F32, &Device::Cpu);
+        let unit = |name: String, c_in: usize, c_out: usize| -> Result<Sequential> {
+            let vb = store.root().pp(name);
+            let conv = |from, to, config: Conv2dConfig, at: &str| Conv2d::new(from, to, config.no_bias(), vb.pp(at));
+            let norms = (BatchNorm::new(c_in, vb.pp("norm1"))?, BatchNorm::new(wide, vb.pp("norm2"))?);
+            let narrow = conv(c_in, wide, Conv2dConfig::new(1), "conv1")?;
+            let spread = conv(wide, c_out, Conv2dConfig::new(3).padding(1), "conv2")?;
+            Ok(seq![norms.0, Pointwise::Relu, narrow, norms.1, Pointwise::Relu, spread])
+        };
+        let layers = (0..LAYERS).map(|i| unit(format!("layer{i}"), channels + i * GROWTH, GROWTH));
+        let layers = layers.collect::<Result<Vec<_>>>().expect("a block");
+        let all = channels + LAYERS * GROWTH;
+        let reader = unit("reader".into(), all, GROWTH).expect("a reader");
+        let block = DenseBlock::new(layers, reader, "block");
+        let widths = (0..=LAYERS).map(|i| channels + i * GROWTH);
+        let macs: usize = widths.map(|width| width * wide + 9 * wide * GROWTH).sum();
+        let work = (2 * macs * b * side * side) as u64;
+        let weights: Vec<Var> = store.parameters().into_iter().map(|(_, var)| var).collect();
+        let xs = map(&[b, channels, side, side]);
+        let name = format!("b{b} {channels}x{side}x{side}, {LAYERS} layers");
+        // On the tape it trains, off it it evaluates.
+        measure(&mut group, &name, (&xs, true), &weights, [flops(work), flops(3 * work)], |xs, w| {
+            block.forward_t(xs, w.first().is_some_and(Tensor::is_variable))
+        });
     }
     group.finish();
 }
@@ -198,6 +234,7 @@ fn main() {
         .measurement_time(Duration::from_millis(600))
         .configure_from_args();
     convolutions(&mut c);
+    dense_blocks(&mut c);
     depthwise(&mut c);
     products(&mut c);
     memory_bound(&mut c);

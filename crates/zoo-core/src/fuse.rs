@@ -10,6 +10,7 @@ use crate::ops::fused::conv_bn_mixed;
 use crate::ops::fused::dense_unit_mixed;
 use crate::ops::fused::residual_branch::{Inner, residual_branch};
 use crate::ops::{FusedActivation, Norm, Pointwise};
+use crate::vars::Training;
 use candle_core::{DType, Result, Tensor, bail};
 use std::any::Any;
 use std::fmt;
@@ -143,17 +144,37 @@ const TABLE: &[Row] = &[
     },
 ];
 
-/// The row for the first of these layers.
+/// The row for the first of these layers. Layers of which only a part is trained are not one operation: they run one by
+/// one.
 pub(crate) fn sequence(layers: &[Arc<dyn Layer>]) -> Option<&'static Row> {
-    TABLE.iter().find(|row| row.end == End::Alone && layers.len() >= row.layers.len() && row.fits(layers))
+    let one = |row: &&Row| {
+        let alone = row.end == End::Alone && layers.len() >= row.layers.len();
+        alone && row.fits(layers) && !training(&layers[..row.layers.len()]).is_mixed()
+    };
+    TABLE.iter().find(one)
 }
 
 /// The row for the last of these layers, the branch of a shortcut.
 pub(crate) fn end_of_branch(layers: &[Arc<dyn Layer>]) -> Option<&'static Row> {
     TABLE.iter().find(|row| {
         let before = layers.len().checked_sub(row.layers.len());
-        row.end != End::Alone && before.is_some_and(|before| row.fits(&layers[before..]))
+        let one = |before: usize| row.fits(&layers[before..]) && !training(&layers[before..]).is_mixed();
+        row.end != End::Alone && before.is_some_and(one)
     })
+}
+
+/// What of these layers is trained, of those that operations of the table are made of.
+pub(crate) fn training(layers: &[Arc<dyn Layer>]) -> Training {
+    let of = |layer: &Arc<dyn Layer>| -> Training {
+        let layer = &**layer;
+        let own = layer_as::<Conv2d>(layer).map(Conv2d::training);
+        let own = own.or_else(|| layer_as::<BatchNorm>(layer).map(BatchNorm::training));
+        let own = own.or_else(|| layer_as::<LayerNorm>(layer).map(LayerNorm::training));
+        let own = own.or_else(|| layer_as::<SelfAttention>(layer).map(SelfAttention::training));
+        let own = own.or_else(|| layer_as::<MlpBlock>(layer).map(MlpBlock::training));
+        own.unwrap_or_default()
+    };
+    layers.iter().fold(Training::default(), |all, layer| all.and(of(layer)))
 }
 
 /// A layer as what it is.

@@ -4,12 +4,17 @@
 //! construction. Here a parameter's initial value is a function of (seed, key) alone, statistics are buffers that no
 //! optimizer sees, and a store can be built from shapes only, to count a 600 MB network without allocating it.
 
+mod training;
+
+pub(crate) use training::Training;
+
 use crate::init::{Init, InitRule};
 use crate::rng::Rng;
 use candle_core::{DType, Device, Result, Shape, Tensor, Var, bail};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use training::Frozen;
 
 /// What a stored tensor is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,6 +36,8 @@ pub struct Slot {
     pub shape: Shape,
     /// The variable; `None` in a store of shapes only.
     pub var: Option<Var>,
+    /// A parameter that is not trained, see [`VarStore::set_frozen`].
+    pub frozen: bool,
 }
 
 /// What a [`VarStore`] changes in every [`BatchNorm`](crate::BatchNorm) that is built in it, whatever the network's own
@@ -75,6 +82,7 @@ struct Inner {
     dropout_calls: Mutex<BTreeMap<String, Arc<AtomicU64>>>,
     batch_norm: Mutex<BatchNormSettings>,
     init: Mutex<InitRule>,
+    frozen: Mutex<Frozen>,
 }
 
 /// What a new tensor holds.
@@ -134,9 +142,10 @@ impl VarStore {
     }
 
     fn build(seed: u64, dtype: DType, device: &Device, values: Values) -> Self {
-        let (slots, dropout_off, dropout_calls, batch_norm, init) = Default::default();
+        let (slots, dropout_off, dropout_calls, batch_norm, init, frozen) = Default::default();
         let device = device.clone();
-        Self(Arc::new(Inner { seed, dtype, device, values, slots, dropout_off, dropout_calls, batch_norm, init }))
+        let inner = Inner { seed, dtype, device, values, slots, dropout_off, dropout_calls, batch_norm, init, frozen };
+        Self(Arc::new(inner))
     }
 
     fn lock(&self) -> MutexGuard<'_, Slots> {
@@ -172,10 +181,11 @@ impl VarStore {
 
     fn vars(&self, kind: VarKind) -> Vec<(String, Var)> {
         let slots = self.lock();
-        slots.list.iter().filter(|s| s.kind == kind).filter_map(|s| Some((s.key.clone(), s.var.clone()?))).collect()
+        let wanted = slots.list.iter().filter(|s| s.kind == kind && !s.frozen);
+        wanted.filter_map(|s| Some((s.key.clone(), s.var.clone()?))).collect()
     }
 
-    /// The trainable variables with their keys, in the order of construction.
+    /// The trainable variables with their keys, in the order of construction; frozen ones are not among them.
     pub fn parameters(&self) -> Vec<(String, Var)> {
         self.vars(VarKind::Parameter)
     }
@@ -217,6 +227,26 @@ impl VarStore {
     /// ```
     pub fn set_init(&self, rule: InitRule) {
         *self.0.init.lock().unwrap_or_else(PoisonError::into_inner) = rule;
+    }
+
+    /// Freezes every layer that is built in this store from now on, and every single parameter, whose key `is_frozen`: call
+    /// it before the network is built. What is frozen runs as in evaluation: it is on no graph, its BatchNorms read
+    /// their running statistics without moving them, and its dropouts let everything through. Frozen parameters are not among
+    /// [`parameters`](Self::parameters).
+    ///
+    /// ```
+    /// use candle_core::{DType, Device};
+    /// use zoo_core::{BatchNorm, Linear, VarStore};
+    /// let store = VarStore::new(0, DType::F32, &Device::Cpu);
+    /// store.set_frozen(|key| key.starts_with("trunk"));
+    /// Linear::new(4, 8, store.root().pp("trunk"))?;
+    /// Linear::new(8, 2, store.root().pp("head"))?;
+    /// let trained: Vec<String> = store.parameters().into_iter().map(|(key, _)| key).collect();
+    /// assert_eq!(trained, ["head.weight", "head.bias"]);
+    /// # Ok::<(), candle_core::Error>(())
+    /// ```
+    pub fn set_frozen(&self, is_frozen: impl Fn(&str) -> bool + Send + Sync + 'static) {
+        *self.0.frozen.lock().unwrap_or_else(PoisonError::into_inner) = Frozen(Some(Arc::new(is_frozen)));
     }
 
     /// How often each dropout layer has drawn a mask, by key: with the seed, the whole random state of the network.
@@ -277,6 +307,20 @@ impl VarBuilder {
         *self.store.0.batch_norm.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether what is called `name` here is not trained.
+    pub(crate) fn is_frozen(&self, name: &str) -> bool {
+        let frozen = self.store.0.frozen.lock().unwrap_or_else(PoisonError::into_inner);
+        frozen.0.as_ref().is_some_and(|is_frozen| is_frozen(&self.key(name)))
+    }
+
+    /// Which of these names are trained here.
+    pub(crate) fn training_of(&self, names: &[&str]) -> Training {
+        names.iter().fold(Training::default(), |all, name| {
+            let frozen = self.is_frozen(name);
+            all.and(Training { frozen, trained: !frozen })
+        })
+    }
+
     /// Whose rules fill layers.
     pub(crate) fn init_rule(&self) -> InitRule {
         *self.store.0.init.lock().unwrap_or_else(PoisonError::into_inner)
@@ -296,15 +340,16 @@ impl VarBuilder {
     /// # Errors
     /// A key that is taken already (to share a weight, clone the tensor), or an init that does not fit the shape.
     pub fn param(&self, shape: impl Into<Shape>, name: &str, init: Init) -> Result<Tensor> {
-        let (shape, key) = (shape.into(), self.key(name));
+        let (shape, key, frozen) = (shape.into(), self.key(name), self.is_frozen(name));
         if self.store.0.values == Values::None {
             let tensor = Tensor::zeros((), self.dtype(), self.device())?.broadcast_as(&shape)?;
-            self.insert(Slot { key, kind: VarKind::Parameter, shape, var: None })?;
+            self.insert(Slot { key, kind: VarKind::Parameter, shape, var: None, frozen })?;
             return Ok(tensor);
         }
         let var = self.fill(&key, &shape, init)?;
-        self.insert(Slot { key, kind: VarKind::Parameter, shape, var: Some(var.clone()) })?;
-        Ok(var.into_inner())
+        self.insert(Slot { key, kind: VarKind::Parameter, shape, var: Some(var.clone()), frozen })?;
+        // Detached it is the same memory, and no graph knows it.
+        Ok(if frozen { var.as_detached_tensor() } else { var.into_inner() })
     }
 
     /// A new tensor called `name` here that is saved but not trained.
@@ -315,7 +360,7 @@ impl VarBuilder {
         let (shape, key) = (shape.into(), self.key(name));
         let var = self.fill(&key, &shape, init)?;
         let stored = (self.store.0.values != Values::None).then(|| var.clone());
-        self.insert(Slot { key, kind: VarKind::Buffer, shape, var: stored })?;
+        self.insert(Slot { key, kind: VarKind::Buffer, shape, var: stored, frozen: false })?;
         Ok(var)
     }
 
@@ -360,7 +405,8 @@ impl VarBuilder {
         let place = format!("{}#", self.path);
         let key = format!("{place}{}", all.keys().filter(|key| key.starts_with(&place)).count());
         all.insert(key.clone(), calls.clone());
-        DropoutStream { seed: self.store.0.seed, key, calls, off: self.store.0.dropout_off.clone() }
+        let off = if self.is_frozen("") { Arc::new(AtomicBool::new(true)) } else { self.store.0.dropout_off.clone() };
+        DropoutStream { seed: self.store.0.seed, key, calls, off }
     }
 }
 

@@ -127,6 +127,40 @@ impl Framing {
     }
 }
 
+impl Picture {
+    /// The whole picture, upright: its height and width, and its planes, red, green and blue, each row by row.
+    ///
+    /// ```
+    /// use zoo_image::Picture;
+    /// let picture = Picture::from(&image::RgbImage::from_raw(2, 1, vec![1, 2, 3, 4, 5, 6]).ok_or("six bytes")?);
+    /// assert_eq!(picture.planes()?, ([1, 2], vec![1, 4, 2, 5, 3, 6]));
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
+    /// # Errors
+    /// A picture whose bytes are not those of its size.
+    pub fn planes(&self) -> Result<([usize; 2], Vec<u8>)> {
+        let (swapped, mirrored) = turn(self.orientation);
+        let [w, h] = [self.width as usize, self.height as usize];
+        if self.rgb.len() != 3 * w * h || self.rgb.is_empty() {
+            return Err(Error::Input(format!("{} bytes for {w}x{h} pixels", self.rgb.len())));
+        }
+        let [height, width] = if swapped { [w, h] } else { [h, w] };
+        let mut planes = Vec::with_capacity(self.rgb.len());
+        for channel in 0..3 {
+            for y in 0..height {
+                planes.extend((0..width).map(|x| {
+                    let (x, y) = if swapped { (y, x) } else { (x, y) };
+                    let x = if mirrored[0] { w - 1 - x } else { x };
+                    let y = if mirrored[1] { h - 1 - y } else { y };
+                    self.rgb[3 * (y * w + x) + channel]
+                }));
+            }
+        }
+        Ok(([height, width], planes))
+    }
+}
+
 /// An error of [`Framing::apply`] with the picture's name.
 fn named(error: Error, path: &Path) -> Error {
     Error::Picture { path: path.into(), problem: format!("cannot be resized: {error}") }
@@ -269,6 +303,22 @@ mod tests {
                     let ours = framing.apply(&picture(photo(w, h), orientation)).unwrap();
                     assert!(ours == expected, "other bytes in {w}x{h} held {exif}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn the_whole_picture_is_upright_however_the_camera_was_held() {
+        for exif in 1..=8 {
+            let orientation = Orientation::from_exif(exif).unwrap();
+            let mut upright = DynamicImage::from(photo(7, 4));
+            upright.apply_orientation(orientation);
+            let upright = upright.to_rgb8();
+            let ([height, width], planes) = picture(photo(7, 4), orientation).planes().unwrap();
+            assert_eq!((width as u32, height as u32), upright.dimensions(), "held {exif}");
+            for (x, y, Rgb(colour)) in upright.enumerate_pixels() {
+                let at = y as usize * width + x as usize;
+                assert_eq!([0, 1, 2].map(|c| planes[c * width * height + at]), *colour, "held {exif}");
             }
         }
     }

@@ -48,7 +48,7 @@ pub use grey::grey;
 /// The decoders' crate, whose decoded images are taken too.
 pub use image;
 pub use input::Input;
-pub use metadata::{BatchNormOverride, Metadata, carried, normalize_of};
+pub use metadata::{BatchNormOverride, Kept, Metadata, carried, normalize_of};
 pub use notes::taken;
 pub use options::Options;
 pub use picture::{Limits, Picture};

@@ -55,7 +55,7 @@ fn transform(c: &mut Criterion<Machine>, data: &Dataset) -> Result<()> {
             group.bench_function(format!("{means}, {name}"), |b| {
                 b.iter(|| {
                     let index = images.next().unwrap_or_default();
-                    transform.write(split.image(index), augment.view(1, 0, index), &mut out);
+                    transform.write(&split.image(index).unwrap(), augment.view(1, 0, index), &mut out);
                     black_box(&out);
                 });
             });

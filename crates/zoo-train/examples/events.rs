@@ -1,6 +1,6 @@
 //! Writes two curves as TensorBoard's event files: `cargo run --example events --features tensorboard -- FOLDER`.
 //!
-//! `tests/reference/tensorboard.py` reads them with TensorBoard itself.
+//! `tests/reference/event_files.py` reads them with TensorBoard itself.
 
 use anyhow::{Context, Result};
 use zoo_train::tensorboard::Events;

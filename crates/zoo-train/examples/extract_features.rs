@@ -93,7 +93,7 @@ fn demonstrate() -> Result<()> {
     let folder = tempfile::tempdir()?;
     let weights = make_weights(info, &data, folder.path())?;
 
-    let images: Vec<Vec<u8>> = (0..data.test.len()).map(|index| data.test.image(index).to_vec()).collect();
+    let images: Vec<Vec<u8>> = (0..data.test.len()).map(|index| data.test.image(index).unwrap().to_vec()).collect();
     let vectors = embed(&open(info, &weights)?, &images)?;
     println!("{} images, {} numbers each\n", vectors.dim(0)?, vectors.dim(1)?);
 

@@ -8,6 +8,7 @@
 //! A file is written aside, synced, and renamed; the two newest are kept. Whenever a crash comes, one of them is whole:
 //! a damaged one is recognised by its checksum and passed over.
 
+use crate::average::WeightAverage;
 use crate::errors;
 use crate::optim::Optimizer;
 use crate::record::EpochMetrics;
@@ -31,6 +32,8 @@ const KEPT: usize = 2;
 const MODEL: &str = "model.";
 /// What stands before the keys of the optimizer's tensors.
 const OPTIMIZER: &str = "optimizer.";
+/// What stands before the keys of the averages of the weights.
+const AVERAGE: &str = "average.";
 const POSITION: &str = "position";
 const CHECKSUM: &str = "checksum";
 
@@ -95,13 +98,19 @@ pub struct Tensors {
     pub model: BTreeMap<String, Tensor>,
     /// The optimizer's state, see [`Optimizer::state`].
     pub optimizer: BTreeMap<String, Tensor>,
+    /// Averages of the weights, see [`WeightAverage::state`].
+    pub average: BTreeMap<String, Tensor>,
 }
 
 impl Tensors {
     /// All of them under the names that they have in a file.
     fn named(&self) -> BTreeMap<String, &Tensor> {
-        let model = self.model.iter().map(|(key, tensor)| (format!("{MODEL}{key}"), tensor));
-        model.chain(self.optimizer.iter().map(|(key, tensor)| (format!("{OPTIMIZER}{key}"), tensor))).collect()
+        let parts = [(MODEL, &self.model), (OPTIMIZER, &self.optimizer), (AVERAGE, &self.average)];
+        let mut named = BTreeMap::new();
+        for (prefix, tensors) in parts {
+            named.extend(tensors.iter().map(|(key, tensor)| (format!("{prefix}{key}"), tensor)));
+        }
+        named
     }
 }
 
@@ -114,7 +123,7 @@ pub struct Checkpoint {
 }
 
 impl Checkpoint {
-    /// Puts the run's tensors back into `store` and `optimizer`, and counts dropout masks from where the run stood.
+    /// Puts the run's tensors back into `store`, `optimizer` and `average`, and counts dropout masks from where the run stood.
     ///
     /// The network's tensors go through [`zoo_core::weights::load`]: every key must be there, none may be over, and
     /// each must have its shape. What that converts, another element type, is an error here: the bits would not be the
@@ -122,16 +131,26 @@ impl Checkpoint {
     ///
     /// # Errors
     /// Tensors that are not those of this network or this optimizer; the error names them.
-    pub fn restore(&self, store: &VarStore, optimizer: &mut dyn Optimizer) -> Result<()> {
+    pub fn restore(
+        &self,
+        store: &VarStore,
+        optimizer: &mut dyn Optimizer,
+        average: Option<&mut WeightAverage>,
+    ) -> Result<()> {
         let wanted = store.dtype();
         for key in self.weights.keys().filter(|key| key.starts_with(MODEL)) {
             let found = self.weights.dtype(key).unwrap_or(wanted);
             ensure!(found == wanted, "`{key}` is {}, and the network computes in {}", found.as_str(), wanted.as_str());
         }
         load(store, &self.weights, &LoadOptions { prefix: Some(MODEL), ..LoadOptions::default() })?;
-        let keys = self.weights.keys().filter_map(|key| Some((key, key.strip_prefix(OPTIMIZER)?)));
-        let state = keys.map(|(key, own)| Ok((own.to_owned(), self.weights.tensor(key, &Device::Cpu)?)));
-        optimizer.load_state(&state.collect::<Result<_>>()?)?;
+        let state = |prefix: &str| -> Result<BTreeMap<String, Tensor>> {
+            let keys = self.weights.keys().filter_map(|key| Some((key, key.strip_prefix(prefix)?)));
+            keys.map(|(key, own)| Ok((own.to_owned(), self.weights.tensor(key, &Device::Cpu)?))).collect()
+        };
+        optimizer.load_state(&state(OPTIMIZER)?)?;
+        if let Some(average) = average {
+            average.load_state(&state(AVERAGE)?)?;
+        }
         store.set_dropout_state(&self.position.dropout);
         Ok(())
     }
@@ -338,10 +357,10 @@ mod tests {
     fn refusal(tensors: &[(&str, Tensor)]) -> String {
         let folder = tempfile::tempdir().unwrap();
         let model = tensors.iter().map(|(key, tensor)| ((*key).to_owned(), tensor.clone())).collect();
-        save(folder.path(), &position(), &Tensors { model, optimizer: BTreeMap::new() }).unwrap();
+        save(folder.path(), &position(), &Tensors { model, ..Tensors::default() }).unwrap();
         let checkpoint = newest(folder.path()).unwrap().checkpoint.unwrap();
         let store = store(&["a", "b"]);
-        let error = checkpoint.restore(&store, &mut sgd(&store)).unwrap_err();
+        let error = checkpoint.restore(&store, &mut sgd(&store), None).unwrap_err();
         assert!(store.parameters().iter().all(|(_, var)| var.to_vec1::<f32>().unwrap() == [0.0; 2]));
         format!("{error:#}")
     }
@@ -367,12 +386,17 @@ mod tests {
         let loss = from.parameters().iter().map(|(_, var)| var.sum_all().unwrap()).reduce(|a, b| (a + b).unwrap());
         optimizer.step(&loss.unwrap().backward().unwrap()).unwrap();
         let model = from.parameters().into_iter().map(|(key, var)| (key, var.as_detached_tensor())).collect();
-        save(folder.path(), &position(), &Tensors { model, optimizer: optimizer.state().unwrap() }).unwrap();
+        save(
+            folder.path(),
+            &position(),
+            &Tensors { model, optimizer: optimizer.state().unwrap(), ..Tensors::default() },
+        )
+        .unwrap();
 
         let checkpoint = newest(folder.path()).unwrap().checkpoint.unwrap();
         assert_eq!(checkpoint.position, position());
         let mut restored = sgd(&to);
-        checkpoint.restore(&to, &mut restored).unwrap();
+        checkpoint.restore(&to, &mut restored, None).unwrap();
         let values = |store: &VarStore| -> Vec<Vec<f32>> {
             store.parameters().iter().map(|(_, var)| var.to_vec1().unwrap()).collect()
         };

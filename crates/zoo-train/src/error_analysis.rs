@@ -207,7 +207,7 @@ impl ErrorAnalysis {
         for (position, mistake) in self.mistakes.iter_mut().enumerate() {
             mistake.x = (position % COLUMNS) as u32 * self.tile[0];
             mistake.y = (position / COLUMNS) as u32 * self.tile[1];
-            let bytes = split.image(mistake.index);
+            let bytes = split.image(mistake.index)?;
             let pixel = |x: u32, y: u32| {
                 let at = y as usize * width + x as usize;
                 // Three channels are colours; of any other number the first is shown in grey.
@@ -347,7 +347,7 @@ pub(crate) mod tests {
             assert_eq!((mistake.x, mistake.y), (position as u32 % 8 * 32, position as u32 / 8 * 32));
             assert_eq!(data.test.labels()[mistake.index] as usize, mistake.label);
             assert!(mistake.predicted != mistake.label && (0.1..=1.0).contains(&mistake.probability));
-            let image = data.test.image(mistake.index);
+            let image = data.test.image(mistake.index).unwrap();
             for (x, y) in [(0, 0), (31, 0), (5, 17)] {
                 let at = y as usize * 32 + x as usize;
                 let Rgb(pixel) = *sheet.get_pixel(mistake.x + x, mistake.y + y);

@@ -21,6 +21,7 @@
 #![deny(missing_docs)]
 
 pub mod augment;
+pub mod average;
 pub mod checkpoint;
 pub mod confusion;
 pub mod data;
@@ -37,6 +38,7 @@ pub mod recipe;
 pub mod record;
 pub mod report;
 pub mod run_record;
+pub mod samples;
 pub mod schedule;
 #[cfg(feature = "tensorboard")]
 pub mod tensorboard;

@@ -1,14 +1,31 @@
-//! Optimizers: SGD, Adam and AdamW with PyTorch's update rules, parameter groups, and state that goes into checkpoints.
+//! Optimizers: SGD, Adam, AdamW, RMSprop and Muon with PyTorch's update rules, LAMB and Lion with timm's; parameter
+//! groups, and state that goes into checkpoints.
 //!
 //! A parameter without a gradient in a step is left alone, with its state, as PyTorch does. The arithmetic itself
 //! stands in [`zoo_core::ops::optim`].
 
+mod config;
+mod gradients;
+mod lamb;
+mod layer_decay;
+mod lion;
+mod muon;
+mod rmsprop;
+mod slots;
+
+pub use config::OptimizerConfig;
+pub use gradients::{accumulate, clip_grad_norm, grad_norm, scale};
+pub use lamb::Lamb;
+pub use layer_decay::{LayerDecay, layer_decay_groups};
+pub use lion::Lion;
+pub use muon::{AdjustLr, Muon};
+pub use rmsprop::Rmsprop;
+
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Device, Result, Tensor, Var, bail};
-use serde::{Deserialize, Serialize};
+use candle_core::{Result, Tensor, Var};
+use slots::Slots;
 use std::collections::BTreeMap;
-use zoo_core::memory;
-use zoo_core::ops::optim::{AdamStep, SgdStep, adam_step, global_norm, sgd_step};
+use zoo_core::ops::optim::{AdamStep, SgdStep, adam_step, sgd_step};
 
 /// What the training loop asks of an optimizer.
 ///
@@ -38,8 +55,8 @@ pub trait Optimizer: Send {
     /// A gradient whose shape or type is not its parameter's, or what the device reports.
     fn step(&mut self, grads: &GradStore) -> Result<()>;
 
-    /// A copy of the state, under `PARAMETER.NAME`, with PyTorch's names: `step`, and `momentum_buffer`, or `exp_avg`
-    /// and `exp_avg_sq`. Parameters that never had a gradient have none.
+    /// A copy of the state, under `PARAMETER.NAME`, with the names of PyTorch and timm: `step`, and `momentum_buffer`, or
+    /// `exp_avg` and `exp_avg_sq`, and so on. Parameters that never had a gradient have none.
     ///
     /// # Errors
     /// What the device reports.
@@ -71,6 +88,16 @@ impl Group {
         Self { lr_factor, ..self }
     }
 
+    /// The parameters, with their keys.
+    pub fn parameters(&self) -> &[(String, Var)] {
+        &self.parameters
+    }
+
+    /// What the optimizer's learning rate is multiplied with, and the weight decay.
+    pub fn factors(&self) -> (f64, f64) {
+        (self.lr_factor, self.weight_decay)
+    }
+
     /// Two groups: weight decay on matrices and convolutions, none on biases and the scales of normalisations.
     pub fn decay_weights_only(parameters: Vec<(String, Var)>, weight_decay: f64) -> Vec<Self> {
         let (weights, others) = parameters.into_iter().partition(|(_, var)| var.rank() > 1);
@@ -96,7 +123,7 @@ impl Sgd {
     /// With momentum, before the first step.
     pub fn momentum(mut self, momentum: f64) -> Self {
         self.momentum = momentum;
-        self.slots.names = if momentum == 0.0 { &[] } else { &["momentum_buffer"] };
+        self.slots.keep(if momentum == 0.0 { &[] } else { &["momentum_buffer"] });
         self
     }
 
@@ -119,7 +146,7 @@ impl Optimizer for Sgd {
         let (lr, momentum, nesterov) = (self.lr, self.momentum, self.nesterov);
         self.slots.step(grads, |slot, grad| {
             let step = SgdStep { lr: lr * slot.lr_factor, momentum, nesterov, weight_decay: slot.weight_decay };
-            sgd_step(&slot.var, grad, slot.state.first(), &step)
+            sgd_step(&slot.var, grad, slot.state("momentum_buffer"), &step)
         })
     }
 
@@ -193,203 +220,7 @@ impl Optimizer for Adam {
     }
 }
 
-/// Which optimizer, as a recipe states it.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
-#[non_exhaustive]
-pub enum OptimizerConfig {
-    /// [`Sgd`].
-    Sgd {
-        /// 0 for none.
-        momentum: f64,
-        /// Looks ahead along the momentum.
-        nesterov: bool,
-        /// L2 penalty.
-        weight_decay: f64,
-    },
-    /// [`Adam`] with L2 weight decay.
-    Adam {
-        /// Decays of the two moments.
-        betas: [f64; 2],
-        /// ε.
-        eps: f64,
-        /// L2 penalty.
-        weight_decay: f64,
-    },
-    /// [`Adam`] with decoupled weight decay.
-    AdamW {
-        /// Decays of the two moments.
-        betas: [f64; 2],
-        /// ε.
-        eps: f64,
-        /// Share of a parameter that a step at learning rate 1 would take off.
-        weight_decay: f64,
-    },
-}
-
-impl OptimizerConfig {
-    /// The kind of this name, as a recipe writes it, with PyTorch's constants and, of SGD, the usual momentum; without
-    /// weight decay but AdamW's own.
-    ///
-    /// ```
-    /// use zoo_train::optim::OptimizerConfig;
-    /// let adamw = OptimizerConfig::AdamW { betas: [0.9, 0.999], eps: 1e-8, weight_decay: 0.01 };
-    /// assert_eq!(OptimizerConfig::of_kind("adamw"), Some(adamw));
-    /// assert_eq!(OptimizerConfig::of_kind("adamm"), None);
-    /// ```
-    pub fn of_kind(name: &str) -> Option<Self> {
-        let (betas, eps) = ([0.9, 0.999], 1e-8);
-        Some(match name {
-            "sgd" => Self::Sgd { momentum: 0.9, nesterov: false, weight_decay: 0.0 },
-            "adam" => Self::Adam { betas, eps, weight_decay: 0.0 },
-            "adamw" => Self::AdamW { betas, eps, weight_decay: 0.01 },
-            _ => return None,
-        })
-    }
-
-    /// How many tensors of its own it keeps for each parameter.
-    pub fn states(&self) -> usize {
-        match *self {
-            Self::Sgd { momentum, .. } => usize::from(momentum != 0.0),
-            Self::Adam { .. } | Self::AdamW { .. } => 2,
-        }
-    }
-
-    /// Builds it over `parameters`. With `decay_all` weight decay covers biases and normalisation scales too, which is
-    /// PyTorch's default and what the published CIFAR-10 recipes did.
-    pub fn build(&self, parameters: Vec<(String, Var)>, lr: f64, decay_all: bool) -> Box<dyn Optimizer> {
-        let groups = |weight_decay| match decay_all {
-            true => vec![Group::new(parameters, weight_decay)],
-            false => Group::decay_weights_only(parameters, weight_decay),
-        };
-        match *self {
-            Self::Sgd { momentum, nesterov, weight_decay } => {
-                Box::new(Sgd::new(groups(weight_decay), lr).momentum(momentum).nesterov(nesterov))
-            }
-            Self::Adam { betas, eps, weight_decay } => {
-                Box::new(Adam::new(groups(weight_decay), lr).betas(betas).eps(eps))
-            }
-            Self::AdamW { betas, eps, weight_decay } => {
-                Box::new(Adam::decoupled(groups(weight_decay), lr).betas(betas).eps(eps))
-            }
-        }
-    }
-}
-
-/// Scales the gradients of `parameters` so that their common L2 norm is at most `max_norm`, and returns the norm that
-/// they had (PyTorch's `clip_grad_norm_`: the factor is max_norm / (norm + 1e-6)). A norm that is not finite is
-/// returned as it is.
-///
-/// # Errors
-/// What the device reports.
-pub fn clip_grad_norm(parameters: &[(String, Var)], grads: &mut GradStore, max_norm: f64) -> Result<f64> {
-    let norm = grad_norm(parameters, grads)?;
-    let factor = max_norm / (norm + 1e-6);
-    if factor < 1.0 {
-        for (_, var) in parameters {
-            if let Some(grad) = grads.remove(var) {
-                grads.insert(var, (grad.detach() * factor)?);
-            }
-        }
-    }
-    Ok(norm)
-}
-
-/// The common L2 norm of the gradients of `parameters`.
-///
-/// # Errors
-/// What the device reports.
-pub fn grad_norm(parameters: &[(String, Var)], grads: &GradStore) -> Result<f64> {
-    global_norm(parameters.iter().filter_map(|(_, var)| grads.get(var)))
-}
-
-/// The parameters of an optimizer, each with its settings and its state.
-#[derive(Debug)]
-struct Slots {
-    list: Vec<Slot>,
-    /// What the state's tensors are called.
-    names: &'static [&'static str],
-}
-
-#[derive(Debug)]
-struct Slot {
-    key: String,
-    var: Var,
-    weight_decay: f64,
-    lr_factor: f64,
-    /// Steps in which this parameter had a gradient.
-    steps: u64,
-    /// One tensor a name, made at the first gradient.
-    state: Vec<Var>,
-}
-
-impl Slots {
-    fn new(groups: Vec<Group>, names: &'static [&'static str]) -> Self {
-        let slots = |Group { parameters, weight_decay, lr_factor }: Group| {
-            parameters.into_iter().map(move |(key, var)| {
-                let (steps, state) = (0, Vec::new());
-                Slot { key, var, weight_decay, lr_factor, steps, state }
-            })
-        };
-        Self { list: groups.into_iter().flat_map(slots).collect(), names }
-    }
-
-    fn step(&mut self, grads: &GradStore, mut update: impl FnMut(&Slot, &Tensor) -> Result<()>) -> Result<()> {
-        for slot in &mut self.list {
-            let Some(grad) = grads.get(&slot.var) else { continue };
-            if slot.state.len() < self.names.len() {
-                let zeros = || Var::zeros(slot.var.shape(), slot.var.dtype(), slot.var.device());
-                slot.state = memory::lasting(|| self.names.iter().map(|_| zeros()).collect::<Result<_>>())?;
-            }
-            slot.steps += 1;
-            update(slot, grad)?;
-        }
-        Ok(())
-    }
-
-    fn save(&self) -> Result<BTreeMap<String, Tensor>> {
-        let mut all = BTreeMap::new();
-        for slot in self.list.iter().filter(|slot| slot.steps > 0) {
-            let steps = i64::try_from(slot.steps).map_err(candle_core::Error::wrap)?;
-            all.insert(format!("{}.step", slot.key), Tensor::new(steps, &Device::Cpu)?);
-            for (name, var) in self.names.iter().zip(&slot.state) {
-                all.insert(format!("{}.{name}", slot.key), var.copy()?.detach());
-            }
-        }
-        Ok(all)
-    }
-
-    fn load(&mut self, state: &BTreeMap<String, Tensor>) -> Result<()> {
-        let mut left: BTreeMap<&str, &Tensor> = state.iter().map(|(key, tensor)| (key.as_str(), tensor)).collect();
-        let mut loaded = Vec::with_capacity(self.list.len());
-        for slot in &self.list {
-            let Some(steps) = left.remove(format!("{}.step", slot.key).as_str()) else {
-                loaded.push((0, Vec::new()));
-                continue;
-            };
-            let steps = steps.to_dtype(DType::I64)?.to_scalar::<i64>()?;
-            let mut vars = Vec::with_capacity(self.names.len());
-            for name in self.names {
-                let key = format!("{}.{name}", slot.key);
-                let Some(tensor) = left.remove(key.as_str()) else { bail!("optimizer state: `{key}` is missing") };
-                if tensor.shape() != slot.var.shape() || tensor.dtype() != slot.var.dtype() {
-                    let (got, want) = ((tensor.shape(), tensor.dtype()), (slot.var.shape(), slot.var.dtype()));
-                    bail!("optimizer state: `{key}` is {got:?}, its parameter {want:?}")
-                }
-                // Detached, since a variable would be taken over as it is instead of copied.
-                vars.push(Var::from_tensor(&tensor.to_device(slot.var.device())?.detach())?);
-            }
-            loaded.push((u64::try_from(steps).map_err(candle_core::Error::wrap)?, vars));
-        }
-        if !left.is_empty() {
-            bail!("optimizer state: belongs to no parameter of this run: {:?}", left.into_keys().collect::<Vec<_>>())
-        }
-        for (slot, (steps, vars)) in self.list.iter_mut().zip(loaded) {
-            (slot.steps, slot.state) = (steps, vars);
-        }
-        Ok(())
-    }
-}
-
+#[cfg(test)]
+mod more_tests;
 #[cfg(test)]
 mod tests;

@@ -124,16 +124,18 @@ fn bar(name: &str, length: u64, template: &str) -> (ProgressBar, bool) {
 pub struct Progress {
     name: String,
     epochs: usize,
+    /// What epochs are measured on: `test` or `validation` images.
+    measured_on: &'static str,
     /// Hidden where standard error is not a terminal.
     bar: ProgressBar,
     terminal: bool,
 }
 
 impl Progress {
-    /// Starts a run called `name` with so many epochs and steps.
-    pub fn new(name: &str, epochs: usize, steps: u64) -> Self {
+    /// Starts a run called `name` with so many epochs and steps, whose epochs are measured on `test` or `validation` images.
+    pub fn new(name: &str, epochs: usize, steps: u64, measured_on: &'static str) -> Self {
         let (bar, terminal) = bar(name, steps, "{prefix} {bar:30} {percent:>3} % · {elapsed} · {eta} left · {msg}");
-        Self { name: name.to_owned(), epochs, bar, terminal }
+        Self { name: name.to_owned(), epochs, measured_on, bar, terminal }
     }
 
     /// Continues a resumed run after so many steps, which took so long.
@@ -144,26 +146,33 @@ impl Progress {
         self.bar.set_elapsed(std::time::Duration::from_secs_f64(seconds.max(0.0)));
     }
 
-    /// Shows a step.
-    pub fn step(&self, epoch: usize, loss: f64) {
-        self.bar.set_message(format!("epoch {epoch}/{} · loss {loss:.3}", self.epochs));
+    /// Shows a step: its loss, how many images a second are trained on, and which share of the time waited for them.
+    pub fn step(&self, epoch: usize, loss: f64, images_per_s: f64, wait_share: f64) {
+        let waiting =
+            if wait_share < 0.01 { String::new() } else { format!(" · {:.0} % waiting", 100.0 * wait_share) };
+        self.bar.set_message(format!(
+            "epoch {epoch}/{} · loss {loss:.3} · {images_per_s:.0} images/s{waiting}",
+            self.epochs
+        ));
         self.bar.inc(1);
     }
 
     /// Shows an epoch.
     pub fn epoch(&self, m: &EpochMetrics) {
         self.say(&format!(
-            "{} epoch {:>3}/{}  train loss {:.4} acc {:.1} %  test loss {:.4} acc {:.1} %  lr {:.3e}  {:.0} images/s  {:.1} s",
+            "{} epoch {:>3}/{}  train loss {:.4} acc {:.1} %  {} loss {:.4} acc {:.1} %  lr {:.3e}  {:.0} images/s  {:.1} s{}",
             self.name,
             m.epoch,
             self.epochs,
             m.train_loss,
             100.0 * m.train_acc,
+            self.measured_on,
             m.test_loss,
             100.0 * m.test_acc,
             m.lr,
             m.images_per_s,
-            m.seconds
+            m.seconds,
+            if m.wait_share < 0.01 { String::new() } else { format!("  {:.0} % waiting for data", 100.0 * m.wait_share) }
         ));
     }
 

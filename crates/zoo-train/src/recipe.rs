@@ -5,12 +5,14 @@
 //! from a file, [`Recipe::set`] changes single settings.
 
 mod check;
+mod control;
 mod fast;
 mod file;
 mod named;
 mod over;
 mod words;
 
+pub use control::{ClassWeights, Keep};
 pub use file::{RecipeFile, RecipeSource};
 pub use words::{About, RECIPES};
 
@@ -88,6 +90,41 @@ pub struct Recipe {
     /// none did before there was a choice, is the same one.
     #[serde(default, skip_serializing_if = "is_default")]
     pub precision: Precision,
+    /// Which epoch's weights are kept.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub keep: Keep,
+    /// Ends the run when so many epochs in a row were no better than the best one before them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub patience: Option<usize>,
+    /// Batches whose gradients are added up for one step of the optimizer: the mean over all of their images.
+    #[serde(default = "one", skip_serializing_if = "is_one")]
+    pub accumulate: usize,
+    /// Decay of an exponential moving average of the weights and the running statistics, which is what is measured and kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ema: Option<f64>,
+    /// Parts of the network that are not trained, as [`Recipe::frozen`] reads them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub freeze: Vec<String>,
+    /// Trains the classifier alone.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub freeze_all_but_head: bool,
+    /// What the learning rate of a layer is to that of the layer above, from the classifier down.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub layer_decay: Option<f64>,
+    /// What the learning rate of the classifier is multiplied with.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub head_lr: Option<f64>,
+    /// What each class counts in the loss.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub class_weights: ClassWeights,
+}
+
+fn one() -> usize {
+    1
+}
+
+fn is_one(value: &usize) -> bool {
+    *value == 1
 }
 
 fn is_default<T: Default + PartialEq>(value: &T) -> bool {
@@ -164,7 +201,8 @@ impl Recipe {
     /// # Errors
     /// So few images that an epoch has no step.
     pub fn step_count(&self, images: usize) -> Result<StepCount> {
-        let per_epoch = if self.drop_last { images / self.batch } else { images.div_ceil(self.batch) };
+        let batches = if self.drop_last { images / self.batch } else { images.div_ceil(self.batch) };
+        let per_epoch = batches.div_ceil(self.accumulate.max(1));
         ensure!(
             per_epoch > 0,
             "recipe {}: {images} training images make no batch of {}{}",

@@ -19,6 +19,7 @@ use std::process::Command;
 use std::time::SystemTime;
 use std::{fmt, fs};
 use zoo_core::{InitRule, Precision};
+use zoo_image::Kept;
 
 /// File of the suite's folder that holds one [`RunRecord`] a line.
 pub const RESULTS_FILE: &str = "results.jsonl";
@@ -26,6 +27,8 @@ pub const RESULTS_FILE: &str = "results.jsonl";
 pub const RECORD_FILE: &str = "record.json";
 /// File of a run's folder that holds one [`EpochMetrics`] a line.
 pub const METRICS_FILE: &str = "metrics.jsonl";
+/// The same as a table, where a run leaves one: see [`metrics_csv`].
+pub const METRICS_TABLE: &str = "metrics.csv";
 /// The [`DataRecord::name`] of the unaltered CIFAR-10: the only data that is ever set against published figures.
 pub const CIFAR10: &str = "CIFAR-10";
 
@@ -56,13 +59,21 @@ pub struct RunRecord {
     /// How the run ended.
     #[serde(flatten)]
     pub status: Status,
-    /// Test accuracy after the last completed epoch, 0 to 1: the headline.
+    /// Test accuracy after the last completed epoch, 0 to 1: the headline. Where an epoch was chosen by validation images, that
+    /// of the weights that are kept, measured once.
     pub test_acc_last: Option<f64>,
-    /// The best test accuracy of all epochs. Choosing an epoch by its test accuracy flatters: never report it alone.
+    /// The best test accuracy of all epochs. Choosing an epoch by its test accuracy flatters: never report it alone. None where
+    /// test images are measured once.
     pub test_acc_best: Option<f64>,
-    /// The epoch (from 1) of the best test accuracy.
+    /// The epoch (from 1) with the best accuracy.
     pub best_epoch: Option<usize>,
-    /// Test loss after the last completed epoch.
+    /// The best accuracy on validation images beside the test images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub val_acc_best: Option<f64>,
+    /// Which epoch's weights the run's file holds, and what they came to; records from before the field was added have none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<Kept>,
+    /// Test loss, measured as `test_acc_last`.
     pub test_loss_last: Option<f64>,
     /// Mean training loss of the last completed epoch.
     pub train_loss: Option<f64>,
@@ -118,11 +129,14 @@ impl RunRecord {
 }
 
 /// How a run ended. In JSON a field `status`, and for a failed run a field `message`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "status", rename_all = "lowercase")]
 pub enum Status {
-    /// All epochs that were asked for.
+    /// All epochs that were asked for, or as many as the recipe had patience for.
+    #[default]
     Finished,
+    /// Still at it: what a page says of a run while it trains. No record says so.
+    Running,
     /// Stopped by the user or by the time budget; what was done is kept.
     Interrupted,
     /// Ended by an error.
@@ -180,10 +194,11 @@ pub struct EpochMetrics {
     /// Training accuracy over the epoch's images, as they came by, 0 to 1.
     #[serde(deserialize_with = "null_is_nan")]
     pub train_acc: f64,
-    /// Mean test loss at the epoch's end.
+    /// Mean loss at the epoch's end on the images that epochs are measured on: validation images where there are any, else
+    /// test images.
     #[serde(deserialize_with = "null_is_nan")]
     pub test_loss: f64,
-    /// Test accuracy at the epoch's end, 0 to 1.
+    /// Accuracy at the epoch's end on the same images, 0 to 1.
     #[serde(deserialize_with = "null_is_nan")]
     pub test_acc: f64,
     /// Wall-clock time of this epoch, evaluation included.
@@ -198,6 +213,24 @@ pub struct EpochMetrics {
     /// leaks.
     #[serde(default)]
     pub rss_mb: Option<f64>,
+}
+
+/// The epochs as a table with commas between columns, for spreadsheets; `measured_on` are `test` or `validation` images.
+///
+/// ```
+/// assert!(zoo_train::record::metrics_csv(&[], "test").starts_with("epoch,step,lr,train_loss,train_acc,test_loss,test_acc,"));
+/// ```
+pub fn metrics_csv(epochs: &[EpochMetrics], measured_on: &str) -> String {
+    let mut table = format!(
+        "epoch,step,lr,train_loss,train_acc,{measured_on}_loss,{measured_on}_acc,seconds,images_per_s,wait_share\n"
+    );
+    for e in epochs {
+        let values =
+            [e.lr, e.train_loss, e.train_acc, e.test_loss, e.test_acc, e.seconds, e.images_per_s, e.wait_share];
+        let values = values.map(|value| value.to_string()).join(",");
+        table.push_str(&format!("{},{},{values}\n", e.epoch, e.step));
+    }
+    table
 }
 
 fn null_is_nan<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
@@ -302,6 +335,8 @@ pub(crate) mod tests {
             test_acc_last: Some(acc),
             test_acc_best: Some(acc + 0.01),
             best_epoch: Some(18),
+            val_acc_best: None,
+            kept: None,
             test_loss_last: Some(0.75),
             train_loss: Some(0.5),
             parameters: 269_722,

@@ -4,6 +4,7 @@
 use crate::checkpoint;
 use crate::data::{DataSource, Dataset};
 use crate::errors;
+use crate::eval::Evaluation;
 use crate::record::{
     DataRecord, EpochMetrics, Platform, RunOverrides, RunRecord, Status, git_commit, peak_rss_mb, versions,
 };
@@ -74,6 +75,12 @@ impl RunRecord {
         let last = epochs.last();
         // The first of equals: a later epoch must do better to be called the best.
         let best = epochs.iter().reduce(|best, e| if e.test_acc > best.test_acc { e } else { best });
+        // Where epochs are measured on validation images beside the test images, those are measured once.
+        let by_validation = !data.is_validation && outcome.kept.as_ref().is_some_and(|kept| kept.measured_on != "test");
+        let measured = |of: fn(&EpochMetrics) -> f64, once: fn(&Evaluation) -> f64| match by_validation {
+            true => outcome.test.as_ref().map(once),
+            false => last.map(of),
+        };
         let mean = |f: fn(&EpochMetrics) -> f64| {
             (!epochs.is_empty()).then(|| epochs.iter().map(f).sum::<f64>() / epochs.len() as f64)
         };
@@ -88,10 +95,12 @@ impl RunRecord {
             epochs_done: epochs.len(),
             steps: outcome.steps,
             status: outcome.status.clone(),
-            test_acc_last: last.map(|e| e.test_acc),
-            test_acc_best: best.map(|e| e.test_acc),
+            test_acc_last: measured(|e| e.test_acc, Evaluation::top1),
+            test_acc_best: best.filter(|_| !by_validation).map(|e| e.test_acc),
             best_epoch: best.map(|e| e.epoch),
-            test_loss_last: last.map(|e| e.test_loss),
+            val_acc_best: best.filter(|_| by_validation).map(|e| e.test_acc),
+            kept: outcome.kept.clone(),
+            test_loss_last: measured(|e| e.test_loss, |test| test.loss),
             train_loss: last.map(|e| e.train_loss),
             parameters: job.model.count_parameters(&options)? as u64,
             macs: model_macs(job.model, &options).ok(),
@@ -143,7 +152,7 @@ impl Outcome {
     /// The outcome of a run that ended with an error before its first step.
     pub fn failed(error: &Error) -> Self {
         let message = errors::line(error);
-        Self { status: Status::Failed { message }, epochs: Vec::new(), steps: 0, train_images: 0, seconds: 0.0 }
+        Self { status: Status::Failed { message }, ..Self::default() }
     }
 }
 
@@ -197,7 +206,7 @@ mod tests {
         let data = Synthetic { train: 64, test: 20, seed: 3 }.generate();
         let epochs = [0.5, 0.7, 0.7, 0.6].into_iter().zip(1..).map(|(accuracy, number)| epoch(number, accuracy));
         let outcome =
-            Outcome { status: Status::Finished, epochs: epochs.collect(), steps: 4, train_images: 64, seconds: 9.0 };
+            Outcome { epochs: epochs.collect(), steps: 4, train_images: 64, seconds: 9.0, ..Outcome::default() };
         let record = RunRecord::of(&job("mlp").weights("net.pth", &["layers.2"]), &data, &outcome, context()).unwrap();
         assert_eq!(record.overrides.settings(), ["lr=0.5", "weights=net.pth"]);
         assert_eq!(record.hyperparameters, Some(job("mlp").recipe));
@@ -211,8 +220,7 @@ mod tests {
     #[test]
     fn a_record_tells_the_run_from_others() {
         let data = Synthetic { train: 64, test: 20, seed: 3 }.generate();
-        let outcome =
-            Outcome { status: Status::Finished, epochs: Vec::new(), steps: 4, train_images: 64, seconds: 9.0 };
+        let outcome = Outcome { steps: 4, train_images: 64, seconds: 9.0, ..Outcome::default() };
         let record = RunRecord::of(&job("mlp"), &data, &outcome, context()).unwrap();
         assert!(record.differences(&job("mlp"), &data).unwrap().is_empty());
         let mut other = job("mlp");

@@ -23,7 +23,7 @@ fn cache(root: &Path, train: &[u8], test: &[u8]) {
 
 /// Image `index` of `split` must be the one that make.py drew as number `i`, upright.
 fn check(split: &Split, index: usize, i: usize) {
-    let image = split.image(index);
+    let image = split.image(index).unwrap();
     for (at, &byte) in image.iter().enumerate() {
         let (c, y, x) = (at / 1024, at / 32 % 32, at % 32);
         assert_eq!(

@@ -49,7 +49,7 @@ fn twenty_epochs_of_several_seeds_keep_resident_memory_flat() {
         let recipe = Recipe::named("template-600").unwrap().with(&overrides).unwrap();
         let recipe = Recipe { drop_last: false, ..recipe };
         let mut job = Job::new(zoo::find("template_residual_cnn").unwrap(), recipe, seed, Device::Cpu);
-        job.on_epoch = Some(|_| note());
+        job.on_epoch = Some(zoo_train::trainer::Hook::new(|_| note()));
         let out = folder.path().join(seed.to_string());
         std::fs::create_dir(&out).unwrap();
         let outcome = train(&job, &data, &out, &Checkpoints::default(), &AtomicBool::new(false)).unwrap();

@@ -19,7 +19,7 @@ fn run(recipe: &str, overrides: &Overrides, data: &Dataset, folder: &Path) -> Re
 }
 
 fn loss(classifier: &ImageClassifier, data: &Dataset) -> Result<f64> {
-    let images: Vec<Vec<u8>> = (0..data.test.len()).map(|index| data.test.image(index).to_vec()).collect();
+    let images: Vec<Vec<u8>> = (0..data.test.len()).map(|index| data.test.image(index).unwrap().to_vec()).collect();
     let predictions = classifier.predict(&classifier.batch(&images)?)?;
     let own = predictions.iter().zip(data.test.labels()).map(|(p, &label)| -p.probabilities()[label as usize].ln());
     Ok(own.sum::<f64>() / images.len() as f64)

@@ -148,6 +148,7 @@ impl Published {
         let mut reasons = Vec::new();
         match run.status {
             Status::Finished => {}
+            Status::Running => reasons.push("not finished".into()),
             Status::Interrupted => reasons.push("interrupted".into()),
             Status::Failed { .. } => reasons.push("failed".into()),
         }

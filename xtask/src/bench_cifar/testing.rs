@@ -22,6 +22,8 @@ pub fn record(model: &str, recipe: &str, seed: u64, acc: f64) -> RunRecord {
         test_acc_last: Some(acc),
         test_acc_best: Some(acc + 0.01),
         best_epoch: Some(18),
+        val_acc_best: None,
+        kept: None,
         test_loss_last: Some(0.75),
         train_loss: Some(0.5),
         parameters: 269_722,
@@ -57,7 +59,12 @@ pub fn run(model: &str, recipe: &str, seed: u64, acc: f64) -> Run {
         wait_share: 0.01,
         rss_mb: None,
     };
-    Run { record: record(model, recipe, seed, acc), epochs: (1..=20).map(epoch).collect(), analysis: None }
+    Run {
+        record: record(model, recipe, seed, acc),
+        epochs: (1..=20).map(epoch).collect(),
+        analysis: None,
+        samples: None,
+    }
 }
 
 /// The same run on synthetic images.

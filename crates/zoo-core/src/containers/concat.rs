@@ -5,7 +5,9 @@ use crate::layers::concat;
 use crate::ops;
 use crate::ops::fused::concat_norm::ConcatView;
 use crate::pass::{self, Mode};
+use crate::tape;
 use crate::trace;
+use crate::vars::Training;
 use candle_core::{Result, Tensor, bail};
 use candle_nn::ModuleT;
 
@@ -37,20 +39,26 @@ pub struct DenseBlock {
     layers: Vec<Sequential>,
     reader: Sequential,
     name: String,
+    /// What of all that is trained.
+    training: Training,
 }
 
 impl DenseBlock {
     /// `layers` are f₁ … fₙ, `reader` is g; `name` is that of the stage xₙ, see
     /// [`Model::forward_intermediates`](crate::Model::forward_intermediates).
     pub fn new(layers: Vec<Sequential>, reader: Sequential, name: impl Into<String>) -> Self {
-        Self { layers, reader, name: name.into() }
+        let training = layers.iter().map(Sequential::training).fold(reader.training(), Training::and);
+        Self { layers, reader, name: name.into(), training }
     }
 }
 
 impl ModuleT for DenseBlock {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let train = train && !self.training.is_frozen();
         let readers = self.layers.iter().chain([&self.reader]);
-        let fused = readers.clone().all(|layers| layers.first_on_concat().is_some()) && xs.rank() == 4;
+        let as_one = readers.clone().all(|layers| layers.first_on_concat().is_some()) && xs.rank() == 4;
+        // Where only some of the layers are trained each decides for itself.
+        let fused = as_one && !self.training.is_mixed();
         let has_kernels = matches!(pass::mode(xs, train), Mode::Tape | Mode::Inference);
         let mut maps = Maps::new(xs, fused && has_kernels && !trace::is_watched(), train)?;
         for layer in &self.layers {
@@ -63,7 +71,8 @@ impl ModuleT for DenseBlock {
         if let Maps::Joined(all) = &maps {
             trace::stage(&self.name, all.clone());
         }
-        self.reader.in_block(|| maps.read_by(&self.reader, train))
+        let ys = self.reader.in_block(|| maps.read_by(&self.reader, train))?;
+        Ok(if train { ys } else { tape::constant(ys, &[xs]) })
     }
 }
 
@@ -113,7 +122,7 @@ mod tests {
     use crate::ops::with_fallback;
     use crate::testing::numbers;
     use crate::vars::VarStore;
-    use crate::{BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, Init, Pointwise, seq, tape};
+    use crate::{BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, Init, Pointwise, seq};
     use candle_core::{DType, Device, Var};
 
     /// Two layers and a reader, which all begin with a norm and an activation.

@@ -5,6 +5,7 @@ use crate::fuse::{self, Row};
 use crate::layers::{Dropout, Layer, activate, add};
 use crate::ops::{self, Pointwise};
 use crate::pass::{self, Mode};
+use crate::tape;
 use crate::trace;
 use candle_core::{Result, Tensor};
 use candle_nn::ModuleT;
@@ -32,6 +33,8 @@ pub struct Residual {
     shortcut: Option<Sequential>,
     activation: Option<Pointwise>,
     drop_path: Option<Dropout>,
+    /// The tail's layers are not trained.
+    frozen_tail: bool,
 }
 
 impl Residual {
@@ -40,8 +43,9 @@ impl Residual {
         let mut layers: Vec<_> = branch.layers().collect();
         let row = fuse::end_of_branch(&layers);
         let tail = layers.split_off(layers.len() - row.map_or(0, |row| row.layers.len()));
+        let frozen_tail = row.is_some() && fuse::training(&tail).is_frozen();
         let (head, tail) = (Sequential::new(layers), Sequential::new(tail));
-        Self { head, tail, row, shortcut: None, activation: None, drop_path: None }
+        Self { head, tail, row, shortcut: None, activation: None, drop_path: None, frozen_tail }
     }
 
     /// s(x) + f(x), for a branch whose output is of another shape.
@@ -68,11 +72,14 @@ impl Residual {
     /// # Errors
     /// As the forward pass.
     pub fn forward_first(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let whole = train;
+        let train = train && !self.frozen_tail;
         if let Mode::Tape | Mode::Inference = pass::mode(xs, train)
             && let Some(ys) = self.tail_layers(train, |layers| fuse::attention_of_first(layers, xs, train))?
         {
-            return Ok(ys);
+            return Ok(tape::constant(ys, &[xs]));
         }
+        let train = whole;
         ops::first_token(&self.forward_t(xs, train)?)
     }
 
@@ -92,13 +99,18 @@ impl Residual {
 impl ModuleT for Residual {
     fn forward_t(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
         let ys = self.head.forward_t(xs, train)?;
+        let whole = train;
         let skip = self.shortcut.as_ref().map_or(Ok(xs.clone()), |shortcut| shortcut.forward_t(xs, train))?;
-        if let (Some(row), Mode::Tape | Mode::Inference) = (self.row, pass::mode(&ys, train))
+        let train = train && !self.frozen_tail;
+        // What is frozen is one operation in evaluation, which has no gradient: not even the shortcut's.
+        let is_constant = train || !pass::tracks(&skip);
+        if let (Some(row), Mode::Tape | Mode::Inference, true) = (self.row, pass::mode(&ys, train), is_constant)
             && let Some(out) =
                 self.tail_layers(train, |layers| row.run(layers, &ys, Some((&skip, self.activation)), train))?
         {
-            return Ok(out);
+            return Ok(tape::constant(out, &[&ys, &skip]));
         }
+        let train = whole;
         let by_layers = || {
             let ys = self.tail.forward_t(&ys, train)?;
             let ys = self.drop_path.as_ref().map_or(Ok(ys.clone()), |drop| drop.forward_t(&ys, train))?;
@@ -117,7 +129,6 @@ mod tests {
     use super::*;
     use crate::init::Init;
     use crate::ops::with_fallback;
-    use crate::tape;
     use crate::testing::{distance, numbers};
     use crate::vars::{VarBuilder, VarStore};
     use crate::{LayerNorm, MlpBlock, SelfAttention, Transpose, seq, with_fixed_weights};

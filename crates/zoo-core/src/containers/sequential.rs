@@ -4,8 +4,9 @@ use crate::fuse::{self, Row};
 use crate::layers::{BatchNorm, BatchNormConfig, Conv2d, Conv2dConfig, Layer};
 use crate::ops::Pointwise;
 use crate::pass::{self, Mode};
+use crate::tape;
 use crate::trace;
-use crate::vars::VarBuilder;
+use crate::vars::{Training, VarBuilder};
 use candle_core::{Result, Tensor};
 use candle_nn::ModuleT;
 use std::sync::Arc;
@@ -45,16 +46,24 @@ macro_rules! seq {
 struct Step {
     layers: Vec<Arc<dyn Layer>>,
     row: Option<&'static Row>,
+    /// Its layers are not trained.
+    frozen: bool,
 }
 
 impl Step {
+    fn of(layers: Vec<Arc<dyn Layer>>, row: Option<&'static Row>) -> Self {
+        let frozen = row.is_some() && fuse::training(&layers).is_frozen();
+        Self { layers, row, frozen }
+    }
+
     fn forward(&self, xs: &Tensor, train: bool) -> Result<Tensor> {
+        let train = train && !self.frozen;
         let by_layers = || self.layers.iter().try_fold(xs.clone(), |xs, layer| layer.forward_t(&xs, train));
         let Some(row) = self.row else { return by_layers() };
         if let Mode::Tape | Mode::Inference = pass::mode(xs, train)
             && let Some(ys) = row.run(&self.layers, xs, None, train)?
         {
-            return Ok(ys);
+            return Ok(tape::constant(ys, &[xs]));
         }
         trace::fused(Some(row.kept()), by_layers)
     }
@@ -74,7 +83,7 @@ impl Sequential {
         while !flat.is_empty() {
             let row = fuse::sequence(&flat);
             let rest = flat.split_off(row.map_or(1, |row| row.layers.len()));
-            steps.push(Step { layers: flat, row });
+            steps.push(Step::of(flat, row));
             flat = rest;
         }
         Self { steps, block: None }
@@ -97,6 +106,17 @@ impl Sequential {
             Some((kind, path)) => trace::block(kind, path, run),
             None => run(),
         }
+    }
+
+    /// What of its layers is trained, of those that operations are made of.
+    pub(crate) fn training(&self) -> Training {
+        let of = |step: &Step| {
+            let inner = |layer: &Arc<dyn Layer>| {
+                fuse::layer_as::<Self>(&**layer).map_or_else(Training::default, Self::training)
+            };
+            step.layers.iter().map(inner).fold(fuse::training(&step.layers), Training::and)
+        };
+        self.steps.iter().map(of).fold(Training::default(), Training::and)
     }
 
     /// The operation that can begin it on maps that are not joined, if there is one.

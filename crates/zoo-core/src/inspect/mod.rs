@@ -5,7 +5,7 @@ mod diagnose;
 mod memory_forecast;
 
 pub use diagnose::{Diagnosis, diagnose, first_damaged, first_not_finite};
-pub use memory_forecast::training_memory;
+pub use memory_forecast::{TrainingPlan, training_memory};
 
 use crate::model::{Model, ModelInfo, ModelOptions};
 use crate::trace::Graph;

@@ -6,7 +6,7 @@ use crate::init::Init;
 use crate::ops::{matmul, self_attention, softmax};
 use crate::tape;
 use crate::trace::{self, Step};
-use crate::vars::VarBuilder;
+use crate::vars::{Training, VarBuilder};
 use candle_core::{D, Result, Tensor, bail};
 use candle_nn::ModuleT;
 
@@ -88,6 +88,11 @@ impl SelfAttention {
             attention_dropout: Dropout::new(dropout.0, &vb)?,
             dropout: Dropout::new(dropout.1, &vb)?,
         })
+    }
+
+    /// What of it is trained.
+    pub(crate) fn training(&self) -> Training {
+        self.qkv.training().and(self.proj.training())
     }
 
     /// Heads, and weights and biases of the two linear layers, where nothing is dropped.

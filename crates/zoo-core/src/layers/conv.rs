@@ -3,7 +3,7 @@
 use crate::init::Init;
 use crate::ops::{Conv2dParams, conv2d};
 use crate::trace::{self, Step};
-use crate::vars::{VarBuilder, weight_for};
+use crate::vars::{Training, VarBuilder, weight_for};
 use candle_core::{Result, Tensor};
 use candle_nn::ModuleT;
 
@@ -91,6 +91,7 @@ pub struct Conv2d {
     weight: Tensor,
     bias: Option<Tensor>,
     params: Conv2dParams,
+    training: Training,
     path: String,
 }
 
@@ -114,7 +115,13 @@ impl Conv2d {
         let (init, bias_init) = vb.layer_inits(config.init, bias_init, fan_in);
         let weight = vb.param((out_channels, group_in, kh, kw), "weight", init)?;
         let bias = config.bias.then(|| vb.param(out_channels, "bias", bias_init));
-        Ok(Self { weight, bias: bias.transpose()?, params: config.params, path: vb.path().to_string() })
+        let training = vb.training_of(if config.bias { &["weight", "bias"] } else { &["weight"] });
+        Ok(Self { weight, bias: bias.transpose()?, params: config.params, training, path: vb.path().to_string() })
+    }
+
+    /// What of it is trained.
+    pub(crate) fn training(&self) -> Training {
+        self.training
     }
 }
 

@@ -3,7 +3,7 @@
 use crate::init::Init;
 use crate::ops::linear;
 use crate::trace::{self, Step};
-use crate::vars::{VarBuilder, weight_for};
+use crate::vars::{Training, VarBuilder, weight_for};
 use candle_core::{Result, Tensor, bail};
 use candle_nn::ModuleT;
 
@@ -24,6 +24,7 @@ use candle_nn::ModuleT;
 pub struct Linear {
     weight: Tensor,
     bias: Option<Tensor>,
+    training: Training,
     path: String,
 }
 
@@ -59,7 +60,13 @@ impl Linear {
         let (weight, bias_init) = vb.layer_inits(init, bias.unwrap_or(Init::ZEROS), in_features);
         let weight = vb.param((out_features, in_features), "weight", weight)?;
         let bias = bias.map(|_| vb.param(out_features, "bias", bias_init)).transpose()?;
-        Ok(Self { weight, bias, path: vb.path().to_string() })
+        let training = vb.training_of(if bias.is_some() { &["weight", "bias"] } else { &["weight"] });
+        Ok(Self { weight, bias, training, path: vb.path().to_string() })
+    }
+
+    /// What of it is trained.
+    pub(crate) fn training(&self) -> Training {
+        self.training
     }
 
     /// The weight, (out, in): to share it, as a network does whose embedding is its generator's.
@@ -84,7 +91,7 @@ impl ModuleT for Linear {
     }
 }
 
-/// The last linear layer of a classifier, (b, in_features) -> (b, num_classes), which can be repathd by one of another
+/// The last linear layer of a classifier, (b, in_features) -> (b, num_classes), which can be replaced by one of another
 /// width: see [`Model::reset_classifier`](crate::Model::reset_classifier).
 #[derive(Debug, Clone)]
 pub struct Classifier {

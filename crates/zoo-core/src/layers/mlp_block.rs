@@ -5,7 +5,7 @@ use super::dropout::Dropout;
 use super::linear::Linear;
 use crate::init::Init;
 use crate::ops::Pointwise;
-use crate::vars::VarBuilder;
+use crate::vars::{Training, VarBuilder};
 use candle_core::{Result, Tensor};
 use candle_nn::ModuleT;
 
@@ -33,6 +33,11 @@ impl MlpBlock {
             activation: Pointwise::Gelu,
             dropout: Dropout::new(dropout, &vb)?,
         })
+    }
+
+    /// What of it is trained.
+    pub(crate) fn training(&self) -> Training {
+        self.fc1.training().and(self.fc2.training())
     }
 
     /// Weights and biases of the two layers, where nothing but GELU stands between and behind them.

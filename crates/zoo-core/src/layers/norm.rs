@@ -3,7 +3,7 @@
 use crate::init::{Init, InitRule};
 use crate::ops::{BatchStats, Norm, Pointwise, batch_norm_act, batch_stats, layer_norm};
 use crate::trace::{self, Step};
-use crate::vars::{BatchNormSettings, VarBuilder, weight_for};
+use crate::vars::{BatchNormSettings, Training, VarBuilder, weight_for};
 use candle_core::{Result, Shape, Tensor, Var, bail};
 use candle_nn::ModuleT;
 
@@ -43,6 +43,9 @@ pub struct BatchNorm {
     /// Mean 0 and variance 1, which stand for all statistics where nothing is normalised.
     constants: Option<(Tensor, Tensor)>,
     config: BatchNormConfig,
+    /// Its statistics do not move.
+    frozen: bool,
+    training: Training,
     path: String,
 }
 
@@ -81,7 +84,11 @@ impl BatchNorm {
         };
         let running_mean = vb.buffer(channels, "running_mean", Init::ZEROS)?;
         let running_var = vb.buffer(channels, "running_var", Init::ONES)?;
-        Ok(Self { weight, bias, running_mean, running_var, constants, config, path: vb.path().to_string() })
+        let frozen = vb.is_frozen("running_mean");
+        let training =
+            vb.training_of(if config.affine { &["weight", "bias", "running_mean"] } else { &["running_mean"] });
+        let path = vb.path().to_string();
+        Ok(Self { weight, bias, running_mean, running_var, constants, config, frozen, training, path })
     }
 
     fn update(&self, running: &Var, batch: &Tensor) -> Result<()> {
@@ -92,6 +99,11 @@ impl BatchNorm {
 }
 
 impl BatchNorm {
+    /// What of it is trained; its statistics count as a part.
+    pub(crate) fn training(&self) -> Training {
+        self.training
+    }
+
     /// Whether it computes with statistics at all.
     pub(crate) fn normalizes(&self) -> bool {
         self.constants.is_none()
@@ -134,7 +146,7 @@ impl BatchNorm {
     /// The normalisation, then an activation.
     pub(crate) fn normalize(&self, xs: &Tensor, activation: Option<Pointwise>, train: bool) -> Result<Tensor> {
         let (weight, bias) = self.weights(train);
-        if !train || !self.normalizes() {
+        if !train || self.frozen || !self.normalizes() {
             return batch_norm_act(xs, &Norm { weight: &weight, bias: &bias, ..self.running() }, activation);
         }
         let stats = batch_stats(xs)?;
@@ -173,6 +185,7 @@ pub struct LayerNorm {
     weight: Tensor,
     bias: Tensor,
     eps: f64,
+    training: Training,
     path: String,
 }
 
@@ -184,7 +197,13 @@ impl LayerNorm {
     pub fn new(normalized: impl Into<Shape>, eps: f64, vb: VarBuilder) -> Result<Self> {
         let shape = normalized.into();
         let weight = vb.param(shape.clone(), "weight", Init::ONES)?;
-        Ok(Self { weight, bias: vb.param(shape, "bias", Init::ZEROS)?, eps, path: vb.path().to_string() })
+        let (bias, training) = (vb.param(shape, "bias", Init::ZEROS)?, vb.training_of(&["weight", "bias"]));
+        Ok(Self { weight, bias, eps, training, path: vb.path().to_string() })
+    }
+
+    /// What of it is trained.
+    pub(crate) fn training(&self) -> Training {
+        self.training
     }
 
     /// Weight, bias and ε.

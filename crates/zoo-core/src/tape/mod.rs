@@ -71,6 +71,16 @@ pub(crate) fn push_accumulating(
     record(name, inputs, output, Backward::Accumulating(Box::new(backward)));
 }
 
+/// What an operation off the tape has made of tensors on it, as in evaluation where layers are frozen: a constant that the tape
+/// knows, so that what reads it goes on the tape.
+pub(crate) fn constant(ys: Tensor, inputs: &[&Tensor]) -> Tensor {
+    pass::with(|pass| {
+        let tape = pass.recording.as_mut().filter(|tape| inputs.iter().any(|xs| tape.known.contains(&xs.id())));
+        tape.map(|tape| tape.known.insert(ys.id()))
+    });
+    ys
+}
+
 fn record(name: &'static str, inputs: &[&Tensor], output: &Tensor, backward: Backward) {
     pass::with(|pass| {
         if let Some(tape) = &mut pass.recording {

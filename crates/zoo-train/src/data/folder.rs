@@ -1,71 +1,129 @@
 //! A folder of images: `train/CLASS/**` and `val/CLASS/**` (or `test/CLASS/**`), one folder a class, as torchvision's
 //! `ImageFolder`.
 
+use super::files::{Files, KEPT_BYTES};
 use super::left_out::{self, LeftOut, pictures};
-use super::{DataError, DataSource, Dataset, Split};
+use super::list;
+use super::{DataError, DataSource, Dataset, Reading, Split};
 use rayon::prelude::*;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use zoo_image::picture::KINDS;
 use zoo_image::{Framing, Limits};
 
-/// Loads the folder at `dir` as RGB images of `side`x`side`, each seen through [`Framing::whole`].
+/// Loads the folder at `dir` as RGB images of `reading.side` pixels, each seen through [`Framing::whole`].
 ///
 /// Classes are the names of the folders under `train`, in alphabetical order; the pictures of a class stand in its
 /// folder and in those below it, and are taken in the order of their names, so that the same folder gives the same data
 /// set. Training images stand with the classes mixed evenly, so that the first or last part of them, which
-/// [`Dataset::limit`] and a recipe's hold-out take, is of all classes.
+/// [`Dataset::limit`] and a recipe's hold-out take, is of all classes. Where there is no `train`, and a part is to be held
+/// out, the classes are the folders in `dir` itself.
 ///
-/// Files that are no pictures or cannot be decoded within `limits` are left out and listed in [`Dataset::left_out`].
-///
-/// All images are kept in memory: 3·side² bytes each.
+/// Files that are no pictures are left out and listed in [`Dataset::left_out`]. Where the images of a split fit into
+/// [`KEPT_BYTES`](super::KEPT_BYTES) they are decoded here, and those that cannot be within `reading.limits` are left out too;
+/// more of them, and all whose whole picture is wanted, are decoded when they are read.
 ///
 /// # Errors
 /// A folder that lacks `train` or both `val` and `test`, a class without images or unknown in training: each names the
 /// path.
-pub fn load(dir: &Path, side: usize, limits: Limits) -> Result<Dataset, DataError> {
-    let train_dir = dir.join("train");
-    let (true, Some(test_dir)) = (train_dir.is_dir(), test_folder(dir)) else {
-        return Err(layout(dir, "expected an image folder: train/CLASS/* and val/CLASS/* (or test/CLASS/*)"));
+pub fn load(dir: &Path, reading: &Reading) -> Result<Dataset, DataError> {
+    let listing = list(dir, reading.hold_out.is_some())?;
+    listing.read(dir, format!("image folder, {}", dir.display()), reading)
+}
+
+/// The pictures in the folder at `dir`; `alone` where it may be one folder a class and nothing else.
+fn list(dir: &Path, alone: bool) -> Result<Listing, DataError> {
+    let (named, [val, test]) = (dir.join("train"), ["val", "test"].map(|name| dir.join(name)));
+    let has = [&val, &test].map(|dir| dir.is_dir());
+    let train = match (named.is_dir(), has) {
+        (true, [false, false]) if !alone => {
+            let wanted = "expected val/CLASS/* or test/CLASS/* beside train/CLASS/*, or a share of the training images to hold \
+                          out (--val-split 0.1)";
+            return Err(layout(dir, wanted));
+        }
+        (true, _) => named,
+        (false, [false, false]) if alone => dir.to_path_buf(),
+        _ => return Err(layout(dir, "expected an image folder: train/CLASS/* and val/CLASS/* (or test/CLASS/*)")),
     };
     let mut left_out = LeftOut::default();
-    let classes = subfolders(&train_dir, &mut left_out)?;
+    let classes = subfolders(&train, &mut left_out)?;
     if classes.len() < 2 {
-        return Err(layout(
-            &train_dir,
-            &format!("expected at least two folders, one a class, found {}", classes.len()),
-        ));
+        return Err(layout(&train, &format!("expected at least two folders, one a class, found {}", classes.len())));
     }
-    known(&test_dir, &classes, &mut left_out, "this class has no training images")?;
-    let framing = Framing::whole(side);
-    let mut split = |dir: &Path, training| {
-        let files = files(dir, &classes, training, &mut left_out)?;
-        let split = read(&files, framing, limits, &mut left_out)?;
-        let empty = (0..classes.len() as u32).find(|label| training && !split.labels().contains(label));
-        match empty {
-            Some(label) => Err(none_found(&dir.join(&classes[label as usize]), &left_out)),
-            None if split.is_empty() => Err(none_found(dir, &left_out)),
-            None => Ok(split),
+    let mut of = |dir: &Path, is_there: bool| -> Result<Option<Vec<File>>, DataError> {
+        if !is_there {
+            return Ok(None);
         }
+        known(dir, &classes, &mut left_out, "this class has no training images")?;
+        files(dir, &classes, false, &mut left_out).map(Some)
     };
-    let (train, test) = (split(&train_dir, true)?, split(&test_dir, false)?);
-    let source = DataSource::Other { label: format!("image folder, {}", dir.display()) };
-    Ok(Dataset { left_out, ..Dataset::new(train, test, classes, source)? })
+    let (val, test) = (of(&val, has[0])?, of(&test, has[1])?);
+    let train = files(&train, &classes, true, &mut left_out)?;
+    Ok(Listing { classes, train, val, test, left_out })
+}
+
+/// Pictures with their labels, by what they are for.
+pub(super) struct Listing {
+    pub classes: Vec<String>,
+    pub train: Vec<File>,
+    pub val: Option<Vec<File>>,
+    pub test: Option<Vec<File>>,
+    pub left_out: LeftOut,
+}
+
+impl Listing {
+    /// The data set of these pictures, which stand below `root`.
+    pub fn read(self, root: &Path, label: String, reading: &Reading) -> Result<Dataset, DataError> {
+        let Self { classes, train, val, test, mut left_out } = self;
+        let framing = Framing::whole(reading.side);
+        let mut split = |files: Vec<File>, training: bool| -> Result<Split, DataError> {
+            let bytes = files.len().saturating_mul(3 * reading.side * reading.side);
+            if bytes > KEPT_BYTES || (training && reading.pictures) {
+                let labels = files.iter().map(|(_, label)| *label).collect();
+                return Split::of(Arc::new(Files::new(root, &files, framing, reading.limits)), labels);
+            }
+            let split = read(&files, framing, reading.limits, &mut left_out)?;
+            let empty = (0..classes.len() as u32).find(|label| training && !split.labels().contains(label));
+            // The folder that holds them all: a class's is the one that its first file stands in.
+            let folder = |files: &[File], label: Option<u32>| {
+                let file = files.iter().find(|(_, of)| label.is_none_or(|label| label == *of));
+                file.and_then(|(path, _)| path.parent()).unwrap_or(root).to_path_buf()
+            };
+            match empty {
+                Some(label) => Err(none_found(&folder(&files, Some(label)), &left_out)),
+                None if split.is_empty() => Err(none_found(&folder(&files, None), &left_out)),
+                None => Ok(split),
+            }
+        };
+        let train = split(train, true)?;
+        let val = val.map(|files| split(files, false)).transpose()?;
+        let test = test.map(|files| split(files, false)).transpose()?;
+        let source = DataSource::Other { label };
+        let data = Dataset::of_splits([Some(train), val, test], reading.hold_out, classes, source)?;
+        Ok(Dataset { left_out, ..data })
+    }
 }
 
 /// A labelled file.
 pub(super) type File = (PathBuf, u32);
 
-/// The test images of the folder at `dir`, which may lack `train`, the names of their classes, and what is left out.
+/// The test images of the folder at `dir`, those in `val`, else in `test`, unless `split` names one, which may lack `train`, the names of their classes, and what is left out.
 /// Classes are those in `known`, in that order, else the folders under `train`, else those under the test folder.
 ///
 /// # Errors
 /// As [`load`].
 pub(super) fn test_files(
     dir: &Path,
+    split: Option<&str>,
     known_classes: Option<&[String]>,
 ) -> Result<(Vec<File>, Vec<String>, LeftOut), DataError> {
-    let Some(test_dir) = test_folder(dir) else {
-        return Err(layout(dir, "expected an image folder: val/CLASS/* (or test/CLASS/*)"));
+    let found = match split {
+        Some(name) => Some(dir.join(name)).filter(|folder| folder.is_dir()),
+        None => test_folder(dir),
+    };
+    let Some(test_dir) = found else {
+        let wanted = split.map_or("val/CLASS/* (or test/CLASS/*)".to_owned(), |name| format!("{name}/CLASS/*"));
+        return Err(layout(dir, &format!("expected an image folder: {wanted}")));
     };
     let train_dir = dir.join("train");
     let classes = match known_classes {
@@ -181,18 +239,12 @@ fn files(dir: &Path, classes: &[String], training: bool, left_out: &mut LeftOut)
         if training && paths.is_empty() {
             return Err(none_found(&folder, left_out));
         }
-        // The image's place within its class, as a share: sorting by it mixes large classes with small ones.
-        let n = paths.len() as f64;
-        files.extend(paths.into_iter().enumerate().map(|(i, path)| ((i as f64 + 0.5) / n, (path, label))));
-    }
-    if training {
-        // Equal shares stay in the order of their classes, for the sort is stable.
-        files.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+        files.extend(paths.into_iter().map(|path| (path, label)));
     }
     if files.is_empty() {
         return Err(none_found(dir, left_out));
     }
-    Ok(files.into_iter().map(|(_, file)| file).collect())
+    Ok(if training { list::mixed(files, classes.len()) } else { files })
 }
 
 #[cfg(test)]
@@ -218,14 +270,14 @@ mod tests {
     #[test]
     fn classes_are_sorted_and_images_cut_at_the_centre() {
         let root = folder();
-        let data = load(root.path(), 8, Limits::default()).unwrap();
+        let data = load(root.path(), &Reading::of(8)).unwrap();
         assert_eq!(
             (data.classes.as_slice(), data.train.labels()),
             (&["a".to_string(), "b".to_string()][..], &[0, 1][..])
         );
         assert_eq!((data.test.labels(), data.test.shape()), (&[1][..], [3, 8, 8]));
         // 16x8 keeps its size; columns 4 to 11 remain: four red, four green. Channels come one after the other.
-        let image = data.train.image(0);
+        let image = data.train.image(0).unwrap();
         assert_eq!(image[..8], [255, 255, 255, 255, 0, 0, 0, 0]);
         assert_eq!(image[64..72], [0, 0, 0, 0, 255, 255, 255, 255]);
     }
@@ -233,8 +285,8 @@ mod tests {
     #[test]
     fn larger_images_are_scaled_down() {
         let root = folder();
-        let data = load(root.path(), 4, Limits::default()).unwrap();
-        let image = data.train.image(0);
+        let data = load(root.path(), &Reading::of(4)).unwrap();
+        let image = data.train.image(0).unwrap();
         assert_eq!((image[0], image[3]), (255, 0));
     }
 
@@ -248,13 +300,13 @@ mod tests {
             }
         }
         // Six of one class and three of the other.
-        assert_eq!(load(root.path(), 4, Limits::default()).unwrap().train.labels(), [0, 1, 0, 0, 1, 0, 0, 1, 0]);
+        assert_eq!(load(root.path(), &Reading::of(4)).unwrap().train.labels(), [0, 1, 0, 0, 1, 0, 0, 1, 0]);
     }
 
     #[test]
     fn what_is_no_image_folder_is_an_error_that_names_the_path() {
         let root = folder();
-        let message = |root: &Path| load(root, 8, Limits::default()).unwrap_err().to_string();
+        let message = |root: &Path| load(root, &Reading::of(8)).unwrap_err().to_string();
         assert!(message(&root.path().join("train")).contains("train/CLASS"));
         std::fs::create_dir(root.path().join("val/c")).unwrap();
         assert!(message(root.path()).contains("no training images"));
@@ -284,7 +336,7 @@ mod tests {
         std::fs::write(at("val/b/half.jpg"), &jpeg()[..500]).unwrap();
         std::fs::write(at("train/a/notes.txt"), "x").unwrap();
         std::fs::write(at("train/loose.jpg"), jpeg()).unwrap();
-        let data = load(root.path(), 8, Limits::default()).unwrap();
+        let data = load(root.path(), &Reading::of(8)).unwrap();
         assert_eq!((data.train.len(), data.test.len()), (3, 1));
         let told = data.left_out.to_string();
         for (name, reason) in [
@@ -298,13 +350,14 @@ mod tests {
         // Those and the three hidden files.
         assert!(told.starts_with("7 files left out:"), "{told}");
 
-        let (files, classes, others) = test_files(root.path(), None).unwrap();
+        let (files, classes, others) = test_files(root.path(), None, None).unwrap();
         assert_eq!((files.len(), classes.len(), others.len()), (2, 2, 1));
         let mut left_out = others;
         assert_eq!(read(&files, Framing::whole(8), Limits::default(), &mut left_out).unwrap().labels(), [1]);
         assert_eq!(left_out.len(), 2);
         // No picture of a class within the limits.
-        let error = load(root.path(), 8, Limits { pixels: 100 }).unwrap_err().to_string();
+        let error =
+            load(root.path(), &Reading { limits: Limits { pixels: 100 }, ..Reading::of(8) }).unwrap_err().to_string();
         assert!(error.contains("found none") && error.contains("more than 100 are not decoded"), "{error}");
     }
 
@@ -318,7 +371,7 @@ mod tests {
         ] {
             let root = folder();
             std::fs::create_dir(root.path().join("train").join(std::ffi::OsStr::from_bytes(name))).unwrap();
-            let error = load(root.path(), 8, Limits::default()).unwrap_err().to_string();
+            let error = load(root.path(), &Reading::of(8)).unwrap_err().to_string();
             assert!(error.contains(complaint), "{error}");
         }
         // Names are short in a message, however long they are.

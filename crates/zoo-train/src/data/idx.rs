@@ -239,7 +239,7 @@ mod tests {
                     (data.train.shape(), data.train.labels(), data.test.labels()),
                     ([1, 2, 2], &[7, 0, 9][..], &[2][..])
                 );
-                assert_eq!((data.train.image(2), data.classes[7].as_str()), (&[8, 9, 10, 11][..], class));
+                assert_eq!((&*data.train.image(2).unwrap(), data.classes[7].as_str()), (&[8, 9, 10, 11][..], class));
                 assert!(data.source.label().contains("IDX files as of") && !data.source.is_cifar10());
             }
         }

@@ -5,16 +5,22 @@
 
 pub mod cifar10;
 pub mod download;
+mod files;
 pub mod folder;
-mod grey;
+mod hold_out;
 pub mod hub;
 pub mod idx;
 mod left_out;
+pub mod list;
+mod split;
 pub mod synthetic;
 mod test_images;
 
 use download::URL_VARIABLE;
+pub use files::KEPT_BYTES;
+pub use hold_out::HoldOut;
 pub use left_out::{LeftOut, pictures};
+pub use split::{ImageSet, Split};
 pub use synthetic::Synthetic;
 pub use test_images::TestImages;
 
@@ -23,7 +29,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::sync::Arc;
-use zoo_image::{Limits, Normalize, Transform};
+use zoo_image::Limits;
 
 /// The environment variable that names a directory of CIFAR-10 binary files.
 pub const CIFAR10_DIR: &str = "CIFAR10_DIR";
@@ -188,83 +194,29 @@ impl FromStr for DataSpec {
     }
 }
 
-/// Images of one shape with their labels.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Split {
-    images: Vec<u8>,
-    labels: Vec<u32>,
-    shape: [usize; 3],
+/// How pictures in files are read.
+///
+/// ```
+/// use zoo_train::data::{HoldOut, Reading};
+/// let reading = Reading { hold_out: Some(HoldOut { share: 0.1, seed: 1 }), ..Reading::of(224) };
+/// assert!(!reading.pictures);
+/// ```
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Reading {
+    /// The side that images are cut to.
+    pub side: usize,
+    /// The largest pictures that are decoded.
+    pub limits: Limits,
+    /// Keep the training pictures whole, as a random resized crop wants them.
+    pub pictures: bool,
+    /// The part of the training images that is taken to choose an epoch by.
+    pub hold_out: Option<HoldOut>,
 }
 
-impl Split {
-    /// `images` holds `labels.len()` images of `shape` (channels, height, width) one after the other, each channel by
-    /// channel and row by row.
-    ///
-    /// # Errors
-    /// A buffer of another length.
-    pub fn new(images: Vec<u8>, labels: Vec<u32>, shape: [usize; 3]) -> Result<Self, DataError> {
-        let expected = labels.len() * shape.iter().product::<usize>();
-        if images.len() != expected {
-            let (bytes, n) = (images.len(), labels.len());
-            return Err(DataError::Mismatch(format!(
-                "{n} images of shape {shape:?} take {expected} bytes, got {bytes}"
-            )));
-        }
-        Ok(Self { images, labels, shape })
-    }
-
-    /// Number of images.
-    pub fn len(&self) -> usize {
-        self.labels.len()
-    }
-
-    /// Whether there is no image.
-    pub fn is_empty(&self) -> bool {
-        self.labels.is_empty()
-    }
-
-    /// (channels, height, width) of every image.
-    pub fn shape(&self) -> [usize; 3] {
-        self.shape
-    }
-
-    /// The bytes of image `index`, channel by channel, row by row.
-    ///
-    /// # Panics
-    /// If `index` is not below [`len`](Self::len).
-    pub fn image(&self, index: usize) -> &[u8] {
-        let size = self.shape.iter().product::<usize>();
-        &self.images[index * size..(index + 1) * size]
-    }
-
-    /// The class of every image.
-    pub fn labels(&self) -> &[u32] {
-        &self.labels
-    }
-
-    /// The mean image over the split, as the network sees it before any other normalisation: c·h·w values in 0..=1.
-    /// Zeros for an empty split.
-    pub fn mean_image(&self) -> Vec<f32> {
-        let mut sums = vec![0u64; self.shape.iter().product()];
-        for index in 0..self.len() {
-            sums.iter_mut().zip(self.image(index)).for_each(|(sum, &byte)| *sum += u64::from(byte));
-        }
-        let scale = 255.0 * self.len().max(1) as f64;
-        sums.into_iter().map(|sum| (sum as f64 / scale) as f32).collect()
-    }
-
-    /// How these images become what a network reads. The test images of a run go through the transform of its
-    /// *training* split, whose mean [`Normalize::PixelMean`] takes off.
-    ///
-    /// # Errors
-    /// Images of neither three channels nor one, where three means are taken off.
-    pub fn transform(&self, normalize: &Normalize) -> Result<Transform, DataError> {
-        Ok(Transform::new(normalize, self.shape, || self.mean_image())?)
-    }
-
-    fn truncate(&mut self, n: usize) {
-        self.labels.truncate(n);
-        self.images.truncate(n * self.shape.iter().product::<usize>());
+impl Reading {
+    /// At `side`x`side`, with nothing held out.
+    pub fn of(side: usize) -> Self {
+        Self { side, limits: Limits::default(), pictures: false, hold_out: None }
     }
 }
 
@@ -283,8 +235,13 @@ impl Split {
 pub struct Dataset {
     /// What networks learn from.
     pub train: Arc<Split>,
-    /// What they are measured on.
+    /// What they are measured on after every epoch, where that is not `test`: images to choose an epoch by.
+    pub val: Option<Arc<Split>>,
+    /// What they are measured on: once at the end where there are validation images, else after every epoch.
     pub test: Arc<Split>,
+    /// Whether `test` is itself made of validation images, a folder's `val` or a part of the training images, so that an
+    /// epoch may be chosen by it.
+    pub is_validation: bool,
     /// Names of the classes; the position is the label.
     pub classes: Vec<String>,
     /// Where the images came from.
@@ -299,19 +256,97 @@ impl Dataset {
     /// # Errors
     /// Splits of different shapes, or a label without a class.
     pub fn new(train: Split, test: Split, classes: Vec<String>, source: DataSource) -> Result<Self, DataError> {
-        if train.shape != test.shape {
-            let (a, b) = (train.shape, test.shape);
-            return Err(DataError::Mismatch(format!("training images have the shape {a:?}, test images {b:?}")));
-        }
-        for (name, split) in [("training", &train), ("test", &test)] {
-            if let Some(i) = split.labels.iter().position(|&label| label as usize >= classes.len()) {
-                let (label, n) = (split.labels[i], classes.len());
+        Self::of_splits([Some(train), None, Some(test)], None, classes, source)
+    }
+
+    /// Puts a training, a validation and a test split together, of which the last two may lack. Images that are `hold_out`
+    /// are taken from the training images to choose by; where there are validation images already and no test images, those
+    /// are measured at the end.
+    fn of_splits(
+        [train, val, test]: [Option<Split>; 3],
+        hold_out: Option<HoldOut>,
+        classes: Vec<String>,
+        source: DataSource,
+    ) -> Result<Self, DataError> {
+        let lacking = |what: &str| DataError::Mismatch(format!("{source}: there are no {what} images"));
+        let train = train.ok_or_else(|| lacking("training"))?;
+        for (name, split) in [("training", Some(&train)), ("validation", val.as_ref()), ("test", test.as_ref())] {
+            let Some(split) = split else { continue };
+            if train.shape() != split.shape() {
+                let (a, b) = (train.shape(), split.shape());
+                return Err(DataError::Mismatch(format!("training images have the shape {a:?}, {name} images {b:?}")));
+            }
+            if let Some(i) = split.labels().iter().position(|&label| label as usize >= classes.len()) {
+                let (label, n) = (split.labels()[i], classes.len());
                 return Err(DataError::Mismatch(format!(
                     "{name} image {i} has the label {label}, but there are {n} classes"
                 )));
             }
         }
-        Ok(Self { train: train.into(), test: test.into(), classes, source, left_out: LeftOut::default() })
+        let (train, held_out) = match hold_out {
+            Some(hold_out) => hold_out.part(&train, classes.len()).map(|(train, held_out)| (train, Some(held_out)))?,
+            None => (train, None),
+        };
+        let (val, test, is_validation) = match (held_out, val, test) {
+            (Some(_), Some(_), Some(_)) => {
+                let problem = format!("{source}: there are validation images already, no others can be held out");
+                return Err(DataError::Mismatch(problem));
+            }
+            (held_out, val, Some(test)) => (held_out.or(val), test, false),
+            (Some(held_out), Some(val), None) => (Some(held_out), val, false),
+            (Some(images), None, None) | (None, Some(images), None) => (None, images, true),
+            (None, None, None) => return Err(lacking("test")),
+        };
+        let left_out = LeftOut::default();
+        Ok(Self {
+            train: train.into(),
+            val: val.map(Arc::new),
+            test: test.into(),
+            is_validation,
+            classes,
+            source,
+            left_out,
+        })
+    }
+
+    /// With a part of the training images to choose an epoch by.
+    ///
+    /// ```
+    /// use zoo_train::data::{HoldOut, Synthetic};
+    /// let data = Synthetic { train: 100, test: 20, seed: 0 }.generate().hold_out(HoldOut { share: 0.1, seed: 1 })?;
+    /// assert_eq!((data.train.len(), data.val.map(|val| val.len()), data.test.len()), (90, Some(10), 20));
+    /// # Ok::<(), zoo_train::data::DataError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Validation images that are there already, a share outside 0..1, or one that leaves a class without images.
+    pub fn hold_out(self, hold_out: HoldOut) -> Result<Self, DataError> {
+        let Self { train, val, test, is_validation, classes, source, left_out } = self;
+        let [train, test] = [train, test].map(Arc::unwrap_or_clone);
+        let val = val.map(Arc::unwrap_or_clone);
+        // A folder's `val` becomes what is measured at the end.
+        let (val, test) = if is_validation { (Some(test), None) } else { (val, Some(test)) };
+        let data = Self::of_splits([Some(train), val, test], Some(hold_out), classes, source)?;
+        Ok(Self { left_out, ..data })
+    }
+
+    /// The images that every epoch is measured on, and what they are called.
+    pub fn measured(&self) -> (&Arc<Split>, &'static str) {
+        match &self.val {
+            Some(val) => (val, "validation"),
+            None if self.is_validation => (&self.test, "validation"),
+            None => (&self.test, "test"),
+        }
+    }
+
+    /// All splits in `channels` channels: as they are, or grey.
+    ///
+    /// # Errors
+    /// As [`Split::with_channels`].
+    pub fn with_channels(self, channels: usize) -> Result<Self, DataError> {
+        let converted = |split: Arc<Split>| Arc::unwrap_or_clone(split).with_channels(channels).map(Arc::new);
+        let Self { train, val, test, .. } = self;
+        Ok(Self { train: converted(train)?, val: val.map(converted).transpose()?, test: converted(test)?, ..self })
     }
 
     /// Loads what `spec` names.
@@ -330,30 +365,40 @@ impl Dataset {
     }
 
     /// Loads what lies in `dir`: binary files of CIFAR-10 or CIFAR-100 ([`cifar10::load_any`]), MNIST's or
-    /// Fashion-MNIST's files ([`idx::load`]), or an image folder, its images cut to `side`x`side` ([`folder::load`]).
+    /// Fashion-MNIST's files ([`idx::load`]), an image folder, its images cut to `side`x`side` ([`folder::load`]), or a list
+    /// of pictures ([`list::load`]).
     ///
     /// # Errors
     /// A folder that is none, with all layouts, or two; what the loaders refuse.
     pub fn open(dir: &Path, side: usize) -> Result<Self, DataError> {
-        Self::open_within(dir, side, Limits::default())
+        Self::open_as(dir, &Reading::of(side))
     }
 
-    /// As [`open`](Self::open), with limits of one's own for the pictures of a folder.
+    /// As [`open`](Self::open), with all that can be said of how the pictures of a folder are read.
     ///
     /// # Errors
     /// As [`open`](Self::open).
-    pub fn open_within(dir: &Path, side: usize, limits: Limits) -> Result<Self, DataError> {
+    pub fn open_as(dir: &Path, reading: &Reading) -> Result<Self, DataError> {
+        if dir.is_file() {
+            return list::load(dir, reading);
+        }
+        let held_out = |data: Self| match reading.hold_out {
+            Some(hold_out) => data.hold_out(hold_out),
+            None => Ok(data),
+        };
         let problem = match (cifar10::is_in(dir), idx::is_in(dir), folder::is_in(dir)) {
-            (true, false, false) => return cifar10::load_any(dir),
-            (false, true, false) => return idx::load(dir),
-            (false, false, true) => return folder::load(dir, side, limits),
+            (true, false, false) => return held_out(cifar10::load_any(dir)?),
+            (false, true, false) => return held_out(idx::load(dir)?),
+            (false, false, true) => return folder::load(dir, reading),
+            (false, false, false) if reading.hold_out.is_some() && dir.is_dir() => return folder::load(dir, reading),
             (true, ..) | (_, true, _) => "holds two data sets, where one was expected",
             _ if dir.is_dir() => "holds no data set",
             _ if dir.exists() => "not a directory",
             _ => "no such directory",
         };
         let layouts = "CIFAR-10 binary files (data_batch_*.bin and test_batch.bin, or train.bin and test.bin), MNIST's \
-                       files (train-images-idx3-ubyte, …) or an image folder (train/CLASS/* and val/CLASS/* or test/CLASS/*)";
+                       files (train-images-idx3-ubyte, …), an image folder (train/CLASS/* and val/CLASS/* or test/CLASS/*; \
+                       CLASS/* alone with --val-split) or a list (a CSV file)";
         Err(DataError::Layout { path: dir.into(), problem: format!("{problem}: expected {layouts}") })
     }
 
@@ -383,9 +428,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_split_checks_its_length_and_a_dataset_its_labels() {
-        let error = Split::new(vec![0; 11], vec![0], [3, 2, 2]).unwrap_err().to_string();
-        assert_eq!(error, "1 images of shape [3, 2, 2] take 12 bytes, got 11");
+    fn a_dataset_checks_its_labels() {
         let split = |label, side: usize| Split::new(vec![0; 3 * side * side], vec![label], [3, side, side]).unwrap();
         let other = || DataSource::Other { label: "mine".into() };
         let error = Dataset::new(split(0, 2), split(1, 2), vec!["a".into()], other()).unwrap_err().to_string();
@@ -399,14 +442,8 @@ mod tests {
         let data = Synthetic { train: 30, test: 10, seed: 0 }.generate();
         let limited = data.clone().limit(7);
         assert_eq!((limited.train.len(), limited.test.len()), (7, 10));
-        assert_eq!(limited.train.image(6), data.train.image(6));
+        assert_eq!(limited.train.image(6).unwrap(), data.train.image(6).unwrap());
         assert_eq!(data.clone().limit(99).train, data.train);
-    }
-
-    #[test]
-    fn the_mean_image_averages_pixel_by_pixel() {
-        let split = Split::new(vec![0, 51, 255, 0, 153, 0], vec![0, 0], [3, 1, 1]).unwrap();
-        assert_eq!(split.mean_image(), [0.0, 0.4, 0.5]);
     }
 
     #[test]
@@ -430,7 +467,11 @@ mod tests {
         assert!(message().contains("two data sets"), "{}", message());
         std::fs::remove_file(root.path().join("train.bin")).unwrap();
         std::fs::remove_file(root.path().join("test.bin")).unwrap();
-        assert!(message().starts_with("DIR: expected an image folder"), "{}", message());
+        assert!(
+            message().starts_with("DIR: expected val/CLASS/* or test/CLASS/* beside train/CLASS/*"),
+            "{}",
+            message()
+        );
 
         let absent = Dataset::open(&root.path().join("absent"), 8).unwrap_err().to_string();
         assert!(absent.contains("absent: no such directory: expected CIFAR-10"), "{absent}");

@@ -49,8 +49,22 @@ impl TestImages {
     /// # Errors
     /// What [`Dataset::open`] refuses; a class that is not among the `known` ones.
     pub fn open(dir: &Path, framing: Framing, known: Option<&[String]>, limits: Limits) -> Result<Self, DataError> {
+        Self::open_split(dir, None, framing, known, limits)
+    }
+
+    /// As [`open`](Self::open), of the folder's part called `split`: `val`, `test` or `train`.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); a folder without that part.
+    pub fn open_split(
+        dir: &Path,
+        split: Option<&str>,
+        framing: Framing,
+        known: Option<&[String]>,
+        limits: Limits,
+    ) -> Result<Self, DataError> {
         if folder::is_in(dir) && !cifar10::is_in(dir) && !idx::is_in(dir) {
-            let (files, classes, left_out) = folder::test_files(dir, known)?;
+            let (files, classes, left_out) = folder::test_files(dir, split, known)?;
             let images = Images::Files(files, framing, limits);
             return Ok(Self { images, classes, left_out: Arc::new(left_out.into()) });
         }

@@ -1,4 +1,5 @@
 use super::*;
+use candle_core::{DType, Device};
 use serde_json::Value;
 use zoo_core::{Init, VarStore};
 
@@ -7,7 +8,7 @@ fn golden() -> Value {
     serde_json::from_str(&std::fs::read_to_string(path).unwrap()).unwrap()
 }
 
-fn floats(value: &Value) -> Vec<f64> {
+pub(super) fn floats(value: &Value) -> Vec<f64> {
     value.as_array().unwrap().iter().map(|x| x.as_f64().unwrap()).collect()
 }
 
@@ -23,7 +24,7 @@ fn parameters(golden: &Value, dtype: DType) -> Vec<(String, Var)> {
 }
 
 /// A store with the golden file's gradients of one step.
-fn gradients(golden: &Value, parameters: &[(String, Var)], step: usize) -> GradStore {
+pub(super) fn gradients(golden: &Value, parameters: &[(String, Var)], step: usize) -> GradStore {
     // The only way to an empty store from outside candle: the gradients of a constant.
     let mut grads = Tensor::zeros((), DType::F32, &Device::Cpu).unwrap().backward().unwrap();
     for (key, var) in parameters {

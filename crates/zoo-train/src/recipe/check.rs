@@ -1,8 +1,8 @@
 //! What a recipe's values must be, wherever they come from: a file, the command line or a program.
 
-use super::{BatchNormOverride, Length, Normalize, Recipe};
+use super::{BatchNormOverride, ClassWeights, Length, Normalize, Recipe};
 use crate::schedule::{Decay, When};
-use anyhow::{Result, ensure};
+use anyhow::{Result, anyhow, ensure};
 use serde_json::Value;
 
 // Beyond all that anybody trains, and what is computed from them does not overflow.
@@ -42,7 +42,23 @@ impl Recipe {
             std.iter().try_for_each(|&std| positive("normalize: the deviation", f64::from(std)))?;
         }
         self.check_schedule()?;
+        self.check_control()?;
+        self.augment.check().map_err(|problem| anyhow!("augment: {problem}"))?;
         self.check_optimizer()
+    }
+
+    fn check_control(&self) -> Result<()> {
+        ensure!(self.accumulate >= 1, "accumulate must be at least 1");
+        ensure!(self.patience != Some(0), "patience must be at least 1");
+        if let Some(decay) = self.ema {
+            ensure!((0.0..1.0).contains(&decay), "ema must lie in 0..1, got {decay}");
+        }
+        self.layer_decay.map_or(Ok(()), |decay| positive("layer_decay", decay))?;
+        self.head_lr.map_or(Ok(()), |factor| positive("head_lr", factor))?;
+        if let ClassWeights::Given(weights) = &self.class_weights {
+            weights.iter().try_for_each(|&weight| at_least_0("a class weight", f64::from(weight)))?;
+        }
+        Ok(())
     }
 
     fn check_schedule(&self) -> Result<()> {
@@ -70,12 +86,14 @@ impl Recipe {
             let values = value.as_array().map_or(std::slice::from_ref(value), Vec::as_slice);
             for value in values {
                 match value {
+                    // LAMB may clip at nothing.
+                    Value::Null if name == "max_grad_norm" => {}
                     // What is no number is not written as one.
                     Value::Null | Value::Number(_) => {
                         let number = value.as_f64().unwrap_or(f64::NAN);
                         match name.as_str() {
                             "eps" => positive(&what, number)?,
-                            "momentum" | "betas" => {
+                            "momentum" | "betas" | "alpha" => {
                                 ensure!((0.0..1.0).contains(&number), "{what} must lie in 0..1, got {number}");
                             }
                             _ => at_least_0(&what, number)?,

@@ -1,6 +1,6 @@
 //! The recipes that have a name: the published ones and our own, and what each changes for a network.
 
-use super::{BatchNormOverride, CIFAR_SIDE, Length, Recipe, fast};
+use super::{BatchNormOverride, CIFAR_SIDE, ClassWeights, Keep, Length, Recipe, fast};
 use crate::augment::Augment;
 use crate::optim::OptimizerConfig;
 use crate::schedule::{Decay, Every, Schedule, Warmup, When};
@@ -50,6 +50,15 @@ impl Recipe {
             batch_norm: BatchNormOverride::default(),
             init: InitRule::Model,
             precision: Precision::F32,
+            keep: Keep::Last,
+            patience: None,
+            accumulate: 1,
+            ema: None,
+            freeze: Vec::new(),
+            freeze_all_but_head: false,
+            layer_decay: None,
+            head_lr: None,
+            class_weights: ClassWeights::Equal,
         };
         let warmup = Some(Warmup { length: When::Fraction(0.1), factor: None });
         Ok(match name {

@@ -1,9 +1,9 @@
 //! Recipes in words: what a person reads of one in a report, on the console and from `zoo recipe`.
 
-use super::{BatchNormOverride, Length, Recipe};
+use super::{BatchNormOverride, ClassWeights, Keep, Length, Recipe};
 use crate::augment::{Augment, ColorJitter, Erased, RandomErasing, ResizedCrop};
 use crate::format::thousands;
-use crate::optim::OptimizerConfig;
+use crate::optim::{AdjustLr, OptimizerConfig};
 use crate::schedule::{Decay, Every, Schedule, Warmup, When};
 use zoo_core::{InitRule, Precision};
 
@@ -80,6 +80,12 @@ impl Recipe {
             ("BatchNorm", batch_norm(self.batch_norm)),
             ("Initial values", init(self.init)),
             ("Precision", precision(self.precision)),
+            ("Kept", self.kept_in_words()),
+            ("Accumulated", accumulated(self.accumulate)),
+            ("Averaged", self.ema.map_or_else(none, |decay| format!("moving, decay {}", number(decay)))),
+            ("Frozen", self.frozen_in_words()),
+            ("Rates of layers", self.rates_in_words()),
+            ("Class weights", class_weights(&self.class_weights)),
         ]
     }
 
@@ -95,6 +101,30 @@ impl Recipe {
     fn batch_in_words(&self) -> String {
         let left_out = if self.drop_last { "; an epoch's last batch is left out where it is smaller" } else { "" };
         format!("{}{left_out}", self.batch)
+    }
+
+    fn kept_in_words(&self) -> String {
+        let kept = match self.keep {
+            Keep::Last => "the last epoch",
+            Keep::Best => "the best epoch",
+            Keep::Both => "the best epoch, and the last one",
+        };
+        let patience = self.patience.map(|epochs| format!("; ends after {epochs} epochs without a better one"));
+        format!("{kept}{}", patience.unwrap_or_default())
+    }
+
+    fn frozen_in_words(&self) -> String {
+        let trunk = self.freeze_all_but_head.then(|| "all but the classifier".to_owned());
+        let parts: Vec<String> = trunk.into_iter().chain(self.freeze.iter().cloned()).collect();
+        if parts.is_empty() { none() } else { parts.join(", ") }
+    }
+
+    fn rates_in_words(&self) -> String {
+        let decay =
+            self.layer_decay.map(|decay| format!("times {} from layer to layer below the classifier", number(decay)));
+        let head = self.head_lr.map(|factor| format!("times {} at the classifier", number(factor)));
+        let parts: Vec<String> = decay.into_iter().chain(head).collect();
+        if parts.is_empty() { "the same for all".into() } else { parts.join(", ") }
     }
 
     fn held_out_in_words(&self) -> String {
@@ -128,14 +158,45 @@ fn optimizer(config: &OptimizerConfig) -> String {
         }
         OptimizerConfig::Adam { betas, eps, .. } => adam("Adam", betas, eps),
         OptimizerConfig::AdamW { betas, eps, .. } => adam("AdamW", betas, eps),
+        OptimizerConfig::Rmsprop { alpha, eps, momentum, centered, .. } => {
+            let centered = if centered { "centred " } else { "" };
+            let momentum = if momentum == 0.0 { String::new() } else { format!(", momentum {}", number(momentum)) };
+            format!("{centered}RMSprop with alpha {}, epsilon {}{momentum}", number(alpha), number(eps))
+        }
+        OptimizerConfig::Lamb { betas, eps, max_grad_norm, .. } => {
+            let clip = max_grad_norm.map(|norm| format!(", gradients of a norm of {} at the most", number(norm)));
+            format!("{}{}", adam("LAMB", betas, eps), clip.unwrap_or_default())
+        }
+        OptimizerConfig::Lion { betas: [first, second], .. } => {
+            format!("Lion with betas {} and {}", number(first), number(second))
+        }
+        OptimizerConfig::Muon { momentum, nesterov, adjust_lr_fn, adamw_lr_factor, betas, eps, .. } => {
+            let nesterov = if nesterov { "Nesterov's " } else { "" };
+            let size = match adjust_lr_fn {
+                AdjustLr::Original => "",
+                AdjustLr::MatchRmsAdamW => ", its steps as large as AdamW's",
+                AdjustLr::SpectralUnclamped => ", its steps of the same spectral size",
+            };
+            let rate = if adamw_lr_factor == 1.0 {
+                String::new()
+            } else {
+                format!(" at {} times the learning rate", number(adamw_lr_factor))
+            };
+            let adamw = adam("AdamW", betas, eps);
+            format!("Muon with {nesterov}momentum {} on matrices{size}, {adamw} on the rest{rate}", number(momentum))
+        }
     }
 }
 
 fn decay(config: &OptimizerConfig, all: bool) -> String {
-    let (decay, kind) = match *config {
-        OptimizerConfig::Sgd { weight_decay, .. } | OptimizerConfig::Adam { weight_decay, .. } => (weight_decay, "L2"),
-        OptimizerConfig::AdamW { weight_decay, .. } => (weight_decay, "decoupled"),
-    };
+    let (decay, kind) = (
+        config.weight_decay(),
+        match config {
+            OptimizerConfig::Sgd { .. } | OptimizerConfig::Adam { .. } | OptimizerConfig::Rmsprop { .. } => "L2",
+            OptimizerConfig::AdamW { .. } | OptimizerConfig::Lion { .. } | OptimizerConfig::Muon { .. } => "decoupled",
+            OptimizerConfig::Lamb { .. } => "in the update",
+        },
+    );
     match decay {
         0.0 => none(),
         _ if all => format!("{} ({kind}), on every parameter", number(decay)),
@@ -257,6 +318,21 @@ fn batch_norm(changed: BatchNormOverride) -> String {
     if changes.is_empty() { "the network's own".into() } else { changes.join(", ") }
 }
 
+fn accumulated(batches: usize) -> String {
+    if batches <= 1 { none() } else { format!("{batches} batches a step") }
+}
+
+fn class_weights(weights: &ClassWeights) -> String {
+    match weights {
+        ClassWeights::Equal => "all count the same".into(),
+        ClassWeights::Balanced => "balanced by their numbers of images".into(),
+        ClassWeights::Given(weights) => {
+            let weights: Vec<String> = weights.iter().map(|&weight| number(f64::from(weight))).collect();
+            weights.join(", ")
+        }
+    }
+}
+
 fn init(rule: InitRule) -> String {
     match rule {
         InitRule::Torch => "PyTorch's defaults, layer by layer".into(),
@@ -281,116 +357,4 @@ fn percent(share: f64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::recipe::Overrides;
-
-    fn told(recipe: &Recipe) -> String {
-        recipe.hyperparameters().iter().map(|(name, value)| format!("{name}: {value}\n")).collect()
-    }
-
-    #[test]
-    fn every_recipe_is_told_in_a_line() {
-        assert!(RECIPES.iter().map(|about| about.name).eq(Recipe::NAMES.iter().copied()));
-        for &name in Recipe::NAMES {
-            assert_eq!(Recipe::named(name).unwrap().about().unwrap().name, name);
-        }
-        let fifteen = Recipe { name: "fast".into(), ..Recipe::named("fast-15").unwrap() };
-        assert_eq!(fifteen, Recipe::named("fast").unwrap());
-    }
-
-    #[test]
-    fn the_papers_settings_are_said_in_words() {
-        let paper = told(&Recipe::named("resnet-paper").unwrap().adapted_to("cifar_resnet110"));
-        let expected = "Length: 64000 steps, rounded up to whole epochs\n\
-            Batch: 128\n\
-            Optimizer: SGD with momentum 0.9\n\
-            Learning rate: 0.1\n\
-            Its course: 0.1 times the rate for the first 400 steps, then times 0.1 after 50 % and 75 % of the run\n\
-            Weight decay: 0.0001 (L2), on every parameter\n\
-            Gradient clipping: none\n\
-            Label smoothing: none\n\
-            Augmentation: random crop after 4 black pixels around, random flip, left and right\n\
-            Normalisation: less the mean image of the training images\n\
-            Held out: the last 10 % of the training images\n\
-            BatchNorm: the network's own\n\
-            Initial values: the network's own\n\
-            Precision: f32\n";
-        assert_eq!(paper, expected);
-    }
-
-    #[test]
-    fn every_augmentation_is_told() {
-        let told = |augment: Augment| augmentation(&augment);
-        assert_eq!(told(Augment::NONE), "none");
-        assert_eq!(told(Augment { flip: true, ..Augment::NONE }), "random flip, left and right");
-        assert_eq!(told(Augment { crop_padding: 2, ..Augment::NONE }), "random crop after 2 black pixels around");
-        let all = Augment {
-            resized_crop: Some(ResizedCrop::default()),
-            vertical_flip: true,
-            policy: "rand-m9-inc1".parse().ok(),
-            color_jitter: Some(ColorJitter { brightness: 0.4, hue: 0.1, ..ColorJitter::default() }),
-            random_erasing: Some(RandomErasing { probability: 0.25, value: Erased::Pixel, ..RandomErasing::default() }),
-            cutout: Some(16),
-            mixup: Some(0.8),
-            cutmix: Some(1.0),
-            ..Augment::STANDARD
-        };
-        let expected = "a random 8 % to 100 % of the picture, 0.75 to 1.333 times as wide as high, resized (bilinear), \
-            random flip, left and right, random flip, top and bottom, rand-m9-n2-inc1, \
-            random brightness by 0.4 and hue by 0.1, 2 % to 33.3333 % of it replaced by noise in 25 % of the images, \
-            cutout of 16x16 pixels, mixup with alpha 0.8 on all batches or, in 50 % of them, CutMix with alpha 1";
-        assert_eq!(told(all), expected);
-        let mixed = told(Augment { cutmix: Some(0.5), mixup_prob: 0.5, ..Augment::NONE });
-        assert_eq!(mixed, "CutMix with alpha 0.5 on 50 % of the batches");
-    }
-
-    #[test]
-    fn whatever_a_recipe_changes_is_said() {
-        let fast = Recipe::named("fast").unwrap().adapted_to("mlp");
-        let text = told(&fast);
-        for part in [
-            "Optimizer: AdamW with betas 0.9 and 0.999, epsilon 1e-8\n",
-            "Weight decay: 0.05 (decoupled), not on biases and normalisations\n",
-            "Its course: rises over the first 10 % of the run, then a straight line down to 0, step by step\n",
-            "Gradient clipping: to a norm of 1\n",
-            "Label smoothing: 0.1\n",
-            "Normalisation: CIFAR-10's mean and deviation\n",
-        ] {
-            assert!(text.contains(part), "{part}{text}");
-        }
-        let changes = Overrides { bn_momentum: Some(0.01), bn_eps: Some(1e-7), epochs: Some(1), ..Overrides::NONE };
-        let text = told(&fast.with(&changes).unwrap());
-        assert!(
-            text.contains("BatchNorm: momentum 0.01, epsilon 1e-7\n") && text.contains("Length: 1 epoch\n"),
-            "{text}"
-        );
-        let off = fast.with(&Overrides { batch_norm: Some(false), ..Overrides::NONE }).unwrap();
-        assert!(told(&off).contains("BatchNorm: left out"));
-        assert!(told(&Recipe { precision: Precision::Bf16, ..fast }).contains("Precision: bf16: "));
-        assert!(
-            told(&Recipe::named("template-600").unwrap()).contains("Batch: 500; an epoch's last batch is left out")
-        );
-    }
-
-    /// The names are the columns of a table: a value may be `none`, but none is missing.
-    #[test]
-    fn the_names_are_the_same_for_all() {
-        let names = |recipe: Recipe| recipe.hyperparameters().into_iter().map(|(name, _)| name).collect::<Vec<_>>();
-        let first = names(Recipe::named("quick").unwrap());
-        for &name in Recipe::NAMES {
-            assert_eq!(names(Recipe::named(name).unwrap()), first, "{name}");
-        }
-    }
-
-    #[test]
-    fn held_out_images_are_counted() {
-        let paper = Recipe::named("resnet-paper").unwrap();
-        assert_eq!(
-            paper.images_in_words(50_000, 10_000),
-            "45,000 images to train on, 5,000 held out, 10,000 to test on"
-        );
-        let modern = Recipe::named("modern-200").unwrap();
-        assert_eq!(modern.images_in_words(50_000, 10_000), "50,000 images to train on, 10,000 to test on");
-    }
-}
+mod tests;

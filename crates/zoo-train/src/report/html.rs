@@ -3,6 +3,8 @@
 
 use std::collections::BTreeSet;
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
 use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 
 use super::chart::{Style, theme_css};
@@ -14,7 +16,10 @@ use super::rows::{Row, Section, sections};
 use super::training::trained;
 use super::{Additions, ChartGroup, Run, SYNTHETIC_BANNER};
 use crate::format::count;
+use crate::record::Status;
 
+/// Seconds between two looks of a page at a run that is still training.
+const EVERY: u32 = 15;
 const CSS: &str = include_str!("style.css");
 const SCRIPT: &str = include_str!("script.js");
 /// Forbids the page to load anything, whatever a record may hold; its pictures stand in itself.
@@ -29,6 +34,7 @@ pub fn html(runs: &[Run], additions: &Additions) -> String {
         false => format!("The zoo on {}", names.into_iter().collect::<Vec<_>>().join(" and ")),
     };
     let rows = sections.iter().map(|section| section.rows.len()).max().unwrap_or(0);
+    let is_running = runs.iter().any(|run| run.record.status == Status::Running);
     let page = markup! {
         (DOCTYPE)
         html lang="en" {
@@ -36,6 +42,7 @@ pub fn html(runs: &[Run], additions: &Additions) -> String {
                 meta charset="utf-8";
                 meta name="viewport" content="width=device-width, initial-scale=1";
                 meta name="color-scheme" content="light dark";
+                @if is_running { meta http-equiv="refresh" content=(EVERY); }
                 meta http-equiv="Content-Security-Policy" content=(POLICY);
                 title { (title) }
                 style { (PreEscaped(CSS)) (PreEscaped(theme_css(rows))) }
@@ -100,7 +107,26 @@ fn section(section: &Section, additions: &Additions) -> Markup {
                 div.charts.small { @for chart in &alone { (chart.figure()) } }
             }
             (trained(section))
+            (samples(section))
             (mistakes(section))
+        }
+    }
+}
+
+/// The images as the networks saw them, of the first run of each row that has kept any.
+fn samples(section: &Section) -> Markup {
+    let kept: Vec<(&Row, &[u8])> = section
+        .rows
+        .iter()
+        .filter_map(|row| Some((row, row.runs.iter().find_map(|run| run.samples.as_deref())?)))
+        .collect();
+    markup! {
+        @if !kept.is_empty() {
+            h3 { "What the network sees" }
+            p.note { "A training image in every row: on the left as it is, then as one epoch after the other saw it." }
+            @for (row, png) in kept {
+                img.samples src={ "data:image/png;base64," (STANDARD.encode(png)) } alt={ "Training images of " (row.label) };
+            }
         }
     }
 }
@@ -183,7 +209,6 @@ fn facts<'a>(facts: impl Iterator<Item = &'a (&'static str, String)>) -> Markup 
 mod tests {
     use super::*;
     use crate::error_analysis::tests::analysis;
-    use crate::record::Status;
     use crate::report::tests::{run, synthetic};
 
     fn drawn(runs: &[Run]) -> String {

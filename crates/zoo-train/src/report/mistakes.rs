@@ -38,7 +38,7 @@ pub(super) fn mistakes(section: &Section) -> Markup {
         @if !looked_at.is_empty() {
             h3 { "What it gets wrong" }
             p.note {
-                "On the test images, after the last epoch of each row's first run. The images are the mistakes that the \
+                "On the test images, with the weights that each row's first run has kept. The images are the mistakes that the \
                  network was surest of: what is shown → what it was taken for, and with what probability."
             }
             @for (place, (index, row, analysis)) in looked_at.iter().enumerate() {

@@ -29,12 +29,17 @@ use crate::record::{
     EpochMetrics, Lines, METRICS_FILE, RECORD_FILE, RESULTS_FILE, RunOverrides, RunRecord, read_jsonl, replace_file,
 };
 
+use crate::samples::SAMPLES_FILE;
+
 use chart::Chart;
 pub use columns::{Cell, Column, Kind};
 pub use curves::{Value, curve, test_acc};
 pub use html::html;
 pub use markdown::{code, escape, markdown};
 pub use rows::{Row, Section, Stat, sections};
+
+/// The page of a report in its folder.
+pub const REPORT_FILE: &str = "report.html";
 
 /// The line above everything that holds made-up images.
 const SYNTHETIC_BANNER: &str = "These images were made up by a program. The results show that the path from \
@@ -87,6 +92,8 @@ pub struct Run {
     pub epochs: Vec<EpochMetrics>,
     /// What the trained network does on the test images, if that was looked at.
     pub analysis: Option<ErrorAnalysis>,
+    /// Its training images as the network saw them: a PNG of [`samples::sheet`](crate::samples::sheet).
+    pub samples: Option<Vec<u8>>,
 }
 
 /// What tells the run of a record from others.
@@ -122,7 +129,7 @@ pub fn load(out: &Path) -> Result<(Vec<Run>, Vec<String>)> {
                 "{} holds a later run: the report shows no curve of the {} with seed {} that was there before",
                 record.folder, record.model, record.seed
             ));
-            runs.push(Run { record, epochs: Vec::new(), analysis: None });
+            runs.push(Run { record, epochs: Vec::new(), analysis: None, samples: None });
             continue;
         }
         let folder = out.join(&record.folder);
@@ -167,14 +174,26 @@ fn with_files(folder: &Path, record: RunRecord, warnings: &mut Vec<String>) -> R
         warnings.push(format!("{}; the report leaves it out", errors::line(&error)));
         None
     });
-    Run { record, epochs, analysis }
+    let samples = std::fs::read(folder.join(SAMPLES_FILE)).ok().filter(|png| !png.is_empty());
+    Run { record, epochs, analysis, samples }
+}
+
+/// Writes `report.html` about the run in `folder` as far as it is, for a browser that follows it: the page asks for itself
+/// again now and then until the run's record says that it has ended.
+///
+/// # Errors
+/// A file that cannot be read or written.
+pub fn write_page(folder: &Path, record: RunRecord) -> Result<()> {
+    // What a run that has only begun cannot have yet is no reason to warn.
+    let run = with_files(folder, record, &mut Vec::new());
+    replace_file(&folder.join(REPORT_FILE), html(&[run], &Additions::NONE).as_bytes())
 }
 
 /// Writes `report.md` and `report.html` into the folder `out`, with what a suite adds. Each is written aside and
 /// renamed: whoever looks at one while it is renewed sees the old or the new one, never half of it.
 pub fn write(out: &Path, runs: &[Run], additions: &Additions) -> Result<()> {
     replace_file(&out.join("report.md"), markdown(runs, additions).as_bytes())?;
-    replace_file(&out.join("report.html"), html(runs, additions).as_bytes())
+    replace_file(&out.join(REPORT_FILE), html(runs, additions).as_bytes())
 }
 
 #[cfg(test)]
@@ -188,7 +207,7 @@ pub(crate) mod tests {
     /// A run of 20 epochs that ends at the accuracy `acc`.
     pub(crate) fn run(model: &str, recipe: &str, seed: u64, acc: f64) -> Run {
         let epochs = (1..=20).map(|n| epoch(n, acc * (1.0 - 0.5 / f64::from(n as u32)) / 0.975)).collect();
-        Run { record: record(model, recipe, seed, acc), epochs, analysis: None }
+        Run { record: record(model, recipe, seed, acc), epochs, analysis: None, samples: None }
     }
 
     /// The same run on synthetic images.

@@ -138,7 +138,11 @@ impl<'a> Row<'a> {
         let with = |status: Status| self.runs.iter().copied().filter(move |run| run.record.status == status);
         let finished: Vec<_> = with(Status::Finished).collect();
         if finished.is_empty() {
-            with(Status::Interrupted).max_by_key(|run| run.record.epochs_done).into_iter().collect()
+            with(Status::Interrupted)
+                .chain(with(Status::Running))
+                .max_by_key(|run| run.record.epochs_done)
+                .into_iter()
+                .collect()
         } else {
             finished
         }
@@ -174,6 +178,7 @@ impl<'a> Row<'a> {
 pub(super) fn ending(record: &RunRecord) -> Option<String> {
     match &record.status {
         Status::Finished => None,
+        Status::Running => Some(format!("training: {} of {} done", record.epochs_done, count(record.epochs, "epoch"))),
         Status::Interrupted => {
             Some(format!("interrupted after {} of {}", record.epochs_done, count(record.epochs, "epoch")))
         }

@@ -60,14 +60,11 @@ pub(super) fn ensure_same(differences: &[String], folder: &Path) -> Result<()> {
 
 /// The identity of a run: everything that changes its numbers. A run goes on from the checkpoint of the same run only.
 pub(super) fn identity(job: &Job, data: &Dataset) -> Result<Value> {
-    let checksum = |split: &Split| {
-        let mut hasher = crc32fast::Hasher::new();
-        for (index, label) in split.labels().iter().enumerate() {
-            hasher.update(&label.to_le_bytes());
-            hasher.update(split.image(index));
-        }
-        format!("{} images of {:?}, checksum {:08x}", split.len(), split.shape(), hasher.finalize())
-    };
+    with_data(of_job(job)?, data)
+}
+
+/// What a job says of it.
+pub(super) fn of_job(job: &Job) -> Result<Value> {
     let start = |Start { file, may_differ, selection }: &Start| -> Result<Value> {
         // The file's contents count, not its path.
         let checksum = checksum_of(file).with_context(|| format!("cannot read {}", file.display()))?;
@@ -83,11 +80,29 @@ pub(super) fn identity(job: &Job, data: &Dataset) -> Result<Value> {
         "recipe": job.recipe,
         "seed": job.seed,
         "device": format!("{:?}", job.device.location()),
-        "training": checksum(&data.train),
-        "test": checksum(&data.test),
-        "classes": data.classes,
         "start": job.start.as_ref().map(start).transpose()?,
     }))
+}
+
+/// With what the data says of it.
+pub(super) fn with_data(mut identity: Value, data: &Dataset) -> Result<Value> {
+    let checksum = |split: &Split| {
+        let mut hasher = crc32fast::Hasher::new();
+        for (index, label) in split.labels().iter().enumerate() {
+            hasher.update(&label.to_le_bytes());
+            // One that cannot be read is not among what tells data sets apart: training does without it.
+            hasher.update(&split.fingerprint(index).unwrap_or_default());
+        }
+        format!("{} images of {:?}, checksum {:08x}", split.len(), split.shape(), hasher.finalize())
+    };
+    let all = identity.as_object_mut().context("a run's identity is no table")?;
+    all.insert("training".into(), checksum(&data.train).into());
+    if let Some(val) = &data.val {
+        all.insert("validation".into(), checksum(val).into());
+    }
+    all.insert("test".into(), checksum(&data.test).into());
+    all.insert("classes".into(), json!(data.classes));
+    Ok(identity)
 }
 
 fn checksum_of(file: &Path) -> std::io::Result<String> {

@@ -1,12 +1,15 @@
 //! What is trained, and what comes of it.
 
+use crate::eval::Evaluation;
 use crate::recipe::Recipe;
 use crate::record::{EpochMetrics, Status};
 use candle_core::Device;
+use std::fmt;
 use std::path::PathBuf;
+use std::sync::Arc;
 use zoo::ModelInfo;
 use zoo_core::weights::Selection;
-use zoo_image::{Metadata, Transform};
+use zoo_image::Kept;
 
 /// What to train.
 #[derive(Debug, Clone)]
@@ -22,7 +25,28 @@ pub struct Job {
     /// The checkpoint that training starts from; from scratch without one.
     pub start: Option<Start>,
     /// Called after every epoch, once its metrics are in `metrics.jsonl`: for programs that follow a run as it goes.
-    pub on_epoch: Option<fn(&EpochMetrics)>,
+    pub on_epoch: Option<Hook>,
+}
+
+/// What is called after every epoch of a [`Job`].
+#[derive(Clone)]
+pub struct Hook(Arc<dyn Fn(&EpochMetrics) + Send + Sync>);
+
+impl Hook {
+    /// Calls `tell`.
+    pub fn new(tell: impl Fn(&EpochMetrics) + Send + Sync + 'static) -> Self {
+        Self(Arc::new(tell))
+    }
+
+    pub(super) fn call(&self, metrics: &EpochMetrics) {
+        (self.0)(metrics);
+    }
+}
+
+impl fmt::Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hook")
+    }
 }
 
 /// A checkpoint to start from.
@@ -49,34 +73,35 @@ impl Job {
         self.start = Some(Start { file: file.into(), may_differ, selection: Selection::default() });
         self
     }
-
-    /// What the file of the trained weights says of them.
-    pub(super) fn metadata(&self, recipe: &Recipe, transform: &Transform, classes: Vec<String>) -> Metadata {
-        let [channels, side, _] = transform.shape();
-        let mut metadata = Metadata::default();
-        metadata.model = Some(self.model.name.into());
-        metadata.image_size = Some(side);
-        metadata.in_chans = (channels != 3).then_some(channels);
-        metadata.classes = Some(classes);
-        metadata.normalize = Some(recipe.normalize.clone());
-        metadata.pixel_mean = transform.pixel_mean().map(<[f32]>::to_vec);
-        metadata.batch_norm = Some(recipe.batch_norm).filter(|changed| !changed.is_none());
-        metadata
-    }
 }
 
 /// What a run came to.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 #[non_exhaustive]
 pub struct Outcome {
     /// Finished, interrupted, or failed with the reason.
     pub status: Status,
     /// Every completed epoch.
     pub epochs: Vec<EpochMetrics>,
+    /// Which epoch's weights the run's file holds, and what they came to; `None` before the first one is done.
+    pub kept: Option<Kept>,
+    /// What the kept weights come to on test images that no epoch was measured on, where the data has any.
+    pub test: Option<Evaluation>,
+    /// Images to train on that could not be read.
+    pub unreadable: usize,
     /// Optimizer steps completed.
     pub steps: u64,
     /// Images trained on, of each epoch.
     pub train_images: usize,
     /// Wall-clock time, evaluation included.
     pub seconds: f64,
+}
+
+impl Outcome {
+    /// What a run that is still training has come to.
+    pub fn running(epochs: Vec<EpochMetrics>) -> Self {
+        let steps = epochs.last().map_or(0, |epoch| epoch.step);
+        let seconds = epochs.iter().map(|epoch| epoch.seconds).sum();
+        Self { status: Status::Running, epochs, steps, seconds, ..Self::default() }
+    }
 }

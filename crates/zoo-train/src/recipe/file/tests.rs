@@ -96,7 +96,7 @@ fn what_is_wrong_in_a_file_is_said_with_its_place() {
         ("base = 'finetune'\noptimizer.momentum = 'x'", "`optimizer.momentum`: expected a number, got string \"x\""),
         (
             "base = 'finetune'\noptimizer.kind = 'adamm'",
-            "`optimizer.kind`: expected one of `sgd`, `adam`, `adamw`, got `adamm`: did you mean `adam",
+            "`optimizer.kind`: expected one of `sgd`, `adam`, `adamw`, `rmsprop`, `lamb`, `lion`, `muon`, got `adamm`: did you mean `adam",
         ),
         ("base = 'finetune'\nlength.hours = 3", "`length`: expected one of `epochs`, `steps`, got `hours`"),
         ("base = 'finetune'\n[length]\nepochs = 1\nsteps = 2", "`length`: expected one of `epochs`, `steps`"),
@@ -188,7 +188,7 @@ fn a_base_is_adapted_before_the_file_goes_over_it() {
     };
     let mine = source("base = 'finetune'\nlr = 0.5\n[augment]\nflip = false").unwrap();
     let large = mine.adapted("resnet18", 224).unwrap();
-    assert_eq!((large.lr, large.augment), (0.5, Augment { crop_padding: 28, flip: false }));
+    assert_eq!((large.lr, large.augment), (0.5, Augment { crop_padding: 28, ..Augment::NONE }));
     assert_eq!(mine.recipe().unwrap().augment.crop_padding, 4);
     assert!(mine.states("augment") && !mine.states("normalize"));
     // The name of one of the zoo's, for the same and for another.

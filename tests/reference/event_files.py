@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Reads event files that zoo-train has written with TensorBoard's own reader, and compares every point.
 
-usage: python tests/reference/tensorboard.py [FOLDER]      (no folder: cargo run --example events writes one)
+usage: python tests/reference/event_files.py [FOLDER]      (no folder: cargo run --example events writes one)
 needs: pip install tensorboard
 
 Exit status 1 if a curve, a step or a value is another than crates/zoo-train/examples/events.rs writes.

@@ -1,0 +1,48 @@
+//! What is asked of the network for each image.
+
+use crate::augment::Mix;
+
+/// What is asked of the network for each image, beyond its class.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Targets {
+    /// How many classes there are.
+    pub classes: usize,
+    /// What each class counts in the loss, as PyTorch's `weight`; empty: all the same.
+    pub weights: Vec<f32>,
+    /// Share of the target that is spread over all classes.
+    pub label_smoothing: f64,
+}
+
+impl Targets {
+    /// The shares of all classes that are asked for, row by row; `None` where the classes alone say it.
+    pub(super) fn of(&self, labels: &[u32], mix: Option<&Mix>) -> Option<Vec<f32>> {
+        if mix.is_none() && self.weights.is_empty() {
+            return None;
+        }
+        let n = self.classes;
+        let mut shares = vec![0.0; labels.len() * n];
+        let lambda = mix.map_or(1.0, |mix| mix.lambda);
+        let spread = self.label_smoothing as f32;
+        for (image, row) in shares.chunks_exact_mut(n).enumerate() {
+            row.fill(spread / n as f32);
+            row[labels[image] as usize] += (1.0 - spread) * lambda;
+            if let Some(mix) = mix {
+                row[labels[mix.partner[image]] as usize] += (1.0 - spread) * (1.0 - lambda);
+            }
+        }
+        if !self.weights.is_empty() {
+            // PyTorch's mean over a batch divides by what its images count.
+            let counts = |label: u32| self.weights[label as usize];
+            let of = |image: usize| {
+                let own = counts(labels[image]);
+                mix.map_or(own, |mix| lambda * own + (1.0 - lambda) * counts(labels[mix.partner[image]]))
+            };
+            let sum: f32 = (0..labels.len()).map(of).sum();
+            let scale = labels.len() as f32 / sum;
+            for row in shares.chunks_exact_mut(n) {
+                row.iter_mut().zip(&self.weights).for_each(|(share, weight)| *share *= weight * scale);
+            }
+        }
+        Some(shares)
+    }
+}
