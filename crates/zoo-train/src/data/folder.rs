@@ -20,7 +20,7 @@ use zoo_image::{Framing, Limits};
 /// out, the classes are the folders in `dir` itself.
 ///
 /// Files that are no pictures are left out and listed in [`Dataset::left_out`]. Where the images of a split fit into
-/// [`KEPT_BYTES`](super::KEPT_BYTES) they are decoded here, and those that cannot be within `reading.limits` are left out too;
+/// [`KEPT_BYTES`] they are decoded here, and those that cannot be within `reading.limits` are left out too;
 /// more of them, and all whose whole picture is wanted, are decoded when they are read.
 ///
 /// # Errors
