@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use zoo_image::ImageClassifier;
 use zoo_train::confusion::ConfusionMatrix;
 use zoo_train::data::TestImages;
-use zoo_train::eval::evaluate_classifier;
+use zoo_train::eval::{eval_batch, evaluate_classifier};
 use zoo_train::progress::{Images, say};
 
 /// Arguments of `eval`.
@@ -66,7 +66,7 @@ pub fn run(args: &Args) -> Result<()> {
     let known = mapped.as_deref().or(trained.classes());
     let limits = args.size.limits();
     let images = TestImages::open_split(&args.data, args.split.as_deref(), trained.framing(), known, limits)?;
-    let batch = args.batch.unwrap_or(if trained.framing().size <= 32 { 250 } else { 32 });
+    let batch = args.batch.unwrap_or_else(|| eval_batch(trained.framing().size));
     let mut progress = Images::new(trained.name(), images.len());
     let result = evaluate_classifier(&trained, &images, batch, |n| progress.seen(n));
     drop(progress);

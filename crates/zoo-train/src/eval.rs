@@ -45,6 +45,16 @@ impl Evaluation {
     }
 }
 
+/// Images of `side` pixels that evaluation takes at a time: it holds no graph, so they may be more than a training step's, but not
+/// so many that their maps would take more memory than training. Whoever takes as many gets the same loss to the last digit.
+///
+/// ```
+/// assert_eq!([32, 224].map(zoo_train::eval::eval_batch), [250, 32]);
+/// ```
+pub fn eval_batch(side: usize) -> usize {
+    if side <= 32 { 250 } else { 32 }
+}
+
 /// Runs `model` in evaluation over all batches of `loader`; no autograd graph is built.
 ///
 /// # Errors

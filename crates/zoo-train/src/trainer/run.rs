@@ -7,7 +7,7 @@ use crate::checkpoint::{self, Checkpoint, Checkpoints, Position, Sums, Tensors, 
 use crate::data::{Dataset, Split};
 use crate::error_analysis::{self, ErrorAnalysis};
 use crate::errors;
-use crate::eval::{Evaluation, evaluate};
+use crate::eval::{Evaluation, eval_batch, evaluate};
 use crate::loader::{Loader, Targets};
 use crate::optim::{LayerDecay, Optimizer, layer_decay_groups};
 use crate::progress::Progress;
@@ -25,9 +25,6 @@ use std::time::{Duration, Instant};
 use zoo::{Model, VarStore};
 use zoo_core::inspect::{diagnose, first_damaged};
 use zoo_image::{Metadata, Transform};
-
-/// Images a step of evaluation; it holds no graph, so it may be larger than a training step's.
-const EVAL_BATCH: usize = 250;
 
 /// How one pass over the training images ended.
 enum Pass {
@@ -233,7 +230,7 @@ impl<'a> Run<'a> {
             label_smoothing: recipe.label_smoothing,
         };
         let eval = |split: &Arc<Split>| -> Result<Measured> {
-            let loader = Loader::eval(split.clone(), transform.clone(), EVAL_BATCH, &device)?;
+            let loader = Loader::eval(split.clone(), transform.clone(), eval_batch(split.shape()[1]), &device)?;
             Ok(Measured { split: split.clone(), loader: loader.precision(recipe.precision) })
         };
         let measured = eval(measured)?;
