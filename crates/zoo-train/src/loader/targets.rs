@@ -1,6 +1,6 @@
 //! What is asked of the network for each image.
 
-use crate::augment::Mix;
+use crate::augment::{Mix, targets};
 
 /// What is asked of the network for each image, beyond its class.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -20,25 +20,17 @@ impl Targets {
             return None;
         }
         let n = self.classes;
-        let mut shares = vec![0.0; labels.len() * n];
-        let lambda = mix.map_or(1.0, |mix| mix.lambda);
-        let spread = self.label_smoothing as f32;
-        for (image, row) in shares.chunks_exact_mut(n).enumerate() {
-            row.fill(spread / n as f32);
-            row[labels[image] as usize] += (1.0 - spread) * lambda;
-            if let Some(mix) = mix {
-                row[labels[mix.partner[image]] as usize] += (1.0 - spread) * (1.0 - lambda);
-            }
-        }
+        let mut shares = targets(mix, labels, n, self.label_smoothing);
         if !self.weights.is_empty() {
             // PyTorch's mean over a batch divides by what its images count.
             let counts = |label: u32| self.weights[label as usize];
             let of = |image: usize| {
                 let own = counts(labels[image]);
-                mix.map_or(own, |mix| lambda * own + (1.0 - lambda) * counts(labels[mix.partner[image]]))
+                mix.map_or(own, |mix| mix.lambda * own + (1.0 - mix.lambda) * counts(labels[mix.partner[image]]))
             };
             let sum: f32 = (0..labels.len()).map(of).sum();
-            let scale = labels.len() as f32 / sum;
+            // Where none of the images counts, nothing is asked for.
+            let scale = if sum > 0.0 { labels.len() as f32 / sum } else { 0.0 };
             for row in shares.chunks_exact_mut(n) {
                 row.iter_mut().zip(&self.weights).for_each(|(share, weight)| *share *= weight * scale);
             }

@@ -239,6 +239,12 @@ impl<'a> Run<'a> {
             .drop_last(recipe.drop_last)
             .targets(targets)
             .precision(recipe.precision);
+        let is_frozen = store.slots().iter().any(|slot| slot.frozen);
+        ensure!(
+            is_frozen || !recipe.freezes(),
+            "the recipe freezes a part of the network, and nothing of it is frozen: call VarStore::set_frozen with Recipe::frozen before \
+             the network is built"
+        );
         let parameters = store.parameters();
         ensure!(!parameters.is_empty(), "there is no parameter to train");
         let optimizer = match recipe.layer_decay.is_some() || recipe.head_lr.is_some() {

@@ -198,6 +198,10 @@ fn what_is_frozen_keeps_its_bits() {
         let same = bits(&weights.tensor(&slot.key, &Device::Cpu).unwrap()) == bits(slot.var.as_ref().unwrap());
         assert_eq!(same, !slot.key.starts_with(net.classifier().path()), "{}", slot.key);
     }
+    // Whoever builds the network has to freeze it: a recipe alone comes too late.
+    let late = Recipe { freeze_all_but_head: true, ..short(1) };
+    let error = Trainer::new(net.as_ref(), &store, late).fit(&data, tempfile::tempdir().unwrap().path()).unwrap_err();
+    assert!(error.to_string().contains("call VarStore::set_frozen"), "{error}");
     let unknown = Recipe { freeze: vec!["layer9".into()], ..short(1) };
     let job = Job::new(model, unknown, 3, Device::Cpu);
     let other = tempfile::tempdir().unwrap();
