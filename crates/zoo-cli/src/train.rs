@@ -10,6 +10,7 @@ use crate::pictures;
 use crate::recipe::NameOrFile;
 use crate::text::{print_line, quoted};
 use anyhow::{Context, Result, bail, ensure};
+use follow::EVENTS;
 use plan::{NormalizeFrom, Plan};
 use settings::Settings;
 use std::fs;
@@ -129,6 +130,9 @@ pub struct Args {
     /// Replace the run in --out
     #[arg(long)]
     force: bool,
+    /// Write event files for TensorBoard into --out/tensorboard, where the program was built with them
+    #[arg(long)]
+    tensorboard: bool,
     /// Print one JSON object a line on standard output: every epoch's metrics as they come, the run's record at the end
     #[arg(long)]
     json: bool,
@@ -141,6 +145,7 @@ pub fn run(args: &Args) -> Result<()> {
     let begin = Instant::now();
     let model = zoo::find(&args.model)?;
     may_leave_a_run(args)?;
+    follow::check(args)?;
     let folder = data::folder(args)?;
     let side = TestImages::side(&folder).unwrap_or(args.size.unwrap_or(model.preprocess.size));
     let plan = Plan::of(args, model, side)?;
@@ -190,7 +195,7 @@ pub fn run(args: &Args) -> Result<()> {
         // The record lies in the run's own folder.
         folder: ".".into(),
     };
-    job.on_epoch = Some(follow::follow(args, &job, &data, &context));
+    job.on_epoch = Some(follow::follow(args, &job, &data, &context)?);
     // To look at; training does not need it.
     if let Ok(sheet) = sheet(&data.train, job.recipe.augment, args.seed, SAMPLES, SAMPLE_EPOCHS) {
         replace_file(&args.out.join(SAMPLES_FILE), &sheet)?;
@@ -285,6 +290,10 @@ fn make_folder(args: &Args) -> Result<FolderLock> {
     }
     if args.force {
         checkpoint::remove(out)?;
+        let events = out.join(EVENTS);
+        if events.is_dir() {
+            fs::remove_dir_all(&events).with_context(|| format!("cannot remove {}", events.display()))?;
+        }
     }
     Ok(lock)
 }

@@ -127,6 +127,9 @@ fn a_recipe_of_ones_own_and_single_settings_are_followed_and_recorded() {
     for (wrong, told) in [
         (&["--set", "lr_rate=0.1"][..], "--set: `lr_rate=0.1`: there is no setting `lr_rate`: did you mean `lr`?"),
         (&["--set", "lr=0.1", "--lr", "0.2"], "--set lr=0.1 and --lr say the same setting twice"),
+        (&["--swa", "0"], "swa must be more than 0"),
+        (&["--loss", "bce", "--class-weights", "balanced"], "`bce` asks each class by itself"),
+        (&["--set", "bce_target_thresh=0.2"], "set loss=bce"),
         (&["--set", "lr=0"], "the learning rate must be a positive number, got 0"),
     ] {
         let other = ["mlp", "--data", "photos", "--recipe", "gentle.toml", "--out", "other"];
@@ -225,6 +228,41 @@ fn ctrl_c_keeps_what_is_done() {
 }
 
 /// At such a rate the very last step, behind the last loss that training looks at, ruins the network.
+/// What the time allows is kept, which is no failure, and the run can go on.
+#[test]
+fn a_time_budget_ends_a_run_that_can_go_on() {
+    let root = colours();
+    let path = root.path();
+    let arguments = ["mlp", "--data", "photos", "--out", "run", "--epochs", "100000", "--time-budget", "2s"];
+    let (_, err) = succeeds(path, &arguments);
+    assert!(err.contains("the time budget of 2s is spent: stopping after this step"), "{err}");
+    assert!(err.contains("of 100000 epochs; run holds what was done, to go on: zoo train mlp"), "{err}");
+    let done = |record: &Value| (record["status"].clone(), record["epochs_done"].as_u64().unwrap());
+    let (status, first) = done(&json(&path.join("run/record.json")));
+    assert!(status == "interrupted" && (1..100_000).contains(&first), "{status} {first}");
+    assert!(path.join("run/model.safetensors").exists() && path.join("run/report.html").exists());
+    succeeds(path, &[&arguments[..], &["--resume"]].concat());
+    assert!(done(&json(&path.join("run/record.json"))).1 > first);
+}
+
+/// With the feature there are event files; without it the user is told how to get them, before anything is trained.
+#[test]
+fn event_files_are_written_or_refused() {
+    let root = colours();
+    let path = root.path();
+    let arguments = ["mlp", "--data", "photos", "--out", "run", "--epochs", "2", "--tensorboard"];
+    if cfg!(feature = "tensorboard") {
+        succeeds(path, &arguments);
+        let files: Vec<_> = std::fs::read_dir(path.join("run/tensorboard")).unwrap().collect();
+        assert_eq!(files.len(), 1);
+        succeeds(path, &[&arguments[..], &["--force"]].concat());
+        assert_eq!(std::fs::read_dir(path.join("run/tensorboard")).unwrap().count(), 1);
+    } else {
+        let error = fails(path, &arguments);
+        assert!(error.contains("--features tensorboard") && !path.join("run").exists(), "{error}");
+    }
+}
+
 #[test]
 fn a_network_that_is_not_finite_is_no_result() {
     let root = colours();

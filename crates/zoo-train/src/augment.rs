@@ -59,6 +59,10 @@ pub struct Augment {
     pub crop_padding: usize,
     /// Mirror left and right in half of the cases.
     pub flip: bool,
+    /// With `flip`: an image that one epoch mirrors the next one does not, so that two epochs see both sides of every image
+    /// (Jordan 2024, arXiv 2404.00498).
+    #[serde(default, skip_serializing_if = "is_false")]
+    pub alternating_flip: bool,
     /// A random part of the picture, of the picture's own size, resized to the network's side.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub resized_crop: Option<ResizedCrop>,
@@ -116,6 +120,7 @@ impl Augment {
     pub const NONE: Self = Self {
         crop_padding: 0,
         flip: false,
+        alternating_flip: false,
         resized_crop: None,
         vertical_flip: false,
         policy: None,
@@ -190,7 +195,13 @@ impl Augment {
         let padding = self.crop_padding as isize;
         let mut shift = || rng.below(2 * self.crop_padding + 1) as isize - padding;
         let (down, right) = (shift(), shift());
-        View { down, right, flip: rng.bernoulli(0.5) && self.flip }
+        let mut mirrored = rng.bernoulli(0.5);
+        if self.alternating_flip {
+            let mut first = Rng::new(seed, "augment/alternating-flip");
+            first.seek(index as u64 * WORDS);
+            mirrored = first.bernoulli(0.5) ^ (epoch % 2 == 1);
+        }
+        View { down, right, flip: mirrored && self.flip }
     }
 
     /// Image `index` as `epoch` sees it under `seed`, before normalisation: crop, flips, policy and colours. With a
@@ -284,6 +295,21 @@ mod tests {
     }
 
     #[test]
+    fn two_epochs_see_both_sides_of_every_image() {
+        let augment = Augment { alternating_flip: true, ..Augment::STANDARD };
+        let flips = |epoch| (0..10_000).map(|index| augment.view(7, epoch, index).flip).collect::<Vec<_>>();
+        let (first, second) = (flips(1), flips(2));
+        assert!(first.iter().zip(&second).all(|(a, b)| a != b) && first == flips(3));
+        let mirrored = first.iter().filter(|&&flip| flip).count();
+        assert!(mirrored.abs_diff(5_000) < 200, "{mirrored}");
+        // The crop is the one that it is without it; and nothing is mirrored that was not to be.
+        let plain = |index| Augment::STANDARD.view(7, 1, index);
+        assert!((0..100).all(|i| plain(i) == View { flip: plain(i).flip, ..augment.view(7, 1, i) }));
+        let never = Augment { flip: false, ..augment };
+        assert!((0..100).all(|index| !never.view(7, 1, index).flip));
+    }
+
+    #[test]
     fn settings_are_data() {
         let json = serde_json::to_string(&Augment::STANDARD).unwrap();
         assert_eq!(json, r#"{"crop_padding":4,"flip":true}"#);
@@ -298,6 +324,7 @@ mod tests {
         Augment {
             crop_padding: 3,
             flip: true,
+            alternating_flip: true,
             resized_crop: Some(ResizedCrop::default()),
             vertical_flip: true,
             policy: Some(Policy::RandAugment(RandAugment::default())),

@@ -303,7 +303,7 @@ fn read(path: &Path) -> Result<Checkpoint> {
     let (json, expected) = (of(POSITION)?, of(CHECKSUM)?);
     // One tensor at a time: all of them would be in memory beside the network's own.
     let tensors = weights.keys().map(|key| {
-        let is_known = key.starts_with(MODEL) || key.starts_with(OPTIMIZER);
+        let is_known = [MODEL, OPTIMIZER, AVERAGE].iter().any(|part| key.starts_with(part));
         ensure!(is_known, "{}: `{key}` belongs to no part of a checkpoint", path.display());
         Ok((key, weights.tensor(key, &Device::Cpu)?))
     });

@@ -49,10 +49,10 @@ impl Evaluation {
 /// so many that their maps would take more memory than training. Whoever takes as many gets the same loss to the last digit.
 ///
 /// ```
-/// assert_eq!([32, 224].map(zoo_train::eval::eval_batch), [250, 32]);
+/// assert_eq!([32, 224].map(zoo_train::eval::eval_batch), [250, 16]);
 /// ```
 pub fn eval_batch(side: usize) -> usize {
-    if side <= 32 { 250 } else { 32 }
+    if side <= 32 { 250 } else { 16 }
 }
 
 /// Runs `model` in evaluation over all batches of `loader`; no autograd graph is built.

@@ -31,6 +31,7 @@ pub mod eval;
 pub mod format;
 pub mod loader;
 pub mod lock;
+pub mod loss;
 pub mod machine;
 pub mod optim;
 pub mod progress;

@@ -12,12 +12,11 @@ mod named;
 mod over;
 mod words;
 
-pub use control::{ClassWeights, Keep};
+pub use control::{ClassWeights, Keep, LossFunction};
 pub use file::{RecipeFile, RecipeSource};
 pub use words::{About, RECIPES};
 
 use crate::augment::Augment;
-
 use crate::optim::OptimizerConfig;
 use crate::schedule::{Schedule, StepCount};
 use anyhow::{Result, ensure};
@@ -74,6 +73,12 @@ pub struct Recipe {
     pub augment: Augment,
     /// From pixels to input.
     pub normalize: Normalize,
+    /// What training makes small. The cross-entropy is not written, see [`precision`](Self::precision).
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub loss: LossFunction,
+    /// Of the binary cross-entropy: the share of a class above which it is asked for whole, as timm's option of this name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bce_target_thresh: Option<f64>,
     /// Share of the target that is spread over all classes.
     pub label_smoothing: f64,
     /// Largest L2 norm of all gradients together.
@@ -100,8 +105,14 @@ pub struct Recipe {
     #[serde(default = "one", skip_serializing_if = "is_one")]
     pub accumulate: usize,
     /// Decay of an exponential moving average of the weights and the running statistics, which is what is measured and kept.
+    /// It follows faster at first ([`WeightAverage::warmup`](crate::average::WeightAverage::warmup)), so that a short run's
+    /// is none of the first weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ema: Option<f64>,
+    /// Stochastic weight averaging (Izmailov et al. 2018): the share of the run, from its end, over whose epochs weights and
+    /// running statistics are averaged. From its first epoch on the mean is what is measured and kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub swa: Option<f64>,
     /// Parts of the network that are not trained, as [`Recipe::frozen`] reads them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub freeze: Vec<String>,

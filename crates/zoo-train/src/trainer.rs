@@ -6,6 +6,7 @@
 mod identity;
 mod job;
 mod keeper;
+mod prepare;
 mod run;
 mod step;
 
@@ -260,7 +261,7 @@ fn build(job: &Job, data: &Dataset, notes: &mut Vec<String>) -> Result<(VarStore
         // A network of the caller's own may have a pass that cannot be traced: then nothing is known.
         let frozen = recipe.frozen(job.model, &options)?;
         let plan = TrainingPlan {
-            copies: usize::from(recipe.ema.is_some()),
+            copies: usize::from(recipe.ema.is_some() || recipe.swa.is_some()),
             is_frozen: frozen.as_ref().map(|is_frozen| is_frozen.as_ref() as &dyn Fn(&str) -> bool),
             ..TrainingPlan::new(recipe.precision, recipe.batch, recipe.optimizer.states())
         };

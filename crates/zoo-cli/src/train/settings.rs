@@ -54,9 +54,15 @@ pub struct Settings {
     /// What the classifier's learning rate is multiplied with
     #[arg(long, value_name = "X")]
     head_lr: Option<f64>,
-    /// Measure and keep an exponential moving average of the weights with this decay: 0.99 to 0.9999
+    /// Measure and keep an exponential moving average of the weights with this decay: 0.99 to 0.9999. It follows faster at first
     #[arg(long, value_name = "DECAY")]
     ema: Option<f64>,
+    /// Measure and keep the mean of the weights over this share of the epochs, the last ones (SWA): 0.25
+    #[arg(long, value_name = "SHARE", conflicts_with = "ema")]
+    swa: Option<f64>,
+    /// What training makes small: cross_entropy, or bce for the binary cross-entropy of each class. Default: the recipe's
+    #[arg(long, value_name = "NAME")]
+    loss: Option<LossFlag>,
     /// Batches whose gradients are added up for one step of the optimizer
     #[arg(long, value_name = "N")]
     accumulate: Option<usize>,
@@ -75,6 +81,14 @@ enum Course {
     Constant,
     Cosine,
     Linear,
+}
+
+/// [`LossFunction`](zoo_train::recipe::LossFunction) as a flag.
+#[derive(Debug, Clone, Copy, clap::ValueEnum)]
+#[value(rename_all = "snake_case")]
+enum LossFlag {
+    CrossEntropy,
+    Bce,
 }
 
 /// [`Keep`](zoo_train::recipe::Keep) as a flag.
@@ -106,6 +120,10 @@ impl Settings {
             KeepFlag::Last => "last".into(),
             KeepFlag::Both => "both".into(),
         });
+        let loss = self.loss.map(|loss| match loss {
+            LossFlag::CrossEntropy => "cross_entropy".to_owned(),
+            LossFlag::Bce => "bce".into(),
+        });
         let freeze = (!self.freeze.is_empty()).then(|| format!("{:?}", self.freeze));
         let weights = self.class_weights.as_ref().map(|weights| match weights {
             ClassWeights::Equal => "equal".to_owned(),
@@ -129,6 +147,8 @@ impl Settings {
             number("layer_decay", self.layer_decay),
             number("head_lr", self.head_lr),
             number("ema", self.ema),
+            number("swa", self.swa),
+            text("loss", loss),
             count("accumulate", self.accumulate),
             text("class_weights", weights),
         ];
@@ -147,6 +167,8 @@ impl Settings {
             ("layer_decay", "--layer-decay", self.layer_decay.is_some()),
             ("head_lr", "--head-lr", self.head_lr.is_some()),
             ("ema", "--ema", self.ema.is_some()),
+            ("swa", "--swa", self.swa.is_some()),
+            ("loss", "--loss", self.loss.is_some()),
             ("accumulate", "--accumulate", self.accumulate.is_some()),
             ("class_weights", "--class-weights", self.class_weights.is_some()),
             ("label_smoothing", "--label-smoothing", self.label_smoothing.is_some()),

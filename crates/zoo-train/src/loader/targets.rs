@@ -11,12 +11,14 @@ pub struct Targets {
     pub weights: Vec<f32>,
     /// Share of the target that is spread over all classes.
     pub label_smoothing: f64,
+    /// Whether the shares of all classes are asked for even where the class alone would say it.
+    pub as_shares: bool,
 }
 
 impl Targets {
     /// The shares of all classes that are asked for, row by row; `None` where the classes alone say it.
     pub(super) fn of(&self, labels: &[u32], mix: Option<&Mix>) -> Option<Vec<f32>> {
-        if mix.is_none() && self.weights.is_empty() {
+        if mix.is_none() && self.weights.is_empty() && !self.as_shares {
             return None;
         }
         let n = self.classes;

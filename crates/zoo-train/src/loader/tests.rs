@@ -139,7 +139,7 @@ fn no_number_of_workers_changes_a_batch() {
     let (split, transform) = parts();
     let run = |workers: usize| -> Vec<(Vec<f32>, Vec<f32>, Vec<usize>)> {
         let loader = Loader::train(split.clone(), transform.clone(), augment, 8, 1, &Device::Cpu).unwrap();
-        let targets = Targets { classes: 10, weights: Vec::new(), label_smoothing: 0.1 };
+        let targets = Targets { classes: 10, weights: Vec::new(), label_smoothing: 0.1, as_shares: false };
         let batches = loader.targets(targets).workers(workers).epoch(3).unwrap();
         let parts = |batch: Batch| {
             let shares: Vec<f32> = batch.labels.flatten_all().unwrap().to_vec1().unwrap();
@@ -156,7 +156,7 @@ fn no_number_of_workers_changes_a_batch() {
 /// PyTorch's `cross_entropy(logits, labels, weight=…, label_smoothing=0.1)` is the mean of -Σ share · log p.
 #[test]
 fn weights_of_classes_are_pytorchs() {
-    let targets = Targets { classes: 3, weights: vec![1.0, 2.0, 4.0], label_smoothing: 0.1 };
+    let targets = Targets { classes: 3, weights: vec![1.0, 2.0, 4.0], label_smoothing: 0.1, as_shares: false };
     let shares = targets.of(&[0, 2], None).unwrap();
     // Weighted by hand: (0.9 · w[y] at y + 0.1 / 3 · w[c] at each c) · 2 / (1 + 4).
     let by_hand = |y: usize, c: usize| {
@@ -168,7 +168,7 @@ fn weights_of_classes_are_pytorchs() {
     }
     assert_eq!(Targets { classes: 3, ..Targets::default() }.of(&[0], None), None);
     // A batch of images that do not count asks for nothing, where 0 / 0 would end the run.
-    let none = Targets { classes: 2, weights: vec![0.0, 1.0], label_smoothing: 0.0 };
+    let none = Targets { classes: 2, weights: vec![0.0, 1.0], label_smoothing: 0.0, as_shares: false };
     assert_eq!(none.of(&[0, 0], None).unwrap(), [0.0; 4]);
 }
 

@@ -1,6 +1,6 @@
 //! What a recipe's values must be, wherever they come from: a file, the command line or a program.
 
-use super::{BatchNormOverride, ClassWeights, Length, Normalize, Recipe};
+use super::{BatchNormOverride, ClassWeights, Length, LossFunction, Normalize, Recipe};
 use crate::schedule::{Decay, When};
 use anyhow::{Result, anyhow, ensure};
 use serde_json::Value;
@@ -52,6 +52,21 @@ impl Recipe {
         ensure!(self.patience != Some(0), "patience must be at least 1");
         if let Some(decay) = self.ema {
             ensure!((0.0..1.0).contains(&decay), "ema must lie in 0..1, got {decay}");
+        }
+        if let Some(part) = self.swa {
+            share("swa", part)?;
+            ensure!(part > 0.0, "swa must be more than 0: it is the share of the run that is averaged");
+            ensure!(self.ema.is_none(), "swa and ema are two averages of the same weights: leave one out");
+        }
+        self.bce_target_thresh.map_or(Ok(()), |share_of_class| share("bce_target_thresh", share_of_class))?;
+        match self.loss {
+            LossFunction::CrossEntropy => {
+                ensure!(self.bce_target_thresh.is_none(), "bce_target_thresh is of the loss `bce`: set loss=bce")
+            }
+            LossFunction::Bce => {
+                let equal = self.class_weights == ClassWeights::Equal;
+                ensure!(equal, "class_weights are of the loss `cross_entropy`: `bce` asks each class by itself");
+            }
         }
         self.layer_decay.map_or(Ok(()), |decay| positive("layer_decay", decay))?;
         self.head_lr.map_or(Ok(()), |factor| positive("head_lr", factor))?;

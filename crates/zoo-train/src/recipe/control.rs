@@ -20,6 +20,17 @@ pub enum Keep {
     Both,
 }
 
+/// What training makes small.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LossFunction {
+    /// Of the classes against each other.
+    #[default]
+    CrossEntropy,
+    /// Of every class by itself ([`binary_cross_entropy`](crate::loss::binary_cross_entropy)), as timm's `--bce-loss`.
+    Bce,
+}
+
 /// What each class counts in the loss.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

@@ -1,7 +1,7 @@
 //! The recipes that have a name: the published ones and our own, and what each changes for a network.
 
-use super::{BatchNormOverride, CIFAR_SIDE, ClassWeights, Keep, Length, Recipe, fast};
-use crate::augment::Augment;
+use super::{BatchNormOverride, CIFAR_SIDE, ClassWeights, Keep, Length, LossFunction, Recipe, fast};
+use crate::augment::{Augment, Interpolation, Policy, RandAugment, RandomErasing, ResizedCrop};
 use crate::optim::OptimizerConfig;
 use crate::schedule::{Decay, Every, Schedule, Warmup, When};
 use anyhow::{Result, bail};
@@ -18,6 +18,10 @@ impl Recipe {
         "modern-200",
         "mlp-sgd",
         "finetune",
+        "vit-finetune",
+        "torchvision-v1",
+        "torchvision-v2",
+        "timm-a3",
         "fast",
         "fast-5",
         "fast-15",
@@ -44,6 +48,8 @@ impl Recipe {
             drop_last: false,
             augment: Augment::NONE,
             normalize: Normalize::CIFAR10,
+            loss: LossFunction::CrossEntropy,
+            bce_target_thresh: None,
             label_smoothing: 0.0,
             clip_norm: None,
             hold_out: 0.0,
@@ -54,6 +60,7 @@ impl Recipe {
             patience: None,
             accumulate: 1,
             ema: None,
+            swa: None,
             freeze: Vec::new(),
             freeze_all_but_head: false,
             layer_decay: None,
@@ -111,6 +118,102 @@ impl Recipe {
                 augment: Augment::STANDARD,
                 ..base
             },
+            "vit-finetune" => Self {
+                // Of 0.001, 0.003, 0.01 and 0.03 the paper takes the best.
+                optimizer: sgd(false, 0.0),
+                lr: 0.01,
+                schedule: Schedule {
+                    decay: Decay::Cosine { every: Every::Step },
+                    warmup: Some(Warmup { length: When::Step(500), factor: None }),
+                },
+                length: Length::Steps(10_000),
+                batch: 512,
+                clip_norm: Some(1.0),
+                augment: Augment::STANDARD,
+                normalize: Normalize::HALF,
+                ..base
+            },
+            "torchvision-v1" => Self {
+                optimizer: sgd(false, 1e-4),
+                // Every 30 of 90 epochs.
+                schedule: Schedule {
+                    decay: Decay::MultiStep {
+                        milestones: vec![When::Fraction(1.0 / 3.0), When::Fraction(2.0 / 3.0)],
+                        gamma: 0.1,
+                    },
+                    warmup: None,
+                },
+                length: Length::Epochs(90),
+                // 32 on each of eight.
+                batch: 256,
+                augment: Augment { resized_crop: Some(ResizedCrop::default()), flip: true, ..Augment::NONE },
+                normalize: Normalize::IMAGENET,
+                ..base
+            },
+            "torchvision-v2" => Self {
+                optimizer: sgd(false, 2e-5),
+                decay_all: false,
+                lr: 0.5,
+                schedule: Schedule {
+                    decay: Decay::Cosine { every: Every::Epoch },
+                    warmup: Some(Warmup { length: When::Epoch(5.0), factor: None }),
+                },
+                length: Length::Epochs(600),
+                // 128 on each of eight.
+                batch: 1024,
+                augment: Augment {
+                    resized_crop: Some(ResizedCrop::default()),
+                    flip: true,
+                    policy: Some(Policy::TrivialAugmentWide),
+                    random_erasing: Some(RandomErasing {
+                        probability: 0.1,
+                        scale: [0.02, 0.33],
+                        ratio: [0.3, 3.3],
+                        ..RandomErasing::default()
+                    }),
+                    mixup: Some(0.2),
+                    cutmix: Some(1.0),
+                    ..Augment::NONE
+                },
+                normalize: Normalize::IMAGENET,
+                label_smoothing: 0.1,
+                // Every 32nd step the reference goes 1024 · 32 / 600 times 2e-5 of the way.
+                ema: Some(0.999_966),
+                ..base
+            },
+            "timm-a3" => Self {
+                optimizer: OptimizerConfig::Lamb {
+                    betas: [0.9, 0.999],
+                    eps: 1e-6,
+                    max_grad_norm: Some(1.0),
+                    weight_decay: 0.02,
+                },
+                decay_all: false,
+                lr: 8e-3,
+                schedule: Schedule {
+                    decay: Decay::Cosine { every: Every::Epoch },
+                    warmup: Some(Warmup { length: When::Epoch(5.0), factor: None }),
+                },
+                length: Length::Epochs(100),
+                batch: 2048,
+                augment: Augment {
+                    resized_crop: Some(ResizedCrop { interpolation: Interpolation::Bicubic, ..Default::default() }),
+                    flip: true,
+                    policy: Some(Policy::RandAugment(RandAugment {
+                        magnitude: 6,
+                        magnitude_std: 0.5,
+                        increasing: true,
+                        ..RandAugment::default()
+                    })),
+                    mixup: Some(0.1),
+                    cutmix: Some(1.0),
+                    ..Augment::NONE
+                },
+                normalize: Normalize::IMAGENET,
+                loss: LossFunction::Bce,
+                bce_target_thresh: Some(0.2),
+                ..base
+            },
             "fast" | "fast-5" | "fast-15" | "fast-60" => Self {
                 optimizer: sgd(true, 5e-4),
                 schedule: Schedule { decay: Decay::Linear { every: Every::Step }, warmup },
@@ -147,12 +250,24 @@ impl Recipe {
     }
 
     /// What the recipe's source did differently for one model: He et al. train 110 layers at a tenth of the rate until
-    /// the error begins to fall, "about 400 iterations". A `fast` recipe gets the model's number of epochs, and an
+    /// the error begins to fall, "about 400 iterations"; torchvision trains AlexNet, VGG and MobileNet v2 at rates of their
+    /// own. A `fast` recipe gets the model's number of epochs, and an
     /// optimizer that suits it. Single values ([`Recipe::with`]) are put over the adapted recipe, not before.
     #[must_use]
     pub fn adapted_to(mut self, model: &str) -> Self {
-        if self.name == "resnet-paper" && model.ends_with("110") {
-            self.schedule.warmup = Some(Warmup { length: When::Step(400), factor: Some(0.1) });
+        match self.name.as_str() {
+            "resnet-paper" if model.ends_with("110") => {
+                self.schedule.warmup = Some(Warmup { length: When::Step(400), factor: Some(0.1) });
+            }
+            "torchvision-v1" if model == "alexnet" || model.starts_with("vgg") => self.lr = 0.01,
+            "torchvision-v1" if model == "mobilenet_v2" => {
+                const EPOCHS: usize = 300;
+                self.optimizer = OptimizerConfig::Sgd { momentum: 0.9, nesterov: false, weight_decay: 4e-5 };
+                (self.lr, self.length) = (0.045, Length::Epochs(EPOCHS));
+                let ends = (1..EPOCHS).map(|epoch| When::Fraction(epoch as f64 / EPOCHS as f64)).collect();
+                self.schedule.decay = Decay::MultiStep { milestones: ends, gamma: 0.98 };
+            }
+            _ => {}
         }
         if let (Some(minutes), Ok(model)) = (fast::minutes(&self.name), zoo::find(model)) {
             self.length = Length::Epochs(fast::epochs(minutes, model));
@@ -166,11 +281,11 @@ impl Recipe {
         self
     }
 
-    /// What the recipe does for images of `side` pixels: `finetune` moves them by up to an eighth, as the usual 4 are
-    /// of 32.
+    /// What the recipe does for images of `side` pixels: `finetune` and `vit-finetune` move them by up to an eighth, as
+    /// the usual 4 are of 32.
     #[must_use]
     pub fn for_side(mut self, side: usize) -> Self {
-        if self.name == "finetune" {
+        if matches!(self.name.as_str(), "finetune" | "vit-finetune") {
             self.augment.crop_padding = side / 8;
         }
         self
@@ -208,6 +323,37 @@ mod tests {
         let lr = deep.schedule.over(deep.lr, extent);
         assert_eq!([lr.at(0), lr.at(399), lr.at(400)], [0.1 * 0.1, 0.1 * 0.1, 0.1]);
         assert_eq!(recipe.clone().adapted_to("cifar_resnet56"), recipe);
+    }
+
+    /// Of the references' README and of the paper's table 2.
+    #[test]
+    fn the_libraries_recipes_are_theirs() {
+        let rates = |recipe: &Recipe, images: usize, epochs: &[u64]| -> Vec<f64> {
+            let extent = recipe.step_count(images).unwrap();
+            let lr = recipe.schedule.over(recipe.lr, extent);
+            epochs.iter().map(|epoch| lr.at(epoch * extent.steps_per_epoch)).collect()
+        };
+        let close = |found: &[f64], wanted: &[f64]| found.iter().zip(wanted).all(|(a, b)| (a / b - 1.0).abs() < 1e-9);
+        let v1 = Recipe::named("torchvision-v1").unwrap();
+        assert!(close(&rates(&v1, 25_600, &[0, 29, 30, 59, 60, 89]), &[0.1, 0.1, 0.01, 0.01, 0.001, 0.001]));
+        assert_eq!([v1.clone().adapted_to("vgg16").lr, v1.clone().adapted_to("resnet50").lr], [0.01, 0.1]);
+        let mobile = v1.adapted_to("mobilenet_v2");
+        assert_eq!((mobile.length, mobile.optimizer.weight_decay()), (Length::Epochs(300), 4e-5));
+        let wanted = [0, 1, 2, 299].map(|epoch| 0.045 * 0.98f64.powi(epoch));
+        assert!(close(&rates(&mobile, 25_600, &[0, 1, 2, 299]), &wanted));
+
+        // One step of the way to the weights in 32, against 32 steps of a share each.
+        let v2 = Recipe::named("torchvision-v2").unwrap();
+        let theirs = 1.0 - 2e-5 * 1024.0 * 32.0 / 600.0;
+        assert!((v2.ema.unwrap().powi(32) / theirs - 1.0).abs() < 1e-5);
+
+        let a3 = Recipe::named("timm-a3").unwrap();
+        assert_eq!(a3.augment.policy.unwrap().to_string(), "rand-m6-n2-mstd0.5-inc1");
+        a3.check().unwrap();
+        let vit = Recipe::named("vit-finetune").unwrap();
+        assert_eq!(vit.step_count(50_000).unwrap().total_steps, 10_094); // 103 whole epochs
+        let shorter = Recipe { loss: LossFunction::CrossEntropy, ..a3 };
+        assert!(shorter.check().unwrap_err().to_string().contains("set loss=bce"));
     }
 
     #[test]

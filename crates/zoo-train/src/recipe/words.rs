@@ -1,6 +1,6 @@
 //! Recipes in words: what a person reads of one in a report, on the console and from `zoo recipe`.
 
-use super::{BatchNormOverride, ClassWeights, Keep, Length, Recipe};
+use super::{BatchNormOverride, ClassWeights, Keep, Length, LossFunction, Recipe};
 use crate::augment::{Augment, ColorJitter, Erased, RandomErasing, ResizedCrop};
 use crate::format::thousands;
 use crate::optim::{AdjustLr, OptimizerConfig};
@@ -37,6 +37,14 @@ pub const RECIPES: &[About] = &[
         "modern-200 for nets without BatchNorm: SGD 0.01, no augmentation, 20 epochs"),
     about("finetune", "ours",
         "from a checkpoint: 10 epochs, batch 16, SGD 0.01, clipped, warm-up, cosine, flip and crop of an eighth"),
+    about("vit-finetune", "Dosovitskiy et al. 2020, appendix B.1.1",
+        "from a checkpoint: 10,000 steps, batch 512, SGD 0.01 without weight decay, clipped, warm-up, cosine; crop and flip of our own"),
+    about("torchvision-v1", "torchvision's references, `IMAGENET1K_V1`",
+        "90 epochs, batch 256, SGD 0.1 (AlexNet, VGG 0.01), divided by 10 every 30, resized crop and flip; MobileNet v2 its own"),
+    about("torchvision-v2", "torchvision's references, `IMAGENET1K_V2`",
+        "600 epochs, batch 1024, SGD 0.5, warm-up, cosine, TrivialAugmentWide, mixup, CutMix, erasing, EMA; without repeated augmentation; 176 pixels"),
+    about("timm-a3", "Wightman et al. 2021, procedure A3",
+        "100 epochs, batch 2048, LAMB 0.008, warm-up, cosine, binary cross-entropy, RandAugment, mixup, CutMix; 160 pixels"),
     about("fast", "ours",
         "the same as fast-15"),
     about("fast-5", "ours",
@@ -73,6 +81,7 @@ impl Recipe {
             ("Its course", course(&self.schedule)),
             ("Weight decay", decay(&self.optimizer, self.decay_all)),
             ("Gradient clipping", self.clip_norm.map_or_else(none, |norm| format!("to a norm of {}", number(norm)))),
+            ("Loss", self.loss_in_words()),
             ("Label smoothing", if self.label_smoothing == 0.0 { none() } else { number(self.label_smoothing) }),
             ("Augmentation", augmentation(&self.augment)),
             ("Normalisation", self.normalize.to_string()),
@@ -82,7 +91,7 @@ impl Recipe {
             ("Precision", precision(self.precision)),
             ("Kept", self.kept_in_words()),
             ("Accumulated", accumulated(self.accumulate)),
-            ("Averaged", self.ema.map_or_else(none, |decay| format!("moving, decay {}", number(decay)))),
+            ("Averaged", self.averaged_in_words()),
             ("Frozen", self.frozen_in_words()),
             ("Rates of layers", self.rates_in_words()),
             ("Class weights", class_weights(&self.class_weights)),
@@ -111,6 +120,24 @@ impl Recipe {
         };
         let patience = self.patience.map(|epochs| format!("; ends after {epochs} epochs without a better one"));
         format!("{kept}{}", patience.unwrap_or_default())
+    }
+
+    fn loss_in_words(&self) -> String {
+        match (self.loss, self.bce_target_thresh) {
+            (LossFunction::CrossEntropy, _) => "cross-entropy".into(),
+            (LossFunction::Bce, None) => "binary cross-entropy of each class".into(),
+            (LossFunction::Bce, Some(share)) => {
+                format!("binary cross-entropy of each class, whole from a share of {} on", number(share))
+            }
+        }
+    }
+
+    fn averaged_in_words(&self) -> String {
+        match (self.ema, self.swa) {
+            (Some(decay), _) => format!("moving, decay {}", number(decay)),
+            (None, Some(share)) => format!("the mean over the epochs of the last {} of the run", percent(share)),
+            (None, None) => none(),
+        }
     }
 
     fn frozen_in_words(&self) -> String {
@@ -252,7 +279,10 @@ fn augmentation(augment: &Augment) -> String {
     };
     let parts = [
         crop,
-        augment.flip.then(|| "random flip, left and right".into()),
+        augment.flip.then(|| {
+            let how = if augment.alternating_flip { "every other epoch's" } else { "random" };
+            format!("{how} flip, left and right")
+        }),
         augment.vertical_flip.then(|| "random flip, top and bottom".into()),
         augment.policy.map(|policy| policy.to_string()),
         augment.color_jitter.map(|jitter| color_jitter(&jitter)),

@@ -36,7 +36,7 @@ const COSTS: [Cost; 2] = [
     Cost { name: "GMACs", of: |record| record.macs, tick: |macs| amount(macs / 1e9), told: |macs| giga(macs as f64) },
 ];
 
-/// The accuracy on the test images after an epoch, in percent.
+/// The accuracy that an epoch is measured by, in percent.
 pub fn test_acc(epoch: &EpochMetrics) -> f64 {
     epoch.test_acc * 100.0
 }
@@ -47,6 +47,7 @@ fn train_acc(epoch: &EpochMetrics) -> f64 {
 
 /// The charts that the section's runs have points for.
 pub(super) fn charts(section: &Section) -> Charts {
+    let measured = section.measured_on();
     // A chart is looked at, copied and passed on without its page: its own title says what the data is.
     let title = |text: &str| format!("{text} · {}", section.name());
     let rows: Vec<(Style, &Row)> =
@@ -60,7 +61,7 @@ pub(super) fn charts(section: &Section) -> Charts {
         let last = last_epoch(section);
         let accuracies = || epochs(section).flat_map(|epoch| [test_acc(epoch), train_acc(epoch)]);
         let alone = curved.iter().map(|&(style, row)| Chart {
-            title: title(if single { "Test accuracy, training in grey" } else { &row.label }),
+            title: title(&if single { format!("{measured} accuracy, training in grey") } else { row.label.clone() }),
             x: Axis::epochs(last),
             y: Axis::percent(accuracies()),
             series: train_and_test(row, style),
@@ -71,9 +72,13 @@ pub(super) fn charts(section: &Section) -> Charts {
         if single { charts.together.extend(alone) } else { charts.alone.extend(alone) }
     }
     if rows.len() > 1 {
-        charts.together.extend(against_time(section, &curved, title("Test accuracy against time")));
+        charts.together.extend(against_time(section, &curved, title(&format!("{measured} accuracy against time"))));
         for cost in &COSTS {
-            charts.together.extend(against_cost(&rows, cost, title(&format!("Test accuracy against {}", cost.name))));
+            charts.together.extend(against_cost(
+                &rows,
+                cost,
+                title(&format!("{measured} accuracy against {}", cost.name)),
+            ));
         }
     }
     charts
@@ -89,13 +94,16 @@ fn by_epoch(section: &Section, rows: &[(Style, &Row)], title: impl Fn(&str) -> S
         legend: vec![],
         size: LARGE,
     };
-    let losses: [(_, Value); 2] = [("Training loss", |epoch| epoch.train_loss), ("Test loss", |epoch| epoch.test_loss)];
+    let measured = section.measured_on();
+    let losses: [(_, Value); 2] =
+        [("Training loss".to_owned(), |epoch| epoch.train_loss), (format!("{measured} loss"), |epoch| epoch.test_loss)];
     let losses = losses.map(|(name, value)| {
         let runs = rows.iter().flat_map(|(_, row)| &row.runs);
         let curves: Vec<Vec<f64>> = runs.map(|run| run.epochs.iter().map(value).collect()).collect();
-        chart(name, Axis::losses(&curves), value, |loss| format!("{loss:.4}"))
+        chart(&name, Axis::losses(&curves), value, |loss| format!("{loss:.4}"))
     });
-    let accuracy = chart("Test accuracy", Axis::percent(epochs(section).map(test_acc)), test_acc, percent);
+    let accuracy =
+        chart(&format!("{measured} accuracy"), Axis::percent(epochs(section).map(test_acc)), test_acc, percent);
     [accuracy].into_iter().chain(losses).chain(training::rates(rows, title("Learning rate"))).collect()
 }
 
@@ -117,7 +125,7 @@ fn not_shown(rows: &[(Style, &Row)], axis: &Axis, value: Value) -> Vec<String> {
     above.into_iter().chain(none).collect()
 }
 
-/// Each row's test accuracy against the time that its epochs took, on average over its seeds.
+/// Each row's accuracy against the time that its epochs took, on average over its seeds.
 fn against_time(section: &Section, rows: &[(Style, &Row)], title: String) -> Option<Chart> {
     let mut all = Vec::new();
     for (style, row) in rows {

@@ -101,8 +101,8 @@ fn section(section: &Section, additions: &Additions) -> Markup {
             @if !alone.is_empty() {
                 h3 { "Each model alone" }
                 p.note {
-                    "In the model's colour: accuracy on the test images after each epoch. In grey: on the training images, counted \
-                     while it was learning from them."
+                    "In the model's colour: accuracy on the " (section.measured_on().to_lowercase()) " images after each epoch. "
+                    "In grey: on the training images, counted while it was learning from them."
                 }
                 div.charts.small { @for chart in &alone { (chart.figure()) } }
             }

@@ -38,7 +38,7 @@ pub(super) fn mistakes(section: &Section) -> Markup {
         @if !looked_at.is_empty() {
             h3 { "What it gets wrong" }
             p.note {
-                "On the test images, with the weights that each row's first run has kept. The images are the mistakes that the \
+                "On the images that the accuracies in the table are of, with the weights that each row's first run has kept. The images are the mistakes that the \
                  network was surest of: what is shown → what it was taken for, and with what probability."
             }
             @for (place, (index, row, analysis)) in looked_at.iter().enumerate() {
@@ -60,7 +60,7 @@ pub(super) fn mistakes(section: &Section) -> Markup {
 fn wrong(analysis: &ErrorAnalysis) -> String {
     let wrong = thousands((analysis.images - analysis.correct()) as u64);
     let unanswered: u32 = analysis.unanswered.iter().sum();
-    let text = format!("{wrong} of {} wrong", count(analysis.images, "test image"));
+    let text = format!("{wrong} of {} wrong", count(analysis.images, "image"));
     if unanswered == 0 { text } else { format!("{text}, {} without an answer (NaN)", thousands(unanswered.into())) }
 }
 
@@ -170,8 +170,8 @@ fn sheet(analysis: &ErrorAnalysis) -> Markup {
             @for mistake in &analysis.mistakes {
                 @let (class, taken_for) = (&names[mistake.label], &names[mistake.predicted]);
                 li {
-                    span.tile role="img" aria-label={ "test image " (mistake.index) } style=(place(mistake))
-                        title={ "test image " (mistake.index) ", probability " (mistake.probability) } {}
+                    span.tile role="img" aria-label={ "image " (mistake.index) } style=(place(mistake))
+                        title={ "image " (mistake.index) ", probability " (mistake.probability) } {}
                     (class) " → " (taken_for) " " span.part { (sureness(mistake.probability)) }
                 }
             }
@@ -212,7 +212,7 @@ mod tests {
         assert_eq!(page.matches("<h3>What it gets wrong</h3>").count(), 1);
         assert_eq!(page.matches("<details class=\"wrong\" open>").count(), 1);
         assert_eq!(page.matches("<details class=\"wrong\">").count(), 1);
-        assert!(page.contains("cifar_resnet20 <span class=\"note\">6 of 9 test images wrong</span>"), "{page}");
+        assert!(page.contains("cifar_resnet20 <span class=\"note\">6 of 9 images wrong</span>"), "{page}");
         // Each row of the matrix holds a third of its class thrice, and what is right last.
         assert!(
             page.contains("<th scope=\"row\">cat</th>")

@@ -118,6 +118,17 @@ impl Section<'_> {
         }
     }
 
+    /// What the images are called that its epochs are measured on, as the first word of a title.
+    pub fn measured_on(&self) -> &'static str {
+        let runs = || self.rows.iter().flat_map(|row| &row.runs);
+        let by_validation = |run: &&Run| run.record.kept.as_ref().is_some_and(|kept| kept.measured_on == "validation");
+        match (runs().any(by_validation), runs().all(by_validation)) {
+            (false, _) => "Test",
+            (true, true) => "Validation",
+            (true, false) => "Test or validation",
+        }
+    }
+
     /// The heading: the data and how much of it.
     pub fn heading(&self) -> String {
         let DataRecord { name, synthetic, train_images, test_images, .. } = self.data;

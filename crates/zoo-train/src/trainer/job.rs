@@ -1,7 +1,8 @@
 //! What is trained, and what comes of it.
 
+use super::keeper::kept;
 use crate::eval::Evaluation;
-use crate::recipe::Recipe;
+use crate::recipe::{Keep, Recipe};
 use crate::record::{EpochMetrics, Status};
 use candle_core::Device;
 use std::fmt;
@@ -98,10 +99,12 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// What a run that is still training has come to.
-    pub fn running(epochs: Vec<EpochMetrics>) -> Self {
+    /// What a run that is still training has come to; its epochs are measured on images called `measured_on`
+    /// ([`Recipe::measured_on`]).
+    pub fn running(epochs: Vec<EpochMetrics>, keep: Keep, measured_on: &str) -> Self {
+        let kept = kept(&epochs, keep, measured_on);
         let steps = epochs.last().map_or(0, |epoch| epoch.step);
         let seconds = epochs.iter().map(|epoch| epoch.seconds).sum();
-        Self { status: Status::Running, epochs, steps, seconds, ..Self::default() }
+        Self { status: Status::Running, kept, epochs, steps, seconds, ..Self::default() }
     }
 }

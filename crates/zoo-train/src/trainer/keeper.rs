@@ -23,16 +23,20 @@ pub(super) fn best(epochs: &[EpochMetrics]) -> Option<&EpochMetrics> {
         .reduce(|best, epoch| if epoch.test_acc > best.test_acc { epoch } else { best })
 }
 
+/// The epoch whose weights a run's file holds after `epochs`.
+pub(super) fn kept(epochs: &[EpochMetrics], keep: Keep, measured_on: &str) -> Option<Kept> {
+    let epoch = match keep {
+        Keep::Last => epochs.last(),
+        Keep::Best | Keep::Both => best(epochs),
+    }?;
+    let (accuracy, loss) = (epoch.test_acc, epoch.test_loss);
+    Some(Kept { epoch: epoch.epoch, of: epochs.len(), accuracy, loss, measured_on: measured_on.into() })
+}
+
 impl Run<'_> {
     /// The epoch whose weights the run's file holds.
     pub fn kept(&self) -> Option<Kept> {
-        let epochs = &self.at.epochs;
-        let epoch = match self.recipe.keep {
-            Keep::Last => epochs.last(),
-            Keep::Best | Keep::Both => best(epochs),
-        }?;
-        let (accuracy, loss) = (epoch.test_acc, epoch.test_loss);
-        Some(Kept { epoch: epoch.epoch, of: epochs.len(), accuracy, loss, measured_on: self.measured_on.into() })
+        kept(&self.at.epochs, self.recipe.keep, self.measured_on)
     }
 
     /// Whether as many epochs have passed without a better one as the recipe has patience for.
@@ -81,7 +85,7 @@ impl Run<'_> {
         // The best epoch's were written when it was measured.
         let is_written = self.recipe.keep != Keep::Last && kept.is_some();
         if is_usable {
-            if self.average.is_some() {
+            if self.average.as_ref().is_some_and(|average| average.updates() > 0) {
                 self.save(folder, RAW_FILE, None)?;
                 self.swap_average()?;
             }

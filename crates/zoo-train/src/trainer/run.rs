@@ -3,20 +3,19 @@
 use super::identity::{differences_between, differences_to, ensure_same};
 use super::{Loss, OnEpoch, OnStep, Outcome, RUN_FILE, StepMetrics, Trainer};
 use crate::average::WeightAverage;
-use crate::checkpoint::{self, Checkpoint, Checkpoints, Position, Sums, Tensors, Unwritable};
+use crate::checkpoint::{self, Checkpoint, Checkpoints, Position, Tensors, Unwritable};
 use crate::data::{Dataset, Split};
 use crate::error_analysis::{self, ErrorAnalysis};
 use crate::errors;
-use crate::eval::{Evaluation, eval_batch, evaluate};
-use crate::loader::{Loader, Targets};
-use crate::optim::{LayerDecay, Optimizer, layer_decay_groups};
+use crate::eval::{Evaluation, evaluate};
+use crate::loader::Loader;
+use crate::optim::Optimizer;
 use crate::progress::Progress;
-use crate::recipe::{Keep, Recipe};
+use crate::recipe::Recipe;
 use crate::record::{EpochMetrics, METRICS_FILE, Status, append_jsonl, replace_file, rss_mb, write_jsonl};
 use crate::schedule::LearningRate;
 use anyhow::{Context, Result, ensure};
 use candle_core::Var;
-use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -24,7 +23,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use zoo::{Model, VarStore};
 use zoo_core::inspect::{diagnose, first_damaged};
-use zoo_image::{Metadata, Transform};
+use zoo_image::Metadata;
 
 /// How one pass over the training images ended.
 enum Pass {
@@ -38,36 +37,36 @@ pub(super) struct Run<'a> {
     pub store: &'a VarStore,
     pub recipe: Recipe,
     pub loss: Option<&'a Loss<'a>>,
-    on_step: Option<OnStep<'a>>,
+    pub on_step: Option<OnStep<'a>>,
     /// A hook has asked for the end.
-    asked: bool,
+    pub asked: bool,
     pub parameters: Vec<(String, Var)>,
     pub optimizer: Box<dyn Optimizer>,
     /// Of the weights, which is what is measured and kept.
     pub average: Option<WeightAverage>,
-    lr: LearningRate,
-    train: Loader,
+    pub lr: LearningRate,
+    pub train: Loader,
     /// What every epoch is measured on, and what those images are called.
-    measured: Measured,
+    pub measured: Measured,
     pub measured_on: &'static str,
     /// Test images that are measured once.
-    at_the_end: Option<Measured>,
-    epochs: usize,
+    pub at_the_end: Option<Measured>,
+    pub epochs: usize,
     /// The metadata of its file of weights.
     pub metadata: Metadata,
     /// Where it stands; its `seconds` are those of earlier sessions.
     pub at: Position,
-    began: Instant,
+    pub began: Instant,
     /// What the user should know before it starts.
-    notes: Vec<String>,
+    pub notes: Vec<String>,
     /// What the network gets wrong after the last epoch, once that is measured.
-    error_analysis: Option<ErrorAnalysis>,
+    pub error_analysis: Option<ErrorAnalysis>,
 }
 
 /// Images to measure on.
-struct Measured {
-    split: Arc<Split>,
-    loader: Loader,
+pub(super) struct Measured {
+    pub split: Arc<Split>,
+    pub loader: Loader,
 }
 
 /// Writes a run's checkpoints, not too often.
@@ -196,107 +195,7 @@ impl Saver<'_> {
     }
 }
 
-impl<'a> Run<'a> {
-    fn new(trainer: Trainer<'a>, data: &Dataset) -> Result<Self> {
-        let began = Instant::now();
-        let identity = trainer.identity(data)?;
-        let Trainer { net, store, mut recipe, seed, loss, on_step, mut metadata, mut notes, name, .. } = trainer;
-        recipe.precision.check(store.device())?;
-        let device = store.device().clone();
-        let all = &data.train;
-        let images = recipe.train_images(all.len());
-        if recipe.leaves_one_image(images) {
-            recipe.drop_last = true;
-            notes.push(format!(
-                "{images} images in batches of {} leave a last batch of one image: it is left out",
-                recipe.batch
-            ));
-        }
-        let train = all.select(&(0..images).collect::<Vec<_>>());
-        // What the recipe holds out is what an epoch is chosen by, where one is chosen.
-        let held_out = (images < all.len() && recipe.chooses() && data.val.is_none() && !data.is_validation)
-            .then(|| Arc::new(all.select(&(images..all.len()).collect::<Vec<_>>())));
-        let (measured, measured_on) = match &held_out {
-            Some(held_out) => (held_out, "validation"),
-            None => data.measured(),
-        };
-        let transform = Arc::new(train.transform(&recipe.normalize)?);
-        metadata.model.get_or_insert(name);
-        fill(&mut metadata, &recipe, &transform, &data.classes);
-        let extent = recipe.step_count(images)?;
-        let targets = Targets {
-            classes: data.classes.len(),
-            weights: recipe.class_weights.of(&train, &data.classes)?,
-            label_smoothing: recipe.label_smoothing,
-        };
-        let eval = |split: &Arc<Split>| -> Result<Measured> {
-            let loader = Loader::eval(split.clone(), transform.clone(), eval_batch(split.shape()[1]), &device)?;
-            Ok(Measured { split: split.clone(), loader: loader.precision(recipe.precision) })
-        };
-        let measured = eval(measured)?;
-        let at_the_end = (data.val.is_some() || held_out.is_some()).then(|| eval(&data.test)).transpose()?;
-        let train = Loader::train(train.into(), transform.clone(), recipe.augment, recipe.batch, seed, &device)?
-            .drop_last(recipe.drop_last)
-            .targets(targets)
-            .precision(recipe.precision);
-        let is_frozen = store.slots().iter().any(|slot| slot.frozen);
-        ensure!(
-            is_frozen || !recipe.freezes(),
-            "the recipe freezes a part of the network, and nothing of it is frozen: call VarStore::set_frozen with Recipe::frozen before \
-             the network is built"
-        );
-        let parameters = store.parameters();
-        ensure!(!parameters.is_empty(), "there is no parameter to train");
-        let optimizer = match recipe.layer_decay.is_some() || recipe.head_lr.is_some() {
-            true => {
-                let settings = LayerDecay {
-                    decay: recipe.layer_decay.unwrap_or(1.0),
-                    head_lr: recipe.head_lr.unwrap_or(1.0),
-                    weight_decay: recipe.optimizer.weight_decay(),
-                    decay_all: recipe.decay_all,
-                };
-                let groups = layer_decay_groups(parameters.clone(), net.classifier().path(), settings);
-                recipe.optimizer.build_groups(groups, recipe.lr)
-            }
-            false => recipe.optimizer.build(parameters.clone(), recipe.lr, recipe.decay_all),
-        };
-        let average = recipe.ema.map(|decay| WeightAverage::ema(store, decay)).transpose()?;
-        let lr = recipe.schedule.over(recipe.lr, extent);
-        let epochs = (extent.total_steps / extent.steps_per_epoch) as usize;
-        let at = Position {
-            identity,
-            epoch: 1,
-            batches: 0,
-            steps: 0,
-            sums: Sums::default(),
-            epochs: Vec::with_capacity(epochs),
-            seconds: 0.0,
-            dropout: BTreeMap::new(),
-        };
-        Ok(Self {
-            net,
-            store,
-            recipe,
-            loss,
-            on_step,
-            asked: false,
-            parameters,
-            optimizer,
-            average,
-            lr,
-            train,
-            measured,
-            measured_on,
-            at_the_end,
-            epochs,
-            metadata,
-            at,
-            began,
-            notes,
-            error_analysis: None,
-        })
-    }
-
+impl Run<'_> {
     /// Continues the run in `folder` from its newest checkpoint or, without `resume`, makes sure that there is no run.
     fn enter(&mut self, folder: &Path, checkpoints: &Checkpoints) -> Result<()> {
         let metrics = folder.join(METRICS_FILE);
@@ -430,14 +329,24 @@ impl<'a> Run<'a> {
         error_analysis::collect(self.net, &on.loader, &on.split, classes)
     }
 
-    /// Puts the averages of the weights in the network's place, or the weights back.
+    /// Puts the averages of the weights in the network's place, or the weights back; where nothing is averaged yet, leaves
+    /// the weights there.
     pub fn swap_average(&mut self) -> Result<()> {
-        self.average.as_mut().map_or(Ok(()), |average| Ok(average.swap()?))
+        let average = self.average.as_mut().filter(|average| average.updates() > 0);
+        average.map_or(Ok(()), |average| Ok(average.swap()?))
+    }
+
+    /// Takes the weights after an epoch into their mean, where the epoch is one of those that are averaged.
+    fn average_epoch(&mut self) -> Result<()> {
+        let (Some(share), Some(average)) = (self.recipe.swa, &mut self.average) else { return Ok(()) };
+        let averaged = ((self.epochs as f64 * share).round() as usize).max(1);
+        if self.at.epoch + averaged > self.epochs { Ok(average.update()?) } else { Ok(()) }
     }
 
     /// Ends an epoch: measures the network, after the last epoch in detail, keeps it if it is the best, and moves on to the
     /// next.
     fn end_epoch(&mut self, folder: &Path, classes: &[String]) -> Result<EpochMetrics> {
+        self.average_epoch()?;
         self.swap_average()?;
         let measured = if self.at.epoch == self.epochs {
             let (measured, analysis) = self.collect(&self.measured, classes)?;
@@ -481,23 +390,5 @@ impl<'a> Run<'a> {
             let count = if n == 1 { "1 image".to_owned() } else { format!("{n} images") };
             progress.say(&format!("{name}: {count} could not be {what}: {first}"));
         }
-    }
-}
-
-/// What the file of the trained weights says of them.
-fn fill(metadata: &mut Metadata, recipe: &Recipe, transform: &Transform, classes: &[String]) {
-    let [channels, side, _] = transform.shape();
-    metadata.image_size = Some(side);
-    metadata.in_chans = (channels != 3).then_some(channels);
-    metadata.classes = Some(classes.to_vec());
-    metadata.normalize = Some(recipe.normalize.clone());
-    metadata.pixel_mean = transform.pixel_mean().map(<[f32]>::to_vec);
-    metadata.batch_norm = Some(recipe.batch_norm).filter(|changed| !changed.is_none());
-}
-
-impl Recipe {
-    /// Whether an epoch is chosen by what it is measured on.
-    fn chooses(&self) -> bool {
-        self.keep != Keep::Last || self.patience.is_some()
     }
 }

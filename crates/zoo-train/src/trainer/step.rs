@@ -2,13 +2,16 @@
 
 use super::run::Run;
 use crate::data::DataError;
+use crate::eval::eval_batch;
 use crate::loader::Batch;
+use crate::loss::{of_logits, training_loss};
 use crate::optim::{accumulate, clip_grad_norm, scale};
 use anyhow::{Context, Result};
 use candle_core::Tensor;
 use candle_core::backprop::GradStore;
 use zoo_core::loss::topk_correct;
 use zoo_core::tape::value_and_grad;
+use zoo_core::{ModuleT, with_fixed_weights};
 
 /// What a step came to.
 pub(super) struct Stepped {
@@ -70,21 +73,51 @@ impl Run<'_> {
         }
         self.optimizer.set_lr(lr);
         self.optimizer.step(&grads)?;
-        if let Some(average) = &mut self.average {
+        if let (Some(average), true) = (&mut self.average, self.recipe.ema.is_some()) {
             average.update()?;
         }
         Ok(stepped)
     }
 
+    /// Whether the classifier is all that is trained, so that nothing of the trunk's pass is needed but what it comes to.
+    fn trains_classifier_alone(&self) -> bool {
+        let classifier = format!("{}.", self.net.classifier().path());
+        self.recipe.freeze_all_but_head
+            && self.loss.is_none()
+            && self.parameters.iter().all(|(key, _)| key.starts_with(&classifier))
+    }
+
+    /// What the frozen trunk hands to the classifier, some images at a time: its maps take as much memory as theirs.
+    fn pre_logits(&self, images: &Tensor) -> Result<Tensor> {
+        let (batch, at_once) = (images.dim(0)?, eval_batch(images.dim(2)?));
+        let vectors = with_fixed_weights(|| {
+            let part = |start: usize| {
+                let part = images.narrow(0, start, at_once.min(batch - start))?;
+                self.net.pre_logits(&self.net.forward_features(&part, true)?, true)
+            };
+            (0..batch).step_by(at_once).map(part).collect::<candle_core::Result<Vec<_>>>()
+        })?;
+        Ok(Tensor::cat(&vectors, 0)?.detach())
+    }
+
     /// The loss of a batch, its logits and the gradients.
     fn gradients(&self, batch: &Batch) -> Result<(f64, Tensor, GradStore)> {
-        // Shares of classes have the smoothing in them.
-        let smoothing = if batch.labels.rank() == 1 { self.recipe.label_smoothing } else { 0.0 };
         let mut logits = None;
+        if self.trains_classifier_alone() {
+            let classifier = self.net.classifier();
+            let (loss, grads) = value_and_grad(&self.pre_logits(&batch.images)?, |features| {
+                let ys = classifier.forward_t(features, true)?;
+                let loss = of_logits(&ys, &batch.labels, &self.recipe)?;
+                logits = Some(ys);
+                Ok(loss)
+            })?;
+            let logits = logits.context("a pass without logits")?;
+            return Ok((f64::from(loss.to_scalar::<f32>()?), logits, grads));
+        }
         let (loss, grads) = value_and_grad(&batch.images, |images| {
             let (loss, ys) = match self.loss {
                 Some(loss) => loss(self.net, images, batch)?,
-                None => self.net.training_loss(images, &batch.labels, smoothing)?,
+                None => training_loss(self.net, images, &batch.labels, &self.recipe)?,
             };
             logits = Some(ys);
             Ok(loss)

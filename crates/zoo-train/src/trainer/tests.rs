@@ -1,7 +1,6 @@
 use super::*;
 use crate::data::Synthetic;
-use crate::recipe::Keep;
-use crate::recipe::{Length, Recipe};
+use crate::recipe::{Keep, Length, Recipe};
 use crate::record::Status;
 use candle_core::Device;
 use std::sync::Arc;
@@ -166,17 +165,121 @@ fn averages_are_measured_kept_and_resumed() {
     let job = Job::new(zoo::find("mlp").unwrap(), recipe.clone(), 1, Device::Cpu);
     for (session, steps) in [(0, 5), (1, 3), (2, 99)] {
         let (store, net) = build(&job, &data, &mut Vec::new()).unwrap();
-        let mut left = steps;
+        let (mut left, mut first) = (steps, None);
         let checkpoints = Checkpoints { resume: session > 0, ..Checkpoints::default() };
         let trainer = Trainer::new(net.as_ref(), &store, recipe.clone()).name("mlp").checkpoints(checkpoints);
-        let trainer = trainer.on_step(|_| {
+        let trainer = trainer.on_step(|metrics| {
+            first.get_or_insert(metrics.step);
             left -= 1;
             if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         trainer.fit(&data, cut.path()).unwrap();
+        // It goes on: starting over would come to the same weights, too.
+        assert_eq!(first, Some([1, 6, 9][session]));
     }
     assert!(values(&cut, WEIGHTS_FILE) == values(&folder, WEIGHTS_FILE));
     assert!(values(&cut, RAW_FILE) == values(&folder, RAW_FILE));
+}
+
+/// The mean over the last epochs is what is measured from its first epoch on, and kept; a run that is cut off comes to the same.
+#[test]
+fn the_last_epochs_are_averaged() {
+    let data = Synthetic { train: 128, test: 60, seed: 0 }.generate();
+    // Of five epochs the last two.
+    let recipe = Recipe { swa: Some(0.4), ..short(5) };
+    let run = |recipe: &Recipe, cut: usize| {
+        let folder = tempfile::tempdir().unwrap();
+        let job = Job::new(zoo::find("mlp").unwrap(), recipe.clone(), 1, Device::Cpu);
+        let (mut seen, mut epochs) = (Vec::new(), Vec::new());
+        for session in 0..20 {
+            let (store, net) = build(&job, &data, &mut Vec::new()).unwrap();
+            let mut left = cut;
+            let checkpoints = Checkpoints { resume: session > 0, ..Checkpoints::default() };
+            let weights = || -> Vec<f32> { store.parameters()[0].1.flatten_all().unwrap().to_vec1().unwrap() };
+            let trainer = Trainer::new(net.as_ref(), &store, recipe.clone()).name("mlp").checkpoints(checkpoints);
+            let trainer = trainer
+                .on_epoch(|_| {
+                    seen.push(weights());
+                    ControlFlow::Continue(())
+                })
+                .on_step(|_| {
+                    left -= 1;
+                    if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+                });
+            let outcome = trainer.fit(&data, folder.path()).unwrap();
+            epochs = outcome.epochs;
+            if outcome.status == Status::Finished {
+                break;
+            }
+        }
+        (folder, seen, epochs)
+    };
+    let values = |folder: &tempfile::TempDir, file: &str| -> Vec<f32> {
+        let weights = zoo_core::weights::Weights::open(folder.path().join(file)).unwrap();
+        weights.tensor("layers.0.weight", &Device::Cpu).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+    };
+    let (folder, seen, epochs) = run(&recipe, 999);
+    // The optimizer's own weights are those of a run without an average.
+    let (plain, plain_seen, plain_epochs) = run(&short(5), 999);
+    assert!(seen == plain_seen && values(&folder, RAW_FILE) == values(&plain, WEIGHTS_FILE));
+    let mean = seen[3].iter().zip(&seen[4]).map(|(a, b)| (a + b) / 2.0);
+    let far = mean.zip(values(&folder, WEIGHTS_FILE)).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(far < 1e-6, "{far}");
+    let losses = |epochs: &[EpochMetrics]| epochs.iter().map(|epoch| epoch.test_loss).collect::<Vec<_>>();
+    let (averaged, plain) = (losses(&epochs), losses(&plain_epochs));
+    // A mean of one is that one.
+    assert!(averaged[..4] == plain[..4] && averaged[4] != plain[4], "{averaged:?} {plain:?}");
+    let last = measured(folder.path(), WEIGHTS_FILE, &data.test, &recipe);
+    assert_eq!((last.top1(), last.loss), (epochs[4].test_acc, epochs[4].test_loss));
+    let (cut, _, cut_epochs) = run(&recipe, 3);
+    assert_eq!(losses(&cut_epochs), averaged);
+    assert!(values(&cut, WEIGHTS_FILE) == values(&folder, WEIGHTS_FILE));
+}
+
+/// The loss that a recipe names is the one that is made small: of ten classes each by itself it begins near ln 2.
+#[test]
+fn the_recipes_loss_is_trained_by() {
+    let data = Synthetic { train: 128, test: 20, seed: 0 }.generate();
+    for precision in [Precision::F32, Precision::Bf16] {
+        let recipe = Recipe { loss: crate::recipe::LossFunction::Bce, precision, lr: 1.0, ..short(8) };
+        let folder = tempfile::tempdir().unwrap();
+        let outcome = fit(recipe, &data, folder.path(), false, &AtomicBool::new(false));
+        let losses: Vec<f64> = outcome.epochs.iter().map(|epoch| epoch.train_loss).collect();
+        assert!(losses[0] < 0.8 && losses[7] < 0.5 * losses[0], "{precision}: {losses:?}");
+        assert!(outcome.epochs[7].train_acc > 0.5, "{:?}", outcome.epochs[7]);
+    }
+}
+
+/// The classifier behind a frozen trunk learns the same whether the trunk sees some images at a time, off the tape, or a batch
+/// as a whole on it, as a loss of the caller's own has it.
+#[test]
+fn a_frozen_trunk_sees_some_images_at_a_time() {
+    use crate::data::{DataSource, Split};
+    let images = |n: usize| {
+        let bytes = (0..n * 3 * 40 * 40).map(|i| (i * i % 251 + i % 5) as u8).collect();
+        Split::new(bytes, (0..n as u32).map(|i| i % 4).collect(), [3, 40, 40]).unwrap()
+    };
+    let classes = ["a", "b", "c", "d"].map(str::to_owned).to_vec();
+    let data = Dataset::new(images(84), images(8), classes, DataSource::Synthetic { seed: 0 }).unwrap();
+    let model = zoo::find("cifar_resnet20").unwrap();
+    let run = |whole: bool| {
+        let store = VarStore::new(3, DType::F32, &Device::Cpu);
+        let recipe = Recipe { freeze_all_but_head: true, batch: 42, label_smoothing: 0.1, ..short(3) };
+        let options = ModelOptions::for_data(4, 3, 40);
+        store.set_frozen(recipe.frozen(model, &options).unwrap().unwrap());
+        let net = model.build(&options, store.root()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let mut trainer = Trainer::new(net.as_ref(), &store, recipe);
+        if whole {
+            trainer = trainer.loss(&|net, images, batch| net.training_loss(images, &batch.labels, 0.1));
+        }
+        let outcome = trainer.fit(&data, folder.path()).unwrap();
+        let weights = store.parameters()[0].1.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        (outcome.epochs.last().unwrap().train_loss, weights)
+    };
+    let (parts, whole) = (run(false), run(true));
+    let far = parts.1.iter().zip(&whole.1).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(far < 1e-6 && (parts.0 - whole.0).abs() < 1e-6, "{far}, {} {}", parts.0, whole.0);
 }
 
 /// A run whose classifier alone is trained keeps every other bit, and says what is frozen.

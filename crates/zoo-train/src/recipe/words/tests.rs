@@ -25,6 +25,7 @@ fn the_papers_settings_are_said_in_words() {
         Its course: 0.1 times the rate for the first 400 steps, then times 0.1 after 50 % and 75 % of the run\n\
         Weight decay: 0.0001 (L2), on every parameter\n\
         Gradient clipping: none\n\
+        Loss: cross-entropy\n\
         Label smoothing: none\n\
         Augmentation: random crop after 4 black pixels around, random flip, left and right\n\
         Normalisation: less the mean image of the training images\n\
