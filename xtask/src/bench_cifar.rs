@@ -2,6 +2,7 @@
 //! report.
 
 mod ablation_charts;
+mod missing;
 mod model_sets;
 mod plan;
 mod published;
@@ -12,7 +13,7 @@ mod testing;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use candle_core::Device;
 use model_sets::Choice;
-use plan::{Planned, images, plan};
+use plan::{DEFAULT_MODELS, Planned, flags, images, plan};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -25,7 +26,6 @@ use zoo_train::format::count;
 use zoo_train::lock::FolderLock;
 use zoo_train::machine::{Stop, device, set_threads};
 use zoo_train::progress::say;
-use zoo_train::recipe::Overrides;
 use zoo_train::record::{
     RESULTS_FILE, RunRecord, Status, append_jsonl, now_utc, read_jsonl, replace_file, reset_peak_rss,
 };
@@ -117,6 +117,10 @@ pub struct Args {
     /// Train nothing: rewrite the README's table of results from the records kept under `results/`
     #[arg(long)]
     readme: bool,
+    /// Train nothing: list which rows of the published tables (or of --models) `results/` has no record of, how long each would
+    /// take here by a few measured steps, and its command
+    #[arg(long, conflicts_with_all = ["readme", "quick"])]
+    plan: bool,
 }
 
 /// Runs the suite.
@@ -124,12 +128,15 @@ pub fn run(args: &Args) -> Result<()> {
     if args.readme {
         return rewrite_readme();
     }
+    if args.plan {
+        return missing::print(args);
+    }
     let begin = Instant::now();
     let threads = set_threads(args.threads)?;
     let device = device(&args.device)?;
     args.precision.iter().try_for_each(|precision| precision.check(&device)).context("--precision")?;
     let data = load_data(args)?;
-    let runs = plan(args, data.train.len())?;
+    let runs = plan(args, DEFAULT_MODELS, data.train.len())?;
     let (out, _lock) = prepare_folder(args)?;
     let finished = if args.resume { finished(&out)? } else { BTreeMap::new() };
     let job =
@@ -201,10 +208,15 @@ pub fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+/// Where the records are kept.
+fn results_folder() -> Result<PathBuf> {
+    Ok(Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace's folder")?.join("results"))
+}
+
 /// The README's table, and `results/report.md` and `.html`, from the records kept in the tree.
 fn rewrite_readme() -> Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("the workspace's folder")?;
-    let (results, readme) = (root.join("results"), root.join("README.md"));
+    let results = results_folder()?;
+    let readme = results.with_file_name("README.md");
     let (runs, warnings) = report::load(&results)?;
     warnings.iter().for_each(|warning| say(format_args!("warning: {warning}")));
     let text = fs::read_to_string(&readme).with_context(|| format!("cannot read {}", readme.display()))?;
@@ -364,13 +376,7 @@ impl Suite<'_> {
 
     /// The command that repeats one run.
     fn command(&self, planned: &Planned) -> String {
-        let (args, recipe) = (self.args, &planned.choice.recipe);
-        let mut command = format!("cargo xtask bench-cifar --models {}", planned.choice.model.name);
-        let mut add = |flag: &str, value: Option<String>| {
-            if let Some(value) = value {
-                command += format!(" --{flag} {value}").trim_end();
-            }
-        };
+        let args = self.args;
         let data = match (&args.data, args.quick, &self.data.source) {
             (Some(DataSpec::Download), ..) => Some("download".into()),
             (_, true, DataSource::Synthetic { .. }) if args.data.is_none() => None,
@@ -381,27 +387,19 @@ impl Suite<'_> {
             (_, _, DataSource::Synthetic { .. }) => Some("synthetic".into()),
             (_, _, DataSource::Other { label }) => Some(label.clone()),
         };
-        add("data", data);
-        add("data-name", args.data_name.as_deref().map(quoted));
-        add("recipe", Some(recipe.name.clone()));
-        add("epochs", planned.epochs.map(|n| n.to_string()));
-        add("batch", args.batch.map(|n| n.to_string()));
-        add("lr", args.lr.map(|x| x.to_string()));
-        // What a set has changed and what the user has, all the same: in the command it stands as flags.
-        let Overrides { bn_momentum, bn_eps, batch_norm, init, .. } = planned.choice.overrides;
-        add("bn-momentum", bn_momentum.map(|x| x.to_string()));
-        add("bn-eps", bn_eps.map(|x| x.to_string()));
-        add("init", init.map(|rule| rule.to_string()));
-        add("no-batch-norm", (batch_norm == Some(false)).then(String::new));
-        add("precision", recipe.precision.unusual().map(str::to_owned));
-        add("seeds", Some(planned.seed.to_string()));
-        add("limit", args.limit.map(|n| n.to_string()));
-        add("device", (args.device != "cpu").then(|| args.device.clone()));
-        add("threads", Some(self.threads.to_string()));
-        if args.quick {
-            command += " --quick";
-        }
-        command
+        let flag =
+            |name: &str, value: Option<String>| value.map_or(String::new(), |value| format!(" --{name} {value}"));
+        let parts = [
+            format!("cargo xtask bench-cifar --models {}", planned.choice.model.name),
+            flag("data", data),
+            flag("data-name", args.data_name.as_deref().map(quoted)),
+            flags(planned, args),
+            flag("limit", args.limit.map(|n| n.to_string())),
+            flag("device", (args.device != "cpu").then(|| args.device.clone())),
+            flag("threads", Some(self.threads.to_string())),
+            if args.quick { " --quick".into() } else { String::new() },
+        ];
+        parts.concat()
     }
 
     fn report(&self) -> Result<()> {

@@ -10,7 +10,7 @@ use zoo_train::recipe::{Overrides, Recipe};
 /// The models of `--quick`: one of each kind, from seconds to a minute.
 const QUICK_MODELS: &str = "mlp,template_cnn,cifar_resnet20";
 /// The model of a suite that names none.
-const DEFAULT_MODELS: &str = "cifar_resnet20";
+pub const DEFAULT_MODELS: &str = "cifar_resnet20";
 
 /// How many images the runs train on, hold out and test on, as the report counts them; recipes that differ in it are
 /// named.
@@ -39,13 +39,14 @@ pub struct Planned {
 
 /// Every model under its recipe in every precision with every seed, seeds innermost: a model's row is complete before
 /// the next begins.
-pub fn plan(args: &Args, images: usize) -> Result<Vec<Planned>> {
-    let (models, recipe) = match (&args.models, args.quick) {
-        (Some(models), _) => (models.as_str(), None),
-        (None, true) => (QUICK_MODELS, None),
-        (None, false) => (DEFAULT_MODELS, None),
+/// Without `--models` they are `default`.
+pub fn plan(args: &Args, default: &str, images: usize) -> Result<Vec<Planned>> {
+    let models = match (&args.models, args.quick) {
+        (Some(models), _) => models.as_str(),
+        (None, true) => QUICK_MODELS,
+        (None, false) => default,
     };
-    let recipe = args.recipe.as_deref().or(if args.quick { Some("quick") } else { recipe });
+    let recipe = args.recipe.as_deref().or(if args.quick { Some("quick") } else { None });
     let overrides = Overrides {
         epochs: args.epochs,
         batch: args.batch,
@@ -87,6 +88,28 @@ pub fn plan(args: &Args, images: usize) -> Result<Vec<Planned>> {
     Ok(planned)
 }
 
+/// The flags that say how one run is trained, each with a space before it.
+pub fn flags(planned: &Planned, args: &Args) -> String {
+    let recipe = &planned.choice.recipe;
+    // What a set has changed and what the user has, all the same: in the command it stands as flags.
+    let Overrides { bn_momentum, bn_eps, batch_norm, init, .. } = planned.choice.overrides;
+    let values = [
+        ("recipe", Some(recipe.name.clone())),
+        ("epochs", planned.epochs.map(|n| n.to_string())),
+        ("batch", args.batch.map(|n| n.to_string())),
+        ("lr", args.lr.map(|x| x.to_string())),
+        ("bn-momentum", bn_momentum.map(|x| x.to_string())),
+        ("bn-eps", bn_eps.map(|x| x.to_string())),
+        ("init", init.map(|rule| rule.to_string())),
+        ("no-batch-norm", (batch_norm == Some(false)).then(String::new)),
+        ("precision", recipe.precision.unusual().map(str::to_owned)),
+        ("seeds", Some(planned.seed.to_string())),
+    ];
+    let flag =
+        |(name, value): (&str, Option<String>)| value.map(|value| format!(" --{name} {value}").trim_end().to_owned());
+    values.into_iter().filter_map(flag).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -101,7 +124,7 @@ mod tests {
 
     fn planned(arguments: &str) -> Vec<Planned> {
         let command = Command::try_parse_from(["bench-cifar"].into_iter().chain(arguments.split_whitespace())).unwrap();
-        plan(&command.args, 50_000).unwrap()
+        plan(&command.args, DEFAULT_MODELS, 50_000).unwrap()
     }
 
     /// A suite that goes on finds each run by its folder: f32 where it always was, bf16 beside it.
