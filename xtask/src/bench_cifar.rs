@@ -6,6 +6,7 @@ mod missing;
 mod model_sets;
 mod plan;
 mod published;
+mod pytorch;
 mod readme;
 #[cfg(test)]
 mod testing;

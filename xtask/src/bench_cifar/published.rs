@@ -4,6 +4,7 @@
 //! [`Published::why_not`] says why not. A figure from synthetic images or from a part of the data is no result on
 //! CIFAR-10.
 
+use super::pytorch;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 
@@ -181,13 +182,15 @@ impl Published {
 
 /// The columns that the report's table gets.
 pub const COLUMNS: &[Column] = &[
+    Column { title: "PyTorch, same images", kind: Kind::Remark, cell: pytorch::accuracy },
     Column { title: "Published", kind: Kind::Remark, cell: figures },
     Column { title: "Difference", kind: Kind::Remark, cell: difference },
 ];
 
 /// How to read these columns.
 pub const PROTOCOL: &str = "Published figures are set against ours only when recipe, length and data agree; a difference is \
-    in percentage points from the nearer end of the published range.";
+    in percentage points from the nearer end of the published range. PyTorch's figures are of the same recipe on the same \
+    images, where anybody has run it.";
 
 /// Where the figures come from that stand in a section's table.
 pub fn sources(section: &Section) -> Vec<String> {

@@ -4,6 +4,7 @@ use anyhow::{Result, bail};
 
 use super::ablation_charts::is_fast;
 use super::published::{self, Published};
+use super::pytorch;
 use zoo_train::format::{count, thousands};
 use zoo_train::recipe::Length;
 use zoo_train::record::{CIFAR10, RunRecord, Status};
@@ -14,10 +15,19 @@ const BEGIN: &str = "<!-- results -->";
 /// What stands behind it.
 const END: &str = "<!-- results end -->";
 
-const TITLES: [&str; 8] =
-    ["model", "recipe", "ours: last epoch (best)", "published", "difference", "images/s", "time a run", "data"];
+const TITLES: [&str; 9] = [
+    "model",
+    "recipe",
+    "ours: last epoch (best)",
+    "PyTorch, same images",
+    "published",
+    "difference",
+    "images/s",
+    "core hours a run",
+    "data",
+];
 /// Words to the left, numbers to the right.
-const ALIGNMENT: &str = "|---|---|---:|---:|---|---:|---:|---|";
+const ALIGNMENT: &str = "|---|---|---:|---:|---:|---|---:|---:|---|";
 
 /// Heads our own recipes' runs, the shortest first.
 const FAST: &str =
@@ -28,8 +38,8 @@ const TEMPLATE_600: &str = "Why not ≈ 98 %: without augmentation, networks of 
     heart in 600 epochs; values like the template's are reached on those, not on images that they have not seen. Only the \
     order of the models compares.";
 
-/// The results as Markdown: a table for each published set of figures, in which what has not been run says so, and one
-/// for our runs under other recipes. A line below each says under which conditions its runs ran.
+/// The results as Markdown: a table for each published set of figures, below it what has not been run, folded away, and one
+/// table for our runs under other recipes. A line below each says under which conditions its runs ran.
 pub fn table(runs: &[Run]) -> String {
     let sections = sections(runs);
     let mut rest: Vec<Ours> =
@@ -40,11 +50,13 @@ pub fn table(runs: &[Run]) -> String {
         let of_set = figures.extract_if(.., |figure| figure.recipe == first.recipe);
         let mut lines = Vec::new();
         let mut shown: Vec<Ours> = Vec::new();
+        let (mut all, mut left) = (0, Vec::new());
         for figure in of_set {
+            all += 1;
             let mut found: Vec<Ours> = rest.extract_if(.., |ours| ours.stands_beside(figure)).collect();
             found.sort_by_key(|ours| ours.section.data.name != CIFAR10);
             if found.is_empty() {
-                lines.push(not_run(figure));
+                left.push(not_run(figure));
             }
             lines.extend(found.iter().map(Ours::line));
             shown.extend(found);
@@ -53,19 +65,20 @@ pub fn table(runs: &[Run]) -> String {
         let like: Vec<Ours> = rest.extract_if(.., |ours| ours.is_like(first)).collect();
         lines.extend(like.iter().map(Ours::line));
         shown.extend(like);
-        let note = if first.recipe == "template-600" { Some(TEMPLATE_600) } else { None };
-        groups.push(group(&format!("**{}**: {}.", first.recipe, first.note), &lines, &shown, note));
+        let template = (first.recipe == "template-600").then(|| TEMPLATE_600.to_owned());
+        let notes: Vec<String> = folded(&left, all).into_iter().chain(template).collect();
+        groups.push(group(&format!("**{}**: {}.", first.recipe, first.note), &lines, &shown, &notes));
     }
     let mut fast: Vec<Ours> =
         rest.extract_if(.., |ours| is_fast(&ours.row.record().recipe) && ours.is_on_cifar10()).collect();
     fast.sort_by(|a, b| a.row.record().seconds.total_cmp(&b.row.record().seconds));
     if !fast.is_empty() {
         let lines: Vec<String> = fast.iter().map(Ours::line).collect();
-        groups.push(group(FAST, &lines, &fast, None));
+        groups.push(group(FAST, &lines, &fast, &[]));
     }
     if !rest.is_empty() {
         let lines: Vec<String> = rest.iter().map(Ours::line).collect();
-        groups.push(group("**Our other runs**", &lines, &rest, None));
+        groups.push(group("**Our other runs**", &lines, &rest, &[]));
     }
     groups.join("\n")
 }
@@ -82,13 +95,22 @@ pub fn splice(text: &str, table: &str) -> Result<String> {
     Ok(format!("{head}{BEGIN}\n\n{}\n\n{END}{tail}", table.trim()))
 }
 
-fn group(heading: &str, lines: &[String], shown: &[Ours], note: Option<&str>) -> String {
-    let mut text = format!("{heading}\n\n| {} |\n{ALIGNMENT}\n", TITLES.join(" | "));
-    lines.iter().for_each(|line| text.push_str(line));
-    for paragraph in note.map(str::to_owned).into_iter().chain(conditions(shown)) {
+fn group(heading: &str, lines: &[String], shown: &[Ours], notes: &[String]) -> String {
+    let mut text = format!("{heading}\n");
+    if !lines.is_empty() {
+        text.push_str(&format!("\n| {} |\n{ALIGNMENT}\n", TITLES.join(" | ")));
+        lines.iter().for_each(|line| text.push_str(line));
+    }
+    for paragraph in notes.iter().cloned().chain(conditions(shown)) {
         text.push_str(&format!("\n{paragraph}\n"));
     }
     text
+}
+
+/// The published rows that are not run yet, of so many, folded away.
+fn folded(left: &[String], all: usize) -> Option<String> {
+    let summary = format!("Not run yet: {} of {all} published rows", left.len());
+    (!left.is_empty()).then(|| format!("<details><summary>{summary}</summary>\n\n{}\n\n</details>", left.join(" · ")))
 }
 
 /// The conditions of all rows in one line; `None` without a row.
@@ -119,8 +141,7 @@ fn not_run(figure: &Published) -> String {
         Length::Epochs(epochs) => count(epochs, "epoch"),
         Length::Steps(steps) => format!("{} iterations", thousands(steps)),
     };
-    let recipe = format!("{}, {length}", figure.recipe);
-    format!("| {} | {recipe} | not run yet | {} | | | | |\n", code(figure.model), figure.text)
+    format!("{}, {length}: published {}", code(figure.model), figure.text)
 }
 
 /// A row of ours with the section that says what its data is.
@@ -155,10 +176,11 @@ impl Ours<'_> {
         let cells = [
             self.training(),
             self.accuracy(),
+            pytorch::accuracy(row).text,
             published::figures(row).text,
             self.difference(),
             row.images_per_s().text,
-            row.time().text,
+            row.core_hours().text,
             self.section.name(),
         ];
         let cells: Vec<String> = cells.iter().map(|cell| escape(cell)).collect();
@@ -206,19 +228,21 @@ mod tests {
         text.lines().filter_map(|line| line.strip_prefix(&start)).collect()
     }
 
+    /// What the folded parts name.
+    fn left(text: &str) -> Vec<&str> {
+        let parts = text.split("</summary>\n\n").skip(1).filter_map(|rest| rest.split_once("\n\n</details>"));
+        parts.flat_map(|(part, _)| part.split(" · ")).collect()
+    }
+
     #[test]
     fn what_was_not_run_says_so() {
         let text = table(&[]);
         for figure in published::all() {
-            let line = format!("| not run yet | {} | | | | |", figure.text);
-            assert!(lines(&text, figure.model).iter().any(|found| found.ends_with(&line)), "{text}");
+            assert!(left(&text).contains(&not_run(figure).as_str()), "{text}");
         }
-        assert_eq!(text.matches("not run yet").count(), published::all().len());
-        assert_eq!(text.matches("\n|---|").count(), 4);
-        assert_eq!(
-            lines(&text, "cifar_resnet56"),
-            ["resnet-paper, 64,000 iterations | not run yet | 93.03 % | | | | |"]
-        );
+        assert_eq!(left(&text).len(), published::all().len());
+        assert!(text.matches("<details><summary>Not run yet: ").count() == 4 && !text.contains("|---|"), "{text}");
+        assert!(left(&text).contains(&"`cifar_resnet56`, 64,000 iterations: published 93.03 %"), "{text}");
         assert!(text.starts_with("**review-20**: a review of networks on CIFAR-10"), "{text}");
         assert!(!text.contains("Data:") && text.contains("Why not ≈ 98 %"), "{text}");
     }
@@ -237,21 +261,20 @@ mod tests {
         assert_eq!(
             lines(&text, "cifar_alexnet"),
             [
-                "review-20, 20 epochs, 2 seeds | 66.50 ± 0.71 % (67.50 ± 0.71 %) | 66.5 % | +0.00 | 1,000 | 17 min | CIFAR-10 |"
+                "review-20, 20 epochs, 2 seeds | 66.50 ± 0.71 % (67.50 ± 0.71 %) | – | 66.5 % | +0.00 | 1,000 | 0.6 | CIFAR-10 |"
             ]
         );
         assert_eq!(
             lines(&text, "mobilenet_v2"),
-            [
-                "review-20, 20 epochs | not run yet | 46.9 % | | | | |",
-                "review-20, 75 epochs | 59.00 % (60.00 %) | 60.4 % | −1.40 | 1,000 | 17 min | CIFAR-10 |"
-            ]
+            ["review-20, 75 epochs | 59.00 % (60.00 %) | – | 60.4 % | −1.40 | 1,000 | 0.6 | CIFAR-10 |"]
         );
+        assert!(left(&text).contains(&"`mobilenet_v2`, 20 epochs: published 46.9 %"), "{text}");
+        assert!(text.contains("Not run yet: 7 of 9 published rows"), "{text}");
         // Trained like them, without a figure of its own: it stands in the same table.
         let review = text.split("**resnet-paper**").next().unwrap();
         assert_eq!(
             lines(review, "cifar_resnet101"),
-            ["review-20, 20 epochs | 80.00 % (81.00 %) | – | – | 1,000 | 17 min | CIFAR-10 |"]
+            ["review-20, 20 epochs | 80.00 % (81.00 %) | – | – | – | 1,000 | 0.6 | CIFAR-10 |"]
         );
         let conditions = "\nData: CIFAR-10: 50,000 images to train on, 10,000 to test on · device: cpu, 2 threads · \
                           commit: 0123456789ab · processor: linux x86\\_64.\n";
@@ -274,16 +297,16 @@ mod tests {
         assert_eq!(
             lines(&text, "cifar_resnet18"),
             [
-                "modern-200, 20 epochs | 93.00 % (94.00 %) | 95.5 % | not comparable: data: CIFAR-10, JPEG q75 copy | 1,000 | \
-                 17 min | CIFAR-10, JPEG q75 copy |"
+                "modern-200, 20 epochs | 93.00 % (94.00 %) | – | 95.5 % | not comparable: data: CIFAR-10, JPEG q75 copy | \
+                 1,000 | 0.6 | CIFAR-10, JPEG q75 copy |"
             ]
         );
         // Another setting is not the published run, which is still to come.
         let resnet20 = lines(&text, "cifar_resnet20");
-        assert_eq!(resnet20.len(), 3, "{text}");
-        assert_eq!(resnet20[1], "modern-200, 200 epochs | not run yet | 92.6 % | | | | |");
+        assert_eq!(resnet20.len(), 1, "{text}");
+        assert!(left(&text).contains(&"`cifar_resnet20`, 200 epochs: published 92.6 %"), "{text}");
         assert!(
-            resnet20[2].contains("bn\\_eps=0.001 | 91.00 % (92.00 %) | 92.6 % | not comparable: bn\\_eps"),
+            resnet20[0].contains("bn\\_eps=0.001 | 91.00 % (92.00 %) | – | 92.6 % | not comparable: bn\\_eps"),
             "{text}"
         );
         assert!(
@@ -292,19 +315,19 @@ mod tests {
         );
         // Synthetic images and recipes of our own stand apart.
         let (published, others) = text.split_once("**Our other runs**").unwrap();
-        assert!(lines(published, "cifar_alexnet")[0].contains("not run yet"));
+        assert!(lines(published, "cifar_alexnet").is_empty());
         assert!(
             lines(others, "cifar_alexnet")[0]
-                .ends_with("not comparable: synthetic data | 1,000 | 17 min | synthetic data |")
+                .ends_with("not comparable: synthetic data | 1,000 | 0.6 | synthetic data |")
         );
         assert!(
-            lines(others, "vit_tiny")[0].contains("| failed | – | failed after 20 of 20 epochs: a \\| b |"),
+            lines(others, "vit_tiny")[0].contains("| failed | – | – | failed after 20 of 20 epochs: a \\| b |"),
             "{others}"
         );
         assert!(others.contains("; Synthetic data, not CIFAR-10: 2,000 images"), "{others}");
-        // Every line of the table has its eight cells.
+        // Every line of the table has its nine cells.
         let cells = |line: &str| line.replace("\\|", "").matches('|').count();
-        assert!(text.lines().filter(|line| line.starts_with('|')).all(|line| cells(line) == 9), "{text}");
+        assert!(text.lines().filter(|line| line.starts_with('|')).all(|line| cells(line) == 10), "{text}");
     }
 
     /// Each precision has its line, neither is part of the other's mean, and both are ours beside what was published.
@@ -316,8 +339,8 @@ mod tests {
         assert_eq!(
             lines(&text, "cifar_alexnet"),
             [
-                "review-20, 20 epochs, bf16 | 67.00 % (68.00 %) | 66.5 % | +0.50 | 1,000 | 17 min | CIFAR-10 |",
-                "review-20, 20 epochs | 66.00 % (67.00 %) | 66.5 % | −0.50 | 1,000 | 17 min | CIFAR-10 |"
+                "review-20, 20 epochs, bf16 | 67.00 % (68.00 %) | – | 66.5 % | +0.50 | 1,000 | 0.6 | CIFAR-10 |",
+                "review-20, 20 epochs | 66.00 % (67.00 %) | – | 66.5 % | −0.50 | 1,000 | 0.6 | CIFAR-10 |"
             ]
         );
     }

@@ -79,6 +79,7 @@ const RESULTS: &[Column] = &[
 const COSTS: &[Column] = &[
     Column { title: "Images/s", kind: Kind::Number, cell: |row| row.images_per_s() },
     Column { title: "Time per run", kind: Kind::Number, cell: |row| row.time() },
+    Column { title: "Core hours per run", kind: Kind::Number, cell: |row| row.core_hours() },
     Column { title: "Peak MB", kind: Kind::Number, cell: |row| row.peak_mb() },
     Column { title: "Status", kind: Kind::Words, cell: |row| row.status() },
 ];
@@ -131,6 +132,13 @@ impl Row<'_> {
     pub fn time(&self) -> Cell {
         let mean = self.seconds().map(|stat| stat.mean);
         Cell::new(mean.map(duration), mean)
+    }
+
+    /// How long a run kept so many cores, in hours: what it costs on any machine.
+    pub fn core_hours(&self) -> Cell {
+        let hours = |run: &&crate::report::Run| run.record.seconds * run.record.threads as f64 / 3600.0;
+        let mean = Stat::of(self.counted().iter().map(hours)).map(|stat| stat.mean);
+        Cell::new(mean.map(|hours| if hours < 0.095 { format!("{hours:.2}") } else { format!("{hours:.1}") }), mean)
     }
 
     fn peak_mb(&self) -> Cell {

@@ -113,7 +113,7 @@ mod tests {
         );
         assert!(text.starts_with("### CIFAR-10: 50,000 images to train on, 10,000 to test on\n"), "{text}");
         let row = "| `cifar_alexnet` | review-20, 20 epochs | 1, 2 | 269,722 | 0.0408 | 66.50 ± 0.71 % \
-                   | 67.50 ± 0.71 % | 1,000 | 17 min | 512 | finished |\n";
+                   | 67.50 ± 0.71 % | 1,000 | 17 min | 0.6 | 512 | finished |\n";
         assert!(text.contains(row), "{text}");
         assert!(
             text.contains("\n    cargo xtask bench-cifar --models cifar_alexnet --recipe review-20 --seeds 2\n"),
