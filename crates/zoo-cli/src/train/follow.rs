@@ -18,6 +18,7 @@ pub const EVENTS: &str = "tensorboard";
 pub fn follow(args: &Args, job: &Job, data: &Dataset, context: &RunContext) -> Result<Hook> {
     let (json, folder, job, data, context) = (args.json, args.out.clone(), job.clone(), data.clone(), context.clone());
     let measured_on = job.recipe.measured_on(&data);
+    let trained_on = job.recipe.train_images(data.train.len());
     let events = if args.tensorboard { Some(curves(&folder.join(EVENTS), measured_on)?) } else { None };
     Ok(Hook::new(move |metrics| {
         if json {
@@ -28,7 +29,7 @@ pub fn follow(args: &Args, job: &Job, data: &Dataset, context: &RunContext) -> R
         let follow = || -> Result<()> {
             let epochs = read_jsonl(&folder.join(METRICS_FILE))?.values;
             replace_file(&folder.join(METRICS_TABLE), metrics_csv(&epochs, measured_on).as_bytes())?;
-            let outcome = Outcome::running(epochs, job.recipe.keep, measured_on);
+            let outcome = Outcome::running(epochs, job.recipe.keep, measured_on, trained_on);
             report::write_page(&folder, RunRecord::of(&job, &data, &outcome, context.clone())?)
         };
         follow().ok();

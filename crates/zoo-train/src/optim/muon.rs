@@ -148,7 +148,7 @@ impl Optimizer for Muon {
     fn step(&mut self, grads: &GradStore) -> Result<()> {
         let (lr, momentum, nesterov, adjust) = (self.lr, self.momentum, self.nesterov, self.adjust);
         let (adamw_lr_factor, [beta1, beta2], eps) = (self.adamw_lr_factor, self.betas, self.eps);
-        self.slots.step(grads, |slot, grad| {
+        self.slots.step_in_parallel(grads, |slot, grad| {
             let (lr, weight_decay, step) = (lr * slot.lr_factor, slot.weight_decay, slot.steps);
             if is_muons(slot) {
                 let rows = slot.var.dims().first().copied().unwrap_or(1).max(1);

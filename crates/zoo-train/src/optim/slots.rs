@@ -3,6 +3,7 @@
 use super::Group;
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Result, Tensor, Var, bail};
+use rayon::prelude::*;
 use std::collections::BTreeMap;
 use zoo_core::memory;
 
@@ -33,6 +34,16 @@ impl Slot {
 
     pub fn names(&self) -> &'static [&'static str] {
         self.names
+    }
+
+    /// Begins a step: makes the state, before the first one, and counts.
+    fn begin(&mut self, next: impl Fn(u64) -> u64) -> Result<()> {
+        if self.state.len() < self.names.len() {
+            let zeros = || Var::zeros(self.var.shape(), self.var.dtype(), self.var.device());
+            self.state = memory::lasting(|| self.names.iter().map(|_| zeros()).collect::<Result<_>>())?;
+        }
+        self.steps = next(self.steps);
+        Ok(())
     }
 
     /// The state of this name, if the optimizer keeps such.
@@ -75,6 +86,25 @@ impl Slots {
         self.count(grads, |_| next, update)
     }
 
+    /// [`step`](Self::step), with the parameters shared out among the threads where they are in a processor's memory: for updates
+    /// of many small products, each of which is too little for all threads together.
+    pub fn step_in_parallel(
+        &mut self,
+        grads: &GradStore,
+        update: impl Fn(&Slot, &Tensor) -> Result<()> + Sync,
+    ) -> Result<()> {
+        let mut ready = Vec::with_capacity(self.list.len());
+        for slot in &mut self.list {
+            let Some(grad) = grads.get(&slot.var) else { continue };
+            slot.begin(|steps| steps + 1)?;
+            ready.push((&*slot, grad));
+        }
+        match ready.iter().all(|(slot, _)| slot.var.device().is_cpu()) {
+            true => ready.par_iter().with_max_len(1).try_for_each(|(slot, grad)| update(slot, grad)),
+            false => ready.iter().try_for_each(|(slot, grad)| update(slot, grad)),
+        }
+    }
+
     fn count(
         &mut self,
         grads: &GradStore,
@@ -83,11 +113,7 @@ impl Slots {
     ) -> Result<()> {
         for slot in &mut self.list {
             let Some(grad) = grads.get(&slot.var) else { continue };
-            if slot.state.len() < slot.names.len() {
-                let zeros = || Var::zeros(slot.var.shape(), slot.var.dtype(), slot.var.device());
-                slot.state = memory::lasting(|| slot.names.iter().map(|_| zeros()).collect::<Result<_>>())?;
-            }
-            slot.steps = next(slot.steps);
+            slot.begin(&next)?;
             update(slot, grad)?;
         }
         Ok(())

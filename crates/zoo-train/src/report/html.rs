@@ -138,7 +138,7 @@ fn table(section: &Section, added: &'static [Column]) -> Markup {
                 thead { tr { @for column in columns(added) { (head(column)) } } }
                 tbody {
                     @for (index, row) in section.rows.iter().enumerate() {
-                        tr .unfinished[!row.finished()] { (cells(row, Style::Series(index), added)) }
+                        tr .unfinished[row.any_ended_early()] { (cells(row, Style::Series(index), added)) }
                     }
                 }
             }
@@ -178,7 +178,7 @@ fn legend(section: &Section) -> Markup {
                 li { (Style::Series(index).swatch()) (row.label) }
             }
             @if section.rows.iter().any(|row| row.runs.len() > 1) { li.note { "shade: range of the seeds" } }
-            @if !section.rows.iter().all(Row::finished) { li.note { "× run cut off" } }
+            @if section.rows.iter().any(Row::any_ended_early) { li.note { "× run cut off" } }
         }
     }
 }
@@ -277,6 +277,16 @@ mod tests {
         assert_eq!(page.matches("<tr class=\"unfinished\">").count(), 2);
         assert!(page.contains("× run cut off"));
         assert!(page.contains("mlp · seed 1 · epoch 3 · 8.55 % · failed"));
+    }
+
+    #[test]
+    fn a_run_that_still_trains_is_not_cut_off() {
+        let mut running = run("mlp", "fast", 1, 0.1);
+        running.epochs.truncate(3);
+        (running.record.epochs_done, running.record.status) = (3, Status::Running);
+        let page = drawn(&[running]);
+        assert!(page.contains("training: 3 of 20 epochs done") && page.contains("http-equiv=\"refresh\""), "{page}");
+        assert!(!page.contains("class=\"unfinished\"") && !page.contains("run cut off"), "{page}");
     }
 
     #[test]

@@ -181,8 +181,17 @@ impl<'a> Row<'a> {
 
     /// Whether a run that the figures are made of was cut off.
     pub fn is_cut_off(&self) -> bool {
-        self.counted().iter().any(|run| ending(&run.record).is_some())
+        self.counted().iter().any(|run| ended_early(run))
     }
+
+    /// Whether any run of the row ended before its end; one that still trains has not.
+    pub fn any_ended_early(&self) -> bool {
+        self.runs.iter().any(|run| ended_early(run))
+    }
+}
+
+fn ended_early(run: &Run) -> bool {
+    !matches!(run.record.status, Status::Finished | Status::Running)
 }
 
 /// How a run ended, if not at its end.

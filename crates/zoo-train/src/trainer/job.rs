@@ -101,10 +101,10 @@ pub struct Outcome {
 impl Outcome {
     /// What a run that is still training has come to; its epochs are measured on images called `measured_on`
     /// ([`Recipe::measured_on`]).
-    pub fn running(epochs: Vec<EpochMetrics>, keep: Keep, measured_on: &str) -> Self {
+    pub fn running(epochs: Vec<EpochMetrics>, keep: Keep, measured_on: &str, train_images: usize) -> Self {
         let kept = kept(&epochs, keep, measured_on);
         let steps = epochs.last().map_or(0, |epoch| epoch.step);
         let seconds = epochs.iter().map(|epoch| epoch.seconds).sum();
-        Self { status: Status::Running, kept, epochs, steps, seconds, ..Self::default() }
+        Self { status: Status::Running, kept, epochs, steps, seconds, train_images, ..Self::default() }
     }
 }
