@@ -16,6 +16,7 @@ pub use keeper::{LAST_FILE, RAW_FILE};
 
 use crate::checkpoint::Checkpoints;
 use crate::data::Dataset;
+use crate::eval::eval_batch;
 use crate::loader::Batch;
 use crate::machine::{available_memory, ensure_memory};
 use crate::recipe::Recipe;
@@ -260,10 +261,12 @@ fn build(job: &Job, data: &Dataset, notes: &mut Vec<String>) -> Result<(VarStore
     if let (Some(available), true) = (available_memory(), job.device.is_cpu()) {
         // A network of the caller's own may have a pass that cannot be traced: then nothing is known.
         let frozen = recipe.frozen(job.model, &options)?;
+        // A classifier behind a frozen trunk sees its batch in parts.
+        let at_once = if recipe.freeze_all_but_head { recipe.batch.min(eval_batch(height)) } else { recipe.batch };
         let plan = TrainingPlan {
             copies: usize::from(recipe.ema.is_some() || recipe.swa.is_some()),
             is_frozen: frozen.as_ref().map(|is_frozen| is_frozen.as_ref() as &dyn Fn(&str) -> bool),
-            ..TrainingPlan::new(recipe.precision, recipe.batch, recipe.optimizer.states())
+            ..TrainingPlan::new(recipe.precision, at_once, recipe.optimizer.states())
         };
         if let Ok(needed) = training_memory(job.model, &options, &plan) {
             notes.extend(ensure_memory(needed, available, recipe.batch)?);

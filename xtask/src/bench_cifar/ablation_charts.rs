@@ -316,7 +316,7 @@ fn frontier(section: &Section) -> Vec<Chart> {
 
 /// Whether a recipe is one of ours that fill a given time.
 pub fn is_fast(recipe: &str) -> bool {
-    recipe == "fast" || recipe.starts_with("fast-")
+    recipe == "fast" || recipe.starts_with("fast-") || recipe.starts_with("sprint-")
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use super::{BatchNormOverride, CIFAR_SIDE, ClassWeights, Keep, Length, LossFunction, Recipe, fast};
 use crate::augment::{Augment, Interpolation, Policy, RandAugment, RandomErasing, ResizedCrop};
-use crate::optim::OptimizerConfig;
+use crate::optim::{AdjustLr, OptimizerConfig};
 use crate::schedule::{Decay, Every, Schedule, Warmup, When};
 use anyhow::{Result, bail};
 use zoo::ModelInfo;
@@ -26,6 +26,9 @@ impl Recipe {
         "fast-5",
         "fast-15",
         "fast-60",
+        "sprint-5",
+        "sprint-15",
+        "sprint-60",
         "quick",
     ];
 
@@ -222,6 +225,25 @@ impl Recipe {
                 ..base
             }
             .adapted_to("cifar_resnet20"),
+            "sprint-5" | "sprint-15" | "sprint-60" => Self {
+                optimizer: OptimizerConfig::Muon {
+                    momentum: 0.95,
+                    nesterov: true,
+                    adjust_lr_fn: AdjustLr::MatchRmsAdamW,
+                    weight_decay: 0.05,
+                    adamw_lr_factor: 1.0,
+                    betas: [0.9, 0.95],
+                    eps: 1e-8,
+                },
+                decay_all: false,
+                lr: 0.01,
+                schedule: Schedule { decay: Decay::Linear { every: Every::Step }, warmup },
+                augment: Augment { alternating_flip: true, ..Augment::STANDARD },
+                label_smoothing: 0.1,
+                ema: Some(0.995),
+                ..base
+            }
+            .adapted_to("cifar_resnet20"),
             "quick" => Self {
                 optimizer: sgd(true, 5e-4),
                 lr: 0.05,
@@ -251,7 +273,7 @@ impl Recipe {
 
     /// What the recipe's source did differently for one model: He et al. train 110 layers at a tenth of the rate until
     /// the error begins to fall, "about 400 iterations"; torchvision trains AlexNet, VGG and MobileNet v2 at rates of their
-    /// own. A `fast` recipe gets the model's number of epochs, and an
+    /// own. A `fast` or `sprint` recipe gets the model's number of epochs, and an
     /// optimizer that suits it. Single values ([`Recipe::with`]) are put over the adapted recipe, not before.
     #[must_use]
     pub fn adapted_to(mut self, model: &str) -> Self {
@@ -269,8 +291,9 @@ impl Recipe {
             }
             _ => {}
         }
-        if let (Some(minutes), Ok(model)) = (fast::minutes(&self.name), zoo::find(model)) {
-            self.length = Length::Epochs(fast::epochs(minutes, model));
+        let model = zoo::find(model).ok();
+        if let Some((model, epochs)) = model.and_then(|model| Some((model, fast::epochs(&self.name, model)?))) {
+            self.length = Length::Epochs(epochs);
             if !fast::has_batch_norm(model) {
                 // What no norm rescales, and what LayerNorm does, wants a rate of its own for every parameter, and a
                 // small one.
