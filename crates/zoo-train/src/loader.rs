@@ -10,7 +10,7 @@ pub use targets::Targets;
 
 use crate::augment::{Augment, Pixels};
 use crate::data::{DataError, Split};
-use batches::{Destination, HostBatch};
+use batches::{DEPTH, Destination, HostBatch};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -139,6 +139,12 @@ impl Loader {
             precision: Precision::F32,
             unreadable: Arc::default(),
         })
+    }
+
+    /// Batches that are in memory at the most: those that wait, those that are being made, and the network's.
+    pub(crate) fn most_in_memory() -> usize {
+        let threads = thread::available_parallelism().map_or(1, usize::from).min(MOST_WORKERS);
+        DEPTH.max(threads) + threads + 1
     }
 
     /// Whether an epoch ends before a batch that would be smaller than the others.

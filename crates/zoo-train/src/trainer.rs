@@ -17,7 +17,7 @@ pub use keeper::{LAST_FILE, RAW_FILE};
 use crate::checkpoint::Checkpoints;
 use crate::data::Dataset;
 use crate::eval::eval_batch;
-use crate::loader::Batch;
+use crate::loader::{Batch, Loader};
 use crate::machine::{available_memory, ensure_memory};
 use crate::recipe::Recipe;
 use crate::record::EpochMetrics;
@@ -269,7 +269,8 @@ fn build(job: &Job, data: &Dataset, notes: &mut Vec<String>) -> Result<(VarStore
             ..TrainingPlan::new(recipe.precision, at_once, recipe.optimizer.states())
         };
         if let Ok(needed) = training_memory(job.model, &options, &plan) {
-            notes.extend(ensure_memory(needed, available, recipe.batch)?);
+            let waiting = Loader::most_in_memory() * recipe.batch * channels * height * width * size_of::<f32>();
+            notes.extend(ensure_memory(needed + waiting as u64, available, recipe.batch)?);
         }
     }
     let store = VarStore::new(job.seed, DType::F32, &job.device);
