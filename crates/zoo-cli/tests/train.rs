@@ -245,6 +245,19 @@ fn a_time_budget_ends_a_run_that_can_go_on() {
     assert!(done(&json(&path.join("run/record.json"))).1 > first);
 }
 
+/// Mixed images are trained on, and shown on the sheet of what the network sees.
+#[test]
+fn mixed_images_train_and_are_shown() {
+    let root = colours();
+    let path = root.path();
+    let mixed = ["--set", "augment.mixup=0.2", "--set", "augment.cutmix=1.0"];
+    for (out, more) in [("run", &["--loss", "bce"][..]), ("second", &["--class-weights", "balanced", "--swa", "0.5"])] {
+        let arguments = ["mlp", "--data", "photos", "--out", out, "--epochs", "2", "--batch", "6"];
+        succeeds(path, &[&arguments[..], &mixed, more].concat());
+        assert!(path.join(out).join("samples.png").exists() && path.join(out).join("model.safetensors").exists());
+    }
+}
+
 /// With the feature there are event files; without it the user is told how to get them, before anything is trained.
 #[test]
 fn event_files_are_written_or_refused() {

@@ -127,13 +127,15 @@ impl Loader {
         // Bytes in memory that are cropped and flipped take one thread a fraction of a step.
         let is_slow = split.is_slow() || training.as_ref().is_some_and(|(augment, _)| !augment.is_plain());
         let threads = thread::available_parallelism().map_or(1, usize::from).min(MOST_WORKERS);
+        // Of what the images say; whoever knows of more classes says so.
+        let classes = split.labels().iter().max().map_or(0, |&label| label as usize + 1);
         Ok(Self {
             split,
             transform,
             batch,
             training,
             drop_last: false,
-            targets: Targets::default(),
+            targets: Targets { classes, ..Targets::default() },
             workers: if is_slow { threads } else { 1 },
             device: device.clone(),
             precision: Precision::F32,
@@ -165,7 +167,8 @@ impl Loader {
     /// smoothing; with either they are shares of all classes, (b, classes), with weights and smoothing in them.
     #[must_use]
     pub fn targets(mut self, targets: Targets) -> Self {
-        self.targets = targets;
+        let classes = targets.classes.max(self.targets.classes);
+        self.targets = Targets { classes, ..targets };
         self
     }
 
