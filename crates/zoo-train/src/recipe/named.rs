@@ -9,6 +9,9 @@ use zoo::ModelInfo;
 use zoo_core::{InitRule, Precision};
 use zoo_image::Normalize;
 
+/// Networks of `modern-200` whose published figures come from code that leaves the initial values to PyTorch.
+const MODERN_FROM_TORCH: [&str; 4] = ["cifar_vgg16_bn", "cifar_resnet18", "cifar_densenet121", "cifar_mobilenet_v2"];
+
 impl Recipe {
     /// All names, in the order of [`RECIPES`](super::RECIPES).
     pub const NAMES: &[&str] = &[
@@ -100,6 +103,8 @@ impl Recipe {
                 drop_last: true,
                 normalize: Normalize::HALF,
                 clip_norm: Some(1.0),
+                // The template's networks are PyTorch modules that state no initial values.
+                init: InitRule::Torch,
                 ..base
             },
             "modern-200" => Self { schedule: by_epoch, augment: Augment::STANDARD, ..base },
@@ -272,7 +277,7 @@ impl Recipe {
     }
 
     /// What the recipe's source did differently for one model: He et al. train 110 layers at a tenth of the rate until
-    /// the error begins to fall, "about 400 iterations"; torchvision trains AlexNet, VGG and MobileNet v2 at rates of their
+    /// the error begins to fall, "about 400 iterations"; four networks of `modern-200` start as PyTorch's layers do; torchvision trains AlexNet, VGG and MobileNet v2 at rates of their
     /// own. A `fast` or `sprint` recipe gets the model's number of epochs, and an
     /// optimizer that suits it. Single values ([`Recipe::with`]) are put over the adapted recipe, not before.
     #[must_use]
@@ -281,6 +286,8 @@ impl Recipe {
             "resnet-paper" if model.ends_with("110") => {
                 self.schedule.warmup = Some(Warmup { length: When::Step(400), factor: Some(0.1) });
             }
+            // The code behind these figures states no initial values; that of the thin ResNets has He's.
+            "modern-200" if MODERN_FROM_TORCH.contains(&model) => self.init = InitRule::Torch,
             "torchvision-v1" if model == "alexnet" || model.starts_with("vgg") => self.lr = 0.01,
             "torchvision-v1" if model == "mobilenet_v2" => {
                 const EPOCHS: usize = 300;
@@ -377,6 +384,16 @@ mod tests {
         assert_eq!(vit.step_count(50_000).unwrap().total_steps, 10_094); // 103 whole epochs
         let shorter = Recipe { loss: LossFunction::CrossEntropy, ..a3 };
         assert!(shorter.check().unwrap_err().to_string().contains("set loss=bce"));
+    }
+
+    #[test]
+    fn initial_values_are_those_of_the_code_behind_a_figure() {
+        let init = |recipe: &str, model: &str| Recipe::named(recipe).unwrap().adapted_to(model).init;
+        assert_eq!([init("modern-200", "cifar_resnet18"), init("template-600", "template_cnn")], [InitRule::Torch; 2]);
+        assert_eq!(
+            [init("modern-200", "cifar_resnet20"), init("resnet-paper", "cifar_resnet20")],
+            [InitRule::Model; 2]
+        );
     }
 
     #[test]
