@@ -1,6 +1,6 @@
 //! Columns of a report's table, in every form of it, and what they say of a row.
 
-use super::rows::{MESSAGE, Row, Stat, ending};
+use super::rows::{MESSAGE, Row, Section, Stat, ending};
 use crate::format::{count, duration, giga, shortened, thousands};
 use crate::record::Status;
 
@@ -83,6 +83,13 @@ const COSTS: &[Column] = &[
     Column { title: "Peak MB", kind: Kind::Number, cell: |row| row.peak_mb() },
     Column { title: "Status", kind: Kind::Words, cell: |row| row.status() },
 ];
+
+/// The columns of a section's table: of those that are added, such as say something of a row.
+pub(super) fn shown(section: &Section, added: &'static [Column]) -> Vec<&'static Column> {
+    let is_empty = |column: &Column| section.rows.iter().all(|row| (column.cell)(row) == Cell::new(None, None));
+    let is_added = |column: &Column| added.iter().any(|added| added.title == column.title);
+    columns(added).filter(|column| !(is_added(column) && is_empty(column))).collect()
+}
 
 impl Row<'_> {
     /// An accuracy in percent, with as many decimals as the number of test images carries.

@@ -8,7 +8,7 @@ use base64::engine::general_purpose::STANDARD;
 use maud::{DOCTYPE, Markup, PreEscaped, html as markup};
 
 use super::chart::{Style, theme_css};
-use super::columns::{Column, Kind, columns};
+use super::columns::{Column, Kind, shown};
 use super::conditions::conditions;
 use super::curves::{Charts, charts};
 use super::mistakes::mistakes;
@@ -132,13 +132,14 @@ fn samples(section: &Section) -> Markup {
 }
 
 fn table(section: &Section, added: &'static [Column]) -> Markup {
+    let columns = shown(section, added);
     markup! {
         div.scroll tabindex="0" role="region" aria-label="Results" {
             table.results {
-                thead { tr { @for column in columns(added) { (head(column)) } } }
+                thead { tr { @for column in &columns { (head(column)) } } }
                 tbody {
                     @for (index, row) in section.rows.iter().enumerate() {
-                        tr .unfinished[row.any_ended_early()] { (cells(row, Style::Series(index), added)) }
+                        tr .unfinished[row.any_ended_early()] { (cells(row, Style::Series(index), &columns)) }
                     }
                 }
             }
@@ -150,9 +151,9 @@ fn head(column: &Column) -> Markup {
     markup! { th scope="col" .number[column.kind != Kind::Words] { (column.title) } }
 }
 
-fn cells(row: &Row, style: Style, added: &'static [Column]) -> Markup {
+fn cells(row: &Row, style: Style, columns: &[&'static Column]) -> Markup {
     markup! {
-        @for (index, column) in columns(added).enumerate() {
+        @for (index, column) in columns.iter().enumerate() {
             @let cell = (column.cell)(row);
             @if index == 0 {
                 th scope="row" data-value=(cell.text) {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::columns::{Column, Kind, columns};
+use super::columns::{Column, Kind, shown};
 use super::conditions::conditions;
 use super::rows::{Row, Section, sections};
 use super::training::{Settings, settings};
@@ -32,7 +32,8 @@ pub fn markdown(runs: &[Run], additions: &Additions) -> String {
 }
 
 fn section(section: &Section, additions: &Additions) -> String {
-    let columns = || columns(additions.columns);
+    let columns = shown(section, additions.columns);
+    let columns = || columns.iter().copied();
     let mut text = format!("### {}\n\n", escape(&section.heading()));
     if section.data.synthetic {
         text.push_str(&format!("> **Synthetic data.** {SYNTHETIC_BANNER}\n\n"));

@@ -46,13 +46,21 @@ pub struct Row<'a> {
     pub runs: Vec<&'a Run>,
 }
 
+/// Whether results on `a` and on `b` may share a table. CIFAR-10 and its named copies are the same wherever they lie; of other
+/// images it is their place that tells them apart.
+fn is_same(a: &DataRecord, b: &DataRecord) -> bool {
+    let is_known = !a.synthetic && a.name.starts_with(CIFAR10);
+    let source = if is_known { &b.source } else { &a.source };
+    *b == DataRecord { source: source.clone(), ..a.clone() }
+}
+
 /// Sorts runs into sections and rows. A later run of the same kind and seed takes an earlier one's place: it was
 /// resumed or repeated.
 pub fn sections(runs: &[Run]) -> Vec<Section<'_>> {
     let mut sections: Vec<Section> = Vec::new();
     for run in runs {
         let data = &run.record.data;
-        let section = match sections.iter().position(|section| section.data == data) {
+        let section = match sections.iter().position(|section| is_same(section.data, data)) {
             Some(index) => &mut sections[index],
             None => sections.push_mut(Section { data, rows: Vec::new() }),
         };
@@ -215,6 +223,20 @@ mod tests {
     use crate::recipe::Overrides;
     use crate::report::columns::tests::cell;
     use crate::report::tests::{run, synthetic};
+
+    /// The same images are the same wherever they lie; of others only the place tells.
+    #[test]
+    fn results_on_the_same_images_share_a_section() {
+        let on = |name: &str, source: &str, seed: u64| {
+            let mut run = run("mlp", "fast", seed, 0.5);
+            (run.record.data.name, run.record.data.source) = (name.into(), source.into());
+            run
+        };
+        let count = |runs: &[Run]| sections(runs).len();
+        assert_eq!(count(&[on("CIFAR-10, 40x40", "here", 1), on("CIFAR-10, 40x40", "there", 2)]), 1);
+        assert_eq!(count(&[on("CIFAR-10, 40x40", "here", 1), on("CIFAR-10", "here", 2)]), 2);
+        assert_eq!(count(&[on("photos", "here", 1), on("photos", "there", 2)]), 2);
+    }
 
     #[test]
     fn mean_and_sample_deviation() {

@@ -40,10 +40,7 @@ impl<'a> Run<'a> {
         // What the recipe holds out is what an epoch is chosen by, where one is chosen.
         let held_out =
             recipe.measures_held_out(data).then(|| Arc::new(all.select(&(images..all.len()).collect::<Vec<_>>())));
-        let (measured, measured_on) = match &held_out {
-            Some(held_out) => (held_out, "validation"),
-            None => data.measured(),
-        };
+        let (measured, measured_on) = (held_out.as_ref().unwrap_or(data.measured().0), recipe.measured_on(data));
         let transform = Arc::new(train.transform(&recipe.normalize)?);
         metadata.model.get_or_insert(name);
         fill(&mut metadata, &recipe, &transform, &data.classes);
