@@ -35,6 +35,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.05)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--amp", action="store_true", help="torch.autocast to bfloat16")
+    parser.add_argument("--own-start", action="store_true", help="timm's own initial values of MobileNet v2's classifier")
     args = parser.parse_args()
 
     random_seed(args.seed)
@@ -42,6 +43,10 @@ def main() -> None:
     # The zoo starts the last norm of a branch at 1, and its MobileNet v2 has a dropout of 0.2, as the papers do.
     extra = {"zero_init_last": False} if args.model.startswith("resnet") else {"drop_rate": 0.2}
     model = timm.create_model(names.get(args.model, args.model), num_classes=10, **extra)
+    if args.model == "mobilenet_v2" and not args.own_start:
+        # timm's classifier starts uniform up to 1 / sqrt(num_classes), which is far for ten classes; the zoo's as torchvision's.
+        torch.nn.init.normal_(model.classifier.weight, 0.0, 0.01)
+        torch.nn.init.zeros_(model.classifier.bias)
     common = {
         "input_size": (3, args.size, args.size),
         "batch_size": args.batch,
