@@ -125,7 +125,7 @@ fn line(row: &Missing, args: &Args, threads: usize) -> String {
     let Missing { planned, epochs, images_per_s, seconds } = row;
     let precision = planned.choice.recipe.precision;
     format!(
-        "{:9} {:>5} core h  {:>9} epochs of {:<4} {:>6} images/s  cargo xtask bench-cifar --models {}{} --out results --resume",
+        "{:11} {:>5} core h  {:>9} epochs of {:<4} {:>6} images/s  cargo xtask bench-cifar --models {}{} --out results --resume",
         duration(*seconds),
         hours(*seconds, threads),
         thousands(*epochs as u64),
