@@ -144,18 +144,7 @@ fn hours(seconds: f64, threads: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::bench_cifar::testing::record;
-    use clap::Parser;
-
-    #[derive(Parser)]
-    struct Command {
-        #[command(flatten)]
-        args: Args,
-    }
-
-    fn asked(arguments: &str) -> Args {
-        Command::try_parse_from(["bench-cifar"].into_iter().chain(arguments.split_whitespace())).unwrap().args
-    }
+    use crate::bench_cifar::testing::{asked, record};
 
     #[test]
     fn rows_that_were_run_are_not_missing() {

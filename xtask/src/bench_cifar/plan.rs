@@ -113,18 +113,12 @@ pub fn flags(planned: &Planned, args: &Args) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::bench_cifar::testing::{Command, asked};
     use clap::Parser;
     use zoo_train::data::Synthetic;
 
-    #[derive(Parser)]
-    struct Command {
-        #[command(flatten)]
-        args: Args,
-    }
-
     fn planned(arguments: &str) -> Vec<Planned> {
-        let command = Command::try_parse_from(["bench-cifar"].into_iter().chain(arguments.split_whitespace())).unwrap();
-        plan(&command.args, DEFAULT_MODELS, 50_000).unwrap()
+        plan(&asked(arguments), DEFAULT_MODELS, 50_000).unwrap()
     }
 
     /// A suite that goes on finds each run by its folder: f32 where it always was, bf16 beside it.

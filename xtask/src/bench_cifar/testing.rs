@@ -1,10 +1,24 @@
-//! Runs with round numbers, for the tests of this folder to alter.
+//! What the tests of this folder share: runs with round numbers, to alter, and the command line.
 
+use super::Args;
+use clap::Parser;
 use std::collections::BTreeMap;
 
 use zoo_core::Precision;
 use zoo_train::record::{DataRecord, EpochMetrics, Platform, RunOverrides, RunRecord, Status};
 use zoo_train::report::Run;
+
+/// The suite's command line.
+#[derive(Parser)]
+pub struct Command {
+    #[command(flatten)]
+    args: Args,
+}
+
+/// What the suite is asked for with these arguments.
+pub fn asked(arguments: &str) -> Args {
+    Command::try_parse_from(["bench-cifar"].into_iter().chain(arguments.split_whitespace())).unwrap().args
+}
 
 /// The record of a finished run of 20 epochs that ends at the accuracy `acc`.
 pub fn record(model: &str, recipe: &str, seed: u64, acc: f64) -> RunRecord {
