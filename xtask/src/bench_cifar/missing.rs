@@ -18,7 +18,7 @@ use zoo_train::record::{CIFAR10, RunRecord, Status};
 use zoo_train::report;
 
 /// The published sets, in the order in which a missing row is worth most.
-const SETS: &str = "resnet-paper,review-20,modern-200,template-600";
+const SETS: &str = "resnet-paper,review-20,modern-200,vit-scratch,template-600";
 /// CIFAR-10's.
 const IMAGES: usize = 50_000;
 /// How long a network is measured.

@@ -190,7 +190,7 @@ pub const COLUMNS: &[Column] = &[
 /// How to read these columns.
 pub const PROTOCOL: &str = "Published figures are set against ours only when recipe, length and data agree; a difference is \
     in percentage points from the nearer end of the published range. PyTorch's figures are of the same recipe on the same \
-    images, where anybody has run it.";
+    images, where anybody has run it; their random numbers are others, so a part of a difference is chance.";
 
 /// Where the figures come from that stand in a section's table.
 pub fn sources(section: &Section) -> Vec<String> {
@@ -222,12 +222,12 @@ pub fn difference(row: &Row) -> Cell {
     let (Some(last), true) = (row.last(), reasons.is_empty()) else {
         return Cell::new(Some(format!("not comparable: {}", reasons.join(", "))), None);
     };
-    let points = figure.delta(last.mean) * 100.0;
-    let text = match format!("{points:+.*}", row.decimals()) {
-        _ if points == 0.0 && figure.low < figure.high => "within".to_owned(),
-        text => text.replace('-', "−"),
+    let delta = figure.delta(last.mean);
+    let text = match delta == 0.0 && figure.low < figure.high {
+        true => "within".to_owned(),
+        false => pytorch::points(delta, row.decimals()),
     };
-    Cell::new(Some(text), Some(points))
+    Cell::new(Some(text), Some(delta * 100.0))
 }
 
 #[cfg(test)]

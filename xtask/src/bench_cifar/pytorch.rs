@@ -58,7 +58,14 @@ fn of(row: &Row, references: &[Reference]) -> Cell {
             format!("{:.2} ± {:.2} %, {}", mean * 100.0, sd * 100.0, count(seeds, "seed"))
         }
     };
-    Cell::new(Some(text), Some(mean))
+    // What ours has more: code and data are the same, chance is not.
+    let more = row.last().map(|ours| format!(" (ours {})", points(ours.mean - mean, row.decimals())));
+    Cell::new(Some(text + &more.unwrap_or_default()), Some(mean))
+}
+
+/// A difference of accuracies in percentage points, with its sign.
+pub fn points(difference: f64, decimals: usize) -> String {
+    format!("{:+.decimals$}", difference * 100.0).replace('-', "−")
 }
 
 #[cfg(test)]
@@ -89,8 +96,8 @@ mod tests {
             of(&sections(&[run])[0].rows[0], references).text
         };
         let two = [reference.clone(), Reference { test_acc_last: 0.68, ..reference.clone() }];
-        assert_eq!(beside(&two[..1], &|_| {}), "66.00 %");
-        assert_eq!(beside(&two, &|_| {}), "67.00 ± 1.41 %, 2 seeds");
+        assert_eq!(beside(&two[..1], &|_| {}), "66.00 % (ours +1.00)");
+        assert_eq!(beside(&two, &|_| {}), "67.00 ± 1.41 %, 2 seeds (ours +0.00)");
         assert_eq!(beside(&two, &|run| run.record.epochs = 5), "–");
         assert_eq!(beside(&two, &|run| run.record.data.name = "CIFAR-10, JPEG q75 copy".into()), "–");
         assert_eq!(beside(&two, &|run| run.record.overrides.recipe.lr = Some(0.5)), "–");

@@ -37,6 +37,8 @@ pub const RECIPES: &[About] = &[
         "modern-200 for nets without BatchNorm: SGD 0.01, no augmentation, 20 epochs"),
     about("finetune", "ours",
         "from a checkpoint: 10 epochs, batch 16, SGD 0.01, clipped, warm-up, cosine, flip and crop of an eighth"),
+    about("vit-scratch", "Beyer et al. 2022, for small data sets",
+        "200 epochs, batch 128, AdamW 0.001 with decay 0.1, clipped, warm-up, cosine, RandAugment, mixup; crop and flip"),
     about("vit-finetune", "Dosovitskiy et al. 2020, appendix B.1.1",
         "from a checkpoint: 10,000 steps, batch 512, SGD 0.01 without weight decay, clipped, warm-up, cosine; crop and flip of our own"),
     about("torchvision-v1", "torchvision's references, `IMAGENET1K_V1`",

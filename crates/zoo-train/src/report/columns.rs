@@ -141,10 +141,11 @@ impl Row<'_> {
         Cell::new(mean.map(duration), mean)
     }
 
-    /// How long a run kept so many cores, in hours: what it costs on any machine.
+    /// How long a run kept so many cores, in hours: what it costs on any machine. A run without images a second shared its
+    /// machine: its time says nothing.
     pub fn core_hours(&self) -> Cell {
-        let hours = |run: &&crate::report::Run| run.record.seconds * run.record.threads as f64 / 3600.0;
-        let mean = Stat::of(self.counted().iter().map(hours)).map(|stat| stat.mean);
+        let alone = self.counted().into_iter().map(|run| &run.record).filter(|record| record.images_per_s.is_some());
+        let mean = Stat::of(alone.map(|record| record.seconds * record.threads as f64 / 3600.0)).map(|stat| stat.mean);
         Cell::new(mean.map(|hours| if hours < 0.095 { format!("{hours:.2}") } else { format!("{hours:.1}") }), mean)
     }
 
