@@ -142,11 +142,17 @@ impl Row<'_> {
     }
 
     /// How long a run kept so many cores, in hours: what it costs on any machine. A run without images a second shared its
-    /// machine: its time says nothing.
+    /// machine, and its time is no less than the cost.
     pub fn core_hours(&self) -> Cell {
-        let alone = self.counted().into_iter().map(|run| &run.record).filter(|record| record.images_per_s.is_some());
-        let mean = Stat::of(alone.map(|record| record.seconds * record.threads as f64 / 3600.0)).map(|stat| stat.mean);
-        Cell::new(mean.map(|hours| if hours < 0.095 { format!("{hours:.2}") } else { format!("{hours:.1}") }), mean)
+        let runs = self.counted();
+        let shared = runs.iter().any(|run| run.record.images_per_s.is_none());
+        let hours = runs.iter().map(|run| run.record.seconds * run.record.threads as f64 / 3600.0);
+        let mean = Stat::of(hours).map(|stat| stat.mean);
+        let text = mean.map(|hours| {
+            let decimals = if hours < 0.095 { 2 } else { 1 };
+            format!("{}{hours:.decimals$}", if shared { "≤ " } else { "" })
+        });
+        Cell::new(text, mean)
     }
 
     fn peak_mb(&self) -> Cell {
@@ -182,6 +188,17 @@ pub(super) mod tests {
     pub fn cell(row: &Row, title: &str) -> String {
         let column = columns(&[]).find(|column| column.title == title).unwrap();
         (column.cell)(row).text
+    }
+
+    #[test]
+    fn the_time_on_a_shared_machine_is_an_upper_bound() {
+        let mut run = run("mlp", "fast", 1, 0.5);
+        (run.record.seconds, run.record.threads, run.record.images_per_s) = (3600.0, 2, Some(100.0));
+        let hours =
+            |run: &crate::report::Run| cell(&sections(std::slice::from_ref(run))[0].rows[0], "Core hours per run");
+        assert_eq!(hours(&run), "2.0");
+        run.record.images_per_s = None;
+        assert_eq!(hours(&run), "≤ 2.0");
     }
 
     #[test]
