@@ -17,6 +17,8 @@ import importlib
 import json
 import math
 import platform
+import shlex
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -117,6 +119,13 @@ def rate(recipe, step, steps, per_epoch):
     return lr
 
 
+def commit():
+    """The commit of this script's tree, where git knows it."""
+    asked = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    said = subprocess.run(asked, capture_output=True, text=True)
+    return said.stdout.strip() or None
+
+
 def train(args):
     torch.manual_seed(args.seed)
     recipe = RECIPES[args.recipe]
@@ -140,13 +149,13 @@ def train(args):
     batch = recipe["batch"]
     per_epoch = len(labels) // batch if recipe["drop_last"] else math.ceil(len(labels) / batch)
     epochs = args.epochs or (math.ceil(recipe["steps"] / per_epoch) if recipe["steps"] else recipe["epochs"])
-    steps = recipe["steps"] if recipe["steps"] and not args.epochs else epochs * per_epoch
+    steps = epochs * per_epoch  # whole epochs, as the zoo trains
     autocast = lambda: torch.autocast("cpu", torch.bfloat16, enabled=args.amp)
     done, losses, accuracies, begin = 0, [], [], time.time()
     for epoch in range(epochs):
         net.train()
         order, total = torch.randperm(len(labels)), 0.0
-        for start in range(0, min(per_epoch, steps - done) * batch, batch):
+        for start in range(0, per_epoch * batch, batch):
             optimizer.param_groups[0]["lr"] = rate(recipe, done, steps, per_epoch)
             rows = order[start:start + batch]
             x = normalise(images[rows])
@@ -174,8 +183,8 @@ def train(args):
         "model": args.model, "recipe": args.recipe, "epochs": epochs, "seed": args.seed, "data": args.data_name,
         "train_images": len(labels), "test_images": len(test_labels), "test_acc_last": accuracies[-1],
         "test_acc_best": max(accuracies), "precision": "bf16 autocast" if args.amp else "f32", "compiled": args.compile,
-        "torch": torch.__version__, "threads": args.threads, "machine": platform.machine(), "seconds": round(time.time() - begin),
-        "test_acc": accuracies, "train_loss": losses,
+        "torch": torch.__version__, "device": "cpu", "threads": args.threads, "machine": platform.machine(), "seconds": round(time.time() - begin),
+        "command": shlex.join(["python", *sys.argv]), "commit": commit(), "test_acc": accuracies, "train_loss": losses,
     }
 
 

@@ -289,8 +289,7 @@ impl Recipe {
         Self::named(match model.name {
             name if name.starts_with("template_") => "template-600",
             name if name == "mlp" || name.starts_with("mlp_") => "mlp-sgd",
-            // A Transformer under a learning rate of 0.1 goes nowhere; the review trains it at 0.001.
-            // The review trains it as its convolutions, and gives no figure.
+            // A Transformer under a learning rate of 0.1 goes nowhere. The review trains it at 0.001, and gives no figure.
             name if name.starts_with("cifar_vit") => "vit-scratch",
             _ if model.preprocess.size == CIFAR_SIDE => "modern-200",
             // The networks for ImageNet, as they are, on small images: only the review trained these.
